@@ -1,0 +1,33 @@
+"""secateur: prune a large language model's structure while LoRA fine-tunes it.
+
+Public names are imported on first use, so that `import secateur` (and `secateur --help`) loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callback import PruningCallback
+    from .criteria import CRITERIA, Scoring
+    from .errors import SecateurError
+    from .families import FAMILIES, Family
+    from .pruner import Pruner
+
+__version__ = "0.1.0"
+__all__ = ["CRITERIA", "FAMILIES", "Family", "Pruner", "PruningCallback", "Scoring", "SecateurError"]
+
+_HOME = {
+    "CRITERIA": "criteria",
+    "FAMILIES": "families",
+    "Family": "families",
+    "Pruner": "pruner",
+    "PruningCallback": "callback",
+    "Scoring": "criteria",
+    "SecateurError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,257 @@
+"""From a target sparsity to units: how many may go, exactly and legally, and which ones.
+
+Before the run `make_budget` fixes what the target means for this model; at each cut `Budget.select`
+turns scores into what stays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .units import ATTENTION_KINDS, LayerShape, Pool, Units
+
+TOLERANCE = 0.005
+"""How far the reached sparsity may be from the target without `round_to`."""
+
+Legal = Callable[[LayerShape], bool]
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What may go, and where (`PruneConfig` has the same fields)."""
+
+    sparsity: float
+    attention_sparsity: float | None = None
+    allocation: str = "uniform"
+    protect_first: int | None = None
+    protect_last: int | None = None
+    floor: float = 0.1
+    round_to: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What goes by the end of the run. Exactly one of `quota` and `pot` is filled for a pool.
+
+    Attributes:
+        quota: pool name -> units that go (uniform and protected allocation).
+        pot: kinds that are ranked across layers -> parameters that go from all their pools together.
+        least: pool name -> units that always stay (global allocation).
+    """
+
+    units: Units
+    quota: dict[str, int]
+    pot: dict[tuple[str, ...], int] = field(default_factory=dict)
+    least: dict[str, int] = field(default_factory=dict)
+    round_to: int = 1
+
+    @property
+    def removed_params(self) -> int:
+        """Parameters gone at the end of the schedule (for pots: at most, to within one unit)."""
+        fixed = sum(self.quota.get(pool.name, 0) * pool.unit_params for pool in self.units.pools)
+        return fixed + sum(self.pot.values())
+
+    @property
+    def sparsity(self) -> float:
+        return self.removed_params / self.units.prunable_params
+
+    def select(self, scores: dict[str, Tensor], keep: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """What stays when `progress` (0 ... 1) of the target is due. Never brings a unit back.
+
+        Args:
+            scores: pool name -> (units,) scores, higher stays.
+            keep: pool name -> (units,) bool, what is there now.
+        """
+        kept = {name: mask.clone() for name, mask in keep.items()}
+        for pool in self.units.pools:
+            if pool.name in self.quota:
+                due = round(progress * self.quota[pool.name] / pool.sets) * pool.sets
+                gone = pool.size - int(kept[pool.name].sum())
+                _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
+        for kinds, params in self.pot.items():
+            pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
+            self._select_across_layers_(pools, scores, kept, round(progress * params))
+        return kept
+
+    def _select_across_layers_(
+        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: int
+    ) -> None:
+        """Cut the lowest-ranked units of all layers until `params` parameters of these pools are gone."""
+        gone = sum(int((~kept[pool.name]).sum()) * pool.unit_params for pool in pools)
+        ranked: list[tuple[float, int, int]] = []  # (score relative to the layer's mean, pool, units)
+        for number, pool in enumerate(pools):
+            ranked += [(s, number, n) for s, n in self._candidates(pool, scores[pool.name], kept[pool.name])]
+        take = [0] * len(pools)
+        for _, number, count in sorted(ranked):
+            cost = count * pools[number].unit_params
+            if gone + cost / 2 > params:  # the nearest reachable count, not always one below
+                break
+            take[number] += count
+            gone += cost
+        for pool, count in zip(pools, take, strict=True):
+            _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
+
+    def _candidates(self, pool: Pool, scores: Tensor, keep: Tensor) -> list[tuple[float, int]]:
+        """(score, units) of what could go next from a pool, lowest first, down to its floor.
+
+        Scores are divided by the mean over the pool, so that layers are compared by what is unimportant
+        *within* them (raw scores differ by orders of magnitude between layers). All units of a pool cost
+        the same, so this is also the order of score per parameter.
+        """
+        alive = int(keep.sum())
+        relative = (scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)).masked_fill(~keep, torch.inf)
+        per_set = relative.view(pool.sets, -1).sort(1).values.mean(0)[: alive // pool.sets].tolist()
+        spare = (alive - self.least[pool.name]) // pool.sets
+        chunk = self.round_to if pool.kind == "ffn" else 1
+        groups, taken = [], 0
+        while (size := chunk if alive % chunk == 0 or taken else alive % chunk) and taken + size <= spare:
+            part = per_set[taken : taken + size]
+            groups.append((sum(part) / size, size * pool.sets))
+            taken += size
+        return groups
+
+
+def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
+    """What a target sparsity means for a model, reached within 0.005 or refused.
+
+    Attention gets the nearest legal count not above the target (or `attention_sparsity`), the FFN the rest.
+
+    Args:
+        legal: whether a stock checkpoint can have a shape in every layer (asked for uniform allocation).
+    Raises:
+        InputError: the target cannot be reached, with the nearest sparsities that can.
+    """
+    open_layers = _open_layers(units, options)
+    if options.allocation == "uniform" and len({shape.key() for shape in units.shapes}) > 1:
+        raise InputError(
+            "--allocation uniform: the model's layers differ in size already, so no equal cut makes them "
+            "alike: use --allocation global or protected."
+        )
+    pools = [pool for pool in units.pools if pool.layer in open_layers]
+    if (heads := units.of_kind("query_head")) and all(pool.size == pool.sets for pool in heads):
+        raise InputError(
+            f"--attention query_head: the model has as many KV heads as query heads ({heads[0].size}), so a query "
+            "head cannot go alone: use --attention kv_group."
+        )
+    attention = [pool for pool in pools if pool.kind in ATTENTION_KINDS]
+    ffn = [pool for pool in pools if pool.kind == "ffn"]
+    goal = options.sparsity * units.prunable_params
+    if options.allocation == "global":
+        return _global_budget(units, options, attention, ffn, goal)
+    quota = _attention_quota(units, options, attention, goal, legal)
+    taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
+    quota |= _ffn_quota(ffn, goal - taken, options.round_to)
+    budget = Budget(units, quota, round_to=options.round_to)
+    _check_reached(budget, options, ffn)
+    return budget
+
+
+def _open_layers(units: Units, options: BudgetOptions) -> range:
+    """The layers that may lose units."""
+    count = len(units.shapes)
+    protected = options.allocation == "protected"
+    first = options.protect_first if options.protect_first is not None else max(1, count // 10) * protected
+    last = options.protect_last if options.protect_last is not None else int(protected)
+    if first + last >= count:
+        raise InputError(
+            f"--protect-first {first} and --protect-last {last} leave none of the {count} layers to prune: "
+            "protect fewer."
+        )
+    return range(first, count - last)
+
+
+def _attention_quota(
+    units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
+) -> dict[str, int]:
+    """Attention units to remove from each open layer: the nearest legal count not above the target."""
+    open_params = sum(units.attention_params[p.layer] + units.ffn_params[p.layer] for p in attention)
+    quota: dict[str, int] = {}
+    for pool in attention:
+        shape = units.shapes[pool.layer]
+        reachable = {  # share of the layer's attention parameters -> units
+            count * pool.unit_params / units.attention_params[pool.layer]: count
+            for count in range(0, pool.size, pool.sets)
+            if count == 0 or options.allocation != "uniform" or legal(shape.without(pool.kind, count))
+        }
+        wanted = options.attention_sparsity
+        if wanted is None:
+            quota[pool.name] = max(
+                count for share, count in reachable.items() if share <= goal / open_params + 1e-9
+            )
+            continue
+        nearest = min(reachable, key=partial(_distance, wanted))
+        if _distance(wanted, nearest) > TOLERANCE:
+            raise InputError(
+                f"--attention-sparsity {wanted}: not reachable with {pool.kind} units in "
+                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}."
+            )
+        quota[pool.name] = reachable[nearest]
+    return quota
+
+
+def _distance(a: float, b: float) -> float:
+    return abs(a - b)
+
+
+def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
+    """Channels to remove from each open layer, the same share everywhere, widths snapped to `round_to`."""
+    share = params / sum(pool.size * pool.unit_params for pool in ffn)
+    quota = {}
+    for pool in ffn:
+        width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
+        quota[pool.name] = max(0, pool.size - width)
+    return quota
+
+
+def _global_budget(
+    units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float
+) -> Budget:
+    """Pots of parameters that layers compete for, attention and FFN apart."""
+    least = {
+        pool.name: max(pool.sets, -(-round(options.floor * pool.size) // pool.sets) * pool.sets)
+        for pool in attention + ffn
+    }
+    pot: dict[tuple[str, ...], int] = {}
+    taken = 0
+    if attention:
+        unit = attention[0].unit_params * attention[0].sets
+        spare = sum((p.size - least[p.name]) * p.unit_params for p in attention)
+        wanted = options.sparsity if options.attention_sparsity is None else options.attention_sparsity
+        params = sum(units.attention_params[pool.layer] for pool in attention)
+        taken = min(int(wanted * params / unit) * unit, spare)
+        pot[ATTENTION_KINDS] = taken
+    pot[("ffn",)] = round(goal - taken)
+    spare = sum((p.size - least[p.name]) * p.unit_params for p in ffn)
+    if pot[("ffn",)] > spare:
+        most = (taken + spare) / units.prunable_params
+        raise InputError(
+            f"--sparsity {options.sparsity} is not reachable with a floor of {options.floor}: at most {most:.3f}. "
+            "Lower --sparsity or --floor."
+        )
+    return Budget(units, {}, pot, least, options.round_to)
+
+
+def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:
+    """Clear the `count` lowest-scoring units that are still marked, the same number in each set."""
+    if count:
+        candidates = scores.masked_fill(~keep, torch.inf).view(sets, -1)
+        lowest = candidates.argsort(dim=1, stable=True)[:, : count // sets]
+        keep.view(sets, -1).scatter_(1, lowest, False)
+
+
+def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> None:
+    if options.round_to > 1 or abs(budget.sparsity - options.sparsity) <= TOLERANCE:
+        return
+    step = sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
+    other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
+    most = budget.sparsity
+    full = all(budget.quota[pool.name] == pool.size - 1 for pool in ffn)
+    near = f"at most {most:.4f}" if full else f"{min(other, most):.4f} and {max(other, most):.4f} are the nearest"
+    raise InputError(
+        f"--sparsity {options.sparsity} is not reachable with --allocation {options.allocation}: {near}. "
+        "Ask for one of these, or use --allocation global, which counts single units."
+    )

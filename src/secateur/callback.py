@@ -1,0 +1,45 @@
+"""Trainer events to pruner calls. No logic."""
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .pruner import Cut, Pruner
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes inside transformers' or TRL's Trainer: `Trainer(..., callbacks=[PruningCallback(pruner)])`.
+
+    Scores are taken in `on_pre_optimizer_step`, where gradients are accumulated, averaged and clipped
+    (clipping scales all units of a step alike); cuts follow the update, in `on_optimizer_step`.
+
+    Args:
+        on_cut: called after each cut.
+    """
+
+    def __init__(self, pruner: Pruner, on_cut: Callable[[Cut], None] | None = None) -> None:
+        self.pruner = pruner
+        self.on_cut = on_cut
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.pruner.schedule is None:
+            self.pruner.begin(state.max_steps)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.pruner.observe()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        optimizer = kwargs["optimizer"]
+        if isinstance(optimizer, AcceleratedOptimizer):
+            optimizer = optimizer.optimizer
+        cut = self.pruner.step(optimizer)
+        if cut is not None and self.on_cut is not None:
+            self.on_cut(cut)

@@ -1,0 +1,101 @@
+"""LoRA-guided importance: the Taylor score with LoRA's own gradients in place of ∂L/∂W.
+
+Source: LoRAPrune, arXiv:2305.18403, Eqs. 4 and 10.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..surgery import lora_factors
+from ..units import Member, Pool, base_linear
+from .base import CRITERIA, Scoring, sum_members
+
+BLOCK_ENTRIES = 1 << 18
+"""Entries of W handled at once (1 MiB in float32, so that a block's temporaries stay in cache)."""
+
+
+def entry_sums(
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    grad_a: Tensor,
+    grad_b: Tensor,
+    *,
+    scaling: float,
+    eta: float = 1.0,
+    reduce: str = "squared",
+    dim: int = 0,
+) -> Tensor:
+    """Sums over one axis of Î = [(∂B·A + B·∂A − η·∂B·∂A) ⊙ (W + s·B·A)]², or of its absolute value (Eq. 10).
+
+    ∂L/∂W is never formed: a block of rows of its stand-in is one product of inner size 2r,
+    [∂B | B]·[A − η·∂A ; ∂A], in float32 (float64 for float64 weights).
+
+    Shapes (o out, i in, r rank): weight (o, i); a, grad_a (r, i); b, grad_b (o, r).
+
+    Args:
+        dim: 0 for one sum per row, 1 for one per column.
+    Returns:
+        (o,) or (i,) sums, >= 0.
+    """
+    rows, columns = weight.shape
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    a, b, grad_a, grad_b = (t.detach().to(dtype) for t in (a, b, grad_a, grad_b))
+    left = torch.cat([grad_b, b], dim=1)
+    right = torch.cat([a - eta * grad_a, grad_a])
+    sums = weight.new_zeros(rows if dim == 0 else columns, dtype=dtype)
+    step = max(1, BLOCK_ENTRIES // columns)
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        effective = torch.addmm(weight[block].detach().to(dtype), b[block], a, alpha=scaling)
+        term = (left[block] @ right).mul_(effective)
+        term = term.square_() if reduce == "squared" else term.abs_()
+        if dim == 0:
+            sums[block] = term.sum(1)
+        else:
+            sums += term.sum(0)
+    return sums
+
+
+class LoraGuided:
+    """`lora`: importance from LoRA weights and gradients alone."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"lora_grad"})
+    changes: ClassVar[bool] = True
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+
+    def score(self, pool: Pool, modules: Mapping[str, nn.Module]) -> Tensor:
+        return sum_members(pool, modules, self.scoring, self._entries)
+
+    def _entries(self, module: nn.Module, member: Member) -> Tensor:
+        lora = lora_factors(module)
+        if lora.a.grad is None or lora.b.grad is None:
+            raise InputError(
+                f"{member.linear}: its LoRA factors have no gradient: call observe() after backward() and "
+                "before zero_grad(), with both factors trainable."
+            )
+        sums = entry_sums(
+            base_linear(module).weight,
+            lora.a,
+            lora.b,
+            lora.a.grad,
+            lora.b.grad,
+            scaling=lora.scaling,
+            eta=self.scoring.eta,
+            reduce=self.scoring.reduce,
+            dim=member.dim,
+        )
+        if self.scoring.normalize == "scale":
+            # At B = 0 the stand-in is s·G·AᵀA, whose entries scale as s·r/in.
+            scale = lora.scaling * lora.a.shape[0] / lora.a.shape[1]
+            sums /= scale**2 if self.scoring.reduce == "squared" else scale
+        return sums
+
+
+CRITERIA.register("lora", LoraGuided)

@@ -1,0 +1,307 @@
+"""The pruner: observes gradients, averages scores, and cuts units on schedule.
+
+Knows nothing of Trainer, data or files. In a loop:
+
+    loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .budget import Budget, BudgetOptions, make_budget
+from .criteria import CRITERIA, Scoring
+from .criteria.base import scored_members
+from .errors import InputError, NumericsError
+from .families import Family, family_of
+from .schedule import Schedule, make_schedule
+from .stock import accepts
+from .surgery import check_mergeable, shrink_
+from .units import Pool, find_units
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one cut did."""
+
+    step: int
+    removed: dict[str, list[int]]
+    """Pool name -> units that went, ascending."""
+    scores: dict[str, list[float]]
+    """Pool name -> their averaged scores, in the same order."""
+    sparsity: float
+    """Fraction of the prunable parameters gone after it."""
+
+
+class Pruner:
+    """Prunes a PEFT LoRA model's attention heads and FFN channels while it is trained.
+
+    At each cut the model shrinks: weights, LoRA factors and optimiser moments are sliced, so the steps that
+    follow do less work. With `shrink=False` it is masked until export: the input of `o` and `down` is zero at
+    the units that went, which is the same function (LoRAPrune Eqs. 12, 13). What is out stays out.
+
+    Args:
+        model: a `PeftModel` with plain LoRA, or (for criteria without LoRA gradients) any causal LM.
+        sparsity: fraction of the parameters of the prunable linears to remove, in (0, 1).
+        total_steps: optimiser steps of the run; may be left to `begin`, which the Trainer callback calls.
+        prune_start, prune_end, frequency, schedule: see `Schedule`; fractions of the run or steps.
+        criterion, scoring, ema: what scores a unit, and the weight of the past in its moving average.
+        attention: `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
+        model_class: stock class the result will have (`keep`, or `mistral` for any head count).
+        family: layout of a model type that secateur does not know.
+        shrink: slice at each cut (`step` then needs the optimiser), or mask.
+
+    Attributes:
+        units: the units at the start; all names and numbers of units refer to these.
+        keep: pool name -> (units,) bool, which of them are left.
+        live: the units as they physically are in the model now.
+    Raises:
+        InputError: unsupported model or adapter, unreachable sparsity, options that contradict.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        sparsity: float,
+        total_steps: int | None = None,
+        schedule: str = "cubic",
+        prune_start: float | int = 0.1,
+        prune_end: float | int = 0.6,
+        frequency: int = 10,
+        criterion: str = "lora",
+        scoring: Scoring | None = None,
+        ema: float = 0.9,
+        attention: str = "kv_group",
+        attention_sparsity: float | None = None,
+        allocation: str = "uniform",
+        protect_first: int | None = None,
+        protect_last: int | None = None,
+        floor: float = 0.1,
+        round_to: int = 1,
+        model_class: str = "keep",
+        family: str | Family | None = None,
+        shrink: bool = True,
+    ) -> None:
+        if not 0 < sparsity < 1:
+            raise InputError(f"sparsity is {sparsity}: give a number between 0 and 1, such as 0.2.")
+        self.model = model
+        base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        self._find_units = partial(find_units, base, family_of(base.config.model_type, family), attention)
+        self.units = self.live = self._find_units()
+        self.shrink = shrink
+        self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        check_mergeable(model)
+        self.model_class = model_class
+        options = BudgetOptions(
+            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to
+        )
+        self._budget_options = options
+        self._legal = partial(accepts, base.config, self.units.family, model_class=model_class)
+        self.budget: Budget = make_budget(self.units, options, self._legal)
+        self.scoring = scoring or Scoring()
+        self.criterion = CRITERIA[criterion](self.scoring)
+        self._check_coverage()
+        self.ema = ema
+        self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
+            schedule, prune_start, prune_end, frequency, total
+        )
+        self.schedule: Schedule | None = None
+        if total_steps is not None:
+            self.begin(total_steps)
+        self.steps_done = 0
+        self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
+        self.scores = {pool.name: torch.zeros(pool.size) for pool in self.units.pools}
+        self.scores_before_cuts: dict[str, Tensor] = {}
+        """The averages of all units just before the first cut."""
+        self.cuts: list[Cut] = []
+        self._masks: dict[str, Tensor] = {}
+        self._hooks = [
+            self.modules[pool.gate.linear].register_forward_pre_hook(self._mask_hook(pool))
+            for pool in ([] if shrink else self.units.pools)
+        ]
+
+    def begin(self, total_steps: int) -> None:
+        """Fix the schedule for a run of `total_steps` optimiser steps."""
+        self.schedule = self._make_schedule(total_steps)
+
+    def observe(self) -> None:
+        """Score all units from the gradients that training has now, into the moving average (Eq. 11).
+
+        Call it once per optimiser step, on the accumulated (and averaged) gradients, before the update.
+
+        Raises:
+            NumericsError: a score is NaN or infinite; names the pool and the step.
+        """
+        if self.schedule is None:
+            raise InputError("the pruner does not know the run's length: pass total_steps, or call begin(steps).")
+        step = self.steps_done + 1
+        if step > self.schedule.last_cut or (not self.criterion.changes and not self.schedule.is_cut(step)):
+            return
+        for pool in self.live.pools:
+            fresh = self.criterion.score(pool, self.modules).to(torch.float32).cpu()
+            if not torch.isfinite(fresh).all():
+                raise NumericsError(
+                    f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
+                    "lower --lr, or compute in float32 (--dtype float32)."
+                )
+            # A removed unit keeps the average it went with; the others go on.
+            keep, scores = self.keep[pool.name], self.scores[pool.name]
+            fresh = fresh[self.live_keep[pool.name]]
+            scores[keep] = self.ema * scores[keep] + (1 - self.ema) * fresh if self.criterion.changes else fresh
+
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
+        """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.
+
+        Args:
+            optimizer: the one that trains the model; needed when `shrink` is on, as its moments shrink too.
+        """
+        assert self.schedule is not None, "observe() or begin() comes first"
+        self.steps_done += 1
+        if not self.schedule.is_cut(self.steps_done):
+            return None
+        if self.shrink and optimizer is None:
+            raise InputError("a cut shrinks the model and the optimiser's state: call pruner.step(optimizer).")
+        if not self.cuts:
+            self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
+        before = self.keep
+        self.keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
+        self._apply(before, optimizer)
+        cut = self._record(before)
+        self.cuts.append(cut)
+        return cut
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable parameters that is gone."""
+        return self.units.removed_params(self.keep) / self.units.prunable_params
+
+    @property
+    def removed_params(self) -> int:
+        """Parameters that are gone."""
+        return self.units.removed_params(self.keep)
+
+    def alternatives(self) -> dict[str, float | str]:
+        """Allocation -> share of the importance (as averaged before the first cut) that it would remove.
+
+        An estimate from scores alone, without training; a text says why an allocation cannot reach the target.
+        """
+        scores = self.scores_before_cuts or self.scores
+        everything = {name: torch.ones_like(mask) for name, mask in self.keep.items()}
+        total = sum(float(s.sum()) for s in scores.values())
+        found: dict[str, float | str] = {}
+        for allocation in ("uniform", "protected", "global"):
+            protect = allocation != "uniform" and allocation == self._budget_options.allocation
+            options = replace(
+                self._budget_options,
+                allocation=allocation,
+                protect_first=self._budget_options.protect_first if protect else None,
+                protect_last=self._budget_options.protect_last if protect else None,
+            )
+            try:
+                keep = make_budget(self.units, options, self._legal).select(scores, everything, 1.0)
+            except InputError as error:
+                found[allocation] = str(error)
+                continue
+            lost = sum(float(scores[name][~keep[name]].sum()) for name in keep)
+            found[allocation] = lost / total if total else 0.0
+        return found
+
+    def close(self) -> None:
+        """Take the masks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later `load_state_dict` needs to go on from here (tensors, ints, lists)."""
+        return {
+            "steps_done": self.steps_done,
+            "keep": dict(self.keep),
+            "scores": dict(self.scores),
+            "scores_before_cuts": dict(self.scores_before_cuts),
+            "cuts": [vars(cut) for cut in self.cuts],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore masks, averages and step count.
+
+        Raises:
+            InputError: the state is of a model with other units.
+        """
+        if {n: len(m) for n, m in state["keep"].items()} != {n: len(m) for n, m in self.keep.items()}:
+            raise InputError("the pruner's saved state belongs to a model with other units: start a new run.")
+        before = self.keep
+        self.steps_done = state["steps_done"]
+        self.keep = {name: mask.clone() for name, mask in state["keep"].items()}
+        self.scores = {name: scores.clone() for name, scores in state["scores"].items()}
+        self.scores_before_cuts = dict(state["scores_before_cuts"])
+        self.cuts = [Cut(**cut) for cut in state["cuts"]]
+        self._apply(before, None)
+
+    def _record(self, before: dict[str, Tensor]) -> Cut:
+        removed, scores = {}, {}
+        for name, keep in self.keep.items():
+            gone = (before[name] & ~keep).nonzero().flatten()
+            if len(gone):
+                removed[name] = gone.tolist()
+                scores[name] = self.scores[name][gone].tolist()
+        return Cut(self.steps_done, removed, scores, self.sparsity)
+
+    @property
+    def live_keep(self) -> dict[str, Tensor]:
+        """Pool name -> which of the units in `live` are left: all of them, unless masks stand in."""
+        if not self.shrink:
+            return self.keep
+        return {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.live.pools}
+
+    def _apply(self, before: dict[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        """Make the model what `keep` says, from the state in which `before` was left."""
+        if not self.shrink:
+            self._update_masks()
+            return
+        relative = {name: keep[before[name]] for name, keep in self.keep.items()}
+        shrink_(self.model, self.live, relative, optimizer)
+        self.live = self._find_units()
+
+    def _update_masks(self) -> None:
+        """Rebuild the input masks of `o` and `down`: 1 at entries of units that stay, else 0."""
+        for pool in self.units.pools:
+            keep, gate = self.keep[pool.name], pool.gate
+            if not keep.all():
+                mask = torch.zeros(gate.index.numel())
+                mask[gate.entries(keep)] = 1
+                self._masks[pool.name] = mask
+
+    def _mask_hook(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            mask = self._masks.get(pool.name)
+            if mask is None:
+                return None
+            x = args[0]
+            if mask.device != x.device or mask.dtype != x.dtype:
+                mask = self._masks[pool.name] = mask.to(x)
+            return (x * mask, *args[1:])
+
+        return hook
+
+    def _check_coverage(self) -> None:
+        """Refuse LoRA that leaves out a linear whose LoRA gradients the criterion reads."""
+        if "lora_grad" not in self.criterion.needs:
+            return
+        wanted = (m.linear for pool in self.units.pools for m in scored_members(pool, self.scoring))
+        missing = [path for path in dict.fromkeys(wanted) if not isinstance(self.modules[path], LoraLayer)]
+        if missing:
+            raise InputError(
+                f"LoRA does not cover {missing[0]}"
+                + (f" and {len(missing) - 1} other linears" if len(missing) > 1 else "")
+                + ", whose units are scored from LoRA gradients: leave --targets out, so that every linear of "
+                "every unit gets LoRA, or choose another --criterion."
+            )

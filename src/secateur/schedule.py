@@ -1,0 +1,71 @@
+"""When to cut and how far: optimiser step -> share of the target. Pure arithmetic."""
+
+from dataclasses import dataclass
+
+from .config import steps_of
+from .errors import all_faults
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Cuts at whole optimiser steps, the last one exactly on `end` whatever the frequency.
+
+    Steps are counted from 1: step t is the t-th optimiser update, and a cut at t follows it.
+
+    Attributes:
+        kind: `cubic` (LoRAPrune: s_t = S·(1 − (1 − (t − start)/(end − start))³)), `linear`, or `one-shot`
+            (the whole target at once, at `start`, when the scores have filled).
+        start, end: steps. Nothing is removed up to and at `start`, all of the target at `end`.
+        frequency: steps between cuts.
+    """
+
+    kind: str
+    start: int
+    end: int
+    frequency: int = 10
+
+    def progress(self, step: int) -> float:
+        """Share of the target that is due after `step`: 0 at `start`, exactly 1 from `end` on."""
+        if self.kind == "one-shot":
+            return float(step >= self.start)
+        if step <= self.start:
+            return 0.0
+        if step >= self.end:
+            return 1.0
+        passed = (step - self.start) / (self.end - self.start)
+        return passed if self.kind == "linear" else 1.0 - (1.0 - passed) ** 3
+
+    def is_cut(self, step: int) -> bool:
+        """Whether units are removed after `step`."""
+        if self.kind == "one-shot":
+            return step == self.start
+        return self.start < step <= self.end and (step == self.end or (step - self.start) % self.frequency == 0)
+
+    @property
+    def last_cut(self) -> int:
+        return self.start if self.kind == "one-shot" else self.end
+
+    def cuts(self) -> list[int]:
+        """All steps with a cut, ascending."""
+        return [step for step in range(1, self.last_cut + 1) if self.is_cut(step)]
+
+
+def make_schedule(kind: str, start: float | int, end: float | int, frequency: int, total_steps: int) -> Schedule:
+    """A schedule for a run of `total_steps`, with `start` and `end` as fractions of it or as steps.
+
+    Raises:
+        InputError: bounds outside the run or in the wrong order, with the steps they come to.
+    """
+    first, last = steps_of(start, total_steps), steps_of(end, total_steps)
+    if kind == "one-shot":
+        first = last = max(first, 1)  # scores exist only after the first step
+    faults = []
+    if last > total_steps:
+        faults.append(f"--prune-end {end} is step {last} of a run of {total_steps}: end the cuts inside the run.")
+    if kind != "one-shot" and first >= last:
+        faults.append(
+            f"--prune-start {start} (step {first}) is not before --prune-end {end} (step {last}) in a run of "
+            f"{total_steps} steps: move them apart, or make the run longer."
+        )
+    all_faults(faults)
+    return Schedule(kind, first, last, frequency)

@@ -1,0 +1,206 @@
+"""Merging LoRA and slicing tensors. Knows units; knows no criterion and no schedule."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .errors import InputError
+from .units import Units, base_linear
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """PEFT's LoRA layers by their path in the base model."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {path: module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+
+def check_mergeable(model: nn.Module) -> None:
+    """Refuse adapters that are not plain LoRA on linears: they would not merge into sliced weights.
+
+    Raises:
+        InputError: names the module and what is not supported.
+    """
+    for path, layer in lora_layers(model).items():
+        active = layer.active_adapters
+        if len(active) != 1:
+            raise InputError(
+                f"{path} has {len(active)} active adapters ({', '.join(active)}): secateur prunes with one. "
+                "Merge or disable the others first."
+            )
+        if not isinstance(layer.get_base_layer(), nn.Linear):
+            raise InputError(
+                f"{path}: LoRA on a {type(layer.get_base_layer()).__name__} is not supported: "
+                "use --targets to name linear layers only."
+            )
+        if layer.lora_variant.get(active[0]) is not None:
+            raise InputError(
+                f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False."
+            )
+        if layer.lora_bias.get(active[0], False):
+            raise InputError(f"{path}: lora_bias=True does not merge into a linear without bias: set it to False.")
+        if layer.merged:
+            raise InputError(f"{path}: the adapter is merged already: unmerge it before pruning.")
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The active adapter of a LoRA layer: effective weight W + scaling·B·A."""
+
+    a: Tensor
+    """(r, in)"""
+    b: Tensor
+    """(out, r)"""
+    scaling: float
+
+
+def lora_factors(layer: nn.Module) -> LoraFactors:
+    """The factors of the one active adapter of a PEFT LoRA layer."""
+    assert isinstance(layer, LoraLayer)
+    (adapter,) = layer.active_adapters
+    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return LoraFactors(a.weight, b.weight, layer.scaling[adapter])
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """W + s·B·A of a linear, LoRA or not: added in float32, rounded once to W's dtype. (out, in)"""
+    weight = base_linear(layer).weight.detach()
+    if not isinstance(layer, LoraLayer):
+        return weight
+    lora = lora_factors(layer)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    delta = lora.b.detach().to(wide) @ lora.a.detach().to(wide)
+    return torch.add(weight.to(wide), delta, alpha=lora.scaling).to(weight.dtype)
+
+
+def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """(linear, dim) -> ascending positions that stay, for every linear that loses some."""
+    stay: dict[tuple[str, int], Tensor] = {}
+    for pool in units.pools:
+        if keep[pool.name].all():
+            continue
+        for member in pool.members:
+            assert (member.linear, member.dim) not in stay, "two pools own the same side of a linear"
+            stay[member.linear, member.dim] = member.entries(keep[pool.name])
+    return stay
+
+
+def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The small model's tensors under the base model's own names, one at a time.
+
+    LoRA is merged into the full weight first and both are sliced together, so the result is exactly the
+    masked, adapted model (LoRAPrune §3.2). The model itself is not changed.
+
+    Args:
+        keep: pool name -> (units,) bool; what stays.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    stay = removals(units, keep)
+    wrapped = lora_layers(base)
+    for name, tensor in base.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        path = path.removesuffix(".base_layer")
+        if ".lora_" in name:
+            continue
+        value = merged_weight(wrapped[path]) if path in wrapped and leaf == "weight" else tensor.detach()
+        for dim in (0, 1):
+            if (path, dim) in stay and dim < value.dim():
+                value = value.index_select(dim, stay[path, dim].to(value.device))
+        yield f"{path}.{leaf}", value
+
+
+def shrink_(
+    model: nn.Module, units: Units, keep: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Slice a model in training: base weights, biases, LoRA factors and their optimiser moments.
+
+    Same function and same next step as masking, at less work: a masked entry's gradient is zero. Sliced
+    parameters are new objects without gradient (autograd remembers a parameter's old shape for as long as an
+    earlier loss is alive); they take the old ones' places in the optimiser.
+
+    Args:
+        keep: pool name -> (units,) bool; what stays.
+        optimizer: the optimiser that trains the model.
+    Raises:
+        InputError: the optimiser does not hold a trainable parameter that was sliced.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    swapped: dict[Tensor, _Sliced] = {}
+    for (path, dim), index in removals(units, keep).items():
+        _slice_linear_(base.get_submodule(path), dim, index, swapped)
+    if optimizer is not None:
+        _swap_parameters_(optimizer, swapped)
+    shapes = units.shapes_after(keep)
+    for number, (before, after) in enumerate(zip(units.shapes, shapes, strict=True)):
+        if before.heads != after.heads:
+            attention = base.get_submodule(f"{units.family.layers}.{number}.{units.family.attention}")
+            setattr(attention, units.family.repeats, after.heads // after.kv_heads)
+    check_shapes(base, optimizer)
+
+
+def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Every gradient and optimiser moment has its parameter's shape (fused AdamW would not notice)."""
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.shape == parameter.shape, f"stale gradient of {name}"
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            assert not _is_moment(value) or value.shape == parameter.shape, f"stale {key} of {name}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Sliced:
+    """A parameter's replacement, and how to cut anything that is shaped like the original."""
+
+    parameter: nn.Parameter
+    dim: int
+    index: Tensor
+
+
+def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, _Sliced]) -> None:
+    linear = base_linear(module)
+    targets: list[tuple[nn.Module, str]] = [(linear, "weight")]
+    holders: list[nn.Module] = [linear]
+    if dim == 0 and linear.bias is not None:
+        targets.append((linear, "bias"))
+    if isinstance(module, LoraLayer):
+        (adapter,) = module.active_adapters
+        factor = (module.lora_B if dim == 0 else module.lora_A)[adapter]
+        targets.append((factor, "weight"))
+        holders += [module, factor]
+    for holder, name in targets:
+        old = getattr(holder, name)
+        new = nn.Parameter(old.data.index_select(dim, index.to(old.device)), requires_grad=old.requires_grad)
+        setattr(holder, name, new)
+        if old.requires_grad:
+            swapped[old] = _Sliced(new, dim, index)
+    for holder in holders:
+        setattr(holder, "out_features" if dim == 0 else "in_features", len(index))
+
+
+def _swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, _Sliced]) -> None:
+    """Put sliced parameters and moments where the optimiser has the old ones."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not swapped.keys() <= held:
+        raise InputError(
+            f"the optimiser given to step() lacks {len(swapped.keys() - held)} of the LoRA parameters to slice: "
+            "pass the one that trains the model."
+        )
+    for group in optimizer.param_groups:
+        group["params"] = [swapped[p].parameter if p in swapped else p for p in group["params"]]
+    for old, sliced in swapped.items():
+        if old in optimizer.state:
+            index = sliced.index.to(old.device)
+            optimizer.state[sliced.parameter] = {
+                key: value.index_select(sliced.dim, index) if _is_moment(value) else value
+                for key, value in optimizer.state.pop(old).items()
+            }
+
+
+def _is_moment(value: object) -> bool:
+    """AdamW also keeps a step count, a tensor without dimensions."""
+    return isinstance(value, Tensor) and value.dim() > 0

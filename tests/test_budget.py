@@ -1,0 +1,121 @@
+"""A target becomes exact, legal counts, or an error that names what can be reached."""
+
+import pytest
+import torch
+from tiny import tiny_llama
+
+from secateur.budget import BudgetOptions, make_budget
+from secateur.errors import InputError
+from secateur.families import family_of
+from secateur.stock import accepts
+from secateur.units import find_units
+
+
+def budget_for(model, attention="kv_group", model_class="keep", **options):
+    family = family_of("llama")
+    units = find_units(model, family, attention)
+    return make_budget(units, BudgetOptions(**options), lambda shape: accepts(model.config, family, shape, model_class))
+
+
+def select(budget, seed=0, progress=1.0, keep=None):
+    generator = torch.Generator().manual_seed(seed)
+    scores = {p.name: torch.rand(p.size, generator=generator) for p in budget.units.pools}
+    keep = keep or {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}
+    return budget.select(scores, keep, progress), scores
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return tiny_llama(layers=10, hidden=64, heads=8, kv_heads=4, ffn=384, head_dim=8)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
+@pytest.mark.parametrize("attention", ["kv_group", "query_head", "none"])
+@pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.37, 0.5])
+def test_the_target_is_reached_within_tolerance(wide, allocation, attention, sparsity) -> None:
+    budget = budget_for(wide, attention, sparsity=sparsity, allocation=allocation)
+    keep, _ = select(budget)
+    reached = budget.units.removed_params(keep) / budget.units.prunable_params
+    assert abs(reached - sparsity) <= 0.005
+    shapes = {s.key() for s in budget.units.shapes_after(keep)}
+    assert (len(shapes) == 1) == (allocation == "uniform")
+
+
+def test_cuts_are_permanent_and_grow(wide) -> None:
+    for allocation in ("uniform", "protected", "global"):
+        budget = budget_for(wide, sparsity=0.5, allocation=allocation)
+        keep, gone = None, 0
+        for n, progress in enumerate((0.0, 0.1, 0.4, 0.41, 0.9, 1.0)):
+            after, _ = select(budget, seed=n, progress=progress, keep=keep)  # scores change every time
+            if keep is not None:
+                assert all((~after[name] | keep[name]).all() for name in after)
+            assert budget.units.removed_params(after) >= gone
+            keep, gone = after, budget.units.removed_params(after)
+        assert abs(gone / budget.units.prunable_params - 0.5) <= 0.005
+
+
+def test_the_lowest_scores_go_first(wide) -> None:
+    budget = budget_for(wide, attention="none", sparsity=0.2)
+    keep, scores = select(budget)
+    for pool in budget.units.pools:
+        assert scores[pool.name][~keep[pool.name]].max() < scores[pool.name][keep[pool.name]].min()
+
+
+def test_query_heads_go_evenly_from_each_kv_head(wide) -> None:
+    for allocation in ("uniform", "global"):
+        keep, _ = select(budget_for(wide, "query_head", sparsity=0.5, allocation=allocation))
+        for name, mask in keep.items():
+            if "query_head" in name:
+                assert len(set(mask.view(4, -1).sum(1).tolist())) == 1
+
+
+def test_attention_gets_the_nearest_legal_count_not_above(wide) -> None:
+    # LlamaConfig takes 8, 4, 2 ... query heads at hidden 64 (here 4, 2, 1 KV groups), so 40 % means 1 of 4 -> none.
+    assert budget_for(wide, sparsity=0.4).quota["layer.0.kv_group"] == 0
+    assert budget_for(wide, sparsity=0.4, model_class="mistral").quota["layer.0.kv_group"] == 1
+    assert budget_for(wide, sparsity=0.5).quota["layer.0.kv_group"] == 2
+    assert budget_for(wide, sparsity=0.4, attention_sparsity=0.5).quota["layer.0.kv_group"] == 2
+
+
+def test_protected_layers_are_left_alone_and_made_up_for(wide) -> None:
+    budget = budget_for(wide, sparsity=0.3, allocation="protected", protect_first=2, protect_last=1)
+    keep, _ = select(budget)
+    for name, mask in keep.items():
+        layer = int(name.split(".")[1])
+        assert mask.all() == (layer in (0, 1, 9) or ("kv_group" in name and budget.quota[name] == 0))
+    assert abs(budget.units.removed_params(keep) / budget.units.prunable_params - 0.3) <= 0.005
+
+
+def test_global_keeps_the_floor(wide) -> None:
+    budget = budget_for(wide, "none", sparsity=0.5, allocation="global", floor=0.25)
+    scores = {p.name: torch.ones(p.size) for p in budget.units.pools}
+    scores["layer.3.ffn"][:380] = 1e-6  # nearly everything in layer 3 looks useless
+    keep = budget.select(scores, {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}, 1.0)
+    assert int(keep["layer.3.ffn"].sum()) == 96
+
+
+def test_round_to_snaps(wide) -> None:
+    for allocation in ("uniform", "protected", "global"):
+        budget = budget_for(wide, sparsity=0.2, round_to=64, allocation=allocation)
+        keep, _ = select(budget)
+        assert all(s.ffn % 64 == 0 for s in budget.units.shapes_after(keep))
+        assert abs(budget.units.removed_params(keep) / budget.units.prunable_params - 0.2) < 0.08
+
+
+def test_unreachable_targets_name_the_nearest() -> None:
+    coarse = tiny_llama(layers=2, hidden=64, heads=4, kv_heads=2, ffn=24)
+    with pytest.raises(InputError, match=r"--sparsity 0.21 is not reachable.*0.2\d+ and 0.2\d+ are the nearest"):
+        budget_for(coarse, "none", sparsity=0.21)
+    with pytest.raises(InputError, match=r"--sparsity 0.9 is not reachable.*at most 0.2"):
+        budget_for(coarse, "none", sparsity=0.9)
+    with pytest.raises(InputError, match=r"--sparsity 0.9 is not reachable with a floor of 0.1: at most 0.2"):
+        budget_for(coarse, "none", sparsity=0.9, allocation="global")
+    with pytest.raises(InputError, match=r"--attention-sparsity 0.3: not reachable.*Reachable: 0.000, 0.500"):
+        budget_for(coarse, sparsity=0.5, attention_sparsity=0.3)
+
+
+def test_impossible_shapes_are_refused(wide) -> None:
+    with pytest.raises(InputError, match="leave none of the 10 layers"):
+        budget_for(wide, sparsity=0.2, allocation="protected", protect_first=8, protect_last=2)
+    with pytest.raises(InputError, match="as many KV heads as query heads .* use --attention kv_group"):
+        budget_for(tiny_llama(heads=4, kv_heads=4), "query_head", sparsity=0.2)

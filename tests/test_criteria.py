@@ -1,0 +1,135 @@
+"""Scores equal their formulas written out naively."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from tiny import tiny_llama
+
+from secateur.criteria import CRITERIA, Scoring
+from secateur.criteria import lora as lora_module
+from secateur.criteria.lora import entry_sums
+from secateur.errors import InputError
+from secateur.families import family_of
+from secateur.units import find_units
+
+
+@pytest.fixture
+def adapted():
+    """A tiny GQA model (6 query heads on 2 KV heads) with LoRA, non-zero B and real gradients."""
+    torch.manual_seed(0)
+    model = get_peft_model(
+        tiny_llama(layers=2, hidden=96, heads=6, kv_heads=2), LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.randint(3, 128, (2, 16))
+    model(ids, labels=ids).loss.backward()
+    base = model.get_base_model()
+    units = find_units(base, family_of("llama"))
+    return units, {path: base.get_submodule(path) for path in units.linears}
+
+
+def naive_importance(layer: LoraLayer, eta: float, reduce: str) -> torch.Tensor:
+    """Paper Eq. 10, dense and in float64."""
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    da, db = a.grad.double(), b.grad.double()
+    a, b, s = a.detach().double(), b.detach().double(), layer.scaling["default"]
+    gradient = db @ a + b @ da - eta * db @ da
+    term = gradient * (layer.get_base_layer().weight.detach().double() + s * b @ a)
+    return term**2 if reduce == "squared" else term.abs()
+
+
+@pytest.mark.parametrize("reduce", ["squared", "abs"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("linears", ["all", "rows"])
+@pytest.mark.parametrize("block", [1 << 18, 500])  # one block; blocks of a few rows, the last one short
+def test_lora_score_is_the_dense_formula(adapted, reduce, eta, linears, block, monkeypatch) -> None:
+    monkeypatch.setattr(lora_module, "BLOCK_ENTRIES", block)
+    units, modules = adapted
+    criterion = CRITERIA["lora"](Scoring(reduce=reduce, eta=eta, linears=linears))
+    for pool in units.pools:
+        expected = torch.zeros(pool.size, dtype=torch.float64)
+        for member in pool.members:
+            if linears == "rows" and member.dim == 1:
+                continue
+            importance = naive_importance(modules[member.linear], eta, reduce)
+            for unit in range(pool.size):  # entry by entry, no vectorised shortcut shared with the code
+                for entry in member.index[unit].tolist():
+                    row = importance[entry] if member.dim == 0 else importance[:, entry]
+                    expected[unit] += row.sum()
+        score = criterion.score(pool, modules)
+        assert expected.std() > 0
+        torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=0.0)  # float32 sums of ~5,000 terms
+
+
+def test_a_query_heads_score_goes_to_its_kv_head(adapted) -> None:
+    units, modules = adapted
+    pool = units.of_kind("kv_group")[0]
+    quiet = {m.linear: modules[m.linear] for m in pool.members}
+    before = CRITERIA["lora"](Scoring()).score(pool, quiet)
+    q = modules["model.layers.0.self_attn.q_proj"]
+    head, head_dim, n_rep = 4, 16, 3
+    q.lora_B["default"].weight.grad[head * head_dim : (head + 1) * head_dim] *= 100  # head 4 -> KV head 1
+    after = CRITERIA["lora"](Scoring()).score(pool, quiet)
+    assert after[head // n_rep] > 2 * before[head // n_rep]
+    assert after[0] == before[0]
+
+
+def test_linear_normalisation_gives_each_linear_the_same_weight(adapted) -> None:
+    units, modules = adapted
+    pool = units.of_kind("ffn")[0]
+    score = CRITERIA["lora"](Scoring(normalize="linear")).score(pool, modules)
+    expected = torch.zeros(pool.size)
+    for member in pool.members:
+        single = naive_importance(modules[member.linear], 1.0, "squared").sum(1 - member.dim)
+        expected += (single / single.norm()).float()
+    torch.testing.assert_close(score, expected, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("reduce", ["squared", "abs"])
+def test_scale_normalisation_cancels_rank_and_scaling(reduce: str) -> None:
+    """At B = 0 the stand-in gradient is s·G·AᵀA: E[AᵀA] = r/(3·in)·I for PEFT's A, so s·r/in is the scale."""
+    torch.manual_seed(0)
+    o, i = 64, 256
+    g, w = torch.randn(o, i), torch.randn(o, i)
+    sums = {}
+    for r, s in ((16, 0.5), (128, 4.0)):
+        a = (torch.rand(r, i) * 2 - 1) / i**0.5
+        raw = entry_sums(w, a, torch.zeros(o, r), torch.zeros(r, i), s * g @ a.T, scaling=s, reduce="abs").mean()
+        sums[r] = raw / (s * r / i)
+    assert sums[16] / sums[128] == pytest.approx(1.0, rel=1.5)  # unscaled the ratio would be 1/64
+    assert sums[16] / sums[128] > 0.4
+
+
+def test_magnitude_is_the_merged_weight(adapted) -> None:
+    units, modules = adapted
+    pool = units.of_kind("ffn")[1]
+    score = CRITERIA["magnitude"](Scoring(reduce="abs")).score(pool, modules)
+    expected = torch.zeros(pool.size)
+    for member in pool.members:
+        layer = modules[member.linear]
+        weight = layer.get_base_layer().weight + layer.get_delta_weight("default")
+        expected += weight.abs().sum(1 - member.dim)
+    torch.testing.assert_close(score, expected)
+
+
+def test_random_depends_on_seed_and_pool_only(adapted) -> None:
+    units, modules = adapted
+    first, second = units.of_kind("ffn")
+    draw = lambda pool, seed: CRITERIA["random"](Scoring(seed=seed)).score(pool, modules)  # noqa: E731
+    assert torch.equal(draw(first, 1), draw(first, 1))
+    assert not torch.equal(draw(first, 1), draw(first, 2))
+    assert not torch.equal(draw(first, 1), draw(second, 1))
+
+
+def test_errors_name_the_remedy(adapted) -> None:
+    units, modules = adapted
+    with pytest.raises(InputError, match="unknown criterion 'magnitud'. Did you mean 'magnitude'"):
+        CRITERIA["magnitud"]
+    with pytest.raises(InputError, match="magnitude takes none or linear"):
+        CRITERIA["magnitude"](Scoring(normalize="scale"))
+    modules["model.layers.0.mlp.up_proj"].lora_A["default"].weight.grad = None
+    with pytest.raises(InputError, match=r"model.layers.0.mlp.up_proj.*observe\(\) after backward"):
+        CRITERIA["lora"](Scoring()).score(units.of_kind("ffn")[0], modules)
