@@ -19,7 +19,8 @@ def adapted():
     """A tiny GQA model (6 query heads on 2 KV heads) with LoRA, non-zero B and real gradients."""
     torch.manual_seed(0)
     model = get_peft_model(
-        tiny_llama(layers=2, hidden=96, heads=6, kv_heads=2), LoraConfig(r=4, lora_alpha=12, target_modules="all-linear")
+        tiny_llama(layers=2, hidden=96, heads=6, kv_heads=2),
+        LoraConfig(r=4, lora_alpha=12, target_modules="all-linear"),
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

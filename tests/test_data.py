@@ -80,7 +80,11 @@ def test_file_forms(tmp_path):
     documents = read_documents(str(tmp_path))
     assert [d.text for d in documents] == ["x", "y", "One\r\ntwo\n", "lines", ""]
     assert [d.origin.removeprefix(str(tmp_path)) for d in documents] == [
-        "/a.json, row 1", "/a.json, row 2", "/b.txt", "/c.json:1", "/c.json:4",
+        "/a.json, row 1",
+        "/a.json, row 2",
+        "/b.txt",
+        "/c.json:1",
+        "/c.json:4",
     ]
 
 
@@ -130,7 +134,8 @@ def test_check_spec_accepts(tmp_path):
         ("a.json", b'[\n{"text": "a"},\n{"text" "b"}]', r"a\.json:3 is not valid JSON \(Expecting ':'"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: JSON nested too deeply"),
         (
-            "a.jsonl", b'{"text": "a"}\n{"txt": "b", "id": 1}',
+            "a.jsonl",
+            b'{"text": "a"}\n{"txt": "b", "id": 1}',
             r"a\.jsonl:2: expected `text`, or `instruction` .*; found the keys 'txt', 'id'\. Rename",
         ),
         ("a.json", b'[{"text": "a"}, {}]', r"a\.json, row 2: expected `text`.*; found the keys none"),
@@ -146,7 +151,8 @@ def test_check_spec_accepts(tmp_path):
         ("a.jsonl", b'{"messages": [{"who": "user"}]}', r"turn 1: expected `role` .*found the keys 'who'"),
         ("a.jsonl", b'{"messages": ["hi"]}', r"turn 1: expected `role` and `content`.*; found text"),
         (
-            "a.jsonl", b'{"messages": [{"role": "asistant", "content": "a"}]}',
+            "a.jsonl",
+            b'{"messages": [{"role": "asistant", "content": "a"}]}',
             r"turn 1: unknown role 'asistant'\. Did you mean 'assistant'\? Known: system, ",
         ),
     ],
@@ -163,7 +169,7 @@ def test_unreadable_hub_data_set(monkeypatch):
     def load_dataset(name, config, split):
         if name == "org/empty":
             return [{"text": " "}]
-        raise ValueError(f'Unknown split "{split}". Should be one of [\'train\'].')
+        raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(InputError, match=r"'org/name:dev' is no local file, .* split 'dev' .*Unknown split"):
@@ -182,8 +188,10 @@ def test_hub_splits(monkeypatch):
     read_documents("org/name:dev[:10%]")
     read_documents("org/name:config:dev")
     assert asked == [
-        ("org/name", None, "train"), ("org/name", None, "test"),
-        ("org/name", None, "dev[:10%]"), ("org/name", "config", "dev"),
+        ("org/name", None, "train"),
+        ("org/name", None, "test"),
+        ("org/name", None, "dev[:10%]"),
+        ("org/name", "config", "dev"),
     ]
 
 
@@ -292,7 +300,10 @@ def test_evaluation_text_goes_in_as_it_is(tmp_path, tokenizer):
     assert tokenizer.decode(ids) == "Some text.\n\n = Title = \n" * 100
     assert ids.dtype == torch.long
     assert info == {
-        "data": str(tmp_path / "a.txt"), "joined": "one text", "characters": 2400, "tokens": 2400,
+        "data": str(tmp_path / "a.txt"),
+        "joined": "one text",
+        "characters": 2400,
+        "tokens": 2400,
         "sha256": hashlib.sha256((tmp_path / "a.txt").read_bytes()).hexdigest(),
     }
     rows = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": ""}, {"text": "b"})

@@ -14,16 +14,35 @@ SPECIAL = ["<|end|>", "<|start|>", "<|unk|>"]
 
 
 def tiny_llama(
-    *, layers: int = 3, hidden: int = 64, heads: int = 4, kv_heads: int = 2, ffn: int = 96, vocab: int = 128,
-    tied: bool = False, bias: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32,
+    *,
+    layers: int = 3,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    ffn: int = 96,
+    vocab: int = 128,
+    tied: bool = False,
+    bias: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
     head_dim: int | None = None,
 ) -> LlamaForCausalLM:
     """A Llama with linears (and biases) of standard deviation 0.2 and norms around 1, in evaluation mode."""
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim or hidden // heads,
-        max_position_embeddings=512, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim or hidden // heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        attention_bias=bias,
+        mlp_bias=bias,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -41,8 +60,13 @@ def tiny_tokenizer(*, chat_template: bool = True) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", unk_token="<|unk|>",
-        additional_special_tokens=["<|start|>"], model_max_length=512, clean_up_tokenization_spaces=False,
+        tokenizer_object=core,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        unk_token="<|unk|>",
+        additional_special_tokens=["<|start|>"],
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
     )
     if chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE

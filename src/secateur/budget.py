@@ -179,9 +179,7 @@ def _attention_quota(
         }
         wanted = options.attention_sparsity
         if wanted is None:
-            quota[pool.name] = max(
-                count for share, count in reachable.items() if share <= goal / open_params + 1e-9
-            )
+            quota[pool.name] = max(count for share, count in reachable.items() if share <= goal / open_params + 1e-9)
             continue
         nearest = min(reachable, key=partial(_distance, wanted))
         if _distance(wanted, nearest) > TOLERANCE:
@@ -207,9 +205,7 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     return quota
 
 
-def _global_budget(
-    units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float
-) -> Budget:
+def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """Pots of parameters that layers compete for, attention and FFN apart."""
     least = {
         pool.name: max(pool.sets, -(-round(options.floor * pool.size) // pool.sets) * pool.sets)

@@ -65,9 +65,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
             _add_options(sub, cls)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise InputError(
-            f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}."
-        )
+        raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
     given = vars(parser.parse_args(arguments or ["--help"]))
     name = given.pop("command")
     given.pop("debug", None)
@@ -93,9 +91,7 @@ def _add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         elif f.default not in (None, ()):
             text += f" (default: {f.default})"
         metavar = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else _metavar(hints[f.name])
-        group.add_argument(
-            flag, help=text, metavar=metavar, nargs="+" if get_origin(hints[f.name]) is tuple else None
-        )
+        group.add_argument(flag, help=text, metavar=metavar, nargs="+" if get_origin(hints[f.name]) is tuple else None)
     parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
 
 
@@ -149,7 +145,7 @@ def _quickstart(config: QuickstartConfig) -> int:
 
 
 def _eval(config: EvalConfig) -> int:
-    from .evaluation import evaluate_models
+    from .evaluate import evaluate_models
 
     print(evaluate_models(config))
     return 0
@@ -159,7 +155,7 @@ def _export(config: ExportConfig) -> int:
     from .export import export_config
     from .summary import export_summary
 
-    print(export_summary(export_config(config)))
+    print(export_summary(export_config(config).to_dict()))
     return 0
 
 

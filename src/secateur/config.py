@@ -16,9 +16,7 @@ from .registry import did_you_mean
 C = TypeVar("C")
 
 
-def option(
-    help: str, default: Any = MISSING, *, group: str, choices: tuple[str, ...] = (), metavar: str = ""
-) -> Any:
+def option(help: str, default: Any = MISSING, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
     """A dataclass field that also describes a command-line flag."""
     metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar}
     return field(default=default, metadata=metadata)
@@ -57,9 +55,7 @@ class PruneConfig:
     protect_first: int | None = option(
         "layers left alone at the start (protected: a tenth of the layers; global: 0)", None, group="pruning"
     )
-    protect_last: int | None = option(
-        "layers left alone at the end (protected: 1; global: 0)", None, group="pruning"
-    )
+    protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
     floor: float = option("global: fraction of each layer's units that always stays", 0.1, group="pruning")
     round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
 
@@ -95,9 +91,7 @@ class PruneConfig:
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
 
-    shrink: bool = option(
-        "slice the model at each cut; --no-shrink masks it until the end", True, group="schedule"
-    )
+    shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
     steps: int | None = option("optimiser steps; default: --epochs over the data", None, group="training")
     epochs: float = option("passes over the data when --steps is not given", 1.0, group="training")
@@ -123,9 +117,7 @@ class PruneConfig:
     rank: int = option("LoRA rank", 8, group="lora")
     alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
     dropout: float = option("LoRA dropout", 0.0, group="lora")
-    targets: tuple[str, ...] = option(
-        "linears that get LoRA; default: every linear of every unit", (), group="lora"
-    )
+    targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
     adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
 
     model_class: str = option(
@@ -162,9 +154,7 @@ class PruneConfig:
         for name in ("prune_start", "prune_end", "lr_warmup"):
             value = getattr(self, name)
             if value < 0 or (isinstance(value, float) and value > 1):
-                found.append(
-                    f"{_flag(name)} is {value}: give a fraction of the run from 0.0 to 1.0, or whole steps."
-                )
+                found.append(f"{_flag(name)} is {value}: give a fraction of the run from 0.0 to 1.0, or whole steps.")
         if self.batch_size > 0 and self.accumulation > 0 and self.batch_size % self.accumulation:
             found.append(
                 f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
@@ -201,9 +191,7 @@ class EvalConfig:
 
     model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
     against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
-    data: tuple[str, ...] = option(
-        "text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data"
-    )
+    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
     seq_len: int = option("tokens per segment", 1024, group="data")
     max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
     batch_size: int = option("segments per forward pass", 2, group="data")
@@ -262,9 +250,7 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     faults = [
-        f"unknown option {key!r}. {did_you_mean(key, known)}See secateur --help."
-        for key in values
-        if key not in known
+        f"unknown option {key!r}. {did_you_mean(key, known)}See secateur --help." for key in values if key not in known
     ]
     converted = {}
     for name, value in values.items():
@@ -354,9 +340,7 @@ def _flag(name: str) -> str:
 
 def _at_least(config: Any, name: str, minimum: int) -> list[str]:
     value = getattr(config, name)
-    return (
-        [] if value is None or value >= minimum else [f"{_flag(name)} is {value}: it must be at least {minimum}."]
-    )
+    return [] if value is None or value >= minimum else [f"{_flag(name)} is {value}: it must be at least {minimum}."]
 
 
 def _choice_faults(config: Any) -> list[str]:

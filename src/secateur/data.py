@@ -99,9 +99,7 @@ def check_spec(spec: str) -> None:
             types = ", ".join(FILE_TYPES)
             raise InputError(f"data file {spec} is {kind}: expected {types}; rename or convert it.")
     elif _looks_like_path(spec):
-        raise InputError(
-            f"data {spec!r}: no such file or folder. Check the path, or give a hub data set (org/name)."
-        )
+        raise InputError(f"data {spec!r}: no such file or folder. Check the path, or give a hub data set (org/name).")
     elif "/" not in name and (hint := did_you_mean(name, [STDLIB])):
         raise InputError(f"unknown data {spec!r}. {hint}")
     elif not HUB_NAME.fullmatch(spec):
@@ -242,9 +240,7 @@ def _looks_like_path(spec: str) -> bool:
 def _files_of(folder: Path) -> list[Path]:
     """Data files directly in `folder`, sorted; hidden ones are left out."""
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix.lower() in FILE_TYPES and not p.name.startswith(".")
+        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FILE_TYPES and not p.name.startswith(".")
     )
 
 
@@ -319,9 +315,7 @@ def _messages(turns: Any, key: str, origin: str) -> tuple[Message, ...]:
             raise InputError(f"{place}: expected `role` and `content` (or `from` and `value`); found {found}.")
         role = _string(turn, names[0], place)
         if role not in ROLES:
-            raise InputError(
-                f"{place}: unknown role {role!r}. {did_you_mean(role, ROLES)}Known: {', '.join(ROLES)}."
-            )
+            raise InputError(f"{place}: unknown role {role!r}. {did_you_mean(role, ROLES)}Known: {', '.join(ROLES)}.")
         messages.append((ROLES[role], _string(turn, names[1], place)))
     return tuple(messages)
 

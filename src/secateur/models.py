@@ -110,9 +110,7 @@ def check_checkpoint(source: ModelSource) -> None:
             raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
 
 
-def load_model(
-    source: ModelSource, *, dtype: str = "checkpoint", trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_model(source: ModelSource, *, dtype: str = "checkpoint", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model in evaluation mode on the CPU.
 
     `dtype`: "checkpoint" keeps the checkpoint's own, else float32, bfloat16 or float16. A GGUF file is
@@ -228,8 +226,7 @@ def _check_hub(source: ModelSource) -> None:
         HfApi().model_info(source.path, timeout=HUB_TIMEOUT_S)
     except RepositoryNotFoundError:
         raise InputError(
-            f"model {source.name!r} is not on the hub, or private: check the spelling, "
-            "or log in with `hf auth login`."
+            f"model {source.name!r} is not on the hub, or private: check the spelling, or log in with `hf auth login`."
         ) from None
     except OfflineModeIsEnabled:
         raise InputError(
@@ -292,8 +289,7 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
         )
     if missing := sorted(info["missing_keys"]):
         raise InputError(
-            f"model {source.name!r}: {len(missing)} weights are not in the checkpoint, "
-            f"such as {missing[0]}; {hint}"
+            f"model {source.name!r}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}"
         )
     unexpected = sorted(info["unexpected_keys"])
     shape_of_names = {re.sub(r"\d+", "N", key) for key in model.state_dict()}

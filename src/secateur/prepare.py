@@ -14,9 +14,9 @@ from .config import PruneConfig
 from .criteria import CRITERIA
 from .data import Blocks, check_spec, evaluation_tokens, fingerprint, require_batches, training_blocks
 from .errors import InputError
-from .export import check_output
 from .families import family_of
-from .models import ModelSource, load_config, load_tokenizer, resolve_model
+from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .output import check_output
 from .schedule import Schedule, make_schedule
 from .stock import accepts
 from .units import find_units
@@ -67,6 +67,7 @@ def prepare(config: PruneConfig) -> Job:
     check_output(output, overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_checkpoint(source)
     budget = _plan(config, model_config)
     folder = Path(source.path) if Path(source.path).is_dir() else None
     element_bytes = checkpoint_dtype(model_config).itemsize
@@ -131,9 +132,7 @@ def _check_lengths(config: PruneConfig, model_config: PreTrainedConfig) -> None:
     longest = getattr(model_config, "max_position_embeddings", None)
     for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
         if longest is not None and length > longest:
-            raise InputError(
-                f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}."
-            )
+            raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
 
 
 def _check_work(work: Path, overwrite: bool) -> None:

@@ -100,9 +100,7 @@ class Pruner:
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
         check_mergeable(model)
         self.model_class = model_class
-        options = BudgetOptions(
-            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to
-        )
+        options = BudgetOptions(sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to)
         self._budget_options = options
         self._legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, options, self._legal)

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .benchmark import generate_text
 from .config import PruneConfig, QuickstartConfig, build
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
-from .export import check_output
 from .models import compute_dtype
+from .output import check_output
 from .prepare import prepare
 from .progress import Progress
 from .summary import loading_lines, run_summary

@@ -60,10 +60,8 @@ class RecordingCallback(TrainerCallback):
         if not math.isfinite(loss):
             raise NumericsError(f"step {step}: the loss is {loss}: lower --lr, or compute in --dtype float32.")
         seconds = time.perf_counter() - self._step_started
-        self._seconds_per_step = (
-            0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
-        )
-        line = {
+        self._seconds_per_step = 0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
+        line: dict[str, Any] = {
             "step": step,
             "loss": loss,
             "learning_rate": logs["learning_rate"],
@@ -76,9 +74,7 @@ class RecordingCallback(TrainerCallback):
         every = self.job.config.eval_steps
         if every and step % every == 0 and (measured := self.evaluate()) is not None:
             line["eval_perplexity"] = measured.perplexity
-            self.progress.event(
-                f"step {step}: perplexity {measured.perplexity:.2f} on {self.job.config.eval_data}"
-            )
+            self.progress.event(f"step {step}: perplexity {measured.perplexity:.2f} on {self.job.config.eval_data}")
         self.log.append(line)
         self.progress.update(
             step,

@@ -64,7 +64,6 @@ def _check_twin(values: dict[str, Any], model_class: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if values.pop(key, False):
             raise InputError(
-                f"--model-class {model_class}: the model has {key}=True, which {model_class} has not; "
-                "leave it at keep."
+                f"--model-class {model_class}: the model has {key}=True, which {model_class} has not; leave it at keep."
             )
     values.pop("pretraining_tp", None)

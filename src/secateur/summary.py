@@ -27,7 +27,8 @@ def export_summary(report: dict[str, Any]) -> str:
     """What an export wrote."""
     return (
         f"{report['folder']}: {report['format']}, {report['parameters']:,} parameters, "
-        f"{human_bytes(report['bytes'])}; read back in a fresh process, logits within {report['max_logit_difference']:.2g}.\n\n"
+        f"{human_bytes(report['bytes'])}; read back in a fresh process, "
+        f"logits within {report['max_logit_difference']:.2g}.\n\n"
         f"{_indent(report['loads_with'])}"
     )
 

@@ -38,9 +38,7 @@ def check_mergeable(model: nn.Module) -> None:
                 "use --targets to name linear layers only."
             )
         if layer.lora_variant.get(active[0]) is not None:
-            raise InputError(
-                f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False."
-            )
+            raise InputError(f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False.")
         if layer.lora_bias.get(active[0], False):
             raise InputError(f"{path}: lora_bias=True does not merge into a linear without bias: set it to False.")
         if layer.merged:

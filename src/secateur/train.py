@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
 
 from .benchmark import Latency, checkpoint_bytes, forward_flops, forward_latency, parameter_count
 from .callback import PruningCallback
@@ -21,7 +29,8 @@ from .criteria import Scoring
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .export import ExportReport, export_checkpoint
-from .models import compute_dtype, default_device, load_model
+from .loss import causal_lm_loss
+from .models import autocast, compute_dtype, default_device, load_model
 from .prepare import Job, checkpoint_dtype, make_work
 from .progress import Progress
 from .pruner import Cut, Pruner
@@ -56,9 +65,7 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
         pruner.close()
-        small = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=report.format != "stock"
-        )
+        small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=report.format != "stock")
         nn.Module.to(small, base.device)
         original = load_base(job, dtype)
         result.update(
@@ -126,8 +133,7 @@ def add_lora(base: PreTrainedModel, job: Job) -> PeftModel:
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
-        target_modules=list(config.targets)
-        or [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears],
+        target_modules=list(config.targets) or [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears],
         task_type="CAUSAL_LM",
     )
     try:
@@ -162,7 +168,6 @@ def training_arguments(config: PruneConfig, total_steps: int, dtype: torch.dtype
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=steps_of(config.lr_warmup, total_steps),
-        bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
@@ -181,23 +186,45 @@ def training_arguments(config: PruneConfig, total_steps: int, dtype: torch.dtype
 def _train(model: PeftModel, pruner: Pruner, job: Job, dtype: torch.dtype, progress: Progress) -> float:
     """Train and prune; returns seconds."""
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(
-        pruner, job, progress, evaluate, dense_parameters=parameter_count(model.base_model)
-    )
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(job.config, job.total_steps, dtype, job.work),
-        train_dataset=job.blocks,
-        callbacks=[PruningCallback(pruner, on_cut=recording.on_cut), recording],
-    )
-    # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
-    casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
+    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=parameter_count(model.base_model))
+    callbacks = [PruningCallback(pruner, on_cut=recording.on_cut), recording]
     started = time.perf_counter()
-    with casting:
-        trainer.train()
+    run_trainer(model, job, dtype, callbacks)
     recording.close()
     assert pruner.steps_done >= job.schedule.last_cut
     return time.perf_counter() - started
+
+
+def run_trainer(model: PeftModel, job: Job, dtype: torch.dtype, callbacks: list[TrainerCallback]) -> None:
+    """LoRA fine-tuning with transformers' Trainer."""
+    trainer = AutocastTrainer(
+        model=model,
+        args=training_arguments(job.config, job.total_steps, dtype, job.work),
+        train_dataset=job.blocks,
+        compute_loss_func=causal_lm_loss,
+        callbacks=callbacks,
+    )
+    trainer.computation = dtype
+    trainer.remove_callback(PrinterCallback)
+    # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
+    with disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext():
+        trainer.train()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+class AutocastTrainer(Trainer):
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs.
+
+    `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
+    vocabulary the logits are then the largest tensor of the step, twice.
+    """
+
+    computation = torch.float32
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        if self.computation == torch.bfloat16:
+            return autocast(self.args.device.type, torch.bfloat16)
+        return super().autocast_smart_context_manager(cache_enabled)
 
 
 def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
@@ -235,9 +262,7 @@ def _announce(job: Job, pruner: Pruner, progress: Progress) -> None:
         f"({job.config.allocation}), by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
     )
     if abs(pruner.budget.sparsity - job.config.sparsity) > 1e-3:
-        progress.message(
-            f"(asked for {job.config.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)"
-        )
+        progress.message(f"(asked for {job.config.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")
 
 
 def _probe(job: Job) -> torch.Tensor:

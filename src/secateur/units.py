@@ -232,17 +232,13 @@ def _kv_groups(number: int, prefix: str, family: Family, linears: dict[str, nn.L
     return _pool(number, "kv_group", prefix, linears, members)
 
 
-def _query_heads(
-    number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape
-) -> Pool:
+def _query_heads(number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape) -> Pool:
     heads = _blocks(shape.heads, shape.head_dim)
     members = [(family.q, 0, heads), (family.o, 1, heads)]
     return _pool(number, "query_head", prefix, linears, members, sets=shape.kv_heads)
 
 
-def _ffn_channels(
-    number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape
-) -> Pool:
+def _ffn_channels(number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape) -> Pool:
     channels = _blocks(shape.ffn, 1)
     members = [(path, 0, channels) for path in family.mlp_in] + [(family.mlp_out, 1, channels)]
     return _pool(number, "ffn", prefix, linears, members)

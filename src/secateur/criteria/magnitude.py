@@ -19,9 +19,7 @@ class Magnitude:
 
     def __init__(self, scoring: Scoring) -> None:
         if scoring.normalize == "scale":
-            raise InputError(
-                "--normalize scale undoes the scale of LoRA gradients: magnitude takes none or linear."
-            )
+            raise InputError("--normalize scale undoes the scale of LoRA gradients: magnitude takes none or linear.")
         self.scoring = scoring
 
     def score(self, pool: Pool, modules: Mapping[str, nn.Module]) -> Tensor:

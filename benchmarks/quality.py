@@ -1,0 +1,113 @@
+"""Perplexity of the real model after pruning, each cell under the same data, steps and learning rate.
+
+    SECATEUR_DATA=/path/to/data python benchmarks/quality.py runs/quality
+    python benchmarks/quality.py runs/quality --table      # only print the table from what is there
+
+SmolLM2-135M-Instruct, trained on C4 (c4_calib.jsonl), measured on WikiText-2 raw test, first 65,536 tokens in
+segments of 1,024. A cell that has its result is not run again. About 8 minutes a cell on 2 cores.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from secateur.config import EvalConfig, PruneConfig, build
+
+MODEL = "smollm2-135m-instruct"
+CELLS: dict[str, dict[str, object]] = {"dense": {}, "dense+lora": {}}
+for _sparsity in (0.2, 0.5):
+    for _allocation in ("uniform", "protected", "global"):
+        CELLS[f"lora-{_sparsity}-{_allocation}"] = {"sparsity": _sparsity, "allocation": _allocation}
+    for _criterion in ("magnitude", "random"):
+        CELLS[f"{_criterion}-{_sparsity}-uniform"] = {"sparsity": _sparsity, "criterion": _criterion}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if not given.table:
+        data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
+        for name in given.cells:
+            run_cell(name, given.folder / name, data, given.steps)
+    print(table(given.folder))
+
+
+def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
+    fixed = {"model": MODEL, "data": (str(data / "c4_calib.jsonl"),), "output": str(folder), "steps": steps}
+    return build(PruneConfig, {**fixed, **CELLS[name]})
+
+
+def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
+    from secateur.evaluate import evaluate_models
+
+    figures = folder.with_name(folder.name + ".json")
+    if figures.exists():
+        return
+    print(f"== {name}", flush=True)
+    if name == "dense+lora":
+        finetune(folder, data, steps)
+    elif name != "dense" and not (folder / "result.json").exists():
+        from secateur.prepare import prepare
+        from secateur.progress import Progress
+        from secateur.summary import run_summary
+        from secateur.train import prune
+
+        job = prepare(options(name, folder, data, steps))
+        print(run_summary(prune(job, Progress(job.total_steps, every_seconds=60))), flush=True)
+    text = (str(data / "wikitext2_raw_test.txt"),)
+    model = MODEL if name == "dense" else str(folder)
+    evaluation = EvalConfig(
+        model=model, data=text, max_tokens=65536, seq_len=1024, trust_remote_code=True, output=str(figures)
+    )
+    print(evaluate_models(evaluation), flush=True)
+
+
+def finetune(folder: Path, data: Path, steps: int) -> None:
+    """The same LoRA training without pruning, merged and saved."""
+    from transformers import set_seed
+
+    from secateur.models import compute_dtype
+    from secateur.prepare import make_work, prepare
+    from secateur.train import add_lora, load_base, run_trainer
+
+    job = prepare(options("dense+lora", folder, data, steps))
+    make_work(job.work)
+    set_seed(job.config.seed)
+    dtype = compute_dtype(job.config.dtype)
+    model = add_lora(load_base(job, dtype), job)
+    run_trainer(model, job, dtype, [])
+    model.merge_and_unload().save_pretrained(folder)
+    job.tokenizer.save_pretrained(folder)
+
+
+def table(folder: Path) -> str:
+    """Markdown: one row a cell that has its figures."""
+    found = {name: json.loads(path.read_text()) for name in CELLS if (path := folder / f"{name}.json").exists()}
+    base = next(iter(found["dense+lora"]["models"].values()))["perplexity"] if "dense+lora" in found else None
+    lines = [
+        "| cell | prunable gone | parameters | heads / KV / FFN | perplexity | ± nats | ratio to dense + LoRA |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, record in found.items():
+        (measured,) = record["models"].values()
+        result = folder / name / "result.json"
+        details = json.loads(result.read_text()) if result.exists() else None
+        shapes = sorted({f"{s['heads']}/{s['kv_heads']}/{s['ffn']}" for s in details["shapes"]}) if details else []
+        ratio = f"{measured['perplexity'] / base:.2f}" if base else ""
+        lines.append(f"| {name} | {details['sparsity']['reached']:.2%} | " if details else f"| {name} | 0 | ")
+        lines[-1] += (
+            f"{measured['parameters']:,} | {shapes[0] if len(shapes) == 1 else 'differ' if shapes else '9/3/1536'} | "
+            f"{measured['perplexity']:.2f} | {measured['stderr_nll']:.3f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Latency, FLOPs and sizes of models."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .models import autocast
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one forward pass."""
+
+    median_ms: float
+    spread_ms: float
+    """Between the first and the third quartile."""
+    repeats: int
+    batch: int
+    seq_len: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forward_latency(
+    models: Mapping[str, nn.Module], *, batch: int, seq_len: int, repeats: int, dtype: torch.dtype, warmup: int = 2
+) -> dict[str, Latency]:
+    """Time models against each other, alternating, so that drift of the machine hits all alike.
+
+    Args:
+        models: label -> causal LM; all on the same device.
+    """
+    vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())  # type: ignore[operator]
+    ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(warmup + repeats):
+        for name, model in models.items():
+            taken = _time_forward(model, ids, dtype)
+            if turn >= warmup:
+                seconds[name].append(taken)
+    found = {}
+    for name, taken_s in seconds.items():
+        quartiles = statistics.quantiles(taken_s, n=4) if repeats > 1 else [taken_s[0]] * 3
+        found[name] = Latency(
+            median_ms=statistics.median(taken_s) * 1e3,
+            spread_ms=(quartiles[2] - quartiles[0]) * 1e3,
+            repeats=repeats,
+            batch=batch,
+            seq_len=seq_len,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+    return found
+
+
+def forward_flops(model: nn.Module, seq_len: int) -> int:
+    """FLOPs of the linear layers (LoRA's and the output head included) for one sequence: 2·in·out a token.
+
+    Attention's own products (4·T²·head_dim a head), norms and activations are left out.
+    """
+    return sum(2 * seq_len * m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters; a tied one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's safetensors files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def generate_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    dtype: torch.dtype,
+) -> str:
+    """The greedy continuation of a prompt (put into the chat template if there is one), without the prompt."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    # A rendered template holds its own special tokens.
+    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in encoded.items()}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.inference_mode(), autocast(device.type, dtype):
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(device.type, dtype):
+        _wait(device)
+        started = time.perf_counter()
+        model(input_ids=ids, use_cache=False)
+        _wait(device)
+    model.train(was_training)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

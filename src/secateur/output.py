@@ -1,0 +1,73 @@
+"""Output folders: checked before the run, swapped into place whole at its end."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from .errors import InputError
+
+
+def check_output(
+    output: Path, *, overwrite: bool, model_folder: Path | None = None, needed_bytes: int | None = None
+) -> None:
+    """Refuse an output that cannot or must not be written. Creates nothing.
+
+    Raises:
+        InputError: a file, a non-empty folder without `overwrite`, a folder in (or around) the model's, a
+            place without write permission or with less than `needed_bytes` free.
+    """
+    if output.is_symlink() and not output.exists():
+        raise InputError(f"--output {output} is a broken link: choose another folder.")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file: choose a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise InputError(f"--output {output} is not empty: choose another folder, or pass --overwrite to replace it.")
+    if model_folder is not None:
+        target, model = output.resolve(), model_folder.resolve()
+        if target == model or target.is_relative_to(model) or model.is_relative_to(target):
+            raise InputError(f"--output {output} and the model folder {model_folder} overlap: choose a folder apart.")
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output {output}: {parent} cannot be written to: choose another place.")
+    free = shutil.disk_usage(parent).free
+    if needed_bytes is not None and free < needed_bytes:
+        raise InputError(
+            f"--output {output}: the result needs about {needed_bytes / 1e9:.1f} GB and {parent} has "
+            f"{free / 1e9:.1f} GB free: make room, or choose another place."
+        )
+
+
+@contextmanager
+def replaced_whole(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends without an error.
+
+    What stood there before is moved aside first and removed only when the new folder is in place. On an error
+    the temporary folder goes and `output` is as it was.
+
+    Raises:
+        InputError: the disk is full, or the place cannot be written to.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        old = temporary.with_name(temporary.name + ".old")
+        if output.exists():
+            output.rename(old)
+        temporary.rename(output)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"--output {output} could not be written: {error.strerror or error}. What was there before is untouched."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""The live view of a run: one line that is rewritten in a terminal, plain lines elsewhere."""
+
+import os
+import re
+import shutil
+import sys
+import time
+from typing import TextIO
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def human_count(number: float) -> str:
+    """134515008 -> `134.5M`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def human_bytes(number: float) -> str:
+    """269060552 -> `269.1 MB` (decimal units)."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def human_seconds(seconds: float) -> str:
+    """130 -> `2m10s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole % 60:02}s"
+
+
+def safe(text: str) -> str:
+    """Text from data or models without terminal control sequences."""
+    return ESCAPES.sub("", text)
+
+
+class Progress:
+    """Shows a run's steps.
+
+    Args:
+        total_steps: optimiser steps of the run.
+        stream: where to write; a terminal gets a live line.
+        every_seconds: least time between plain lines.
+    """
+
+    def __init__(self, total_steps: int, stream: TextIO | None = None, every_seconds: float = 5.0) -> None:
+        self.total_steps = total_steps
+        self.stream = stream if stream is not None else sys.stderr
+        self.every_seconds = every_seconds
+        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown_at = -float("inf")
+        self._line = ""
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        self._clear()
+        self.stream.write(safe(text) + "\n")
+        self._redraw()
+
+    event = message
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        sparsity: float,
+        target: float,
+        parameters: int,
+        tokens_per_s: float,
+        seconds_left: float,
+    ) -> None:
+        """Show where the run is after `step`."""
+        width = len(str(self.total_steps))
+        line = (
+            f"step {step:{width}}/{self.total_steps}  loss {loss:.3f}  sparsity {sparsity:.1%} of {target:.1%}  "
+            f"{human_count(parameters)} params  {tokens_per_s:.0f} tok/s  "
+            f"{human_seconds(seconds_left)} left  lr {lr:.1e}"
+        )
+        if self.live:
+            self._clear()
+            self._line = line
+            self._redraw()
+        elif step in (1, self.total_steps) or time.monotonic() - self._shown_at >= self.every_seconds:
+            self._shown_at = time.monotonic()
+            self.stream.write(line + "\n")
+            self.stream.flush()
+        if step == self.total_steps:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the last live line where it is."""
+        if self.live and self._line:
+            self.stream.write("\n")
+            self._line = ""
+        self.stream.flush()
+
+    def _clear(self) -> None:
+        if self.live and self._line:
+            self.stream.write("\r\x1b[K")
+
+    def _redraw(self) -> None:
+        if self.live and self._line:
+            columns = shutil.get_terminal_size().columns
+            self.stream.write(self._line[: max(1, columns - 1)])
+        self.stream.flush()

@@ -1,0 +1,161 @@
+"""A written checkpoint is done only when a fresh process, without secateur, computes the same logits from it."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import VerificationError
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+"""Largest |Δlogit| over the largest |logit|. The same weights in the same precision on the same machine: equal to
+the bit in practice; what is allowed is a few roundings of a matmul done in another order (bfloat16 has 8 bits, and
+errors add up over layers). A wrong slice moves logits by their own size."""
+
+CHILD = r'''
+import json, sys
+
+class NoSecateur:
+    """The checkpoint must load where secateur is not installed."""
+    def find_spec(self, name, path=None, target=None):
+        if name == "secateur" or name.startswith("secateur."):
+            raise ImportError("secateur is off limits here")
+
+sys.meta_path.insert(0, NoSecateur())
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+results = []
+with open(sys.argv[1], encoding="utf-8") as file:
+    jobs = json.load(file)
+for job in jobs["jobs"]:
+    torch.set_num_threads(jobs["threads"])
+    saved = load_file(job["probe"])
+    model, info = AutoModelForCausalLM.from_pretrained(
+        job["folder"], dtype="auto", trust_remote_code=job["remote_code"], output_loading_info=True
+    )
+    model.to(job["device"]).eval()
+    with torch.inference_mode():
+        ids = saved["ids"].to(job["device"])
+        logits = model(ids, use_cache=False).logits.cpu().double()
+        expected = saved["logits"].double()
+        scale = expected.abs().max().item()
+        prompt = ids[:, :16]
+        written = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, min_new_tokens=8, do_sample=False,
+            pad_token_id=0, use_cache=True,
+        )
+        again = model(written[:, :-1], use_cache=False).logits[:, prompt.shape[1] - 1:].double()
+        # min_new_tokens keeps end tokens from being chosen, so they do not count as better choices here either.
+        ends = model.generation_config.eos_token_id
+        for end in [] if ends is None else ends if isinstance(ends, list) else [ends]:
+            again[..., end] = float("-inf")
+        chosen = again.gather(2, written[:, prompt.shape[1]:, None]).squeeze(2)
+        greedy_gap = (again.amax(2) - chosen).max().item()
+    results.append({
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "missing": sorted(info["missing_keys"]),
+        "shape_differs": list(logits.shape) != list(expected.shape),
+        "difference": (logits - expected).abs().max().item() if logits.shape == expected.shape else float("inf"),
+        "scale": scale,
+        "greedy_gap": greedy_gap,
+    })
+print("RESULT" + json.dumps(results))
+'''
+
+
+@dataclass(frozen=True)
+class Check:
+    """One checkpoint to read back, and what it must compute."""
+
+    folder: Path
+    ids: Tensor
+    """(1, tokens)"""
+    logits: Tensor
+    """(1, tokens, vocabulary), of the model in memory"""
+    parameters: int
+    remote_code: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the fresh process found."""
+
+    class_name: str
+    difference: float
+    """Largest |Δlogit|."""
+    greedy_gap: float
+    """How far below the best logit (without cache) any token lies that was generated greedily with the cache."""
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+    model.train(was_training)
+    return logits.cpu().clone()
+
+
+def verify(checks: list[Check]) -> list[Verified]:
+    """Read checkpoints back in one fresh process and compare.
+
+    Raises:
+        VerificationError: names the folder and what differs.
+    """
+    found = _run_child(checks)
+    verified = []
+    for check, result in zip(checks, found, strict=True):
+        tolerance = TOLERANCE[check.logits.dtype] * result["scale"]
+        faults = []
+        if result["missing"]:
+            faults.append(f"weights are missing: {', '.join(result['missing'][:3])}")
+        if not result["difference"] <= tolerance:
+            faults.append(f"logits differ by {result['difference']:.3g} (allowed: {tolerance:.3g})")
+        if not result["greedy_gap"] <= 2 * tolerance:
+            faults.append(f"greedy generation with the cache is {result['greedy_gap']:.3g} off the one without")
+        if result["parameters"] != check.parameters:
+            faults.append(f"{result['parameters']:,} parameters instead of {check.parameters:,}")
+        if faults:
+            raise VerificationError(f"{check.folder}: read back in a fresh process, {'; '.join(faults)}.")
+        verified.append(Verified(result["class"], result["difference"], result["greedy_gap"]))
+    return verified
+
+
+def _run_child(checks: list[Check]) -> list[dict]:
+    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
+        folder = Path(name)
+        jobs = []
+        for number, check in enumerate(checks):
+            probe = folder / f"probe-{number}.safetensors"
+            save_file({"ids": check.ids.cpu().contiguous(), "logits": check.logits.contiguous()}, probe)
+            jobs.append(
+                {
+                    "folder": str(check.folder.absolute()),
+                    "probe": str(probe),
+                    "remote_code": check.remote_code,
+                    "device": check.device,
+                }
+            )
+        (folder / "jobs.json").write_text(json.dumps({"threads": torch.get_num_threads(), "jobs": jobs}))
+        command = [sys.executable, "-I", "-W", "ignore", "-c", CHILD, str(folder / "jobs.json")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT")]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().split("\n") or ["no output"])[-1]
+        raise VerificationError(f"{checks[0].folder}: a fresh process could not load the checkpoint: {last}")
+    found: list[dict] = json.loads(lines[-1].removeprefix("RESULT"))
+    return found
