@@ -41,6 +41,7 @@ def main() -> None:
 
 def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
     fixed = {"model": MODEL, "data": (str(data / "c4_calib.jsonl"),), "output": str(folder), "steps": steps}
+    fixed["frequency"] = 5
     return build(PruneConfig, {**fixed, **CELLS[name]})
 
 

@@ -81,7 +81,7 @@ def test_a_query_heads_score_goes_to_its_kv_head(adapted) -> None:
 def test_linear_normalisation_gives_each_linear_the_same_weight(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("ffn")[0]
-    score = CRITERIA["lora"](Scoring(normalize="linear")).score(pool, modules)
+    score = CRITERIA["lora"](Scoring(normalize="linear", linears="all")).score(pool, modules)
     expected = torch.zeros(pool.size)
     for member in pool.members:
         single = naive_importance(modules[member.linear], 1.0, "squared").sum(1 - member.dim)
@@ -107,7 +107,7 @@ def test_scale_normalisation_cancels_rank_and_scaling(reduce: str) -> None:
 def test_magnitude_is_the_merged_weight(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("ffn")[1]
-    score = CRITERIA["magnitude"](Scoring(reduce="abs")).score(pool, modules)
+    score = CRITERIA["magnitude"](Scoring(reduce="abs", linears="all")).score(pool, modules)
     expected = torch.zeros(pool.size)
     for member in pool.members:
         layer = modules[member.linear]

@@ -1,5 +1,7 @@
 """The schedule reaches 0 and the target exactly, whatever the run's length."""
 
+from itertools import pairwise
+
 import pytest
 
 from secateur.errors import InputError
@@ -16,7 +18,7 @@ def test_endpoints_are_exact(kind: str, total: int, frequency: int) -> None:
     cuts = schedule.cuts()
     assert cuts[-1] == schedule.end
     assert cuts == sorted(set(cuts))
-    assert all(b - a <= frequency for a, b in zip(cuts, cuts[1:], strict=False))
+    assert all(b - a <= frequency for a, b in pairwise(cuts))
     shares = [schedule.progress(step) for step in range(total + 1)]
     assert shares == sorted(shares)
 

@@ -45,7 +45,7 @@ class Budget:
 
     units: Units
     quota: dict[str, int]
-    pot: dict[tuple[str, ...], int] = field(default_factory=dict)
+    pot: dict[tuple[str, ...], float] = field(default_factory=dict)
     least: dict[str, int] = field(default_factory=dict)
     round_to: int = 1
 
@@ -53,7 +53,7 @@ class Budget:
     def removed_params(self) -> int:
         """Parameters gone at the end of the schedule (for pots: at most, to within one unit)."""
         fixed = sum(self.quota.get(pool.name, 0) * pool.unit_params for pool in self.units.pools)
-        return fixed + sum(self.pot.values())
+        return fixed + round(sum(self.pot.values()))
 
     @property
     def sparsity(self) -> float:
@@ -74,43 +74,49 @@ class Budget:
                 _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
         for kinds, params in self.pot.items():
             pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
-            self._select_across_layers_(pools, scores, kept, round(progress * params))
+            self._select_across_layers_(pools, scores, kept, progress * params)
         return kept
 
     def _select_across_layers_(
-        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: int
+        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: float
     ) -> None:
         """Cut the lowest-ranked units of all layers until `params` parameters of these pools are gone."""
         gone = sum(int((~kept[pool.name]).sum()) * pool.unit_params for pool in pools)
-        ranked: list[tuple[float, int, int]] = []  # (score relative to the layer's mean, pool, units)
-        for number, pool in enumerate(pools):
-            ranked += [(s, number, n) for s, n in self._candidates(pool, scores[pool.name], kept[pool.name])]
+        finest = min(pool.unit_params * pool.sets for pool in pools)
+        ranked = [
+            (score, number, count)
+            for number, pool in enumerate(pools)
+            for score, count in self._candidates(pool, pools, scores, kept[pool.name])
+        ]
         take = [0] * len(pools)
         for _, number, count in sorted(ranked):
             cost = count * pools[number].unit_params
-            if gone + cost / 2 > params:  # the nearest reachable count, not always one below
-                break
-            take[number] += count
-            gone += cost
+            if gone + cost <= params + finest / 2:  # one too large to fit leaves its place to smaller ones
+                take[number] += count
+                gone += cost
         for pool, count in zip(pools, take, strict=True):
             _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
 
-    def _candidates(self, pool: Pool, scores: Tensor, keep: Tensor) -> list[tuple[float, int]]:
-        """(score, units) of what could go next from a pool, lowest first, down to its floor.
+    def _candidates(
+        self, pool: Pool, pools: list[Pool], scores: dict[str, Tensor], keep: Tensor
+    ) -> list[tuple[float, int]]:
+        """(rank, units) of what could go next from a pool, lowest first, down to its floor.
 
-        Scores are divided by the mean over the pool, so that layers are compared by what is unimportant
-        *within* them (raw scores differ by orders of magnitude between layers). All units of a pool cost
-        the same, so this is also the order of score per parameter.
+        The rank is score per parameter over the layer's mean score per parameter, so that units of different
+        size compare, and layers are compared by what is unimportant *within* them (raw scores differ by orders
+        of magnitude between layers).
         """
+        layer = [p for p in pools if p.layer == pool.layer]
+        mean = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
+        relative = scores[pool.name] / (pool.unit_params * max(mean, torch.finfo(torch.float32).tiny))
         alive = int(keep.sum())
-        relative = (scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)).masked_fill(~keep, torch.inf)
-        per_set = relative.view(pool.sets, -1).sort(1).values.mean(0)[: alive // pool.sets].tolist()
+        ordered = relative.masked_fill(~keep, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
+        per_set = ordered[: alive // pool.sets].tolist()
         spare = (alive - self.least[pool.name]) // pool.sets
         chunk = self.round_to if pool.kind == "ffn" else 1
         groups, taken = [], 0
         while (size := chunk if alive % chunk == 0 or taken else alive % chunk) and taken + size <= spare:
-            part = per_set[taken : taken + size]
-            groups.append((sum(part) / size, size * pool.sets))
+            groups.append((sum(per_set[taken : taken + size]) / size, size * pool.sets))
             taken += size
         return groups
 
@@ -206,27 +212,27 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
 
 
 def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
-    """Pots of parameters that layers compete for, attention and FFN apart."""
+    """One pot of parameters that all units compete for; two when the attention's share is given."""
     least = {
         pool.name: max(pool.sets, -(-round(options.floor * pool.size) // pool.sets) * pool.sets)
         for pool in attention + ffn
     }
-    pot: dict[tuple[str, ...], int] = {}
-    taken = 0
-    if attention:
+    spare = {
+        kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
+        for kind, pools in (("attention", attention), ("ffn", ffn))
+    }
+    pot: dict[tuple[str, ...], float] = {(*ATTENTION_KINDS, "ffn"): goal}
+    most = spare["attention"] + spare["ffn"]
+    if options.attention_sparsity is not None and attention:
         unit = attention[0].unit_params * attention[0].sets
-        spare = sum((p.size - least[p.name]) * p.unit_params for p in attention)
-        wanted = options.sparsity if options.attention_sparsity is None else options.attention_sparsity
         params = sum(units.attention_params[pool.layer] for pool in attention)
-        taken = min(int(wanted * params / unit) * unit, spare)
-        pot[ATTENTION_KINDS] = taken
-    pot[("ffn",)] = round(goal - taken)
-    spare = sum((p.size - least[p.name]) * p.unit_params for p in ffn)
-    if pot[("ffn",)] > spare:
-        most = (taken + spare) / units.prunable_params
+        taken = min(int(options.attention_sparsity * params / unit + 0.5) * unit, spare["attention"])
+        pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
+        most = taken + spare["ffn"]
+    if goal > most:
         raise InputError(
-            f"--sparsity {options.sparsity} is not reachable with a floor of {options.floor}: at most {most:.3f}. "
-            "Lower --sparsity or --floor."
+            f"--sparsity {options.sparsity} is not reachable with a floor of {options.floor}: at most "
+            f"{most / units.prunable_params:.3f}. Lower --sparsity or --floor."
         )
     return Budget(units, {}, pot, least, options.round_to)
 

@@ -75,10 +75,10 @@ class PruneConfig:
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
     score_linears: str = option(
-        "score all linears of a unit, or only those whose rows it owns (q k v gate up)",
-        "all",
+        "score the linears whose rows a unit owns (q k v gate up), or all; see docs/log.md",
+        "rows",
         group="criterion",
-        choices=("all", "rows"),
+        choices=("rows", "all"),
     )
 
     schedule: str = option(

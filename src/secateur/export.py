@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from .benchmark import checkpoint_bytes, parameter_count
 from .config import ExportConfig
+from .embedded import quiet_transformers
 from .errors import InputError, VerificationError
 from .families import Family, family_of
 from .layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
@@ -151,7 +152,14 @@ def build_small(
     new_config.dtype = dtype
     new_config.use_cache = True
     small = cls._from_config(new_config, dtype=dtype)
-    small.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors}, strict=True)
+    loaded = small.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors}, strict=False)
+    # A file holds tied weights once; the model has them under both names.
+    absent = set(loaded.missing_keys) - set(small.all_tied_weights_keys)
+    if absent or loaded.unexpected_keys:
+        raise InputError(
+            f"the tensors do not fit a {cls.__name__}: missing {sorted(absent)[:3]}, unexpected "
+            f"{loaded.unexpected_keys[:3]}: the checkpoint does not follow the {family.name} layout."
+        )
     return small.eval()
 
 
@@ -167,7 +175,8 @@ def _write(
     """Save, read back in a fresh process, let the caller add records, put in place."""
     layered = format == "layered"
     with replaced_whole(output) as folder:
-        small.save_pretrained(folder)
+        with quiet_transformers():
+            small.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if layered:

@@ -55,8 +55,6 @@ def padded_state(
                 bigger[dim] = size
                 tensor = tensor.new_zeros(bigger).index_copy_(dim, index, tensor)
         yield name, tensor
-    if "lm_head.weight" not in state:  # tied: safetensors holds the embedding only
-        yield "lm_head.weight", state["model.embed_tokens.weight"]
 
 
 def _places(

@@ -22,8 +22,10 @@ class Scoring:
     `scale` (divided by the expected scale of the LoRA gradient)."""
     eta: float = 1.0
     """Weight of the −∂B·∂A term (Eq. 10)."""
-    linears: str = "all"
-    """`all` linears of a unit, or the `rows` side only."""
+    linears: str = "rows"
+    """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`. At B = 0 the LoRA gradient of a
+    column-side linear (o, down) is a random projection of its inputs and ranks its columns hardly better than
+    chance."""
     seed: int = 0
 
 
