@@ -67,8 +67,8 @@ def prepare(config: PruneConfig) -> Job:
     check_output(output, overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
-    check_checkpoint(source)
     budget = _plan(config, model_config)
+    check_checkpoint(source)
     folder = Path(source.path) if Path(source.path).is_dir() else None
     element_bytes = checkpoint_dtype(model_config).itemsize
     kept_bytes = (budget.units.prunable_params - budget.removed_params) * element_bytes

@@ -26,10 +26,12 @@ from .benchmark import Latency, checkpoint_bytes, forward_flops, forward_latency
 from .callback import PruningCallback
 from .config import PruneConfig, steps_of
 from .criteria import Scoring
+from .embedded import quiet_transformers
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .export import ExportReport, export_checkpoint
 from .loss import causal_lm_loss
+from .modelcard import model_card
 from .models import autocast, compute_dtype, default_device, load_model
 from .prepare import Job, checkpoint_dtype, make_work
 from .progress import Progress
@@ -58,14 +60,17 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
     model = add_lora(base, job)
     pruner = make_pruner(model, job)
     _announce(job, pruner, progress)
-    train_seconds = _train(model, pruner, job, dtype, progress)
+    train_seconds = _train(model, pruner, job, dtype, progress, dense_size["parameters"])
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
         pruner.close()
-        small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=report.format != "stock")
+        with quiet_transformers():
+            small = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=report.format != "stock"
+            )
         nn.Module.to(small, base.device)
         original = load_base(job, dtype)
         result.update(
@@ -88,6 +93,8 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
             }
         )  # fmt: skip
         write_json(folder / "result.json", result)
+        source = Path(job.source.path) if Path(job.source.path).is_dir() else None
+        (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
         write_json(folder / "units.json", units_record(pruner))
         shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
 
@@ -183,10 +190,12 @@ def training_arguments(config: PruneConfig, total_steps: int, dtype: torch.dtype
     )
 
 
-def _train(model: PeftModel, pruner: Pruner, job: Job, dtype: torch.dtype, progress: Progress) -> float:
+def _train(
+    model: PeftModel, pruner: Pruner, job: Job, dtype: torch.dtype, progress: Progress, dense_parameters: int
+) -> float:
     """Train and prune; returns seconds."""
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=parameter_count(model.base_model))
+    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=dense_parameters)
     callbacks = [PruningCallback(pruner, on_cut=recording.on_cut), recording]
     started = time.perf_counter()
     run_trainer(model, job, dtype, callbacks)

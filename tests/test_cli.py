@@ -1,0 +1,221 @@
+"""The command line on tiny models: one whole run, and bad input that never gets far."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny
+from transformers import AutoModelForCausalLM
+
+from secateur.cli import COMMANDS, main
+from secateur.config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
+from secateur.embedded import stdlib_docs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a tiny model and some text of printable characters."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny(folder / "model", layers=5, ffn=160)
+    text = stdlib_docs("train")[0][1].encode("ascii", "ignore").decode()
+    (folder / "text.txt").write_text(text * 3, encoding="utf-8")
+    return folder
+
+
+def arguments(place: Path, output: Path, **changes: object) -> list[str]:
+    options = {
+        "model": place / "model", "data": place / "text.txt", "output": output, "steps": 12, "seq_len": 32,
+        "batch_size": 4, "frequency": 2, "sparsity": 0.4, "dtype": "float32", **changes,
+    }  # fmt: skip
+    found = ["prune"]
+    for name, value in options.items():
+        if value is not None:
+            found += ["--" + name.replace("_", "-"), str(value)]
+    return found
+
+
+def test_prune_eval_export(place, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert (
+        main([*arguments(place, out, eval_data=place / "text.txt", eval_steps=5, allocation="global", dropout=0.1)])
+        == 0
+    )
+    printed = capsys.readouterr()
+    assert "trust_remote_code=True" in printed.out
+    assert "importance that each allocation removes" in printed.out.lower()
+    assert printed.err.count("cut after step") == 3
+    result = json.loads((out / "result.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    dense = AutoModelForCausalLM.from_pretrained(place / "model")
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    assert result["pruned"]["parameters"] == count(model)
+    gone = count(dense) - count(model)
+    assert result["sparsity"]["reached"] == gone / result["sparsity"]["prunable_parameters"]
+    assert abs(result["sparsity"]["reached"] - 0.4) <= 0.005
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().split("\n") if line]
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    assert "eval_perplexity" in metrics[4]
+    assert metrics[-1]["sparsity"] == result["sparsity"]["reached"]
+    assert metrics[-1]["parameters"] == count(model)
+    units = json.loads((out / "units.json").read_text())
+    removed = [u for cut in units["cuts"] for name, ids in cut["removed"].items() for u in ids]
+    assert len(removed) == sum(p["units"] - len(p["kept"]) for p in units["pools"].values())
+    assert "sha256" in (out / "README.md").read_text()
+    assert not out.with_name("out.run").exists()
+    text = str(place / "text.txt")
+    evaluated = [
+        "eval", "--model", str(out), "--against", str(place / "model"), "--data", text, "--seq-len", "32",
+        "--max-tokens", "2048", "--dtype", "float32", "--trust-remote-code", "--output", str(tmp_path / "eval.json"),
+    ]  # fmt: skip
+    assert main(evaluated) == 0
+    figures = json.loads((tmp_path / "eval.json").read_text())
+    assert set(figures["models"]) == {str(out), str(place / "model")}
+    assert "2,048" in capsys.readouterr().out
+    assert main(["export", "--model", str(out), "--output", str(tmp_path / "padded"), "--format", "padded"]) == 0
+    padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    ids = torch.arange(3, 60).unsqueeze(0)
+    torch.testing.assert_close(padded(ids).logits, model(ids).logits, rtol=0.0, atol=2e-4)
+
+
+def test_a_pruned_model_is_pruned_again_from_yaml(place, tmp_path, capsys) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(arguments(place, first, sparsity=0.3)) == 0
+    lines = [
+        f"model: {first}", f"data: {place / 'text.txt'}", "steps: 12", "seq-len: 32", "batch_size: 4", "sparsity: 0.2",
+        "attention: none", "criterion: magnitude", "prune_end: 0.5",
+    ]  # fmt: skip
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    assert main(["prune", "--config", str(tmp_path / "run.yaml"), "--output", str(second), "--dtype", "float32"]) == 0
+    result = json.loads((second / "result.json").read_text())
+    assert result["config"]["criterion"] == "magnitude"
+    assert result["dense"]["parameters"] == json.loads((first / "result.json").read_text())["pruned"]["parameters"]
+    assert json.loads((second / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def bad_cases(place: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Name -> arguments, and what the one message has to say."""
+    files = {
+        "empty.txt": b"",
+        "latin.txt": "naïve café".encode("latin-1"),
+        "fields.jsonl": b'{"text": "fine"}\n{"body": "not fine"}\n',
+        "short.txt": b"too short",
+        "keys.yaml": b"sparcity: 0.2\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("keep me")
+    t5 = tmp_path / "t5"
+    t5.mkdir()
+    (t5 / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}))
+    out = tmp_path / "out"
+    case = lambda **changes: arguments(place, changes.pop("output", out), **changes)  # noqa: E731
+    return {
+        "unknown model path": (case(model="./nowhere/model"), "./nowhere/model"),
+        "unknown data path": (case(data=tmp_path / "none.jsonl"), "none.jsonl"),
+        "empty data": (case(data=tmp_path / "empty.txt"), "empty"),
+        "not UTF-8": (case(data=tmp_path / "latin.txt"), "UTF-8"),
+        "missing fields": (case(data=tmp_path / "fields.jsonl"), "fields.jsonl:2"),
+        "too few tokens": (case(data=tmp_path / "short.txt"), "tokens"),
+        "sparsity 0": (case(sparsity=0), "--sparsity is 0.0"),
+        "sparsity 1.2": (case(sparsity=1.2), "--sparsity is 1.2"),
+        "sparsity unreachable": (case(sparsity=0.99), "at most 0.8"),
+        "unsupported type": (case(model=t5), "unknown model type 'gpt_neox'"),
+        "rank 0": (case(rank=0), "--rank is 0"),
+        "negative length": (case(seq_len=-5), "--seq-len is -5"),
+        "steps 0": (case(steps=0), "--steps is 0"),
+        "too long": (case(seq_len=513), "longer than the model's 512 positions"),
+        "non-empty output": (case(output=tmp_path / "full"), "full is not empty"),
+        "output is a file": (case(output=tmp_path / "short.txt"), "short.txt is a file"),
+        "output in the model": (case(output=place / "model" / "pruned"), "overlap"),
+        "unknown YAML key": (
+            [*case(), "--config", str(tmp_path / "keys.yaml")],
+            "unknown option 'sparcity'. Did you mean 'sparsity'",
+        ),
+        "not a number": (case(lr="fast"), "--lr is 'fast': expected a number"),
+        "unknown choice": (case(attention="heads"), "--attention is 'heads'"),
+        "unknown criterion": (case(criterion="lorra"), "unknown criterion 'lorra'. Did you mean 'lora'"),
+        "unknown target": (case(targets="zzz_proj"), "--targets zzz_proj"),
+        "partial targets": (case(targets="q_proj"), "LoRA does not cover model.layers.0.self_attn.k_proj"),
+        "no adapter there": (case(adapter=tmp_path / "no-adapter"), "--adapter"),
+        "bounds crossed": (case(prune_start=0.9, prune_end=0.5), "--prune-start 0.9"),
+        "response only on text": ([*case(), "--response-only"], "response"),
+        "unequal micro-batches": (case(accumulation=3), "--accumulation 3"),
+        "missing required": (["prune", "--model", "x"], "--output is required"),
+        "unknown flag": (["prune", "--sparsety", "1"], "--sparsety"),
+        "unknown command": (["prnue"], "Did you mean 'prune'"),
+        "eval: short text": (
+            ["eval", "--model", str(place / "model"), "--data", str(tmp_path / "short.txt")],
+            "fewer than one segment",
+        ),
+    }
+
+
+@pytest.mark.parametrize("number", range(31))
+def test_bad_input(number, place, tmp_path, capsys) -> None:
+    cases = bad_cases(place, tmp_path)
+    assert len(cases) == 31
+    label = list(cases)[number]
+    argv, expected = cases[label]
+    before = sorted(p.relative_to(place) for p in place.rglob("*"))
+    assert main(argv) == 2, label
+    printed = capsys.readouterr()
+    assert expected in printed.err, label
+    assert printed.err.count("secateur: error:") == 1
+    assert "Traceback" not in printed.err
+    assert not (tmp_path / "out").exists()
+    assert sorted(p.relative_to(place) for p in place.rglob("*")) == before
+    assert (tmp_path / "full" / "precious.txt").read_text() == "keep me"
+
+
+def test_a_corrupt_checkpoint_is_named(place, tmp_path, capsys) -> None:
+    broken = save_tiny(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert main(arguments(place, tmp_path / "out", model=broken)) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_no_disk_space_is_known_before_the_run(place, tmp_path, capsys, monkeypatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("secateur.output.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    assert main(arguments(place, tmp_path / "out")) == 2
+    assert "0.0 GB free: make room" in capsys.readouterr().err
+
+
+def test_help_is_fast_and_loads_no_torch() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); from secateur.cli import main\n"
+        "try: main(['prune', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules; assert time.perf_counter() - t < 0.5, time.perf_counter() - t"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--sparsity" in done.stdout
+
+
+def test_every_option_has_a_flag(capsys) -> None:
+    from dataclasses import fields
+
+    for command, cls in (
+        ("prune", PruneConfig), ("eval", EvalConfig), ("export", ExportConfig), ("quickstart", QuickstartConfig),
+    ):  # fmt: skip
+        assert COMMANDS[command][1] is cls
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert all("--" + f.name.replace("_", "-") in text for f in fields(cls))
+
+
+def test_lists(capsys) -> None:
+    assert main(["families"]) == 0
+    assert main(["criteria"]) == 0
+    printed = capsys.readouterr().out
+    assert "llama" in printed
+    assert "lora_grad" in printed
