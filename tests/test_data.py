@@ -7,16 +7,8 @@ import pytest
 import torch
 from tiny import tiny_tokenizer
 
-from secateur.data import (
-    IGNORED,
-    Document,
-    check_spec,
-    evaluation_tokens,
-    fingerprint,
-    read_documents,
-    require_batches,
-    training_blocks,
-)
+from secateur.data import IGNORED, evaluation_tokens, require_batches, training_blocks
+from secateur.documents import Document, check_spec, fingerprint, read_documents
 from secateur.errors import InputError
 
 TURNS = [

@@ -1,6 +1,7 @@
 """Trainer events to pruner calls. No logic."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
@@ -43,3 +44,8 @@ class PruningCallback(TrainerCallback):
         cut = self.pruner.step(optimizer)
         if cut is not None and self.on_cut is not None:
             self.on_cut(cut)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the pruner's state into Trainer's checkpoint: its adapter has the shapes that this state says."""
+        assert args.output_dir is not None
+        self.pruner.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from .benchmark import parameter_count
 from .config import EvalConfig
-from .data import check_spec, evaluation_tokens
+from .data import evaluation_tokens
+from .documents import check_spec
 from .errors import InputError, NumericsError
 from .models import (
     autocast,

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from .budget import Budget, BudgetOptions, make_budget
 from .config import PruneConfig
 from .criteria import CRITERIA
-from .data import Blocks, check_spec, evaluation_tokens, fingerprint, require_batches, training_blocks
+from .data import Blocks, evaluation_tokens, require_batches, training_blocks
+from .documents import check_spec, fingerprint
 from .errors import InputError
 from .families import family_of
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model

@@ -5,14 +5,17 @@ Knows nothing of Trainer, data or files. In a loop:
     loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,10 +24,13 @@ from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .errors import InputError, NumericsError
 from .families import Family, family_of
+from .records import write_json
 from .schedule import Schedule, make_schedule
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
 from .units import Pool, find_units
+
+STATE_TENSORS = ("keep", "scores", "scores_before_cuts")
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,22 @@ class Pruner:
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None)
+
+    def save(self, folder: Path) -> None:
+        """Write the state as pruner.safetensors (masks and averages) and pruner.json (the rest)."""
+        state = self.state_dict()
+        tensors = {f"{part}/{name}": t for part in STATE_TENSORS for name, t in state.pop(part).items()}
+        save_file(tensors, folder / "pruner.safetensors")
+        write_json(folder / "pruner.json", state)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote: masks or shrunk shapes, averages, step count."""
+        state = json.loads((folder / "pruner.json").read_text(encoding="utf-8"))
+        state |= {part: {} for part in STATE_TENSORS}
+        for key, tensor in load_file(folder / "pruner.safetensors").items():
+            part, name = key.split("/")
+            state[part][name] = tensor
+        self.load_state_dict(state)
 
     def _record(self, before: dict[str, Tensor]) -> Cut:
         removed, scores = {}, {}

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,21 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from .benchmark import Latency, checkpoint_bytes, forward_flops, forward_latency, parameter_count
+from .benchmark import parameter_count
 from .callback import PruningCallback
 from .config import PruneConfig, steps_of
 from .criteria import Scoring
 from .embedded import quiet_transformers
 from .errors import InputError
-from .evaluate import Perplexity, perplexity
+from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
 from .loss import causal_lm_loss
-from .modelcard import model_card
 from .models import autocast, compute_dtype, default_device, load_model
+from .outcome import measure, outcome, write_records
 from .prepare import Job, checkpoint_dtype, make_work
 from .progress import Progress
-from .pruner import Cut, Pruner
+from .pruner import Pruner
 from .recording import RecordingCallback
-from .records import environment, write_json
-
-LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
 
 def prune(job: Job, progress: Progress) -> dict[str, Any]:
@@ -55,12 +51,12 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
-    dense = measure(base, job, dtype)
-    dense_size = {"parameters": parameter_count(base), "bytes": _source_bytes(job, base)}
+    dense_perplexity = measure(base, job, dtype)
+    dense_parameters = parameter_count(base)
     model = add_lora(base, job)
     pruner = make_pruner(model, job)
     _announce(job, pruner, progress)
-    train_seconds = _train(model, pruner, job, dtype, progress, dense_size["parameters"])
+    train_seconds = _train(model, pruner, job, dtype, progress, dense_parameters)
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 
@@ -72,31 +68,10 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
                 folder, dtype="auto", trust_remote_code=report.format != "stock"
             )
         nn.Module.to(small, base.device)
-        original = load_base(job, dtype)
-        result.update(
-            {
-                "status": "done",
-                "config": asdict(config),
-                "environment": environment(),
-                "data": {"training": job.data, "evaluation": job.eval_info, **_token_counts(job)},
-                "dense": dense_size | _perplexity_dict(dense),
-                "pruned": {"parameters": parameter_count(small), "bytes": checkpoint_bytes(folder)}
-                | _perplexity_dict(measure(small, job, dtype)),
-                "sparsity": _sparsity(pruner, small, original),
-                "shapes": [dict(zip(("heads", "kv_heads", "ffn"), s.key(), strict=True))
-                           for s in pruner.units.shapes_after(pruner.keep)],
-                "speed": _speed(original, small, job, dtype),
-                "alternatives": pruner.alternatives(),
-                "export": report.to_dict() | {"folder": str(job.output)},
-                "train_seconds": train_seconds,
-                "total_seconds": time.perf_counter() - started,
-            }
-        )  # fmt: skip
-        write_json(folder / "result.json", result)
-        source = Path(job.source.path) if Path(job.source.path).is_dir() else None
-        (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
-        write_json(folder / "units.json", units_record(pruner))
-        shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+        dense = load_base(job, dtype)
+        result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype))
+        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        write_records(folder, job, pruner, result)
 
     export_checkpoint(
         model,
@@ -236,29 +211,6 @@ class AutocastTrainer(Trainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
 
-def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
-    """Perplexity on the run's evaluation text, if there is one."""
-    if job.eval_ids is None:
-        return None
-    return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
-
-
-def units_record(pruner: Pruner) -> dict[str, Any]:
-    """What `units.json` holds: per pool what stayed, and per cut what went with which score."""
-    return {
-        "pools": {
-            pool.name: {
-                "units": pool.size,
-                "unit_params": pool.unit_params,
-                "kept": pruner.keep[pool.name].nonzero().flatten().tolist(),
-            }
-            for pool in pruner.units.pools
-        },
-        "cuts": [vars(cut) for cut in pruner.cuts],
-        "scores_before_cuts": {name: scores.tolist() for name, scores in pruner.scores_before_cuts.items()},
-    }
-
-
 def name_of(dtype: torch.dtype) -> str:
     """`bfloat16` rather than `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
@@ -277,56 +229,3 @@ def _announce(job: Job, pruner: Pruner, progress: Progress) -> None:
 def _probe(job: Job) -> torch.Tensor:
     """(1, tokens) of real training text, for comparing logits."""
     return torch.tensor([job.blocks[0]["input_ids"][:256]])
-
-
-def _token_counts(job: Job) -> dict[str, int]:
-    per_step = job.config.batch_size * job.config.seq_len
-    return {
-        "documents": job.blocks.n_documents,
-        "available_tokens": job.blocks.n_tokens,
-        "tokens_per_step": per_step,
-        "trained_tokens": per_step * job.total_steps,
-        "steps": job.total_steps,
-    }
-
-
-def _perplexity_dict(measured: Perplexity | None) -> dict[str, Any]:
-    return {"perplexity": measured.to_dict() if measured else None}
-
-
-def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module) -> dict[str, Any]:
-    """Asked and reached; the latter recounted from the parameters of the checkpoint as loaded."""
-    gone = parameter_count(dense) - parameter_count(small)
-    assert gone == pruner.removed_params, "the written checkpoint lacks other parameters than were pruned"
-    return {
-        "target": pruner.budget.sparsity,
-        "reached": gone / pruner.units.prunable_params,
-        "prunable_parameters": pruner.units.prunable_params,
-        "removed_parameters": gone,
-        "model": gone / parameter_count(dense),
-    }
-
-
-def _speed(dense: nn.Module, small: nn.Module, job: Job, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs."""
-    models = {"dense": dense, "pruned": small}
-    with torch.no_grad():
-        latency: dict[str, Latency] = forward_latency(
-            models, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
-        )
-    flops = {name: forward_flops(model, job.config.seq_len) for name, model in models.items()}
-    return {
-        **{name: latency[name].to_dict() | {"flops": flops[name]} for name in models},
-        "speedup": latency["dense"].median_ms / latency["pruned"].median_ms,
-        "flop_speedup": flops["dense"] / flops["pruned"],
-    }
-
-
-def _source_bytes(job: Job, base: nn.Module) -> int:
-    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local folder."""
-    folder = Path(job.source.path)
-    found = checkpoint_bytes(folder) if folder.is_dir() else 0
-    return found or sum(p.numel() * p.element_size() for p in base.parameters())
-
-
-__all__ = ["Cut", "add_lora", "load_base", "make_pruner", "measure", "prune", "training_arguments", "units_record"]

@@ -1,0 +1,136 @@
+"""What a run came to: the figures of the written checkpoint beside the dense model's."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
+from .evaluate import Perplexity, perplexity
+from .export import ExportReport
+from .modelcard import model_card
+from .prepare import Job
+from .pruner import Pruner
+from .records import environment, write_json
+
+LATENCY_BATCH, LATENCY_REPEATS = 1, 7
+
+
+def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
+    """Perplexity on the run's evaluation text, if there is one."""
+    if job.eval_ids is None:
+        return None
+    return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
+
+
+def outcome(
+    job: Job,
+    pruner: Pruner,
+    dense: nn.Module,
+    small: nn.Module,
+    dense_perplexity: Perplexity | None,
+    report: ExportReport,
+    folder: Path,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What `result.json` holds, but for the times.
+
+    Args:
+        dense, small: the original model and the written checkpoint, both as loaded from disk.
+        folder: where the checkpoint is now (it is put into place later).
+    """
+    shapes = pruner.units.shapes_after(pruner.keep)
+    return {
+        "status": "done",
+        "config": asdict(job.config),
+        "environment": environment(),
+        "data": {"training": job.data, "evaluation": job.eval_info, **_token_counts(job)},
+        "dense": {
+            "parameters": parameter_count(dense),
+            "bytes": _source_bytes(job, dense),
+            "perplexity": dense_perplexity.to_dict() if dense_perplexity else None,
+        },
+        "pruned": {
+            "parameters": parameter_count(small),
+            "bytes": checkpoint_bytes(folder),
+            "perplexity": measured.to_dict() if (measured := measure(small, job, dtype)) else None,
+        },
+        "sparsity": _sparsity(pruner, small, dense),
+        "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
+        "speed": _speed(dense, small, job, dtype),
+        "alternatives": pruner.alternatives(),
+        "export": report.to_dict() | {"folder": str(job.output)},
+    }
+
+
+def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:
+    """result.json, units.json, metrics.jsonl and the model card, beside the weights."""
+    write_json(folder / "result.json", result)
+    write_json(folder / "units.json", units_record(pruner))
+    shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+    source = Path(job.source.path) if Path(job.source.path).is_dir() else None
+    (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
+
+
+def units_record(pruner: Pruner) -> dict[str, Any]:
+    """What `units.json` holds: per pool what stayed, and per cut what went with which score."""
+    return {
+        "pools": {
+            pool.name: {
+                "units": pool.size,
+                "unit_params": pool.unit_params,
+                "kept": pruner.keep[pool.name].nonzero().flatten().tolist(),
+            }
+            for pool in pruner.units.pools
+        },
+        "cuts": [vars(cut) for cut in pruner.cuts],
+        "scores_before_cuts": {name: scores.tolist() for name, scores in pruner.scores_before_cuts.items()},
+    }
+
+
+def _token_counts(job: Job) -> dict[str, int]:
+    per_step = job.config.batch_size * job.config.seq_len
+    return {
+        "documents": job.blocks.n_documents,
+        "available_tokens": job.blocks.n_tokens,
+        "tokens_per_step": per_step,
+        "trained_tokens": per_step * job.total_steps,
+        "steps": job.total_steps,
+    }
+
+
+def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module) -> dict[str, Any]:
+    """Asked and reached; the latter recounted from the parameters of the checkpoint as loaded."""
+    gone = parameter_count(dense) - parameter_count(small)
+    assert gone == pruner.removed_params, "the written checkpoint lacks other parameters than were pruned"
+    return {
+        "target": pruner.budget.sparsity,
+        "reached": gone / pruner.units.prunable_params,
+        "prunable_parameters": pruner.units.prunable_params,
+        "removed_parameters": gone,
+        "model": gone / parameter_count(dense),
+    }
+
+
+def _speed(dense: nn.Module, small: nn.Module, job: Job, dtype: torch.dtype) -> dict[str, Any]:
+    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs."""
+    models = {"dense": dense, "pruned": small}
+    latency = forward_latency(
+        models, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
+    )
+    flops = {name: forward_flops(model, job.config.seq_len) for name, model in models.items()}
+    return {
+        **{name: latency[name].to_dict() | {"flops": flops[name]} for name in models},
+        "speedup": latency["dense"].median_ms / latency["pruned"].median_ms,
+        "flop_speedup": flops["dense"] / flops["pruned"],
+    }
+
+
+def _source_bytes(job: Job, base: nn.Module) -> int:
+    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local folder."""
+    folder = Path(job.source.path)
+    found = checkpoint_bytes(folder) if folder.is_dir() else 0
+    return found or sum(p.numel() * p.element_size() for p in base.parameters())
