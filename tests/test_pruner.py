@@ -79,13 +79,15 @@ def test_shrinking_is_masking(attention, allocation, bias) -> None:
             torch.testing.assert_close(moments[0], moments[1].index_select(member.dim, stay), rtol=1e-9, atol=1e-15)
 
 
-def test_a_cut_changes_the_function_and_the_work() -> None:
+def test_a_cut_changes_the_function_and_the_work(tmp_path) -> None:
     model = adapted()
     before = model(rows(1)).logits.detach()
     pruner = pruner_for(model, total_steps=STEPS)
     size = sum(p.numel() for n, p in model.named_parameters() if "lora" not in n)
     train_bare(model, pruner)
     after = sum(p.numel() for n, p in model.named_parameters() if "lora" not in n)
+    report = pruner.export(tmp_path / "small", tokenizer=tiny_tokenizer())
+    assert report.parameters == after
     assert size - after == pruner.removed_params == round(pruner.sparsity * pruner.units.prunable_params)
     assert (model(rows(1)).logits - before).abs().max() > 0.1
 

@@ -5,6 +5,7 @@ Flags are generated from the config dataclasses; torch is imported only when a c
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -20,6 +21,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0 done, 2 bad input, 3 memory, 4 verification, 5 numbers)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         command, config = _parse(arguments)
         return command(config)

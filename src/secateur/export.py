@@ -26,6 +26,12 @@ from .surgery import merged_and_sliced
 from .units import LayerShape, Units
 from .verify import Check, logits_of, verify
 
+PROBE = (
+    "A gardener prunes a tree so that what is left can grow. The cut is made close to the branch, with a sharp blade, "
+    "and never all at once: a few twigs this year, a few the next. Whoever cuts too much in one season finds the tree "
+    "weak in the following spring, while one that was never cut at all bears small and sour fruit."
+)
+
 MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Mean KL divergence (nats) allowed between the model as trained (masks, LoRA apart) and as merged. In bfloat16
 merging rounds each weight once more, and activations differ by roundings; a wrong slice costs whole nats."""
@@ -119,11 +125,18 @@ def export_config(config: ExportConfig) -> ExportReport:
     padded = build_small(old, family, alike, padded_state(state, family, shapes, wide), dtype, config.model_class)
     padded.generation_config = layered.generation_config = GenerationConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(source)
-    ids = tokenizer("The quick brown fox jumps over the lazy dog. " * 8, return_tensors="pt")["input_ids"]
+    ids = default_probe(tokenizer, old.get_text_config().vocab_size)
     merge_kl = _mean_kl(logits_of(layered, ids), logits_of(padded, ids))
     if not merge_kl <= MOST_KL[dtype]:
         raise VerificationError(f"padding moved the predictions by {merge_kl:.3g} nats (allowed: {MOST_KL[dtype]:g}).")
     return _write(padded, output, "padded", ids, tokenizer, merge_kl, None)
+
+
+def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
+    """(1, tokens) to compare models on: a paragraph of English, or without a tokenizer every token in turn."""
+    if tokenizer is None:
+        return torch.arange(min(vocabulary, 256)).unsqueeze(0)
+    return torch.tensor([tokenizer(PROBE)["input_ids"]])
 
 
 def build_small(

@@ -17,12 +17,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget, BudgetOptions, make_budget
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .errors import InputError, NumericsError
+from .export import ExportReport, default_probe, export_checkpoint
 from .families import Family, family_of
 from .records import write_json
 from .schedule import Schedule, make_schedule
@@ -217,6 +218,36 @@ class Pruner:
             lost = sum(float(scores[name][~keep[name]].sum()) for name in keep)
             found[allocation] = lost / total if total else 0.0
         return found
+
+    def export(
+        self,
+        output: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        probe_ids: Tensor | None = None,
+        overwrite: bool = False,
+    ) -> ExportReport:
+        """Write the merged, sliced model as a checkpoint, verified in a fresh process. The model is not changed.
+
+        Args:
+            probe_ids: (1, tokens) to compare logits on; by default a few sentences through the tokenizer.
+        Raises:
+            InputError, VerificationError: as `export_checkpoint`.
+        """
+        base = cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        if probe_ids is None:
+            probe_ids = default_probe(tokenizer, base.config.get_text_config().vocab_size)
+        return export_checkpoint(
+            self.model,
+            self.live,
+            self.live_keep,
+            Path(output),
+            probe_ids=probe_ids,
+            dtype=base.dtype,
+            tokenizer=tokenizer,
+            model_class=self.model_class,
+            overwrite=overwrite,
+        )
 
     def close(self) -> None:
         """Take the masks off the model."""

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from .benchmark import generate_text
 from .config import PruneConfig, QuickstartConfig, build
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
-from .models import compute_dtype
+from .models import compute_dtype, load_model, load_tokenizer, resolve_model
 from .output import check_output
 from .prepare import prepare
 from .progress import Progress
@@ -34,8 +32,8 @@ def quickstart(config: QuickstartConfig) -> None:
     print(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        source = resolve_model(str(folder))
+        model, tokenizer = load_model(source), load_tokenizer(source)
         text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=compute_dtype("auto"))
         print(f"{label + ':':8} {' '.join(text.split())}")
     print(loading_lines(result))
@@ -55,7 +53,7 @@ def quickstart_options(config: QuickstartConfig) -> PruneConfig:
             "overwrite": config.overwrite,
             "sparsity": 0.2,
             "steps": config.steps,
-            "frequency": 5,
+            "frequency": 4,
             "attention": "none",
         },
     )
