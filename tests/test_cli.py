@@ -74,6 +74,11 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     figures = json.loads((tmp_path / "eval.json").read_text())
     assert set(figures["models"]) == {str(out), str(place / "model")}
     assert "2,048" in capsys.readouterr().out
+    again = arguments(place, tmp_path / "again", model=out, sparsity=0.2, allocation="global", steps=6, frequency=1)
+    assert main(again) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err
+    assert main([*again, "--trust-remote-code"]) == 0
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["dense"]["parameters"] == count(model)
     assert main(["export", "--model", str(out), "--output", str(tmp_path / "padded"), "--format", "padded"]) == 0
     padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
     ids = torch.arange(3, 60).unsqueeze(0)
@@ -167,6 +172,7 @@ def test_bad_input(number, place, tmp_path, capsys) -> None:
     assert printed.err.count("secateur: error:") == 1
     assert "Traceback" not in printed.err
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.run").exists()
     assert sorted(p.relative_to(place) for p in place.rglob("*")) == before
     assert (tmp_path / "full" / "precious.txt").read_text() == "keep me"
 

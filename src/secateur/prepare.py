@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,10 @@ def prepare(config: PruneConfig) -> Job:
     check_output(output, overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
-    budget = _plan(config, model_config)
+    budget, dense_params = _plan(config, model_config)
     check_checkpoint(source)
     folder = Path(source.path) if Path(source.path).is_dir() else None
-    element_bytes = checkpoint_dtype(model_config).itemsize
-    kept_bytes = (budget.units.prunable_params - budget.removed_params) * element_bytes
+    kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=kept_bytes)
     _check_work(output.with_name(output.name + ".run"), config.overwrite)
     _check_lengths(config, model_config)
@@ -116,17 +116,14 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
     )
 
 
-def _plan(config: PruneConfig, model_config: PreTrainedConfig) -> Budget:
-    """The budget, from a model without weights."""
+def _plan(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
+    """The budget, and the parameters of the dense model, from a model without weights."""
     family = family_of(model_config.model_type, config.family)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     units = find_units(empty, family, config.attention)
-    return make_budget(
-        units,
-        budget_options(config),
-        lambda shape: accepts(model_config, family, shape, config.model_class),
-    )
+    legal = partial(accepts, model_config, family, model_class=config.model_class)
+    return make_budget(units, budget_options(config), legal), sum(p.numel() for p in empty.parameters())
 
 
 def _check_lengths(config: PruneConfig, model_config: PreTrainedConfig) -> None:

@@ -93,7 +93,9 @@ class RecordingCallback(TrainerCallback):
         for name, units in cut.removed.items():
             kind = name.rsplit(".", 1)[-1]
             counts[kind] = counts.get(kind, 0) + len(units)
-        words = ", ".join(f"{count:,} {WORDS[kind]}" for kind, count in counts.items()) or "nothing"
+        if not counts:
+            return
+        words = ", ".join(f"{count:,} {WORDS[kind]}" for kind, count in counts.items())
         self.progress.event(f"cut after step {cut.step}: {words} gone, sparsity now {cut.sparsity:.1%}")
 
     def close(self) -> None:

@@ -46,15 +46,16 @@ def prune(job: Job, progress: Progress) -> dict[str, Any]:
     """
     config = job.config
     started = time.perf_counter()
-    make_work(job.work)
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
-    progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
-    dense_perplexity = measure(base, job, dtype)
     dense_parameters = parameter_count(base)
+    progress.message(f"model {config.model}: {dense_parameters:,} parameters, computing in {name_of(dtype)}")
     model = add_lora(base, job)
     pruner = make_pruner(model, job)
+    make_work(job.work)
+    with model.disable_adapter():
+        dense_perplexity = measure(model, job, dtype)
     _announce(job, pruner, progress)
     train_seconds = _train(model, pruner, job, dtype, progress, dense_parameters)
     progress.message("writing, then reading back in a fresh process ...")
