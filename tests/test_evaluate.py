@@ -21,6 +21,7 @@ def test_equals_a_naive_loop(monkeypatch) -> None:
     losses = [model(part.unsqueeze(0), labels=part.unsqueeze(0)).loss.item() for part in ids[:192].split(32)]
     assert found.segments == 6
     assert found.tokens_scored == 6 * 31
+    assert found.mean_nll == pytest.approx(sum(losses) / 6, rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
     spread = torch.tensor(losses).std().item() / math.sqrt(6)
     assert found.stderr_nll == pytest.approx(spread, rel=1e-3)
@@ -45,3 +46,27 @@ def test_refusals() -> None:
     ids[40] = 5
     with pytest.raises(NumericsError, match="the loss of segment 1 is nan"):
         perplexity(model, ids, seq_len=32, dtype=torch.float32)
+
+
+def test_a_segment_needs_a_token_to_predict() -> None:
+    for length in (0, 1):
+        with pytest.raises(InputError, match=f"--seq-len is {length}: .* at least 2"):
+            perplexity(tiny_llama(), torch.zeros(20, dtype=torch.long), seq_len=length, dtype=torch.float32)
+
+
+def test_training_mode_comes_back_after_a_failure() -> None:
+    model = tiny_llama().train()
+    with pytest.raises(IndexError):  # a token id outside the vocabulary
+        perplexity(model, torch.full((64,), 9999), seq_len=32, dtype=torch.float32)
+    assert model.training
+
+
+def test_half_precision_runs_under_autocast_and_is_named() -> None:
+    model, seen = tiny_llama(), []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    ids = torch.randint(3, 99, (128,), generator=torch.Generator().manual_seed(0))
+    found = perplexity(model, ids, seq_len=32, dtype=torch.bfloat16)
+    assert set(seen) == {torch.bfloat16}
+    assert found.to_dict()["dtype"] == "bfloat16"
+    exact = perplexity(model, ids, seq_len=32, dtype=torch.float32)
+    assert found.mean_nll == pytest.approx(exact.mean_nll, rel=0.01)  # bfloat16 keeps 8 bits

@@ -2,12 +2,16 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from secateur import records
 from secateur.progress import Progress, human_bytes, human_count, human_seconds, safe
-from secateur.records import MetricsLog, environment, format_table, write_json
+from secateur.records import MetricsLog, environment, format_table, markdown_table, write_json
 
 
 class Terminal(io.StringIO):
@@ -87,3 +91,42 @@ def test_human_units() -> None:
     assert human_count(134_515_008) == "134.5M"
     assert human_bytes(269_060_552) == "269.1 MB"
     assert [human_seconds(s) for s in (5, 130, 7300)] == ["5s", "2m10s", "2h01m"]
+
+
+def test_a_value_that_json_lacks_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"a": 2, "b": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_metrics_file_is_closed_after_a_failure(tmp_path) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    with pytest.raises(TypeError, match="not JSON serializable"), log:
+        log.append({"step": object()})
+    with pytest.raises(ValueError, match="closed file"):
+        log.append({"step": 2})
+
+
+def test_markdown_table_survives_a_bar_in_a_cell() -> None:
+    table = markdown_table([("a|b", "1"), ("c\nd", "2")], header=("name", "n"))
+    assert table == "| name | n |\n|---|---:|\n| a\\|b | 1 |\n| c d | 2 |"
+
+
+@pytest.mark.parametrize(("place", "found"), [("src/secateur", True), (".venv/site-packages/secateur", False)])
+def test_the_commit_is_that_of_our_own_checkout(tmp_path, place, found) -> None:
+    """A user's project that holds a virtual environment is a checkout too, but not one of secateur."""
+    folder = tmp_path / place
+    shutil.copytree(Path(records.__file__).parent, folder)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    code = "from secateur.records import _commit; print(_commit())"
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(folder.parent), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert child.stdout.strip() == (head if found else "None")

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .errors import InputError
 from .models import autocast
 
 
@@ -37,7 +39,13 @@ def forward_latency(
 
     Args:
         models: label -> causal LM; all on the same device.
+        batch, seq_len: of the token ids, drawn with a fixed seed from what the smallest vocabulary holds.
+        warmup: turns that are not timed.
+    Raises:
+        InputError: nothing to time.
     """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: time at least 1 forward pass.")
     vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())  # type: ignore[operator]
     ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -48,7 +56,7 @@ def forward_latency(
                 seconds[name].append(taken)
     found = {}
     for name, taken_s in seconds.items():
-        quartiles = statistics.quantiles(taken_s, n=4) if repeats > 1 else [taken_s[0]] * 3
+        quartiles = statistics.quantiles(taken_s, n=4, method="inclusive") if repeats > 1 else [taken_s[0]] * 3
         found[name] = Latency(
             median_ms=statistics.median(taken_s) * 1e3,
             spread_ms=(quartiles[2] - quartiles[0]) * 1e3,
@@ -60,12 +68,19 @@ def forward_latency(
     return found
 
 
-def forward_flops(model: nn.Module, seq_len: int) -> int:
+def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[int] | None = None) -> int:
     """FLOPs of the linear layers (LoRA's and the output head included) for one sequence: 2·in·out a token.
 
-    Attention's own products (4·T²·head_dim a head), norms and activations are left out.
+    Norms and activations are left out, and so are attention's own products unless their width is given.
+
+    Args:
+        seq_len: tokens of the sequence, T.
+        attention_width: per layer, head_dim summed over its query heads. Adds scores and weighted values,
+            2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
     """
-    return sum(2 * seq_len * m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    # Not weight.numel(): 4-bit weights are stored packed.
+    linears = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    return 2 * seq_len * linears + 4 * seq_len**2 * sum(attention_width or ())
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -95,7 +110,7 @@ def generate_text(
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in encoded.items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.inference_mode(), autocast(device.type, dtype):
+    with _evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
@@ -103,15 +118,23 @@ def generate_text(
 def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:
     device = next(model.parameters()).device
     ids = ids.to(device)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(device.type, dtype):
+    with _evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
         _wait(device)
         started = time.perf_counter()
         model(input_ids=ids, use_cache=False)
         _wait(device)
-    model.train(was_training)
-    return time.perf_counter() - started
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the earlier mode after."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _wait(device: torch.device) -> None:

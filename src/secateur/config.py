@@ -165,6 +165,11 @@ class PruneConfig:
                 "--protect-first/--protect-last leave layers unlike the others, which --allocation uniform "
                 "rules out: use --allocation protected."
             )
+        if self.allocation != "uniform" and self.model_class != "keep":
+            found.append(
+                f"--model-class {self.model_class} goes with --allocation uniform: layers that differ need a modelling "
+                "file of the model's own class. Leave one of the two out."
+            )
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         if self.attention == "none" and self.attention_sparsity:

@@ -62,9 +62,12 @@ def perplexity(
         batch_size: segments per forward pass; does not change the result beyond rounding.
         dtype: of the computation; bfloat16 and float16 go through autocast.
     Raises:
-        InputError: fewer tokens than a segment, or a segment longer than the model's context.
+        InputError: fewer tokens than a segment, or a segment of fewer than 2 tokens or longer than the model's
+            context.
         NumericsError: a loss is not finite; names the segment.
     """
+    if seq_len < 2:
+        raise InputError(f"--seq-len is {seq_len}: a segment needs a token to predict, so at least 2.")
     segments = len(token_ids) // seq_len
     if not segments:
         raise InputError(f"{len(token_ids)} tokens are fewer than one segment of {seq_len}: lower --seq-len.")
@@ -75,12 +78,14 @@ def perplexity(
     started, was_training = time.perf_counter(), model.training
     model.eval()
     losses: list[float] = []
-    with torch.inference_mode(), autocast(device.type, dtype):
-        for batch in token_ids[: segments * seq_len].view(segments, seq_len).split(batch_size):
-            batch = batch.to(device)
-            logits = model(input_ids=batch, use_cache=False).logits
-            losses += [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
-    model.train(was_training)
+    try:
+        with torch.inference_mode(), autocast(device.type, dtype):
+            for batch in token_ids[: segments * seq_len].view(segments, seq_len).split(batch_size):
+                batch = batch.to(device)
+                logits = model(input_ids=batch, use_cache=False).logits
+                losses += [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
+    finally:
+        model.train(was_training)
     for number, loss in enumerate(losses):
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")

@@ -96,7 +96,8 @@ def export_checkpoint(
             f"the merged model predicts {merge_kl:.3g} nats off the trained one (allowed: {MOST_KL[dtype]:g})."
         )
     layered = LAYERS_KEY in small.config.to_dict()
-    return _write(small, output, "layered" if layered else "stock", probe_ids, tokenizer, merge_kl, finish)
+    format = "layered" if layered else "stock"
+    return _write(small, units.family, output, format, probe_ids, tokenizer, merge_kl, finish)
 
 
 def export_config(config: ExportConfig) -> ExportReport:
@@ -129,7 +130,7 @@ def export_config(config: ExportConfig) -> ExportReport:
     merge_kl = _mean_kl(logits_of(layered, ids), logits_of(padded, ids))
     if not merge_kl <= MOST_KL[dtype]:
         raise VerificationError(f"padding moved the predictions by {merge_kl:.3g} nats (allowed: {MOST_KL[dtype]:g}).")
-    return _write(padded, output, "padded", ids, tokenizer, merge_kl, None)
+    return _write(padded, family, output, "padded", ids, tokenizer, merge_kl, None)
 
 
 def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
@@ -178,6 +179,7 @@ def build_small(
 
 def _write(
     small: PreTrainedModel,
+    family: Family,
     output: Path,
     format: str,
     probe_ids: Tensor,
@@ -193,7 +195,6 @@ def _write(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if layered:
-            family = family_of(small.config.model_type)
             stock = stock_class_of(small.config).__name__
             (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
         check = Check(folder, probe_ids, logits_of(small, probe_ids), parameter_count(small), remote_code=layered)

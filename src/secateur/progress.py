@@ -1,5 +1,6 @@
 """The live view of a run: one line that is rewritten in a terminal, plain lines elsewhere."""
 
+import math
 import os
 import re
 import shutil
@@ -7,27 +8,29 @@ import sys
 import time
 from typing import TextIO
 
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]")
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def human_count(number: float) -> str:
     """134515008 -> `134.5M`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+    for size, unit, least in ((1e9, "B", 999.95e6), (1e6, "M", 999.95e3), (1e3, "k", 999.5)):
+        if number >= least:
             return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
 
 
 def human_bytes(number: float) -> str:
     """269060552 -> `269.1 MB` (decimal units)."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= size:
+    for size, unit, least in ((1e12, "TB", 999.95e9), (1e9, "GB", 999.95e6), (1e6, "MB", 999.95e3), (1e3, "kB", 999.5)):
+        if number >= least:
             return f"{number / size:.1f} {unit}"
     return f"{number:.0f} B"
 
 
 def human_seconds(seconds: float) -> str:
-    """130 -> `2m10s`."""
+    """130 -> `2m10s`; `?` for what is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -108,6 +111,14 @@ class Progress:
 
     def _redraw(self) -> None:
         if self.live and self._line:
-            columns = shutil.get_terminal_size().columns
-            self.stream.write(self._line[: max(1, columns - 1)])
+            self.stream.write(self._line[: max(1, _columns(self.stream) - 1)])
         self.stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+    """Width of the terminal behind `stream`; shutil's looks at stdout, which may be a pipe when stderr is not."""
+    try:
+        own = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # ValueError: a stream without a file descriptor
+        own = 0
+    return own or shutil.get_terminal_size().columns

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 class MetricsLog:
-    """One JSON object a line, on disk as soon as it is appended."""
+    """One JSON object a line, on disk as soon as it is appended; closes itself as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -75,6 +75,12 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
 
 
 def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
@@ -89,6 +95,15 @@ def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> st
     )
 
 
+def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """The same as a Markdown table."""
+    rule = "|---" + "|---:" * (len(header) - 1) + "|"
+    # A bar or a line break in a cell would start a new cell or row.
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    head, *body = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([head, rule, *body])
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -97,14 +112,19 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of secateur's own checkout; None when it is installed without one."""
+    """The commit of secateur's own checkout; None when it is installed without one.
+
+    Installed into a virtual environment inside someone's project, it lies in a checkout that is not its own:
+    only the place in it tells.
+    """
     folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(folder), "rev-parse", "--show-prefix", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    prefix, _, head = found.stdout.partition("\n")
+    return head.strip() if found.returncode == 0 and prefix == "src/secateur/" else None
 
 
 def _cpu_name() -> str:
