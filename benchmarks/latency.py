@@ -12,7 +12,7 @@ import torch
 
 from secateur.benchmark import forward_flops, forward_latency
 from secateur.models import compute_dtype, load_model, resolve_model
-from secateur.records import environment
+from secateur.records import environment, markdown_table
 
 DENSE = "smollm2-135m-instruct"
 
@@ -31,16 +31,15 @@ def main() -> None:
         f"{machine['cpu']}, {machine['logical_cores']} cores, torch {machine['versions']['torch']}, "
         f"{torch.get_num_threads()} threads, {dtype}, batch 1, medians of {given.repeats}\n"
     )
-    print("| tokens | model | ms | spread | speed-up | by FLOPs | ratio |\n|---|---|---|---|---|---|---|")
+    rows = []
     for seq_len in given.seq_lens:
         found = forward_latency(models, batch=1, seq_len=seq_len, repeats=given.repeats, dtype=dtype)
         base_ms, base_flops = found[DENSE].median_ms, forward_flops(models[DENSE], seq_len)
         for name, latency in found.items():
             speedup, flops = base_ms / latency.median_ms, base_flops / forward_flops(models[name], seq_len)
-            print(
-                f"| {seq_len} | {name} | {latency.median_ms:.1f} | {latency.spread_ms:.1f} | {speedup:.2f} | "
-                f"{flops:.2f} | {speedup / flops:.2f} |"
-            )
+            figures = (latency.median_ms, latency.spread_ms, speedup, flops, speedup / flops)
+            rows.append((f"{name}, {seq_len} tokens", *(f"{figure:.2f}" for figure in figures)))
+    print(markdown_table(rows, ("model", "ms", "spread ms", "speed-up", "by FLOPs", "ratio")))
 
 
 if __name__ == "__main__":

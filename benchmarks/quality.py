@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from secateur.config import EvalConfig, PruneConfig, build
+from secateur.records import markdown_table
 
 MODEL = "smollm2-135m-instruct"
 CELLS: dict[str, dict[str, object]] = {"dense": {}, "dense+lora": {}}
@@ -92,22 +93,25 @@ def table(folder: Path) -> str:
     """Markdown: one row a cell that has its figures."""
     found = {name: json.loads(path.read_text()) for name in CELLS if (path := folder / f"{name}.json").exists()}
     base = next(iter(found["dense+lora"]["models"].values()))["perplexity"] if "dense+lora" in found else None
-    lines = [
-        "| cell | prunable gone | parameters | heads / KV / FFN | perplexity | ± nats | ratio to dense + LoRA |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, record in found.items():
         (measured,) = record["models"].values()
         result = folder / name / "result.json"
         details = json.loads(result.read_text()) if result.exists() else None
         shapes = sorted({f"{s['heads']}/{s['kv_heads']}/{s['ffn']}" for s in details["shapes"]}) if details else []
-        ratio = f"{measured['perplexity'] / base:.2f}" if base else ""
-        lines.append(f"| {name} | {details['sparsity']['reached']:.2%} | " if details else f"| {name} | 0 | ")
-        lines[-1] += (
-            f"{measured['parameters']:,} | {shapes[0] if len(shapes) == 1 else 'differ' if shapes else '9/3/1536'} | "
-            f"{measured['perplexity']:.2f} | {measured['stderr_nll']:.3f} | {ratio} |"
+        rows.append(
+            (
+                name,
+                f"{details['sparsity']['reached']:.2%}" if details else "0",
+                f"{measured['parameters']:,}",
+                "9/3/1536" if not shapes else shapes[0] if len(shapes) == 1 else "differ",
+                f"{measured['perplexity']:.2f}",
+                f"{measured['stderr_nll']:.3f}",
+                f"{measured['perplexity'] / base:.2f}" if base else "",
+            )
         )
-    return "\n".join(lines)
+    header = ("cell", "prunable gone", "parameters", "heads/KV/FFN", "perplexity", "± nats", "ratio to dense + LoRA")
+    return markdown_table(rows, header)
 
 
 if __name__ == "__main__":

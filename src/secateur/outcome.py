@@ -60,7 +60,7 @@ def outcome(
         },
         "sparsity": _sparsity(pruner, small, dense),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
-        "speed": _speed(dense, small, job, dtype),
+        "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": pruner.alternatives(),
         "export": report.to_dict() | {"folder": str(job.output)},
     }
@@ -115,13 +115,17 @@ def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module) -> dict[str, A
     }
 
 
-def _speed(dense: nn.Module, small: nn.Module, job: Job, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs."""
+def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: torch.dtype) -> dict[str, Any]:
+    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included)."""
     models = {"dense": dense, "pruned": small}
     latency = forward_latency(
         models, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
     )
-    flops = {name: forward_flops(model, job.config.seq_len) for name, model in models.items()}
+    shapes = {"dense": pruner.units.shapes, "pruned": pruner.units.shapes_after(pruner.keep)}
+    flops = {
+        name: forward_flops(model, job.config.seq_len, attention_width=[s.heads * s.head_dim for s in shapes[name]])
+        for name, model in models.items()
+    }
     return {
         **{name: latency[name].to_dict() | {"flops": flops[name]} for name in models},
         "speedup": latency["dense"].median_ms / latency["pruned"].median_ms,

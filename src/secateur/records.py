@@ -112,19 +112,24 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of secateur's own checkout; None when it is installed without one.
+    """The commit of secateur's own checkout (`+` when the tree differs from it); None when installed without one.
 
     Installed into a virtual environment inside someone's project, it lies in a checkout that is not its own:
     only the place in it tells.
     """
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "--show-prefix", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    prefix, _, head = _git("rev-parse", "--show-prefix", "HEAD").partition("\n")
+    if prefix != "src/secateur/":
         return None
-    prefix, _, head = found.stdout.partition("\n")
-    return head.strip() if found.returncode == 0 and prefix == "src/secateur/" else None
+    return head.strip() + ("+" if _git("status", "--porcelain", "--", ".") else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints in our source folder; nothing where it fails or is missing."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _cpu_name() -> str:
