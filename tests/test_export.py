@@ -1,7 +1,9 @@
 """Masked = sliced = what a fresh process computes from the written checkpoint, for every shape and format."""
 
 import json
+import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from tiny import tiny_llama, tiny_tokenizer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -23,8 +26,9 @@ from secateur import Pruner
 from secateur import export as export_module
 from secateur.config import ExportConfig
 from secateur.errors import InputError, VerificationError
-from secateur.export import export_checkpoint, export_config
-from secateur.units import find_units
+from secateur.export import build_small, export_checkpoint, export_config
+from secateur.families import family_of
+from secateur.units import LayerShape, find_units
 from secateur.verify import Check, logits_of, verify
 
 TOLERANCE = 2e-4
@@ -90,10 +94,16 @@ CASES = [  # model, attention, allocation, model class, expected format
 ]
 
 
-def masked(model_name: str, attention: str, allocation: str, model_class: str = "keep"):
+SETTINGS = GenerationConfig(temperature=0.9, top_p=0.6, suppress_tokens=list(range(60)), num_beams=3, eos_token_id=0)
+"""Shipped with well-known checkpoints: settings that transformers refuses to save, and that change greedy choices."""
+
+
+def masked(
+    model_name: str, attention: str, allocation: str, model_class: str = "keep", dtype: torch.dtype = torch.float32
+):
     """A LoRA model with non-zero B, pruned once by random scores, as masks. Returns it, its pruner, dense logits."""
     torch.manual_seed(0)
-    model = get_peft_model(MODELS[model_name](), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    model = get_peft_model(MODELS[model_name]().to(dtype), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
@@ -134,11 +144,14 @@ def exported(tmp_path_factory):
         if case[4] == "layered":
             padded_class = "mistral" if case[0].startswith("mha") else "keep"
             export_config(ExportConfig(model=str(output), output=str(output) + "-padded", model_class=padded_class))
+    model, pruner, _ = masked("gqa", "kv_group", "uniform")
+    model.get_base_model().generation_config = SETTINGS
+    export_checkpoint(model, pruner.live, pruner.live_keep, root / "settings", probe_ids=IDS, dtype=torch.float32)
+    model, pruner, _ = masked("gqa", "kv_group", "global", dtype=torch.bfloat16)
+    export_checkpoint(model, pruner.live, pruner.live_keep, root / "bf16", probe_ids=IDS, dtype=torch.bfloat16)
     patched.undo()
-    moved = []
-    for check in checks:  # their temporary folders have been put in place since
-        target = check.folder.name.rsplit(".", 1)[0].removeprefix(".")
-        moved.append(Check(root / target, check.ids, check.logits, check.parameters, check.remote_code))
+    # Their temporary folders have been put in place since.
+    moved = [replace(check, folder=root / check.folder.name.rsplit(".", 1)[0].removeprefix(".")) for check in checks]
     return found, {check.folder.name: result for check, result in zip(moved, verify(moved), strict=True)}, moved
 
 
@@ -151,6 +164,7 @@ def test_masked_equals_written(case, exported) -> None:
     check = next(c for c in checks if c.folder.name == output.name)
     assert (check.logits - expected).abs().max() < TOLERANCE  # masked = merged and sliced
     result = verified[output.name]
+    assert 0 <= report.merge_difference < TOLERANCE
     assert result.difference < TOLERANCE  # merged and sliced = what a process without secateur reads
     assert result.class_name.startswith("Layered") == (case[4] == "layered")
     if case[3] == "mistral":
@@ -232,6 +246,119 @@ def test_a_corrupted_write_is_noticed_and_leaves_nothing(tmp_path, monkeypatch) 
     assert error.value.exit_code == 4
     assert list(tmp_path.iterdir()) == [target]
     assert list(target.iterdir()) == []
+
+
+def test_one_wrong_bfloat16_entry_is_noticed(tmp_path, monkeypatch) -> None:
+    """Too small for any logit tolerance in bfloat16; the weights are compared to the bit."""
+    model, pruner, _ = masked("gqa", "kv_group", "uniform", dtype=torch.bfloat16)
+    save = export_module.PreTrainedModel.save_pretrained
+
+    def corrupting(self, folder, **options):
+        with torch.no_grad():
+            weight = self.model.layers[1].mlp.down_proj.weight
+            weight[3, 5] *= -1
+            save(self, folder, **options)
+            weight[3, 5] *= -1
+
+    monkeypatch.setattr(export_module.PreTrainedModel, "save_pretrained", corrupting)
+    with pytest.raises(VerificationError, match=r"weights are not those in memory"):
+        export_checkpoint(model, pruner.live, pruner.live_keep, tmp_path / "out", probe_ids=IDS, dtype=torch.bfloat16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_layers_that_differ(exported) -> None:
+    verified = exported[1]["bf16"]
+    assert verified.class_name == "LayeredLlamaForCausalLM"
+    assert verified.difference <= 2**-6 * 20
+
+
+def test_generation_settings_are_handed_on_and_do_not_disturb_the_check(exported) -> None:
+    folder = exported[2][0].folder.with_name("settings")
+    assert "settings" in exported[1]
+    written = GenerationConfig.from_pretrained(folder)
+    assert (written.temperature, written.top_p, written.num_beams) == (0.9, 0.6, 3)
+    assert written.suppress_tokens == list(range(60))
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path) -> None:
+    """safetensors raises an error of its own, which is no OSError."""
+    model, pruner, _ = masked("gqa", "kv_group", "uniform")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"out could not be written: .*File too large"):
+            export_checkpoint(
+                model, pruner.live, pruner.live_keep, tmp_path / "out", probe_ids=IDS, dtype=torch.float32
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_does_not_move_the_random_state() -> None:
+    model = tiny_llama()
+    before = torch.get_rng_state()
+    family = family_of("llama")
+    shapes = find_units(model, family).shapes
+    build_small(model.config, family, shapes, model.state_dict().items(), torch.float32, "keep")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_four_to_three_heads_needs_the_twin_class() -> None:
+    model, family = tiny_llama(heads=4, kv_heads=4), family_of("llama")
+    with pytest.raises(InputError, match="config class refuses 3 query heads"):
+        build_small(model.config, family, (LayerShape(3, 3, 96, 16),) * 3, [], torch.float32, "keep")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(modules_to_save=["lm_head"], target_modules="all-linear"), "lm_head is trained in full beside LoRA"),
+        (dict(target_modules=["q_proj", "v_proj", "lm_head"]), "lm_head: its weight is the input embedding's too"),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused_before_training(options, message) -> None:
+    model = get_peft_model(tiny_llama(tied=True), LoraConfig(r=4, **options))
+    with pytest.raises(InputError, match=message):
+        Pruner(model, sparsity=0.5, total_steps=2)
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_a_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["secateur_layers"][0]["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_a_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["secateur_layers"][0]["intermediate_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_weights, "model.safetensors cannot be read .*copy it again"),
+        (lose_weights, "no weights there"),
+        (lose_a_size, "must give every layer num_attention_heads, num_key_value_heads, intermediate_size"),
+        (change_a_size, "the tensors do not fit a LayeredLlamaForCausalLM.*the checkpoint is damaged"),
+    ],
+)
+def test_a_damaged_layered_checkpoint_is_refused(damage, message, exported, tmp_path) -> None:
+    shutil.copytree(exported[0][CASES[2]][4], tmp_path / "layered")
+    damage(tmp_path / "layered")
+    with pytest.raises(InputError, match=message):
+        export_config(ExportConfig(model=str(tmp_path / "layered"), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_output_is_kept(tmp_path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,14 +17,14 @@ from .config import ExportConfig
 from .embedded import quiet_transformers
 from .errors import InputError, VerificationError
 from .families import Family, family_of
-from .layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
+from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
 from .models import ModelSource, load_config, load_tokenizer
 from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
 from .stock import LAYERS_KEY, resized_config
 from .surgery import merged_and_sliced
 from .units import LayerShape, Units
-from .verify import Check, logits_of, verify
+from .verify import Check, logits_of, verify, weights_checksum
 
 PROBE = (
     "A gardener prunes a tree so that what is left can grow. The cut is made close to the branch, with a sharp blade, "
@@ -51,6 +51,8 @@ class ExportReport:
     """Fresh process against memory, on real text."""
     merge_kl: float
     """Mean KL (nats) of the merged, sliced model from the one that was trained."""
+    merge_difference: float
+    """Largest |Δlogit| between the same two."""
     loads_with: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,14 +92,10 @@ def export_checkpoint(
     shapes = units.shapes_after(keep)
     small = build_small(base.config, units.family, shapes, merged_and_sliced(model, units, keep), dtype, model_class)
     small.generation_config = base.generation_config
-    merge_kl = _mean_kl(logits_of(model, probe_ids), logits_of(small, probe_ids))
-    if not merge_kl <= MOST_KL[dtype]:
-        raise VerificationError(
-            f"the merged model predicts {merge_kl:.3g} nats off the trained one (allowed: {MOST_KL[dtype]:g})."
-        )
+    merge = _compared("the merged", small, "the trained", model, probe_ids)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
-    return _write(small, units.family, output, format, probe_ids, tokenizer, merge_kl, finish)
+    return _write(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
 
 
 def export_config(config: ExportConfig) -> ExportReport:
@@ -115,22 +113,26 @@ def export_config(config: ExportConfig) -> ExportReport:
         )
     family = family_of(old.model_type)
     head_dim = getattr(old, family.head_dim)
-    shapes = tuple(
-        LayerShape(s["num_attention_heads"], s["num_key_value_heads"], s["intermediate_size"], head_dim) for s in sizes
-    )
+    try:
+        listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"--model {config.model}: {LAYERS_KEY} in config.json must give every layer {', '.join(SIZE_KEYS)}: "
+            "the checkpoint is damaged, export it again."
+        ) from None
+    shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
     state = _read_state(folder)
     dtype = next(iter(state.values())).dtype
     layered = build_small(old, family, shapes, state.items(), dtype, "keep")
     wide = padded_shape(old, family, shapes, config.model_class)
     alike = (wide,) * len(shapes)
     padded = build_small(old, family, alike, padded_state(state, family, shapes, wide), dtype, config.model_class)
-    padded.generation_config = layered.generation_config = GenerationConfig.from_pretrained(folder)
+    if (folder / "generation_config.json").is_file():
+        padded.generation_config = GenerationConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(source)
     ids = default_probe(tokenizer, old.get_text_config().vocab_size)
-    merge_kl = _mean_kl(logits_of(layered, ids), logits_of(padded, ids))
-    if not merge_kl <= MOST_KL[dtype]:
-        raise VerificationError(f"padding moved the predictions by {merge_kl:.3g} nats (allowed: {MOST_KL[dtype]:g}).")
-    return _write(padded, family, output, "padded", ids, tokenizer, merge_kl, None)
+    merge = _compared("the padded", padded, "the layered", layered, ids)
+    return _write(padded, family, output, "padded", ids, tokenizer, merge, None)
 
 
 def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
@@ -165,16 +167,30 @@ def build_small(
         new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
     new_config.dtype = dtype
     new_config.use_cache = True
-    small = cls._from_config(new_config, dtype=dtype)
-    loaded = small.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors}, strict=False)
-    # A file holds tied weights once; the model has them under both names.
-    absent = set(loaded.missing_keys) - set(small.all_tied_weights_keys)
-    if absent or loaded.unexpected_keys:
-        raise InputError(
-            f"the tensors do not fit a {cls.__name__}: missing {sorted(absent)[:3]}, unexpected "
-            f"{loaded.unexpected_keys[:3]}: the checkpoint does not follow the {family.name} layout."
-        )
+    # The random start is overwritten; a training loop that goes on after an export must not notice it.
+    with torch.random.fork_rng(devices=[]):
+        small = cls._from_config(new_config, dtype=dtype)
+    _fill_(small, family, tensors)
     return small.eval()
+
+
+def _fill_(small: PreTrainedModel, family: Family, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy every tensor into place, one at a time: the merged ones may lie on a full accelerator."""
+    places = small.state_dict()
+    absent, unfit = set(places), []
+    for name, tensor in tensors:
+        if name in places and places[name].shape == tensor.shape:
+            places[name].copy_(tensor)
+        else:
+            unfit.append(f"{name} {tuple(tensor.shape)}")
+        absent.discard(name)
+    # A file holds tied weights once; the model has them under both names.
+    absent -= set(small.all_tied_weights_keys)
+    if absent or unfit:
+        raise InputError(
+            f"the tensors do not fit a {type(small).__name__}: missing {sorted(absent)[:3]}, unexpected or of another "
+            f"size {unfit[:3]}: the checkpoint is damaged or does not follow the {family.name} layout."
+        )
 
 
 def _write(
@@ -184,20 +200,26 @@ def _write(
     format: str,
     probe_ids: Tensor,
     tokenizer: PreTrainedTokenizerBase | None,
-    merge_kl: float,
+    merge: tuple[float, float],
     finish: Finish | None,
 ) -> ExportReport:
     """Save, read back in a fresh process, let the caller add records, put in place."""
     layered = format == "layered"
     with replaced_whole(output) as folder:
-        with quiet_transformers():
-            small.save_pretrained(folder)
+        _save_weights(small, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if layered:
             stock = stock_class_of(small.config).__name__
             (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
-        check = Check(folder, probe_ids, logits_of(small, probe_ids), parameter_count(small), remote_code=layered)
+        check = Check(
+            folder,
+            probe_ids,
+            logits_of(small, probe_ids),
+            parameter_count(small),
+            remote_code=layered,
+            checksum=weights_checksum(small),
+        )
         (verified,) = verify([check])
         report = ExportReport(
             folder=str(output),
@@ -206,12 +228,29 @@ def _write(
             parameters=check.parameters,
             bytes=checkpoint_bytes(folder),
             max_logit_difference=verified.difference,
-            merge_kl=merge_kl,
+            merge_kl=merge[0],
+            merge_difference=merge[1],
             loads_with=_loads_with(output, layered),
         )
         if finish is not None:
             finish(folder, report)
     return report
+
+
+def _save_weights(small: PreTrainedModel, folder: Path) -> None:
+    """Config, safetensors and generation settings. A failed write is an OSError whichever library met it."""
+    settings = small.generation_config
+    # save_pretrained refuses settings that contradict each other, and well-known checkpoints ship such (Vicuna:
+    # temperature without do_sample). They load, so they are handed on as they are.
+    small.generation_config = GenerationConfig()
+    try:
+        with quiet_transformers():
+            small.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        small.generation_config = settings
+    settings.to_json_file(folder / "generation_config.json")
 
 
 def _stock_shape(config: PreTrainedConfig, family: Family) -> LayerShape:
@@ -222,17 +261,34 @@ def _stock_shape(config: PreTrainedConfig, family: Family) -> LayerShape:
     )
 
 
-def _mean_kl(trained: Tensor, written: Tensor) -> float:
-    """Mean KL divergence in nats over positions; logits (1, tokens, vocabulary)."""
-    p, q = trained.double().log_softmax(-1), written.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+def _compared(what: str, small: PreTrainedModel, origin: str, model: nn.Module, ids: Tensor) -> tuple[float, float]:
+    """Mean KL divergence (nats over positions) of `small` from `model`, and the largest |Δlogit|.
+
+    Raises:
+        VerificationError: the divergence is more than rounding explains, or not a number.
+    """
+    expected, found = logits_of(model, ids).double(), logits_of(small, ids).double()
+    p, q = expected.log_softmax(-1), found.log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    difference = float((expected - found).abs().max())
+    if not kl <= MOST_KL[small.dtype]:
+        raise VerificationError(
+            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[small.dtype]:g}; "
+            f"largest logit difference {difference:.3g})."
+        )
+    return kl, difference
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"--model {folder}: {file.name} cannot be read ({error}): copy it again.") from None
+    if not state:
+        raise InputError(f"--model {folder}: no weights there (no *.safetensors file): copy the whole folder.")
     return state
 
 

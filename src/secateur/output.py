@@ -23,6 +23,8 @@ def check_output(
         raise InputError(f"--output {output} is a broken link: choose another folder.")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: choose a folder.")
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise InputError(f"--output {output} is the current folder or one around it: choose a folder inside it.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise InputError(f"--output {output} is not empty: choose another folder, or pass --overwrite to replace it.")
     if model_folder is not None:
@@ -52,6 +54,7 @@ def replaced_whole(output: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, or the place cannot be written to.
     """
+    output = output.resolve()  # a link stays, and what it points to is replaced
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
@@ -63,7 +66,12 @@ def replaced_whole(output: Path) -> Iterator[Path]:
         old = temporary.with_name(temporary.name + ".old")
         if output.exists():
             output.rename(old)
-        temporary.rename(output)
+        try:
+            temporary.rename(output)
+        except BaseException:
+            if old.exists():
+                old.rename(output)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(

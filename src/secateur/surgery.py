@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .errors import InputError
 from .units import Units, base_linear
@@ -25,12 +27,25 @@ def check_mergeable(model: nn.Module) -> None:
     Raises:
         InputError: names the module and what is not supported.
     """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    embeddings = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    for path, module in base.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise InputError(
+                f"{path} is trained in full beside LoRA (modules_to_save or trainable_token_indices), which does not "
+                "merge into the pruned checkpoint: leave it out of the LoRA configuration."
+            )
     for path, layer in lora_layers(model).items():
         active = layer.active_adapters
         if len(active) != 1:
             raise InputError(
                 f"{path} has {len(active)} active adapters ({', '.join(active)}): secateur prunes with one. "
                 "Merge or disable the others first."
+            )
+        if embeddings is not None and layer.get_base_layer().weight is embeddings:
+            raise InputError(
+                f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
+                "it alone: leave it out of --targets."
             )
         if not isinstance(layer.get_base_layer(), nn.Linear):
             raise InputError(
