@@ -183,7 +183,7 @@ class QuickstartConfig:
 
     output: str = option("folder for the pruned checkpoint and its records", "secateur-quickstart", group="output")
     overwrite: bool = option("replace a non-empty output folder", False, group="output")
-    steps: int = option("optimiser steps", 30, group="training")
+    steps: int = option("optimiser steps", 34, group="training")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
