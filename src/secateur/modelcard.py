@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from .embedded import BASE_MODEL, EMBEDDED_MODEL
 from .layered import MODULE, source_hash
 
 
@@ -26,7 +27,7 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         "tags": ["secateur", "pruned", "lora"],
     }
     if not Path(config["model"]).exists():
-        front["base_model"] = config["model"]
+        front["base_model"] = BASE_MODEL if config["model"] == EMBEDDED_MODEL else config["model"]
     name = Path(config["model"]).name
     lines = [
         "---",
