@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from .benchmark import checkpoint_bytes, parameter_count
 from .config import ExportConfig
 from .embedded import quiet_transformers
-from .errors import InputError, VerificationError
+from .errors import InputError
 from .families import Family, family_of
 from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
 from .models import ModelSource, load_config, load_tokenizer
@@ -24,17 +24,16 @@ from .padding import padded_shape, padded_state
 from .stock import LAYERS_KEY, resized_config
 from .surgery import merged_and_sliced
 from .units import LayerShape, Units
-from .verify import Check, logits_of, verify, weights_checksum
-
-PROBE = (
-    "A gardener prunes a tree so that what is left can grow. The cut is made close to the branch, with a sharp blade, "
-    "and never all at once: a few twigs this year, a few the next. Whoever cuts too much in one season finds the tree "
-    "weak in the following spring, while one that was never cut at all bears small and sour fruit."
+from .verify import (
+    Check,
+    compare,
+    default_probe,
+    in_precision,
+    logits_of,
+    verify,
+    weights_checksum,
+    wide_of,
 )
-
-MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Mean KL divergence (nats) allowed between the model as trained (masks, LoRA apart) and as merged. In bfloat16
-merging rounds each weight once more, and activations differ by roundings; a wrong slice costs whole nats."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,12 @@ def export_checkpoint(
     check_output(output, overwrite=overwrite)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     shapes = units.shapes_after(keep)
-    small = build_small(base.config, units.family, shapes, merged_and_sliced(model, units, keep), dtype, model_class)
+    tensors = merged_and_sliced(model, units, keep)
+    small = build_small(base.config, units.family, shapes, tensors, wide_of(dtype), model_class)
     small.generation_config = base.generation_config
-    merge = _compared("the merged", small, "the trained", model, probe_ids)
+    with in_precision(model, wide_of(dtype)):
+        merge = compare("the merged", small, "the trained", model, probe_ids)
+    round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
     return _write(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
@@ -123,23 +125,18 @@ def export_config(config: ExportConfig) -> ExportReport:
     shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
     state = _read_state(folder)
     dtype = next(iter(state.values())).dtype
-    layered = build_small(old, family, shapes, state.items(), dtype, "keep")
+    layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
     wide = padded_shape(old, family, shapes, config.model_class)
     alike = (wide,) * len(shapes)
-    padded = build_small(old, family, alike, padded_state(state, family, shapes, wide), dtype, config.model_class)
+    tensors = padded_state(state, family, shapes, wide)
+    padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
     if (folder / "generation_config.json").is_file():
         padded.generation_config = GenerationConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(source)
     ids = default_probe(tokenizer, old.get_text_config().vocab_size)
-    merge = _compared("the padded", padded, "the layered", layered, ids)
+    merge = compare("the padded", padded, "the layered", layered, ids)
+    round_(padded, dtype)
     return _write(padded, family, output, "padded", ids, tokenizer, merge, None)
-
-
-def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
-    """(1, tokens) to compare models on: a paragraph of English, or without a tokenizer every token in turn."""
-    if tokenizer is None:
-        return torch.arange(min(vocabulary, 256)).unsqueeze(0)
-    return torch.tensor([tokenizer(PROBE)["input_ids"]])
 
 
 def build_small(
@@ -172,6 +169,13 @@ def build_small(
         small = cls._from_config(new_config, dtype=dtype)
     _fill_(small, family, tensors)
     return small.eval()
+
+
+def round_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the parameters to a checkpoint's precision; buffers (rotary frequencies) keep theirs."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def _fill_(small: PreTrainedModel, family: Family, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -259,24 +263,6 @@ def _stock_shape(config: PreTrainedConfig, family: Family) -> LayerShape:
     return LayerShape(
         values[family.heads], values[family.kv_heads], values[family.ffn], getattr(config, family.head_dim)
     )
-
-
-def _compared(what: str, small: PreTrainedModel, origin: str, model: nn.Module, ids: Tensor) -> tuple[float, float]:
-    """Mean KL divergence (nats over positions) of `small` from `model`, and the largest |Δlogit|.
-
-    Raises:
-        VerificationError: the divergence is more than rounding explains, or not a number.
-    """
-    expected, found = logits_of(model, ids).double(), logits_of(small, ids).double()
-    p, q = expected.log_softmax(-1), found.log_softmax(-1)
-    kl = float((p.exp() * (p - q)).sum(-1).mean())
-    difference = float((expected - found).abs().max())
-    if not kl <= MOST_KL[small.dtype]:
-        raise VerificationError(
-            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[small.dtype]:g}; "
-            f"largest logit difference {difference:.3g})."
-        )
-    return kl, difference
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

@@ -23,13 +23,14 @@ from .budget import Budget, BudgetOptions, make_budget
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .errors import InputError, NumericsError
-from .export import ExportReport, default_probe, export_checkpoint
+from .export import ExportReport, export_checkpoint
 from .families import Family, family_of
 from .records import write_json
 from .schedule import Schedule, make_schedule
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
 from .units import Pool, find_units
+from .verify import default_probe
 
 STATE_TENSORS = ("keep", "scores", "scores_before_cuts")
 

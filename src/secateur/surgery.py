@@ -82,14 +82,14 @@ def lora_factors(layer: nn.Module) -> LoraFactors:
 
 
 def merged_weight(layer: nn.Module) -> Tensor:
-    """W + s·B·A of a linear, LoRA or not: added in float32, rounded once to W's dtype. (out, in)"""
+    """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
     weight = base_linear(layer).weight.detach()
     if not isinstance(layer, LoraLayer):
         return weight
     lora = lora_factors(layer)
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     delta = lora.b.detach().to(wide) @ lora.a.detach().to(wide)
-    return torch.add(weight.to(wide), delta, alpha=lora.scaling).to(weight.dtype)
+    return torch.add(weight.to(wide), delta, alpha=lora.scaling)
 
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
