@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from secateur.config import EvalConfig, PruneConfig, build
+from secateur.config import EvalConfig, PruneConfig
+from secateur.options import build
 from secateur.records import markdown_table
 
 MODEL = "smollm2-135m-instruct"
@@ -58,8 +59,8 @@ def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
     elif name != "dense" and not (folder / "result.json").exists():
         from secateur.prepare import prepare
         from secateur.progress import Progress
+        from secateur.prune import prune
         from secateur.summary import run_summary
-        from secateur.train import prune
 
         job = prepare(options(name, folder, data, steps))
         print(run_summary(prune(job, Progress(job.total_steps, every_seconds=60))), flush=True)
@@ -75,15 +76,17 @@ def finetune(folder: Path, data: Path, steps: int) -> None:
     """The same LoRA training without pruning, merged and saved."""
     from transformers import set_seed
 
+    from secateur.finetune import add_lora, load_base, run_trainer
+    from secateur.job import make_work
     from secateur.models import compute_dtype
-    from secateur.prepare import make_work, prepare
-    from secateur.train import add_lora, load_base, run_trainer
+    from secateur.prepare import prepare
 
     job = prepare(options("dense+lora", folder, data, steps))
     make_work(job.work)
     set_seed(job.config.seed)
     dtype = compute_dtype(job.config.dtype)
-    model = add_lora(load_base(job, dtype), job)
+    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    model = add_lora(load_base(job, dtype), job.config, linears)
     run_trainer(model, job, dtype, [])
     model.merge_and_unload().save_pretrained(folder)
     job.tokenizer.save_pretrained(folder)

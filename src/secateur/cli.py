@@ -11,8 +11,9 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig, build
+from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
+from .options import build
 from .registry import did_you_mean
 
 INTERRUPTED = 130
@@ -129,8 +130,8 @@ def _as_out_of_memory(error: Exception) -> OutOfMemoryError | None:
 def _prune(config: PruneConfig) -> int:
     from .prepare import prepare
     from .progress import Progress
+    from .prune import prune
     from .summary import loading_lines, run_summary
-    from .train import prune
 
     job = prepare(config)
     progress = Progress(job.total_steps)

@@ -1,37 +1,78 @@
-"""Options of every command: the only place where they and their defaults are written.
+"""The options of every command: the only place where they and their defaults are written.
 
 A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML key and a key of
 `result.json`, all with the same name. Importing this module imports no torch.
 """
 
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
-import yaml
-
-from .errors import InputError, all_faults
-from .registry import did_you_mean
-
-C = TypeVar("C")
-
-
-def option(help: str, default: Any = MISSING, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    """A dataclass field that also describes a command-line flag."""
-    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar}
-    return field(default=default, metadata=metadata)
+from .options import at_least, below_one, choice_faults, flag, option, step_faults
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """Everything that `secateur prune` can be told."""
+class RunConfig:
+    """What every command that trains can be told."""
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
+    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
     data: tuple[str, ...] = option(
         "training text: .txt, .jsonl, .json, a folder of these, a hub data set, or stdlib-docs", group="data"
     )
+    eval_data: str | None = option("text to evaluate on while training and at the end", None, group="data")
+    eval_steps: int = option("steps between evaluations; 0: only before and after", 0, group="training")
+    eval_tokens: int = option("tokens of --eval-data to use", 65536, group="data")
+    eval_seq_len: int | None = option("segment length of evaluations; default: --seq-len", None, group="data")
     output: str = option("folder for the pruned checkpoint and its records", group="output")
     overwrite: bool = option("replace a non-empty output folder", False, group="output")
+    steps: int | None = option("optimiser steps; default: --epochs over the data", None, group="training")
+    epochs: float = option("passes over the data when --steps is not given", 1.0, group="training")
+    batch_size: int = option("sequences per optimiser step and process", 8, group="training")
+    accumulation: int = option("micro-batches a step is split into", 1, group="training")
+    seq_len: int = option("tokens per sequence", 256, group="training")
+    response_only: bool = option("loss on the response tokens only", False, group="training")
+    lr: float = option("peak learning rate of AdamW; cosine decay", 5e-4, group="training")
+    lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
+    dtype: str = option(
+        "computation: auto takes bfloat16 where the hardware has it",
+        "auto",
+        group="training",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
+    save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
+    rank: int = option("LoRA rank", 8, group="lora")
+    alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
+    dropout: float = option("LoRA dropout", 0.0, group="lora")
+    targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
+    adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
+    family: str | None = option("architecture layout, when the model type is not known", None, group="model")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self)
+        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens"):
+            found += at_least(self, name, 1)
+        for name in ("save_steps", "eval_steps", "seed"):
+            found += at_least(self, name, 0)
+        found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)
+        for name in ("lr", "epochs", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                found.append(f"{flag(name)} is {value}: it must be above 0.")
+        found += below_one(self, "dropout") + step_faults(self, "lr_warmup")
+        if self.batch_size > 0 and self.accumulation > 0 and self.batch_size % self.accumulation:
+            found.append(
+                f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
+                "equal micro-batches: choose a divisor."
+            )
+        if self.eval_steps and not self.eval_data:
+            found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(RunConfig):
+    """Everything that `secateur prune` can be told."""
 
     sparsity: float = option("fraction of the parameters of the prunable linears to remove", 0.2, group="pruning")
     attention: str = option(
@@ -58,7 +99,6 @@ class PruneConfig:
     protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
     floor: float = option("global: fraction of each layer's units that always stays", 0.1, group="pruning")
     round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
-
     criterion: str = option("what scores the units: lora, magnitude, random", "lora", group="criterion")
     reduce: str = option(
         "how an entry's first-order term counts: squared (paper) or abs (released code)",
@@ -80,7 +120,6 @@ class PruneConfig:
         group="criterion",
         choices=("rows", "all"),
     )
-
     schedule: str = option(
         "how sparsity grows between the first and the last cut",
         "cubic",
@@ -90,76 +129,26 @@ class PruneConfig:
     prune_start: float | int = option("first cut: a fraction (0.1) or a step (10)", 0.1, group="schedule")
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
-
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
-
-    steps: int | None = option("optimiser steps; default: --epochs over the data", None, group="training")
-    epochs: float = option("passes over the data when --steps is not given", 1.0, group="training")
-    batch_size: int = option("sequences per optimiser step and process", 8, group="training")
-    accumulation: int = option("micro-batches a step is split into", 1, group="training")
-    seq_len: int = option("tokens per sequence", 256, group="training")
-    response_only: bool = option("loss on the response tokens only", False, group="training")
-    lr: float = option("peak learning rate of AdamW; cosine decay", 5e-4, group="training")
-    lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
-    dtype: str = option(
-        "computation: auto takes bfloat16 where the hardware has it",
-        "auto",
-        group="training",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
-    save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
-    eval_data: str | None = option("text to evaluate on while training and at the end", None, group="data")
-    eval_steps: int = option("steps between evaluations; 0: only before and after", 0, group="training")
-    eval_tokens: int = option("tokens of --eval-data to use", 65536, group="data")
-    eval_seq_len: int | None = option("segment length of evaluations; default: --seq-len", None, group="data")
-
-    rank: int = option("LoRA rank", 8, group="lora")
-    alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
-    dropout: float = option("LoRA dropout", 0.0, group="lora")
-    targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
-    adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
-
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",
         group="output",
         choices=("keep", "mistral"),
     )
-    family: str | None = option("architecture layout, when the model type is not known", None, group="model")
-    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = _choice_faults(self)
-        for name in ("batch_size", "accumulation", "seq_len", "rank", "frequency", "round_to", "eval_tokens"):
-            found += _at_least(self, name, 1)
-        for name in ("save_steps", "eval_steps", "protect_first", "protect_last", "seed"):
-            found += _at_least(self, name, 0)
-        found += _at_least(self, "steps", 1) + _at_least(self, "eval_seq_len", 2)
-        for name in ("lr", "epochs", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                found.append(f"{_flag(name)} is {value}: it must be above 0.")
+        found = super().faults()
+        found += at_least(self, "frequency", 1) + at_least(self, "round_to", 1)
+        found += at_least(self, "protect_first", 0) + at_least(self, "protect_last", 0)
         if not 0 < self.sparsity < 1:
             found.append(
                 f"--sparsity is {self.sparsity}: it is the fraction of parameters to remove, "
                 "so give a number between 0 and 1, such as 0.2."
             )
-        if self.attention_sparsity is not None and not 0 <= self.attention_sparsity < 1:
-            found.append(f"--attention-sparsity is {self.attention_sparsity}: give a number from 0 up to 1.")
-        for name in ("ema", "dropout", "floor"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(f"{_flag(name)} is {getattr(self, name)}: give a number from 0 up to 1.")
-        for name in ("prune_start", "prune_end", "lr_warmup"):
-            value = getattr(self, name)
-            if value < 0 or (isinstance(value, float) and value > 1):
-                found.append(f"{_flag(name)} is {value}: give a fraction of the run from 0.0 to 1.0, or whole steps.")
-        if self.batch_size > 0 and self.accumulation > 0 and self.batch_size % self.accumulation:
-            found.append(
-                f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
-                "equal micro-batches: choose a divisor."
-            )
+        found += below_one(self, "attention_sparsity") + below_one(self, "ema") + below_one(self, "floor")
+        found += step_faults(self, "prune_start") + step_faults(self, "prune_end")
         if self.allocation == "uniform" and (self.protect_first or self.protect_last):
             found.append(
                 "--protect-first/--protect-last leave layers unlike the others, which --allocation uniform "
@@ -170,8 +159,6 @@ class PruneConfig:
                 f"--model-class {self.model_class} goes with --allocation uniform: layers that differ need a modelling "
                 "file of the model's own class. Leave one of the two out."
             )
-        if self.eval_steps and not self.eval_data:
-            found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         if self.attention == "none" and self.attention_sparsity:
             found.append("--attention-sparsity contradicts --attention none: leave one out.")
         return found
@@ -187,7 +174,7 @@ class QuickstartConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return _at_least(self, "steps", 10)
+        return at_least(self, "steps", 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +200,10 @@ class EvalConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         return (
-            _choice_faults(self)
-            + _at_least(self, "seq_len", 2)
-            + _at_least(self, "max_tokens", 2)
-            + _at_least(self, "batch_size", 1)
+            choice_faults(self)
+            + at_least(self, "seq_len", 2)
+            + at_least(self, "max_tokens", 2)
+            + at_least(self, "batch_size", 1)
         )
 
 
@@ -242,118 +229,4 @@ class ExportConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return _choice_faults(self)
-
-
-def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -> C:
-    """Make a config from options given (they win) and a YAML file; every fault in one message.
-
-    Raises:
-        InputError: unknown keys, wrong types, missing required options, values out of range.
-    """
-    values = {**(_read_yaml(Path(config_file)) if config_file else {}), **given}
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    faults = [
-        f"unknown option {key!r}. {did_you_mean(key, known)}See secateur --help." for key in values if key not in known
-    ]
-    converted = {}
-    for name, value in values.items():
-        if name in known:
-            try:
-                converted[name] = _convert(value, hints[name])
-            except ValueError:
-                faults.append(f"{_flag(name)} is {value!r}: expected {_type_name(hints[name])}.")
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in converted and n not in values]
-    faults += [f"{_flag(name)} is required: {known[name].metadata['help']}." for name in missing]
-    all_faults(faults)
-    config = cls(**converted)
-    all_faults(config.faults())  # type: ignore[attr-defined]
-    return config
-
-
-def steps_of(value: float | int, total_steps: int) -> int:
-    """Whole steps from a fraction of the run (float) or from steps (int)."""
-    return round(value * total_steps) if isinstance(value, float) else value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise InputError(f"--config {path}: expected `option: value` lines, found {type(loaded).__name__}.")
-    return {key.replace("-", "_"): value for key, value in loaded.items()}
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """`value` as the annotated type; ValueError when it is not one. Strings are parsed as a flag is."""
-    allowed = get_args(hint) if get_origin(hint) is not tuple else ()
-    if value is None:
-        if type(None) in allowed:
-            return None
-        raise ValueError
-    if get_origin(hint) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(item, str) for item in items):
-            raise ValueError
-        return tuple(items)
-    kinds = [kind for kind in (allowed or (hint,)) if kind is not type(None)]
-    if bool in kinds:
-        if isinstance(value, bool):
-            return value
-        raise ValueError
-    if isinstance(value, bool):
-        raise ValueError
-    if str in kinds:
-        if isinstance(value, str):
-            return value
-        raise ValueError
-    if int in kinds:
-        try:
-            if not isinstance(value, float):
-                return int(value)
-        except (ValueError, TypeError):
-            pass
-    if float in kinds:
-        try:
-            number = float(value)
-        except TypeError:
-            raise ValueError from None
-        if number - number != 0:  # NaN or infinite
-            raise ValueError
-        return number
-    raise ValueError
-
-
-def _type_name(hint: Any) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    if get_origin(hint) is tuple:
-        return "text or a list of texts"
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
-    return " or ".join(names[kind] for kind in kinds)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _at_least(config: Any, name: str, minimum: int) -> list[str]:
-    value = getattr(config, name)
-    return [] if value is None or value >= minimum else [f"{_flag(name)} is {value}: it must be at least {minimum}."]
-
-
-def _choice_faults(config: Any) -> list[str]:
-    found = []
-    for f in fields(config):
-        value, choices = getattr(config, f.name), f.metadata["choices"]
-        if choices and value not in choices:
-            found.append(
-                f"{_flag(f.name)} is {value!r}. {did_you_mean(value, choices)}Choose from: {', '.join(choices)}."
-            )
-    return found
+        return choice_faults(self)

@@ -11,8 +11,8 @@ from torch import nn
 from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
 from .evaluate import Perplexity, perplexity
 from .export import ExportReport
+from .job import Job
 from .modelcard import model_card
-from .prepare import Job
 from .pruner import Pruner
 from .records import environment, write_json
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from .benchmark import generate_text
-from .config import PruneConfig, QuickstartConfig, build
+from .config import PruneConfig, QuickstartConfig
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
 from .models import compute_dtype, load_model, load_tokenizer, resolve_model
+from .options import build
 from .output import check_output
 from .prepare import prepare
 from .progress import Progress
+from .prune import prune
 from .summary import loading_lines, run_summary
-from .train import prune
 
 PROMPT = "What does the `with` statement do in Python?"
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .errors import NumericsError
 from .evaluate import Perplexity
-from .prepare import Job
+from .job import Job
 from .progress import Progress
 from .pruner import Cut, Pruner
 from .records import MetricsLog

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .config import steps_of
 from .errors import all_faults
+from .options import steps_of
 
 
 @dataclass(frozen=True)

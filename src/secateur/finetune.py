@@ -1,0 +1,118 @@
+"""LoRA fine-tuning with transformers' Trainer: what `prune` and `adapt` share."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from .config import RunConfig
+from .errors import InputError
+from .job import Job
+from .loss import causal_lm_loss
+from .models import autocast, default_device, load_model
+from .options import steps_of
+
+
+def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in its checkpoint's own precision (or wider, for float32 runs): the merge must lose nothing."""
+    model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
+    model.config.use_cache = False
+    if dtype == torch.float32 and model.dtype != torch.float64:
+        model.float()
+    nn.Module.to(model, default_device())
+    return model
+
+
+def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -> PeftModel:
+    """LoRA on `linears` (or `--targets`), or the user's own adapter.
+
+    Args:
+        linears: names of the linears that get LoRA unless the user says otherwise.
+    """
+    if config.adapter:
+        try:
+            return PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"--adapter {config.adapter}: not a LoRA adapter that fits this model ({reason})."
+            ) from None
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha or 2 * config.rank,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets or linears),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base, lora)
+    except ValueError as error:
+        raise InputError(f"--targets {' '.join(config.targets)}: {' '.join(str(error).split())[:300]}") from None
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
+    """Trainer's options: AdamW, cosine decay, clipping at 1, every step logged."""
+    if dtype == torch.float16 and not torch.cuda.is_available():
+        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=total_steps,
+        per_device_train_batch_size=config.batch_size // config.accumulation,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps_of(config.lr_warmup, total_steps),
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def run_trainer(model: PeftModel, job: Job, dtype: torch.dtype, callbacks: list[TrainerCallback]) -> None:
+    """LoRA fine-tuning with transformers' Trainer."""
+    trainer = AutocastTrainer(
+        model=model,
+        args=training_arguments(job.config, job.total_steps, dtype, job.work),
+        train_dataset=job.blocks,
+        compute_loss_func=causal_lm_loss,
+        callbacks=callbacks,
+    )
+    trainer.computation = dtype
+    trainer.remove_callback(PrinterCallback)
+    # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
+    with disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext():
+        trainer.train()
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+class AutocastTrainer(Trainer):
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs.
+
+    `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
+    vocabulary the logits are then the largest tensor of the step, twice.
+    """
+
+    computation = torch.float32
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        if self.computation == torch.bfloat16:
+            return autocast(self.args.device.type, torch.bfloat16)
+        return super().autocast_smart_context_manager(cache_enabled)

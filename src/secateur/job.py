@@ -1,0 +1,127 @@
+"""The checked inputs that every training command shares: model, data, output, length of the run."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from .config import RunConfig
+from .data import Blocks, evaluation_tokens, require_batches, training_blocks
+from .documents import check_spec, fingerprint
+from .errors import InputError
+from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .output import check_output
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run whose inputs are known to be good."""
+
+    config: RunConfig
+    source: ModelSource
+    model_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Blocks
+    data: list[dict[str, Any]]
+    """What the training data was: names, rows, characters, hashes."""
+    eval_ids: torch.Tensor | None
+    """(tokens,) of the evaluation text, or None."""
+    eval_info: dict[str, Any]
+    total_steps: int
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the run's records and training checkpoints until the result is written."""
+        return work_folder(self.output)
+
+    @property
+    def eval_seq_len(self) -> int:
+        return self.config.eval_seq_len or self.config.seq_len
+
+
+def work_folder(output: Path) -> Path:
+    return output.with_name(output.name + ".run")
+
+
+def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
+    """Check the names of data, output and model, and read the model's configuration; no weights.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
+        check_spec(spec)
+    check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+    source = resolve_model(config.model)
+    return source, load_config(source, trust_remote_code=config.trust_remote_code)
+
+
+def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:
+    """Check weights, disk and lengths, and read the data.
+
+    Args:
+        needed_bytes: what the result will take on disk.
+    Raises:
+        InputError: anything about them that would make the run fail later.
+    """
+    check_checkpoint(source)
+    folder = Path(source.path) if Path(source.path).is_dir() else None
+    output = Path(config.output)
+    check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
+    _check_work(work_folder(output), config.overwrite)
+    _check_lengths(config, model_config)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    blocks = training_blocks(
+        config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, seed=config.seed
+    )
+    require_batches(blocks, config.batch_size)
+    eval_ids, eval_info = None, dict[str, Any]()
+    if config.eval_data:
+        eval_ids, eval_info = evaluation_tokens(config.eval_data, tokenizer, max_tokens=config.eval_tokens)
+        if len(eval_ids) < (config.eval_seq_len or config.seq_len):
+            raise InputError(
+                f"--eval-data {config.eval_data}: {len(eval_ids)} tokens, fewer than one segment of "
+                f"{config.eval_seq_len or config.seq_len}: lower --eval-seq-len or give more text."
+            )
+    per_epoch = len(blocks) // config.batch_size
+    total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    return Job(
+        config, source, model_config, tokenizer, blocks, fingerprint(config.data), eval_ids, eval_info, total_steps
+    )
+
+
+def checkpoint_dtype(model_config: PreTrainedConfig) -> torch.dtype:
+    """The precision of a checkpoint's weights: that of the result, too."""
+    return model_config.dtype if isinstance(model_config.dtype, torch.dtype) else torch.float32
+
+
+def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
+    longest = getattr(model_config, "max_position_embeddings", None)
+    for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
+        if longest is not None and length > longest:
+            raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
+
+
+def _check_work(work: Path, overwrite: bool) -> None:
+    """An earlier run's checkpoints are kept unless the user says otherwise."""
+    if work.exists() and not work.is_dir():
+        raise InputError(f"{work} is a file, and the run's records would go there: move it away.")
+    if any(work.glob("checkpoint-*")) and not overwrite:
+        raise InputError(
+            f"{work} holds training checkpoints of an earlier run: move them away, choose another --output, "
+            "or pass --overwrite to drop them."
+        )
+
+
+def make_work(work: Path) -> None:
+    """An empty folder for the run's records."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
