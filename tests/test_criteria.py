@@ -6,12 +6,17 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from tiny import tiny_llama
 
-from secateur.criteria import CRITERIA, Scoring
+from secateur.criteria import CRITERIA, Evidence, Scoring
 from secateur.criteria import lora as lora_module
 from secateur.criteria.lora import entry_sums
 from secateur.errors import InputError
 from secateur.families import family_of
 from secateur.units import find_units
+
+
+def score_of(name, pool, modules, **options):
+    criterion = CRITERIA[name]
+    return criterion.score(pool, Evidence(modules), criterion.options(name, Scoring(**options)))
 
 
 @pytest.fixture
@@ -49,7 +54,6 @@ def naive_importance(layer: LoraLayer, eta: float, reduce: str) -> torch.Tensor:
 def test_lora_score_is_the_dense_formula(adapted, reduce, eta, linears, block, monkeypatch) -> None:
     monkeypatch.setattr(lora_module, "BLOCK_ENTRIES", block)
     units, modules = adapted
-    criterion = CRITERIA["lora"](Scoring(reduce=reduce, eta=eta, linears=linears))
     for pool in units.pools:
         expected = torch.zeros(pool.size, dtype=torch.float64)
         for member in pool.members:
@@ -60,7 +64,7 @@ def test_lora_score_is_the_dense_formula(adapted, reduce, eta, linears, block, m
                 for entry in member.index[unit].tolist():
                     row = importance[entry] if member.dim == 0 else importance[:, entry]
                     expected[unit] += row.sum()
-        score = criterion.score(pool, modules)
+        score = score_of("lora", pool, modules, reduce=reduce, eta=eta, linears=linears)
         assert expected.std() > 0
         torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=0.0)  # float32 sums of ~5,000 terms
 
@@ -69,11 +73,11 @@ def test_a_query_heads_score_goes_to_its_kv_head(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("kv_group")[0]
     quiet = {m.linear: modules[m.linear] for m in pool.members}
-    before = CRITERIA["lora"](Scoring()).score(pool, quiet)
+    before = score_of("lora", pool, quiet)
     q = modules["model.layers.0.self_attn.q_proj"]
     head, head_dim, n_rep = 4, 16, 3
     q.lora_B["default"].weight.grad[head * head_dim : (head + 1) * head_dim] *= 100  # head 4 -> KV head 1
-    after = CRITERIA["lora"](Scoring()).score(pool, quiet)
+    after = score_of("lora", pool, quiet)
     assert after[head // n_rep] > 2 * before[head // n_rep]
     assert after[0] == before[0]
 
@@ -81,7 +85,7 @@ def test_a_query_heads_score_goes_to_its_kv_head(adapted) -> None:
 def test_linear_normalisation_gives_each_linear_the_same_weight(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("ffn")[0]
-    score = CRITERIA["lora"](Scoring(normalize="linear", linears="all")).score(pool, modules)
+    score = score_of("lora", pool, modules, normalize="linear", linears="all")
     expected = torch.zeros(pool.size)
     for member in pool.members:
         single = naive_importance(modules[member.linear], 1.0, "squared").sum(1 - member.dim)
@@ -107,7 +111,7 @@ def test_scale_normalisation_cancels_rank_and_scaling(reduce: str) -> None:
 def test_magnitude_is_the_merged_weight(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("ffn")[1]
-    score = CRITERIA["magnitude"](Scoring(reduce="abs", linears="all")).score(pool, modules)
+    score = score_of("magnitude", pool, modules, reduce="abs", linears="all")
     expected = torch.zeros(pool.size)
     for member in pool.members:
         layer = modules[member.linear]
@@ -119,7 +123,7 @@ def test_magnitude_is_the_merged_weight(adapted) -> None:
 def test_random_depends_on_seed_and_pool_only(adapted) -> None:
     units, modules = adapted
     first, second = units.of_kind("ffn")
-    draw = lambda pool, seed: CRITERIA["random"](Scoring(seed=seed)).score(pool, modules)  # noqa: E731
+    draw = lambda pool, seed: score_of("random", pool, modules, seed=seed)  # noqa: E731
     assert torch.equal(draw(first, 1), draw(first, 1))
     assert not torch.equal(draw(first, 1), draw(first, 2))
     assert not torch.equal(draw(first, 1), draw(second, 1))
@@ -130,7 +134,7 @@ def test_errors_name_the_remedy(adapted) -> None:
     with pytest.raises(InputError, match="unknown criterion 'magnitud'. Did you mean 'magnitude'"):
         CRITERIA["magnitud"]
     with pytest.raises(InputError, match="magnitude takes none or linear"):
-        CRITERIA["magnitude"](Scoring(normalize="scale"))
+        score_of("magnitude", units.pools[0], modules, normalize="scale")
     modules["model.layers.0.mlp.up_proj"].lora_A["default"].weight.grad = None
     with pytest.raises(InputError, match=r"model.layers.0.mlp.up_proj.*observe\(\) after backward"):
-        CRITERIA["lora"](Scoring()).score(units.of_kind("ffn")[0], modules)
+        score_of("lora", units.of_kind("ffn")[0], modules)

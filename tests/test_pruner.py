@@ -9,7 +9,9 @@ from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_wa
 from trl import SFTConfig, SFTTrainer
 
 from secateur import Pruner, PruningCallback, Scoring
+from secateur.criteria import Evidence
 from secateur.errors import InputError, NumericsError
+from secateur.outcome import alternatives
 
 STEPS, BATCH, LENGTH = 24, 4, 32
 LR = 1e-2
@@ -132,7 +134,7 @@ def test_moving_average_is_eq_11() -> None:
     expected = None
     for ids in rows(3 * BATCH).split(BATCH):
         model(ids, labels=ids).loss.backward()
-        fresh = pruner.criterion.score(pruner.units.pools[1], pruner.modules)
+        fresh = pruner.criterion.score(pruner.units.pools[1], Evidence(pruner.modules), pruner.scoring)
         expected = (0.0 if expected is None else 0.7 * expected) + 0.3 * fresh
         pruner.observe()
         pruner.step()
@@ -210,6 +212,6 @@ def test_alternatives_cover_all_allocations() -> None:
     model = adapted(layers=10)
     pruner = pruner_for(model, sparsity=0.25, total_steps=STEPS)
     train_bare(model, pruner)
-    found = pruner.alternatives()
+    found = alternatives(pruner)
     assert set(found) == {"uniform", "protected", "global"}
     assert all(isinstance(share, float) and 0 < share < 1 for share in found.values())

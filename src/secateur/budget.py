@@ -31,6 +31,7 @@ class BudgetOptions:
     protect_last: int | None = None
     floor: float = 0.1
     round_to: int = 1
+    across_layers: str = "mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Budget:
         quota: pool name -> units that go (uniform and protected allocation).
         pot: kinds that are ranked across layers -> parameters that go from all their pools together.
         least: pool name -> units that always stay (global allocation).
+        across_layers: how scores of different layers compare (global allocation): relative to the layer's `mean`, in
+            `standard` deviations from it, or `raw`.
     """
 
     units: Units
@@ -48,6 +51,7 @@ class Budget:
     pot: dict[tuple[str, ...], float] = field(default_factory=dict)
     least: dict[str, int] = field(default_factory=dict)
     round_to: int = 1
+    across_layers: str = "mean"
 
     @property
     def removed_params(self) -> int:
@@ -100,15 +104,8 @@ class Budget:
     def _candidates(
         self, pool: Pool, pools: list[Pool], scores: dict[str, Tensor], keep: Tensor
     ) -> list[tuple[float, int]]:
-        """(rank, units) of what could go next from a pool, lowest first, down to its floor.
-
-        The rank is score per parameter over the layer's mean score per parameter, so that units of different
-        size compare, and layers are compared by what is unimportant *within* them (raw scores differ by orders
-        of magnitude between layers).
-        """
-        layer = [p for p in pools if p.layer == pool.layer]
-        mean = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
-        relative = scores[pool.name] / (pool.unit_params * max(mean, torch.finfo(torch.float32).tiny))
+        """(rank, units) of what could go next from a pool, lowest first, down to its floor."""
+        relative = self._across_layers(pool, [p for p in pools if p.layer == pool.layer], scores)
         alive = int(keep.sum())
         ordered = relative.masked_fill(~keep, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
         per_set = ordered[: alive // pool.sets].tolist()
@@ -119,6 +116,22 @@ class Budget:
             groups.append((sum(per_set[taken : taken + size]) / size, size * pool.sets))
             taken += size
         return groups
+
+    def _across_layers(self, pool: Pool, layer: list[Pool], scores: dict[str, Tensor]) -> Tensor:
+        """(units,) score per parameter, comparable with that of other layers' units.
+
+        Raw scores differ by orders of magnitude between layers, so by default a unit's score per parameter is
+        divided by its layer's mean: layers are compared by what is unimportant *within* them. In `standard`
+        deviations (FLAP) heads and channels are each compared with their own kind.
+        """
+        per_parameter = scores[pool.name].double() / pool.unit_params
+        if self.across_layers == "raw":
+            return per_parameter
+        if self.across_layers == "standard":
+            spread = per_parameter.std() if pool.size > 1 else per_parameter.new_ones(())
+            return (per_parameter - per_parameter.mean()) / spread.clamp_min(torch.finfo(torch.float64).tiny)
+        mean = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
+        return per_parameter / max(mean, torch.finfo(torch.float32).tiny)
 
 
 def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
@@ -234,7 +247,7 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
             f"--sparsity {options.sparsity} is not reachable with a floor of {options.floor}: at most "
             f"{most / units.prunable_params:.3f}. Lower --sparsity or --floor."
         )
-    return Budget(units, {}, pot, least, options.round_to)
+    return Budget(units, {}, pot, least, options.round_to, options.across_layers)
 
 
 def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:

@@ -176,7 +176,7 @@ def _criteria(_: None) -> int:
 
     for name, criterion in CRITERIA.items():
         needs = ", ".join(sorted(criterion.needs)) or "nothing"
-        print(f"{name:12} needs {needs}. {(criterion.__doc__ or '').split(': ', 1)[-1]}")
+        print(f"{name:19} {criterion.summary} (needs {needs})")
     return 0
 
 

@@ -43,6 +43,12 @@ class RunConfig:
     rank: int = option("LoRA rank", 8, group="lora")
     alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
     dropout: float = option("LoRA dropout", 0.0, group="lora")
+    lora_init: str = option(
+        "how LoRA's factors start: default (B = 0), or pissa (the weight's leading singular vectors)",
+        "default",
+        group="lora",
+        choices=("default", "pissa"),
+    )
     targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
     adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
     family: str | None = option("architecture layout, when the model type is not known", None, group="model")
@@ -65,6 +71,8 @@ class RunConfig:
                 f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
                 "equal micro-batches: choose a divisor."
             )
+        if self.adapter and self.lora_init != "default":
+            found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         return found
@@ -99,7 +107,20 @@ class PruneConfig(RunConfig):
     protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
     floor: float = option("global: fraction of each layer's units that always stays", 0.1, group="pruning")
     round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
-    criterion: str = option("what scores the units: lora, magnitude, random", "lora", group="criterion")
+    across_layers: str = option(
+        "global: compare scores relative to the layer's mean, in standard deviations from it, or raw",
+        "mean",
+        group="pruning",
+        choices=("mean", "standard", "raw"),
+    )
+    compensate: str = option(
+        "at a cut, what stays takes over: none, lstsq (least squares on down and o), bias (FLAP)",
+        "none",
+        group="pruning",
+        choices=("none", "lstsq", "bias"),
+    )
+
+    criterion: str = option("what scores the units; see secateur criteria", "lora", group="criterion")
     reduce: str = option(
         "how an entry's first-order term counts: squared (paper) or abs (released code)",
         "squared",
@@ -114,14 +135,16 @@ class PruneConfig(RunConfig):
     )
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
-    score_linears: str = option(
-        "score the linears whose rows a unit owns (q k v gate up), or all; see docs/log.md",
-        "rows",
+    score_linears: str | None = option(
+        "score the linears whose rows a unit owns (q k v gate up), or all; default: what suits the criterion",
+        None,
         group="criterion",
         choices=("rows", "all"),
     )
+
     schedule: str = option(
-        "how sparsity grows between the first and the last cut",
+        "how sparsity grows between the first and the last cut; one-shot: score on the first --prune-start steps "
+        "without training, cut once, then train",
         "cubic",
         group="schedule",
         choices=("cubic", "linear", "one-shot"),
@@ -130,6 +153,9 @@ class PruneConfig(RunConfig):
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
+
+    distill: float = option("weight α of the loss against the dense model's outputs", 0.0, group="training")
+    distill_temperature: float = option("temperature of both in that loss", 1.0, group="training")
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",
@@ -149,6 +175,12 @@ class PruneConfig(RunConfig):
             )
         found += below_one(self, "attention_sparsity") + below_one(self, "ema") + below_one(self, "floor")
         found += step_faults(self, "prune_start") + step_faults(self, "prune_end")
+        if not 0 <= self.distill <= 1:
+            found.append(f"--distill is {self.distill}: give the weight of the dense model's outputs, from 0 to 1.")
+        if not self.distill_temperature > 0:
+            found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
+        if self.distill and self.shrink:
+            found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")
         if self.allocation == "uniform" and (self.protect_first or self.protect_last):
             found.append(
                 "--protect-first/--protect-last leave layers unlike the others, which --allocation uniform "

@@ -48,6 +48,7 @@ def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
+        init_lora_weights={"default": True, "pissa": "pissa_niter_4"}[config.lora_init],
         target_modules=list(config.targets or linears),
         task_type="CAUSAL_LM",
     )

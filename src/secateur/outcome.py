@@ -1,7 +1,7 @@
 """What a run came to: the figures of the written checkpoint beside the dense model's."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
+from .budget import make_budget
+from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .export import ExportReport
 from .job import Job
@@ -61,9 +63,33 @@ def outcome(
         "sparsity": _sparsity(pruner, small, dense),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
-        "alternatives": pruner.alternatives(),
+        "alternatives": alternatives(pruner),
         "export": report.to_dict() | {"folder": str(job.output)},
     }
+
+
+def alternatives(pruner: Pruner) -> dict[str, float | str]:
+    """Allocation -> share of the importance (as averaged before the first cut) that it would remove.
+
+    An estimate from scores alone, without training; a text says why an allocation cannot reach the target.
+    """
+    scores = pruner.scores_before_cuts or pruner.scores
+    everything = {name: torch.ones_like(mask) for name, mask in pruner.keep.items()}
+    total = sum(float(s.sum()) for s in scores.values())
+    chosen = pruner.budget_options
+    found: dict[str, float | str] = {}
+    for allocation in ("uniform", "protected", "global"):
+        options = replace(chosen, allocation=allocation)
+        if allocation == "uniform" or allocation != chosen.allocation:
+            options = replace(options, protect_first=None, protect_last=None)
+        try:
+            keep = make_budget(pruner.units, options, pruner.legal).select(scores, everything, 1.0)
+        except InputError as error:
+            found[allocation] = str(error)
+            continue
+        lost = sum(float(scores[name][~keep[name]].sum()) for name in keep)
+        found[allocation] = lost / total if total else 0.0
+    return found
 
 
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .budget import Budget, BudgetOptions, make_budget
+from .compensation import check_compensation
 from .config import PruneConfig
-from .criteria import CRITERIA
+from .criteria import CRITERIA, Scoring
 from .families import family_of
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
@@ -31,13 +32,18 @@ def prepare(config: PruneConfig) -> PruneJob:
     Raises:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
-    CRITERIA[config.criterion]  # an unknown name is refused here
+    CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
     source, model_config = open_model(config)
     budget, dense_params = _plan(config, model_config)
     kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
     return PruneJob(**vars(job), schedule=schedule, budget=budget)
+
+
+def scoring_options(config: PruneConfig) -> Scoring:
+    """The part of the options that says how units are scored."""
+    return Scoring(config.reduce, config.normalize, config.eta, config.score_linears, config.seed)
 
 
 def budget_options(config: PruneConfig) -> BudgetOptions:
@@ -50,6 +56,7 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
         config.protect_last,
         config.floor,
         config.round_to,
+        config.across_layers,
     )
 
 
@@ -59,5 +66,6 @@ def _plan(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     units = find_units(empty, family, config.attention)
+    check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     legal = partial(accepts, model_config, family, model_class=config.model_class)
     return make_budget(units, budget_options(config), legal), sum(p.numel() for p in empty.parameters())

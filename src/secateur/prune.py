@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
-from .criteria import Scoring
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
@@ -21,7 +20,7 @@ from .finetune import add_lora, load_base, run_trainer
 from .job import checkpoint_dtype, make_work
 from .models import compute_dtype
 from .outcome import measure, outcome, write_records
-from .prepare import PruneJob
+from .prepare import PruneJob, scoring_options
 from .progress import Progress
 from .pruner import Pruner
 from .recording import RecordingCallback
@@ -84,13 +83,12 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
-    scoring = Scoring(config.reduce, config.normalize, config.eta, config.score_linears, config.seed)
     names = (
-        "sparsity schedule prune_start prune_end frequency criterion ema attention attention_sparsity allocation "
-        "protect_first protect_last floor round_to model_class family shrink"
+        "sparsity schedule prune_start prune_end frequency criterion ema compensate attention attention_sparsity "
+        "allocation protect_first protect_last floor across_layers round_to model_class family shrink"
     )
     options = {name: getattr(config, name) for name in names.split()}
-    return Pruner(model, total_steps=job.total_steps, scoring=scoring, **options)
+    return Pruner(model, total_steps=job.total_steps, scoring=scoring_options(config), **options)
 
 
 def _train(

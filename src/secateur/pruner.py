@@ -7,7 +7,7 @@ Knows nothing of Trainer, data or files. In a loop:
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,19 +20,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget, BudgetOptions, make_budget
+from .compensation import NEEDS, check_compensation, compensate_
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family, family_of
+from .masks import Masks
 from .records import write_json
 from .schedule import Schedule, make_schedule
+from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
-from .units import Pool, find_units
+from .units import base_linear, find_units
 from .verify import default_probe
 
-STATE_TENSORS = ("keep", "scores", "scores_before_cuts")
+STATE_TENSORS = ("keep", "scores", "scores_before_cuts", "moments", "compensated")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Pruner:
         sparsity: fraction of the parameters of the prunable linears to remove, in (0, 1).
         total_steps: optimiser steps of the run; may be left to `begin`, which the Trainer callback calls.
         prune_start, prune_end, frequency, schedule: see `Schedule`; fractions of the run or steps.
-        criterion, scoring, ema: what scores a unit, and the weight of the past in its moving average.
+        criterion, scoring, ema: what scores a unit, and the weight of the past in its moving average (with the
+            one-shot schedule all steps before the cut count alike).
+        compensate: how what stays takes over at a cut: `none`, `lstsq` or `bias` (see `compensation`).
         attention: `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
         model_class: stock class the result will have (`keep`, or `mistral` for any head count).
         family: layout of a model type that secateur does not know.
@@ -87,12 +92,14 @@ class Pruner:
         criterion: str = "lora",
         scoring: Scoring | None = None,
         ema: float = 0.9,
+        compensate: str = "none",
         attention: str = "kv_group",
         attention_sparsity: float | None = None,
         allocation: str = "uniform",
         protect_first: int | None = None,
         protect_last: int | None = None,
         floor: float = 0.1,
+        across_layers: str = "mean",
         round_to: int = 1,
         model_class: str = "keep",
         family: str | Family | None = None,
@@ -108,14 +115,21 @@ class Pruner:
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
         check_mergeable(model)
         self.model_class = model_class
-        options = BudgetOptions(sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to)
-        self._budget_options = options
-        self._legal = partial(accepts, base.config, self.units.family, model_class=model_class)
-        self.budget: Budget = make_budget(self.units, options, self._legal)
-        self.scoring = scoring or Scoring()
-        self.criterion = CRITERIA[criterion](self.scoring)
+        self.budget_options = BudgetOptions(
+            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers
+        )
+        self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
+        self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
+        self.criterion = CRITERIA[criterion]
+        self.scoring = self.criterion.options(criterion, scoring or Scoring())
         self._check_coverage()
+        check_compensation(compensate, self.units, self.modules)
+        self.compensate = compensate
         self.ema = ema
+        self._all_alike = schedule == "one-shot"
+        needs = self.criterion.needs | NEEDS[compensate]
+        self.statistics = Statistics(model, needs, self.scoring, 1.0 if self._all_alike else ema)
+        self.statistics.attach(self.units.pools, self.modules)
         self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
             schedule, prune_start, prune_end, frequency, total
         )
@@ -128,11 +142,7 @@ class Pruner:
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
-        self._masks: dict[str, Tensor] = {}
-        self._hooks = [
-            self.modules[pool.gate.linear].register_forward_pre_hook(self._mask_hook(pool))
-            for pool in ([] if shrink else self.units.pools)
-        ]
+        self.masks = None if shrink else Masks(self.units.pools, self.modules)
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
@@ -149,10 +159,20 @@ class Pruner:
         if self.schedule is None:
             raise InputError("the pruner does not know the run's length: pass total_steps, or call begin(steps).")
         step = self.steps_done + 1
-        if step > self.schedule.last_cut or (not self.criterion.changes and not self.schedule.is_cut(step)):
+        if step > self.schedule.last_cut:
             return
+        self.statistics.fold()
+        if self.criterion.changes or self.schedule.is_cut(step):
+            self._score(step)
+        self.statistics.forget_step()
+
+    def _score(self, step: int) -> None:
+        evidence = self.statistics.evidence(self.modules)
+        past = (step - 1) / step if self._all_alike else self.ema
+        if not self.criterion.changes:
+            past = 0.0
         for pool in self.live.pools:
-            fresh = self.criterion.score(pool, self.modules).to(torch.float32).cpu()
+            fresh = self.criterion.score(pool, evidence, self.scoring).to(torch.float32).cpu()
             if not torch.isfinite(fresh).all():
                 raise NumericsError(
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
@@ -161,7 +181,7 @@ class Pruner:
             # A removed unit keeps the average it went with; the others go on.
             keep, scores = self.keep[pool.name], self.scores[pool.name]
             fresh = fresh[self.live_keep[pool.name]]
-            scores[keep] = self.ema * scores[keep] + (1 - self.ema) * fresh if self.criterion.changes else fresh
+            scores[keep] = past * scores[keep] + (1 - past) * fresh
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
         """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.
@@ -182,6 +202,8 @@ class Pruner:
         self._apply(before, optimizer)
         cut = self._record(before)
         self.cuts.append(cut)
+        if self.steps_done >= self.schedule.last_cut:
+            self.statistics.detach()
         return cut
 
     @property
@@ -193,32 +215,6 @@ class Pruner:
     def removed_params(self) -> int:
         """Parameters that are gone."""
         return self.units.removed_params(self.keep)
-
-    def alternatives(self) -> dict[str, float | str]:
-        """Allocation -> share of the importance (as averaged before the first cut) that it would remove.
-
-        An estimate from scores alone, without training; a text says why an allocation cannot reach the target.
-        """
-        scores = self.scores_before_cuts or self.scores
-        everything = {name: torch.ones_like(mask) for name, mask in self.keep.items()}
-        total = sum(float(s.sum()) for s in scores.values())
-        found: dict[str, float | str] = {}
-        for allocation in ("uniform", "protected", "global"):
-            protect = allocation != "uniform" and allocation == self._budget_options.allocation
-            options = replace(
-                self._budget_options,
-                allocation=allocation,
-                protect_first=self._budget_options.protect_first if protect else None,
-                protect_last=self._budget_options.protect_last if protect else None,
-            )
-            try:
-                keep = make_budget(self.units, options, self._legal).select(scores, everything, 1.0)
-            except InputError as error:
-                found[allocation] = str(error)
-                continue
-            lost = sum(float(scores[name][~keep[name]].sum()) for name in keep)
-            found[allocation] = lost / total if total else 0.0
-        return found
 
     def export(
         self,
@@ -251,10 +247,10 @@ class Pruner:
         )
 
     def close(self) -> None:
-        """Take the masks off the model."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        """Take everything that watches or masks off the model."""
+        self.statistics.detach()
+        if self.masks is not None:
+            self.masks.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on from here (tensors, ints, lists)."""
@@ -264,10 +260,13 @@ class Pruner:
             "scores": dict(self.scores),
             "scores_before_cuts": dict(self.scores_before_cuts),
             "cuts": [vars(cut) for cut in self.cuts],
+            "moments": self.statistics.state_tensors(),
+            "moment_steps": self.statistics.steps,
+            "compensated": dict(self._rewritten()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore masks, averages and step count.
+        """Restore masks or shapes, averages, compensated weights and step count.
 
         Raises:
             InputError: the state is of a model with other units.
@@ -280,12 +279,15 @@ class Pruner:
         self.scores = {name: scores.clone() for name, scores in state["scores"].items()}
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
-        self._apply(before, None)
+        self._apply(before, None, compensating=False)
+        self.statistics.load_tensors(state["moments"], state["moment_steps"])
+        for path, parameter in self._rewritten().items():
+            parameter.data.copy_(state["compensated"][path])
 
     def save(self, folder: Path) -> None:
-        """Write the state as pruner.safetensors (masks and averages) and pruner.json (the rest)."""
+        """Write the state as pruner.safetensors (masks, averages, rewritten weights) and pruner.json (the rest)."""
         state = self.state_dict()
-        tensors = {f"{part}/{name}": t for part in STATE_TENSORS for name, t in state.pop(part).items()}
+        tensors = {f"{part}/{name}": t.contiguous() for part in STATE_TENSORS for name, t in state.pop(part).items()}
         save_file(tensors, folder / "pruner.safetensors")
         write_json(folder / "pruner.json", state)
 
@@ -314,35 +316,40 @@ class Pruner:
             return self.keep
         return {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.live.pools}
 
-    def _apply(self, before: dict[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    def _apply(
+        self, before: dict[str, Tensor], optimizer: torch.optim.Optimizer | None, compensating: bool = True
+    ) -> None:
         """Make the model what `keep` says, from the state in which `before` was left."""
-        if not self.shrink:
-            self._update_masks()
+        relative = {name: keep[before[name]] if self.shrink else keep for name, keep in self.keep.items()}
+        if compensating and self.compensate != "none":
+            self._compensate(before, relative)
+        if self.masks is not None:
+            self.masks.update(self.keep)
             return
-        relative = {name: keep[before[name]] for name, keep in self.keep.items()}
         shrink_(self.model, self.live, relative, optimizer)
+        for pool in self.live.pools:
+            self.statistics.slice_(pool, relative[pool.name])
         self.live = self._find_units()
+        self.statistics.attach(self.live.pools, self.modules)
 
-    def _update_masks(self) -> None:
-        """Rebuild the input masks of `o` and `down`: 1 at entries of units that stay, else 0."""
-        for pool in self.units.pools:
-            keep, gate = self.keep[pool.name], pool.gate
-            if not keep.all():
-                mask = torch.zeros(gate.index.numel())
-                mask[gate.entries(keep)] = 1
-                self._masks[pool.name] = mask
+    def _compensate(self, before: dict[str, Tensor], relative: dict[str, Tensor]) -> None:
+        for pool in self.live.pools:
+            keep = relative[pool.name]
+            gone = ~keep if self.shrink else before[pool.name] & ~keep
+            if gone.any():
+                path = pool.gate.linear
+                stay, go = pool.gate.entries(keep), pool.gate.entries(gone)
+                compensate_(self.compensate, pool, self.modules[path], self.statistics.moments[path], stay, go)
 
-    def _mask_hook(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            mask = self._masks.get(pool.name)
-            if mask is None:
-                return None
-            x = args[0]
-            if mask.device != x.device or mask.dtype != x.dtype:
-                mask = self._masks[pool.name] = mask.to(x)
-            return (x * mask, *args[1:])
-
-        return hook
+    def _rewritten(self) -> dict[str, nn.Parameter]:
+        """The base parameters that compensation has changed: an adapter alone does not say the model any more."""
+        leaf = {"none": None, "lstsq": "weight", "bias": "bias"}[self.compensate]
+        if leaf is None or not self.cuts:
+            return {}
+        return {
+            f"{pool.gate.linear}.{leaf}": getattr(base_linear(self.modules[pool.gate.linear]), leaf)
+            for pool in self.units.pools
+        }
 
     def _check_coverage(self) -> None:
         """Refuse LoRA that leaves out a linear whose LoRA gradients the criterion reads."""

@@ -4,7 +4,20 @@ A criterion turns what it needs into one score per unit of a pool; the pruner av
 and never asks how they were made. Higher means keep.
 """
 
-from . import lora, magnitude, random
-from .base import CRITERIA, Criterion, Scoring
+from . import gate, lora, magnitude, obs, random, taylor, wanda
+from .base import CRITERIA, Criterion, Evidence, InputMoments, Scoring
 
-__all__ = ["CRITERIA", "Criterion", "Scoring", "lora", "magnitude", "random"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Evidence",
+    "InputMoments",
+    "Scoring",
+    "gate",
+    "lora",
+    "magnitude",
+    "obs",
+    "random",
+    "taylor",
+    "wanda",
+]  # fmt: skip

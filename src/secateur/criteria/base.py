@@ -1,12 +1,13 @@
 """The interface of a criterion, and what criteria share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..registry import Registry
 from ..units import Member, Pool
 
@@ -16,38 +17,105 @@ class Scoring:
     """Options that criteria share (LoRAPrune Eqs. 4, 10; METHODS in docs/papers.md)."""
 
     reduce: str = "squared"
-    """`squared` (paper) or `abs` (released code) of an entry's first-order term."""
+    """`squared` (paper) or `abs` (released code) of a first-order term."""
     normalize: str = "none"
     """Each linear's unit scores before they are added: `none`, `linear` (divided by their L2 norm) or
     `scale` (divided by the expected scale of the LoRA gradient)."""
     eta: float = 1.0
     """Weight of the −∂B·∂A term (Eq. 10)."""
-    linears: str = "rows"
-    """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`. At B = 0 the LoRA gradient of a
-    column-side linear (o, down) is a random projection of its inputs and ranks its columns hardly better than
-    chance."""
+    linears: str | None = None
+    """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`; None: the criterion's own choice."""
     seed: int = 0
 
 
-class Criterion(Protocol):
-    """Scores the units of a pool; must not change the model."""
+@dataclass(eq=False)
+class InputMoments:
+    """First and second moments of a linear's input, over tokens: sums while a step runs, means afterwards."""
 
-    needs: ClassVar[frozenset[str]]
-    """What the pruner has to provide: `lora_grad` (LoRA factors and their gradients)."""
-    changes: ClassVar[bool]
-    """Whether scores change from step to step (else they are taken once per cut)."""
+    tokens: float
+    first: Tensor
+    """(columns,) E[x]."""
+    square: Tensor
+    """(columns,) E[x²]."""
+    second: Tensor | None = None
+    """(columns, columns) E[x xᵀ], where it is needed."""
 
-    def __init__(self, scoring: Scoring) -> None: ...
+    @classmethod
+    def of(cls, x: Tensor, second: bool) -> Self:
+        """Sums over the rows of x (tokens, columns); bf16 products, float32 (or float64) sums."""
+        full = wide(x)
+        return cls(x.shape[0], full.sum(0), full.square().sum(0), wide(x.T @ x) if second else None)
 
-    def score(self, pool: Pool, modules: Mapping[str, nn.Module]) -> Tensor:
-        """(units,) float32 scores of `pool`.
+    @property
+    def variance(self) -> Tensor:
+        return (self.square - self.first.square()).clamp_min(0)
 
-        Args:
-            modules: linear path -> PEFT LoRA layer or plain linear, for every linear of the pool.
+    def plus(self, other: "InputMoments") -> "InputMoments":
+        second = None if self.second is None or other.second is None else self.second + other.second
+        return InputMoments(self.tokens + other.tokens, self.first + other.first, self.square + other.square, second)
+
+    def per_token(self) -> "InputMoments":
+        n = max(self.tokens, 1)
+        return InputMoments(1, self.first / n, self.square / n, None if self.second is None else self.second / n)
+
+    def mix_(self, fresh: "InputMoments", weight: float) -> None:
+        """Move towards `fresh` by `weight`."""
+        self.first.lerp_(fresh.first, weight)
+        self.square.lerp_(fresh.square, weight)
+        if self.second is not None and fresh.second is not None:
+            self.second.lerp_(fresh.second, weight)
+
+    def slice_(self, columns: Tensor) -> None:
+        columns = columns.to(self.first.device)
+        self.first, self.square = self.first[columns], self.square[columns]
+        if self.second is not None:
+            self.second = self.second[columns][:, columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a criterion may look at. Only what it `needs` is filled."""
+
+    modules: Mapping[str, nn.Module]
+    """Linear path -> PEFT LoRA layer (its factors hold their gradients: `lora_grad`) or plain linear."""
+    terms: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    """`weight_grad`: (linear, dim) -> per row (0) or column (1), the mean over sequences of Σ (G ⊙ W)² (or |·|),
+    with G of one sequence."""
+    weight_grads: Mapping[str, Tensor] = field(default_factory=dict)
+    """`batch_weight_grad`: linear -> (out, in) ∂L/∂W of the whole batch."""
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
+    """`gate_grad`: pool -> (units,) mean over sequences of (Σ_t h·∂L/∂h)² (or |·|), h the input of o or down."""
+    moments: Mapping[str, InputMoments] = field(default_factory=dict)
+    """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How units are scored: a function, and what the pruner has to provide for it."""
+
+    score: Callable[[Pool, Evidence, Scoring], Tensor]
+    """Pool, evidence and options -> (units,) scores, higher stays. Must not change the model."""
+    summary: str
+    needs: frozenset[str] = frozenset()
+    """Of `lora_grad`, `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments`: see
+    `Evidence`. Nothing else is collected."""
+    changes: bool = True
+    """True: scores come from a step and are averaged over steps. False: they are taken once per cut."""
+    linears: str = "all"
+    """`rows` or `all`: the linears that are scored where the user does not say (`Scoring.linears`)."""
+
+    def options(self, name: str, scoring: Scoring) -> Scoring:
+        """`scoring` with this criterion's own choices where the user left them open.
+
+        Raises:
+            InputError: an option is not for this criterion.
         """
+        if scoring.normalize == "scale" and "lora_grad" not in self.needs:
+            raise InputError(f"--normalize scale undoes the scale of LoRA gradients: {name} takes none or linear.")
+        return replace(scoring, linears=scoring.linears or self.linears)
 
 
-CRITERIA: Registry[type[Criterion]] = Registry("criterion")
+CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def scored_members(pool: Pool, scoring: Scoring) -> list[Member]:
@@ -55,20 +123,28 @@ def scored_members(pool: Pool, scoring: Scoring) -> list[Member]:
     return [member for member in pool.members if scoring.linears == "all" or member.dim == 0]
 
 
-def sum_members(
-    pool: Pool, modules: Mapping[str, nn.Module], scoring: Scoring, entries: Callable[[nn.Module, Member], Tensor]
-) -> Tensor:
+def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor]) -> Tensor:
     """Unit scores Ĝ_g (Eq. 4): entry sums gathered per unit and added over the pool's linears.
 
     Args:
-        entries: linear and member -> one sum per row (`dim` 0) or column (`dim` 1) of the linear.
+        entries: member -> one sum per row (`dim` 0) or column (`dim` 1) of its linear.
     """
     total: Tensor | None = None
     for member in scored_members(pool, scoring):
-        sums = entries(modules[member.linear], member)
+        sums = entries(member)
         units = sums[member.index.to(sums.device)].sum(1)
         if scoring.normalize == "linear":
             units = units / units.norm().clamp_min(torch.finfo(units.dtype).tiny)
         total = units if total is None else total + units
     assert total is not None, "a pool has at least one linear"
     return total
+
+
+def gate_columns(pool: Pool, sums: Tensor) -> Tensor:
+    """(units,) from one value per column of the pool's gate (o or down)."""
+    return sums[pool.gate.index.to(sums.device)].sum(1)
+
+
+def wide(value: Tensor) -> Tensor:
+    """Scores are made in float32, float64 for float64 models."""
+    return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32)

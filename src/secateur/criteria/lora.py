@@ -3,16 +3,13 @@
 Source: LoRAPrune, arXiv:2305.18403, Eqs. 4 and 10.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..surgery import lora_factors
 from ..units import Member, Pool, base_linear
-from .base import CRITERIA, Scoring, sum_members
+from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
 
 BLOCK_ENTRIES = 1 << 18
 """Entries of W handled at once (1 MiB in float32, so that a block's temporaries stay in cache)."""
@@ -61,41 +58,44 @@ def entry_sums(
     return sums
 
 
-class LoraGuided:
-    """`lora`: importance from LoRA weights and gradients alone."""
+def lora_guided(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+    """Importance from LoRA weights and gradients alone: Σ Î over the unit's entries (Eqs. 4, 10)."""
+    return sum_members(pool, scoring, lambda member: _entries(evidence.modules[member.linear], member, scoring))
 
-    needs: ClassVar[frozenset[str]] = frozenset({"lora_grad"})
-    changes: ClassVar[bool] = True
 
-    def __init__(self, scoring: Scoring) -> None:
-        self.scoring = scoring
-
-    def score(self, pool: Pool, modules: Mapping[str, nn.Module]) -> Tensor:
-        return sum_members(pool, modules, self.scoring, self._entries)
-
-    def _entries(self, module: nn.Module, member: Member) -> Tensor:
-        lora = lora_factors(module)
-        if lora.a.grad is None or lora.b.grad is None:
-            raise InputError(
-                f"{member.linear}: its LoRA factors have no gradient: call observe() after backward() and "
-                "before zero_grad(), with both factors trainable."
-            )
-        sums = entry_sums(
-            base_linear(module).weight,
-            lora.a,
-            lora.b,
-            lora.a.grad,
-            lora.b.grad,
-            scaling=lora.scaling,
-            eta=self.scoring.eta,
-            reduce=self.scoring.reduce,
-            dim=member.dim,
+def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
+    lora = lora_factors(module)
+    if lora.a.grad is None or lora.b.grad is None:
+        raise InputError(
+            f"{member.linear}: its LoRA factors have no gradient: call observe() after backward() and "
+            "before zero_grad(), with both factors trainable."
         )
-        if self.scoring.normalize == "scale":
-            # At B = 0 the stand-in is s·G·AᵀA, whose entries scale as s·r/in.
-            scale = lora.scaling * lora.a.shape[0] / lora.a.shape[1]
-            sums /= scale**2 if self.scoring.reduce == "squared" else scale
-        return sums
+    sums = entry_sums(
+        base_linear(module).weight,
+        lora.a,
+        lora.b,
+        lora.a.grad,
+        lora.b.grad,
+        scaling=lora.scaling,
+        eta=scoring.eta,
+        reduce=scoring.reduce,
+        dim=member.dim,
+    )
+    if scoring.normalize == "scale":
+        # At B = 0 the stand-in is s·G·AᵀA, whose entries scale as s·r/in.
+        scale = lora.scaling * lora.a.shape[0] / lora.a.shape[1]
+        sums /= scale**2 if scoring.reduce == "squared" else scale
+    return sums
 
 
-CRITERIA.register("lora", LoraGuided)
+# Rows by default: at B = 0 the LoRA gradient of a column-side linear (o, down) is a random projection of its inputs,
+# and ranks its columns hardly better than chance.
+CRITERIA.register(
+    "lora",
+    Criterion(
+        lora_guided,
+        "Taylor with LoRA's own gradients in place of ∂L/∂W (LoRAPrune)",
+        needs=frozenset({"lora_grad"}),
+        linears="rows",
+    ),
+)

@@ -1,0 +1,88 @@
+"""Compensation at a cut: what stays takes over what it can of what goes (METHODS in docs/papers.md).
+
+When the columns P of `down` or `o` go and K stay, the least-squares refit of the layer's output is
+W[:, K] += W[:, P]·Xᵀ with X = (C_KK + λI)⁻¹ C_KP and C = E[x xᵀ] of the linear's input. The same X on LoRA's A carries
+the adapter along: together exactly the effective weight W + s·B·A. FLAP's alternative replaces what goes by its mean,
+a constant that the output's bias takes up (arXiv:2312.11983).
+"""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .criteria import InputMoments
+from .errors import InputError
+from .surgery import lora_factors, merged_weight
+from .units import Pool, Units, base_linear
+
+NEEDS = {
+    "none": frozenset[str](),
+    "lstsq": frozenset({"second_moments"}),
+    "bias": frozenset({"input_moments"}),
+}
+"""Way of compensation -> what it needs to know of the linears' inputs."""
+RIDGE = 0.01
+"""λ, relative to the mean diagonal of C_KK."""
+
+
+def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) -> None:
+    """Refuse what the architecture cannot hold.
+
+    Raises:
+        InputError: `bias` where o or down has none, or `lstsq` where a weight cannot be rewritten.
+    """
+    if how not in NEEDS:
+        raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
+    for pool in units.pools:
+        linear = base_linear(modules[pool.gate.linear])
+        if how == "bias" and linear.bias is None:
+            raise InputError(
+                f"--compensate bias: {pool.gate.linear} has no bias to hold the constant, and adding one would change "
+                "the architecture: use --compensate lstsq."
+            )
+        if how == "lstsq" and not linear.weight.is_floating_point():
+            raise InputError(
+                f"--compensate lstsq rewrites {pool.gate.linear}, whose weight is {linear.weight.dtype}: "
+                "load the model without quantisation, or use --compensate none."
+            )
+
+
+def compensate_(how: str, pool: Pool, module: nn.Module, moments: InputMoments, stay: Tensor, go: Tensor) -> None:
+    """Let the columns `stay` of a pool's gate take over for `go`; slicing or masking `go` comes next.
+
+    Args:
+        module: the pool's o or down, a PEFT LoRA layer or a plain linear.
+        stay, go: (n,) positions along the linear's input.
+    """
+    with torch.no_grad():
+        if how == "bias":
+            _absorb_mean_(module, moments.first, go)
+        elif how == "lstsq":
+            assert moments.second is not None, "second moments were asked for"
+            refit = refit_coefficients(moments.second, stay, go)
+            _carry_(base_linear(module).weight, refit, stay, go)
+            if isinstance(module, LoraLayer):
+                _carry_(lora_factors(module).a, refit, stay, go)
+
+
+def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float = RIDGE) -> Tensor:
+    """X = (C_KK + λI)⁻¹ C_KP, (stay, go): x_P ≈ Xᵀ x_K in the least-squares sense, in float64."""
+    wide = second.double()
+    kept = wide[stay][:, stay]
+    kept.diagonal().add_(ridge * kept.diagonal().mean())
+    return torch.cholesky_solve(wide[stay][:, go], torch.linalg.cholesky(kept))
+
+
+def _carry_(weight: Tensor, refit: Tensor, stay: Tensor, go: Tensor) -> None:
+    """weight[:, stay] += weight[:, go]·Xᵀ."""
+    stay, go = stay.to(weight.device), go.to(weight.device)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    gone = weight.detach()[:, go].to(wide)
+    weight.data[:, stay] = (weight.detach()[:, stay].to(wide) + gone @ refit.T.to(gone)).to(weight.dtype)
+
+
+def _absorb_mean_(module: nn.Module, mean: Tensor, go: Tensor) -> None:
+    """bias += (W + s·B·A)[:, go]·E[x_go]."""
+    bias = base_linear(module).bias
+    constant = merged_weight(module)[:, go].to(mean.dtype) @ mean[go]
+    bias.data += constant.to(bias)

@@ -1,0 +1,22 @@
+"""Gate: the gradient of a switch on each unit, from activations alone.
+
+With h the input of `down` (or `o`) and g = ∂L/∂h, Σ_t h_c·g_c is exactly Σ_i (∂L/∂W ⊙ W)_ic over column c: the
+first-order effect of removing the unit, without ∂L/∂W. Squared and summed over sequences it is the Fisher
+information of the switch. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arXiv:2204.09656).
+"""
+
+from torch import Tensor
+
+from ..units import Pool
+from .base import CRITERIA, Criterion, Evidence, Scoring
+
+
+def gate(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+    """Mean over sequences of (Σ_t h·∂L/∂h)² at the input of o and down (`abs`: |·|)."""
+    return evidence.gates[pool.name]
+
+
+CRITERIA.register(
+    "gate",
+    Criterion(gate, "mean over sequences of (Σ h·∂L/∂h)² at the input of o and down", needs=frozenset({"gate_grad"})),
+)

@@ -1,0 +1,50 @@
+"""Optimal brain surgeon: what a layer's output loses when a unit goes and the others make up for it.
+
+Source: SparseGPT (arXiv:2301.00774) and ZipLM (arXiv:2302.04089), on whole units.
+"""
+
+import torch
+from torch import Tensor
+
+from ..surgery import merged_weight
+from ..units import Pool
+from .base import CRITERIA, Criterion, Evidence, Scoring
+
+DAMPING = 0.01
+"""Added to the second moment, relative to its mean diagonal."""
+
+
+def obs(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+    """tr(W_S·([C⁻¹]_SS)⁻¹·W_Sᵀ) over a unit's columns S of o or down, with C the second moment of its input."""
+    path = pool.gate.linear
+    second = evidence.moments[path].second
+    assert second is not None, "second moments were asked for"
+    weight = merged_weight(evidence.modules[path])
+    return removal_cost(weight.to(second.dtype), second, pool.gate.index.to(second.device))
+
+
+def removal_cost(weight: Tensor, second: Tensor, index: Tensor, damping: float = DAMPING) -> Tensor:
+    """(units,) least rise of E‖Δ(W x)‖² when a unit's columns go and the rest is refitted.
+
+    Args:
+        weight: (out, in).
+        second: (in, in) E[x xᵀ].
+        index: (units, columns of a unit).
+    """
+    damped = second + damping * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype).to(second)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    blocks = inverse[index.unsqueeze(2), index.unsqueeze(1)]  # (units, s, s)
+    columns = weight[:, index].movedim(1, 0)  # (units, out, s)
+    solved = torch.linalg.solve(blocks, columns.transpose(1, 2))  # (units, s, out)
+    return (columns.transpose(1, 2) * solved).sum((1, 2))
+
+
+CRITERIA.register(
+    "obs",
+    Criterion(
+        obs,
+        "what the output of o or down loses when the units that stay make up for it",
+        needs=frozenset({"second_moments"}),
+        changes=False,
+    ),
+)

@@ -1,0 +1,232 @@
+"""What criteria and compensation need to know of a training step beyond LoRA's gradients.
+
+Everything is read in the backward pass, by identity functions ("taps") put into the graph: only passes that train
+count (evaluation and teacher passes have no backward), each exactly once (gradient checkpointing runs a forward
+pass twice, its backward once), and nothing is kept that training does not keep anyway.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
+from .errors import InputError
+from .surgery import merged_weight
+from .units import Pool
+
+MOMENT_TOKENS = 512
+"""Tokens of a micro-batch that input moments are taken from, evenly spaced: a second moment of all 2,048 tokens of
+a step would cost a tenth of the step."""
+
+Observe = Callable[[Tensor, Tensor, Tensor | None], None]
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on `value`; in the backward pass `observe(seen, gradient of value, token mask)` is called."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, seen: Tensor, mask: Tensor | None, observe: Observe) -> Tensor:
+        ctx.save_for_backward(seen)
+        ctx.mask, ctx.observe = mask, observe
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (seen,) = ctx.saved_tensors
+        ctx.observe(seen, gradient, ctx.mask)
+        return gradient, None, None, None
+
+
+class Statistics:
+    """Collects what is needed, and nothing else; `fold` closes an optimiser step.
+
+    Args:
+        model: its `attention_mask` argument says which tokens count.
+        needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments` (see `Evidence`).
+        scoring: how gradients are reduced, and over which linears.
+        ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
+    """
+
+    def __init__(self, model: nn.Module, needs: frozenset[str], scoring: Scoring, ema: float) -> None:
+        self.needs = needs & {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
+        self.scoring = scoring
+        self.ema = ema
+        self.steps = 0
+        self.moments: dict[str, InputMoments] = {}
+        self._model = model
+        self._mask: Tensor | None = None
+        self._handles: list[Any] = []
+        self._watched: list[str] = []
+        self._clear()
+
+    def attach(self, pools: Iterable[Pool], modules: Mapping[str, nn.Module]) -> None:
+        """Watch these pools' linears; again after each cut, as positions change."""
+        self.detach()
+        if not self.needs:
+            return
+        pools = list(pools)
+        self._watched = []
+        self._handles.append(self._model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
+        for pool in pools:
+            if self.needs & {"gate_grad", "input_moments", "second_moments"}:
+                self._handles.append(modules[pool.gate.linear].register_forward_pre_hook(self._input_tap(pool)))
+                self._watched.append(pool.name if "gate_grad" in self.needs else pool.gate.linear)
+        if self.needs & {"weight_grad", "batch_weight_grad"}:
+            dims: dict[str, set[int]] = {}
+            for pool in pools:
+                for member in scored_members(pool, self.scoring):
+                    dims.setdefault(member.linear, set()).add(member.dim)
+            for path, wanted in dims.items():
+                tap = self._weight_tap(path, modules[path], sorted(wanted))
+                self._handles.append(modules[path].register_forward_hook(tap))
+                self._watched.append(path)
+
+    def detach(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def fold(self) -> None:
+        """End a step: the moments that it saw enter the moving averages.
+
+        Raises:
+            InputError: no gradient came through a linear that is watched.
+        """
+        self.steps += 1
+        seen = {*self._seen, *self._gates, *self._weight_grads, *(path for path, _ in self._terms)}
+        for name in self._watched:
+            if name not in seen:
+                raise InputError(
+                    f"no gradient passed through {name} in this step: call observe() after backward() and before the "
+                    "next forward pass, with the model in train mode and LoRA on its linears or on earlier ones."
+                )
+        for path, seen in self._seen.items():
+            if path not in self.moments:
+                self.moments[path] = seen.per_token()
+            else:
+                self.moments[path].mix_(seen.per_token(), max(1 - self.ema, 1 / self.steps))
+        self._seen = {}
+
+    def evidence(self, modules: Mapping[str, nn.Module]) -> Evidence:
+        """What the step that just ended, and the averages, say."""
+        terms = dict(self._terms)
+        count = max(self._sequences, 1)
+        return Evidence(
+            modules=modules,
+            terms={key: value / count for key, value in terms.items()},
+            weight_grads=self._weight_grads,
+            gates={name: value / count for name, value in self._gates.items()},
+            moments=self.moments,
+        )
+
+    def forget_step(self) -> None:
+        """Drop the sums of the step that was scored."""
+        self._clear()
+
+    def slice_(self, pool: Pool, keep: Tensor) -> None:
+        """Follow a cut: moments of the columns that stay."""
+        if pool.gate.linear in self.moments:
+            self.moments[pool.gate.linear].slice_(pool.gate.entries(keep))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The moving averages, as `load_tensors` takes them back."""
+        return {
+            f"{path}.{name}": value
+            for path, moments in self.moments.items()
+            for name in ("first", "square", "second")
+            if (value := getattr(moments, name)) is not None
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Restore moving averages of `steps` steps."""
+        self.steps, self.moments = steps, {}
+        for path in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
+            parts = {name: tensors.get(f"{path}.{name}") for name in ("first", "square", "second")}
+            assert parts["first"] is not None and parts["square"] is not None  # noqa: PT018
+            self.moments[path] = InputMoments(1, parts["first"].clone(), parts["square"].clone(), parts["second"])
+
+    def _clear(self) -> None:
+        self._sequences = 0
+        self._seen: dict[str, InputMoments] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._terms: dict[tuple[str, int], Tensor] = {}
+        self._weight_grads: dict[str, Tensor] = {}
+
+    def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if module.training and torch.is_grad_enabled() and isinstance(tokens, Tensor):
+            self._sequences += tokens.shape[0]
+
+    def _input_tap(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        index = pool.gate.index
+
+        def observe(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+            if "gate_grad" in self.needs:
+                sums = self._gate_sums(x, gradient, index)
+                self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
+            if self.needs & {"input_moments", "second_moments"}:
+                seen = InputMoments.of(_some_tokens(x, mask), second="second_moments" in self.needs)
+                path = pool.gate.linear
+                self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            x = args[0]
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return None
+            return (_Tap.apply(x, x, self._mask, observe), *args[1:])
+
+        return hook
+
+    def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        """(units,) Σ over sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of its absolute value."""
+        total = wide(x.new_zeros(index.shape[0]))
+        for h, g in zip(x.detach(), gradient, strict=True):  # one sequence at a time stays in cache
+            columns = (wide(h) * g).sum(0)
+            units = columns[index.to(x.device)].sum(1)
+            total += units.square() if self.scoring.reduce == "squared" else units.abs()
+        return total
+
+    def _weight_tap(
+        self, path: str, module: nn.Module, dims: list[int]
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def per_sequence(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+            weight = wide(merged_weight(module))
+            for h, g in zip(x.detach(), gradient, strict=True):
+                term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
+                term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
+                for dim in dims:
+                    self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
+
+        def whole_batch(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+            flat = gradient.flatten(0, 1).T @ x.detach().flatten(0, 1).to(gradient.dtype)
+            self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
+
+        observe = per_sequence if "weight_grad" in self.needs else whole_batch
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if not (torch.is_grad_enabled() and output.requires_grad):
+                return None
+            return _Tap.apply(output, args[0], self._mask, observe)
+
+        return hook
+
+
+def second_moment_bytes(pools: Iterable[Pool]) -> int:
+    """Bytes of the second moments of these pools' inputs: width² floats each."""
+    return sum(4 * pool.gate.index.numel() ** 2 for pool in pools)
+
+
+def _some_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(n, columns): at most `MOMENT_TOKENS` of the tokens that count, evenly spaced."""
+    flat = x.detach().flatten(0, -2)
+    if mask is not None and mask.shape == x.shape[:-1]:
+        flat = flat[mask.flatten().to(flat.device)]
+    stride = max(1, -(-flat.shape[0] // MOMENT_TOKENS))
+    return flat[::stride]

@@ -1,0 +1,222 @@
+"""What the backward pass shows: per-sequence gradients, gates and input moments equal their definitions."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_llama
+
+from secateur.criteria import CRITERIA, Scoring
+from secateur.criteria.obs import removal_cost
+from secateur.families import family_of
+from secateur.statistics import Statistics, second_moment_bytes
+from secateur.units import base_linear, find_units
+
+BATCH, LENGTH = 3, 16
+RTOL = 1e-5  # the rotary angles, norms and loss of transformers are float32 inside
+
+
+@pytest.fixture
+def setting():
+    """A tiny GQA model in float64, LoRA with non-zero B, and token ids."""
+    torch.manual_seed(0)
+    model = tiny_llama(layers=2, hidden=48, heads=6, kv_heads=2, ffn=40, dtype=torch.float64, head_dim=8)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"), autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    base = model.get_base_model()
+    units = find_units(base, family_of("llama"))
+    modules = {path: base.get_submodule(path) for path in units.linears}
+    return model.train(), units, modules, torch.randint(3, 99, (BATCH, LENGTH))
+
+
+def collected(setting, name, backward, ema=1.0, steps=1, **options):
+    """Scores of every pool by the criterion, after `steps` times `backward(model, ids)`."""
+    model, units, modules, ids = setting
+    criterion = CRITERIA[name]
+    scoring = criterion.options(name, Scoring(**options))
+    statistics = Statistics(model, criterion.needs, scoring, ema)
+    statistics.attach(units.pools, modules)
+    for _ in range(steps):
+        statistics.forget_step()
+        backward(model, ids)
+        statistics.fold()
+    evidence = statistics.evidence(modules)
+    statistics.detach()
+    return {pool.name: criterion.score(pool, evidence, scoring) for pool in units.pools}, evidence
+
+
+def one_batch(model, ids):
+    model(ids, labels=ids).loss.backward()
+
+
+def weight_gradients(model, modules, ids):
+    """∂L/∂W of the effective weights, by autograd on the base weights."""
+    for module in modules.values():
+        base_linear(module).weight.requires_grad_(True)
+    model.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    gradients = {}
+    for path, module in modules.items():
+        weight = base_linear(module).weight
+        gradients[path] = weight.grad
+        weight.grad = None
+        weight.requires_grad_(False)
+    return gradients
+
+
+def effective(module):
+    return (base_linear(module).weight + module.get_delta_weight("default")).detach()
+
+
+@pytest.mark.parametrize("reduce", ["squared", "abs"])
+def test_taylor_is_autograd_summed_by_hand_per_sequence(setting, reduce) -> None:
+    model, units, modules, ids = setting
+    scores, _ = collected(setting, "taylor", one_batch, reduce=reduce)
+    expected = {pool.name: torch.zeros(pool.size, dtype=torch.float64) for pool in units.pools}
+    for row in ids:
+        gradients = weight_gradients(model, modules, row[None])
+        for pool in units.pools:
+            for member in pool.members:
+                # a batch's loss is the mean over its tokens, so a sequence has a share of 1/BATCH
+                term = gradients[member.linear] / BATCH * effective(modules[member.linear])
+                term = term**2 if reduce == "squared" else term.abs()
+                for unit in range(pool.size):
+                    for entry in member.index[unit].tolist():
+                        expected[pool.name][unit] += (term[entry] if member.dim == 0 else term[:, entry]).sum() / BATCH
+    for name, score in scores.items():
+        assert expected[name].std() > 0
+        torch.testing.assert_close(score, expected[name], rtol=RTOL, atol=0.0)
+
+
+def test_taylor_does_not_depend_on_micro_batches(setting) -> None:
+    def row_by_row(model, ids):
+        for row in ids:
+            (model(row[None], labels=row[None]).loss / BATCH).backward()
+
+    whole, _ = collected(setting, "taylor", one_batch)
+    split, _ = collected(setting, "taylor", row_by_row)
+    for name, score in whole.items():
+        torch.testing.assert_close(split[name], score, rtol=RTOL, atol=0.0)
+
+
+def test_accumulated_taylor_is_the_gradient_of_the_batch(setting) -> None:
+    model, units, modules, ids = setting
+    scores, _ = collected(setting, "taylor-accumulated", one_batch)
+    gradients = weight_gradients(model, modules, ids)
+    pool = units.of_kind("kv_group")[1]
+    expected = torch.zeros(pool.size, dtype=torch.float64)
+    for member in pool.members:
+        sums = (gradients[member.linear] * effective(modules[member.linear])).square().sum(1 - member.dim)
+        expected += sums[member.index].sum(1)
+    torch.testing.assert_close(scores[pool.name], expected, rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("reduce", ["squared", "abs"])
+def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) -> None:
+    """Σ_t h_c·g_c = Σ_i G_ic·W_ic exactly: no weight gradient is needed for it."""
+    model, units, modules, ids = setting
+    scores, _ = collected(setting, "gate", one_batch, reduce=reduce)
+    expected = {pool.name: torch.zeros(pool.size, dtype=torch.float64) for pool in units.pools}
+    for row in ids:
+        gradients = weight_gradients(model, modules, row[None])
+        for pool in units.pools:
+            path, index = pool.gate.linear, pool.gate.index
+            columns = (gradients[path] / BATCH * effective(modules[path])).sum(0)
+            signed = columns[index].sum(1)
+            expected[pool.name] += (signed**2 if reduce == "squared" else signed.abs()) / BATCH
+    for name, score in scores.items():
+        torch.testing.assert_close(score, expected[name], rtol=RTOL, atol=0.0)
+
+
+def stored_inputs(model, path, ids):
+    """(tokens, columns) input of a linear, by a plain hook."""
+    seen = []
+    handle = model.get_base_model().get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    return seen[0].flatten(0, 1)
+
+
+def test_activation_criteria_are_naive_double_loops(setting) -> None:
+    model, units, modules, ids = setting
+    wanda, _ = collected(setting, "wanda", one_batch)
+    flap, _ = collected(setting, "flap", one_batch)
+    for pool in units.pools:
+        x, weight = stored_inputs(model, pool.gate.linear, ids), effective(modules[pool.gate.linear])
+        norm = x.square().mean(0).sqrt()
+        variance = x.var(0, unbiased=False)
+        for unit in range(pool.size):
+            columns = pool.gate.index[unit].tolist()
+            by_norm = sum(weight[i, j].abs() * norm[j] for i in range(weight.shape[0]) for j in columns)
+            by_variance = sum(weight[i, j] ** 2 * variance[j] for i in range(weight.shape[0]) for j in columns)
+            assert float(wanda[pool.name][unit]) == pytest.approx(float(by_norm), rel=RTOL)
+            assert float(flap[pool.name][unit]) == pytest.approx(float(by_variance), rel=RTOL)
+
+
+def test_obs_is_the_loss_of_the_refitted_output() -> None:
+    """Brute force: remove a unit's columns, refit the others by ridge regression, measure the output's error."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(200, 12).double() @ torch.randn(12, 12).double(), torch.randn(5, 12).double()
+    second, index, damping = x.T @ x / len(x), torch.arange(12).view(4, 3), 0.03
+    ridge = damping * second.diagonal().mean()
+    costs = removal_cost(weight, second, index, damping)
+    for unit, gone in enumerate(index.tolist()):
+        stay = [j for j in range(12) if j not in gone]
+        # min over V of E‖W x − V x_stay‖² + ridge·‖(W − [V, 0])‖², the damped problem
+        kept = second[stay][:, stay] + ridge * torch.eye(9, dtype=torch.float64)
+        refit = weight[:, stay] + weight[:, gone] @ second[gone][:, stay] @ torch.linalg.inv(kept)
+        change = weight.clone()
+        change[:, stay] -= refit
+        loss = (x @ change.T).square().sum(1).mean() + ridge * change.square().sum()
+        assert float(costs[unit]) == pytest.approx(float(loss), rel=RTOL)
+
+
+def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
+    """Batches of one stream, every step counting alike (λ = 1: the running mean)."""
+    model, units, modules, _ = setting
+    batches = torch.randint(3, 99, (4, 2, LENGTH)).unbind()
+    stream = iter(batches)
+    _, evidence = collected(setting, "obs", lambda model, _: one_batch(model, next(stream)), steps=len(batches))
+    for pool in units.pools:
+        x = stored_inputs(model, pool.gate.linear, torch.cat(batches))
+        moments = evidence.moments[pool.gate.linear]
+        torch.testing.assert_close(moments.first, x.mean(0), rtol=RTOL, atol=1e-9)
+        torch.testing.assert_close(moments.square, x.square().mean(0), rtol=RTOL, atol=1e-9)
+        torch.testing.assert_close(moments.second, x.T @ x / len(x), rtol=RTOL, atol=1e-9)
+
+
+def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
+    model, units, _, ids = setting
+    plain, evidence = collected(setting, "wanda", one_batch)
+
+    def padded(model, ids):
+        wide = torch.cat([ids, torch.full((BATCH, 5), 9)], 1)
+        mask = (torch.arange(LENGTH + 5) < LENGTH).expand(BATCH, -1).long()
+        labels = wide.masked_fill(mask == 0, -100)
+        with torch.no_grad():  # a teacher's pass
+            model(ids[:, :4])
+        model(wide, attention_mask=mask, labels=labels).loss.backward()
+        model.eval()
+        model(ids[:, :4])
+        model.train()
+
+    _, other = collected(setting, "wanda", padded)
+    for path, moments in evidence.moments.items():
+        torch.testing.assert_close(other.moments[path].square, moments.square, rtol=RTOL, atol=1e-9)
+    gates, _ = collected(setting, "gate", one_batch)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    checkpointed, again = collected(setting, "gate", one_batch)
+    for name, score in gates.items():
+        torch.testing.assert_close(checkpointed[name], score, rtol=RTOL, atol=0.0)
+    assert plain.keys() == gates.keys()
+    assert again.moments == {}  # nothing is collected that was not asked for
+
+
+def test_second_moments_memory_is_known_before_the_run(setting) -> None:
+    model, units, modules, ids = setting
+    _, evidence = collected(setting, "obs", one_batch)
+    held = sum(m.second.numel() for m in evidence.moments.values())
+    assert 4 * held == second_moment_bytes(units.pools)  # floats of 4 bytes for a float32 model
