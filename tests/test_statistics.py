@@ -175,7 +175,7 @@ def test_obs_is_the_loss_of_the_refitted_output() -> None:
 
 def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
     """Batches of one stream, every step counting alike (λ = 1: the running mean)."""
-    model, units, modules, _ = setting
+    model, units, _, _ = setting
     batches = torch.randint(3, 99, (4, 2, LENGTH)).unbind()
     stream = iter(batches)
     _, evidence = collected(setting, "obs", lambda model, _: one_batch(model, next(stream)), steps=len(batches))
@@ -188,7 +188,7 @@ def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
 
 
 def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
-    model, units, _, ids = setting
+    model = setting[0]
     plain, evidence = collected(setting, "wanda", one_batch)
 
     def padded(model, ids):
@@ -216,7 +216,7 @@ def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
 
 
 def test_second_moments_memory_is_known_before_the_run(setting) -> None:
-    model, units, modules, ids = setting
+    units = setting[1]
     _, evidence = collected(setting, "obs", one_batch)
     held = sum(m.second.numel() for m in evidence.moments.values())
     assert 4 * held == second_moment_bytes(units.pools)  # floats of 4 bytes for a float32 model

@@ -59,14 +59,19 @@ def compensate_(how: str, pool: Pool, module: nn.Module, moments: InputMoments, 
             _absorb_mean_(module, moments.first, go)
         elif how == "lstsq":
             assert moments.second is not None, "second moments were asked for"
-            refit = refit_coefficients(moments.second, stay, go)
+            refit = refit_coefficients(moments.second, stay, go, RIDGE)
             _carry_(base_linear(module).weight, refit, stay, go)
             if isinstance(module, LoraLayer):
                 _carry_(lora_factors(module).a, refit, stay, go)
 
 
-def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float = RIDGE) -> Tensor:
-    """X = (C_KK + λI)⁻¹ C_KP, (stay, go): x_P ≈ Xᵀ x_K in the least-squares sense, in float64."""
+def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float) -> Tensor:
+    """X = (C_KK + λI)⁻¹ C_KP, (stay, go), in float64: x_P ≈ Xᵀ x_K in the least-squares sense.
+
+    Args:
+        second: (columns, columns) C.
+        ridge: λ relative to the mean diagonal of C_KK.
+    """
     wide = second.double()
     kept = wide[stay][:, stay]
     kept.diagonal().add_(ridge * kept.diagonal().mean())

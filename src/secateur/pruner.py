@@ -128,6 +128,8 @@ class Pruner:
         self.ema = ema
         self._all_alike = schedule == "one-shot"
         needs = self.criterion.needs | NEEDS[compensate]
+        # Masks come before statistics: what is out has no input to speak of.
+        self.masks = None if shrink else Masks(self.units.pools, self.modules)
         self.statistics = Statistics(model, needs, self.scoring, 1.0 if self._all_alike else ema)
         self.statistics.attach(self.units.pools, self.modules)
         self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
@@ -142,7 +144,6 @@ class Pruner:
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
-        self.masks = None if shrink else Masks(self.units.pools, self.modules)
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
@@ -325,6 +326,8 @@ class Pruner:
             self._compensate(before, relative)
         if self.masks is not None:
             self.masks.update(self.keep)
+            for pool in self.units.pools:
+                self.statistics.clear_(pool, ~self.keep[pool.name])
             return
         shrink_(self.model, self.live, relative, optimizer)
         for pool in self.live.pools:

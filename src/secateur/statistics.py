@@ -133,6 +133,11 @@ class Statistics:
         if pool.gate.linear in self.moments:
             self.moments[pool.gate.linear].slice_(pool.gate.entries(keep))
 
+    def clear_(self, pool: Pool, gone: Tensor) -> None:
+        """Follow a cut by mask: columns that are out have no moments."""
+        if pool.gate.linear in self.moments:
+            self.moments[pool.gate.linear].clear_(pool.gate.entries(gone))
+
     def state_tensors(self) -> dict[str, Tensor]:
         """The moving averages, as `load_tensors` takes them back."""
         return {

@@ -65,7 +65,16 @@ class InputMoments:
         if self.second is not None and fresh.second is not None:
             self.second.lerp_(fresh.second, weight)
 
+    def clear_(self, columns: Tensor) -> None:
+        """Zero the moments of `columns`."""
+        columns = columns.to(self.first.device)
+        self.first[columns] = self.square[columns] = 0
+        if self.second is not None:
+            self.second[columns] = 0
+            self.second[:, columns] = 0
+
     def slice_(self, columns: Tensor) -> None:
+        """Keep the moments of `columns` only."""
         columns = columns.to(self.first.device)
         self.first, self.square = self.first[columns], self.square[columns]
         if self.second is not None:

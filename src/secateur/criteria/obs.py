@@ -31,7 +31,9 @@ def removal_cost(weight: Tensor, second: Tensor, index: Tensor, damping: float =
         second: (in, in) E[x xᵀ].
         index: (units, columns of a unit).
     """
-    damped = second + damping * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype).to(second)
+    diagonal = second.diagonal()
+    ridge = damping * diagonal[diagonal > 0].mean()  # columns that a mask has zeroed are not there
+    damped = second + ridge * torch.eye(len(second)).to(second)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     blocks = inverse[index.unsqueeze(2), index.unsqueeze(1)]  # (units, s, s)
     columns = weight[:, index].movedim(1, 0)  # (units, out, s)
