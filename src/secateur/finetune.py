@@ -1,7 +1,8 @@
 """LoRA fine-tuning with transformers' Trainer: what `prune` and `adapt` share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
-        init_lora_weights={"default": True, "pissa": "pissa_niter_4"}[config.lora_init],
+        init_lora_weights="pissa_niter_4" if config.lora_init == "pissa" else True,
         target_modules=list(config.targets or linears),
         task_type="CAUSAL_LM",
     )
@@ -87,16 +88,29 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
     )
 
 
-def run_trainer(model: PeftModel, job: Job, dtype: torch.dtype, callbacks: list[TrainerCallback]) -> None:
-    """LoRA fine-tuning with transformers' Trainer."""
+def run_trainer(
+    model: PeftModel,
+    job: Job,
+    dtype: torch.dtype,
+    callbacks: list[TrainerCallback],
+    *,
+    steps: int | None = None,
+    distillation: "Distillation | None" = None,
+) -> None:
+    """LoRA fine-tuning with transformers' Trainer.
+
+    Args:
+        steps: optimiser steps; by default the job's.
+    """
     trainer = AutocastTrainer(
         model=model,
-        args=training_arguments(job.config, job.total_steps, dtype, job.work),
+        args=training_arguments(job.config, steps or job.total_steps, dtype, job.work),
         train_dataset=job.blocks,
         compute_loss_func=causal_lm_loss,
         callbacks=callbacks,
     )
     trainer.computation = dtype
+    trainer.distillation = distillation
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     with disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext():
@@ -104,16 +118,45 @@ def run_trainer(model: PeftModel, job: Job, dtype: torch.dtype, callbacks: list[
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """A loss against the dense model's outputs."""
+
+    teacher: Callable[[], AbstractContextManager[None]]
+    """Inside this context the model in training is the teacher."""
+    alpha: float
+    temperature: float
+
+
 class AutocastTrainer(Trainer):
-    """Trainer that runs the forward pass in bfloat16 without widening its outputs.
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs, and can ask a teacher.
 
     `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
     vocabulary the logits are then the largest tensor of the step, twice.
     """
 
     computation = torch.float32
+    distillation: Distillation | None = None
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         if self.computation == torch.bfloat16:
             return autocast(self.args.device.type, torch.bfloat16)
         return super().autocast_smart_context_manager(cache_enabled)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self.distillation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        with self.distillation.teacher():
+            wanted = model(**inputs).logits
+        outputs = model(**inputs)
+        alpha, temperature = self.distillation.alpha, self.distillation.temperature
+        loss = causal_lm_loss(outputs, labels, num_items_in_batch, teacher=wanted, alpha=alpha, temperature=temperature)
+        return (loss, outputs) if return_outputs else loss

@@ -9,21 +9,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
-from .finetune import add_lora, load_base, run_trainer
+from .finetune import Distillation, add_lora, load_base, run_trainer
 from .job import checkpoint_dtype, make_work
-from .models import compute_dtype
+from .loss import causal_lm_loss
+from .models import autocast, compute_dtype
 from .outcome import measure, outcome, write_records
 from .prepare import PruneJob, scoring_options
 from .progress import Progress
-from .pruner import Pruner
+from .pruner import Cut, Pruner
 from .recording import RecordingCallback
+from .teacher import Teacher
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -37,16 +39,11 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
-    dense_parameters = parameter_count(base)
-    progress.message(f"model {config.model}: {dense_parameters:,} parameters, computing in {name_of(dtype)}")
-    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
-    model = add_lora(base, config, linears)
-    pruner = make_pruner(model, job)
-    make_work(job.work)
-    with model.disable_adapter():
-        dense_perplexity = measure(model, job, dtype)
-    _announce(job, pruner, progress)
-    train_seconds = _train(model, pruner, job, dtype, progress, dense_parameters)
+    progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
+    dense_perplexity = measure(base, job, dtype)
+    training = time.perf_counter()
+    model, pruner = fine_tune_and_prune(base, job, dtype, progress)
+    train_seconds = time.perf_counter() - training
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 
@@ -80,6 +77,54 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     return result
 
 
+def fine_tune_and_prune(
+    base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
+) -> tuple[PeftModel, Pruner]:
+    """Everything between loading the model and writing the result; the records go to `job.work`."""
+    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    dense_parameters = parameter_count(base)
+    model = add_lora(base, job.config, linears)
+    pruner = make_pruner(model, job)
+    make_work(job.work)
+    _announce(job, pruner, progress)
+    distillation = None
+    if job.config.distill:
+        distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
+    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=dense_parameters)
+    if job.schedule.kind == "one-shot":
+        recording.on_cut(score_and_cut(model, pruner, job, dtype, progress))
+    callbacks = [PruningCallback(pruner, on_cut=recording.on_cut), recording]
+    steps = job.total_steps - pruner.steps_done
+    if steps:
+        run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation)
+    recording.close()
+    assert pruner.steps_done >= job.schedule.last_cut
+    return model, pruner
+
+
+def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Cut:
+    """One-shot order: score on the first steps' batches without training, then cut ("separate" in LoRAPrune §4)."""
+    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
+    batches = order.repeat(-(-job.schedule.start * job.config.batch_size // len(order))).split(job.config.batch_size)
+    model.train()
+    for batch in batches[: job.schedule.start]:
+        for rows in batch.split(job.config.batch_size // job.config.accumulation):
+            ids, labels = (torch.tensor([job.blocks[int(i)][key] for i in rows]) for key in ("input_ids", "labels"))
+            ids, labels = ids.to(model.device), labels.to(model.device)
+            with autocast(model.device.type, dtype):
+                loss = causal_lm_loss(model(input_ids=ids), labels) / job.config.accumulation
+            loss.backward()
+        pruner.observe()
+        cut = pruner.step(optimizer)
+        model.zero_grad()
+        progress.message(f"scored {pruner.steps_done} of {job.schedule.start} batches")
+    assert cut is not None, "the schedule ends where scoring does"
+    return cut
+
+
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
@@ -89,20 +134,6 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     )
     options = {name: getattr(config, name) for name in names.split()}
     return Pruner(model, total_steps=job.total_steps, scoring=scoring_options(config), **options)
-
-
-def _train(
-    model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress, dense_parameters: int
-) -> float:
-    """Train and prune; returns seconds."""
-    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=dense_parameters)
-    callbacks = [PruningCallback(pruner, on_cut=recording.on_cut), recording]
-    started = time.perf_counter()
-    run_trainer(model, job, dtype, callbacks)
-    recording.close()
-    assert pruner.steps_done >= job.schedule.last_cut
-    return time.perf_counter() - started
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -263,7 +263,7 @@ class Pruner:
             "cuts": [vars(cut) for cut in self.cuts],
             "moments": self.statistics.state_tensors(),
             "moment_steps": self.statistics.steps,
-            "compensated": dict(self._rewritten()),
+            "compensated": dict(self.rewritten()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,7 +282,7 @@ class Pruner:
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
-        for path, parameter in self._rewritten().items():
+        for path, parameter in self.rewritten().items():
             parameter.data.copy_(state["compensated"][path])
 
     def save(self, folder: Path) -> None:
@@ -344,10 +344,10 @@ class Pruner:
                 stay, go = pool.gate.entries(keep), pool.gate.entries(gone)
                 compensate_(self.compensate, pool, self.modules[path], self.statistics.moments[path], stay, go)
 
-    def _rewritten(self) -> dict[str, nn.Parameter]:
-        """The base parameters that compensation has changed: an adapter alone does not say the model any more."""
+    def rewritten(self) -> dict[str, nn.Parameter]:
+        """Name -> base parameter that compensation changes: an adapter alone does not say the model any more."""
         leaf = {"none": None, "lstsq": "weight", "bias": "bias"}[self.compensate]
-        if leaf is None or not self.cuts:
+        if leaf is None:
             return {}
         return {
             f"{pool.gate.linear}.{leaf}": getattr(base_linear(self.modules[pool.gate.linear]), leaf)

@@ -56,7 +56,7 @@ class RecordingCallback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        loss, step = logs["loss"], state.global_step
+        loss, step = logs["loss"], self.pruner.steps_done  # scoring steps before training count
         if not math.isfinite(loss):
             raise NumericsError(f"step {step}: the loss is {loss}: lower --lr, or compute in --dtype float32.")
         seconds = time.perf_counter() - self._step_started
@@ -84,7 +84,7 @@ class RecordingCallback(TrainerCallback):
             target=self.pruner.budget.sparsity,
             parameters=line["parameters"],
             tokens_per_s=line["tokens_per_s"],
-            seconds_left=self._seconds_per_step * (state.max_steps - step),
+            seconds_left=self._seconds_per_step * (state.max_steps - state.global_step),
         )
 
     def on_cut(self, cut: Cut) -> None:

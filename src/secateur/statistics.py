@@ -61,7 +61,7 @@ class Statistics:
         self._mask: Tensor | None = None
         self._handles: list[Any] = []
         self._watched: list[str] = []
-        self._clear()
+        self.forget_step()
 
     def attach(self, pools: Iterable[Pool], modules: Mapping[str, nn.Module]) -> None:
         """Watch these pools' linears; again after each cut, as positions change."""
@@ -110,7 +110,7 @@ class Statistics:
                 self.moments[path] = seen.per_token()
             else:
                 self.moments[path].mix_(seen.per_token(), max(1 - self.ema, 1 / self.steps))
-        self._seen = {}
+        self._seen.clear()
 
     def evidence(self, modules: Mapping[str, nn.Module]) -> Evidence:
         """What the step that just ended, and the averages, say."""
@@ -126,7 +126,11 @@ class Statistics:
 
     def forget_step(self) -> None:
         """Drop the sums of the step that was scored."""
-        self._clear()
+        self._sequences = 0
+        self._seen: dict[str, InputMoments] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._terms: dict[tuple[str, int], Tensor] = {}
+        self._weight_grads: dict[str, Tensor] = {}
 
     def slice_(self, pool: Pool, keep: Tensor) -> None:
         """Follow a cut: moments of the columns that stay."""
@@ -154,13 +158,6 @@ class Statistics:
             parts = {name: tensors.get(f"{path}.{name}") for name in ("first", "square", "second")}
             assert parts["first"] is not None and parts["square"] is not None  # noqa: PT018
             self.moments[path] = InputMoments(1, parts["first"].clone(), parts["square"].clone(), parts["second"])
-
-    def _clear(self) -> None:
-        self._sequences = 0
-        self._seen: dict[str, InputMoments] = {}
-        self._gates: dict[str, Tensor] = {}
-        self._terms: dict[tuple[str, int], Tensor] = {}
-        self._weight_grads: dict[str, Tensor] = {}
 
     def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
