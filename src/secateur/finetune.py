@@ -21,6 +21,9 @@ from .models import autocast, default_device, load_model
 from .options import steps_of
 
 
+LORA_INITS = {"default": True, "pissa": "pissa_niter_4"}
+
+
 def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
     """The model in its checkpoint's own precision (or wider, for float32 runs): the merge must lose nothing."""
     model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
@@ -49,7 +52,7 @@ def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,
         lora_dropout=config.dropout,
-        init_lora_weights="pissa_niter_4" if config.lora_init == "pissa" else True,
+        init_lora_weights=LORA_INITS[config.lora_init],  # type: ignore[arg-type]
         target_modules=list(config.targets or linears),
         task_type="CAUSAL_LM",
     )

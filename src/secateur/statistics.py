@@ -98,9 +98,9 @@ class Statistics:
             InputError: no gradient came through a linear that is watched.
         """
         self.steps += 1
-        seen = {*self._seen, *self._gates, *self._weight_grads, *(path for path, _ in self._terms)}
+        noticed = {*self._seen, *self._gates, *self._weight_grads, *(path for path, _ in self._terms)}
         for name in self._watched:
-            if name not in seen:
+            if name not in noticed:
                 raise InputError(
                     f"no gradient passed through {name} in this step: call observe() after backward() and before the "
                     "next forward pass, with the model in train mode and LoRA on its linears or on earlier ones."
