@@ -212,7 +212,7 @@ def test_every_option_has_a_flag(capsys) -> None:
     for command, cls in (
         ("prune", PruneConfig), ("eval", EvalConfig), ("export", ExportConfig), ("quickstart", QuickstartConfig),
     ):  # fmt: skip
-        assert COMMANDS[command][1] is cls
+        assert COMMANDS[command].options[0] is cls
         with pytest.raises(SystemExit):
             main([command, "--help"])
         text = capsys.readouterr().out

@@ -7,14 +7,17 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .config import CompareConfig, EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
+
+if TYPE_CHECKING:
+    from .grid import Comparison
 
 INTERRUPTED = 130
 
@@ -55,35 +58,42 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
     )
     parser.add_argument("--version", action="version", version=f"secateur {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (summary, cls, _, example) in COMMANDS.items():
+    for name, command in COMMANDS.items():
         sub = commands.add_parser(
             name,
-            help=summary,
-            description=summary,
-            epilog=f"example: {example}" if example else None,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example: {command.example}" if command.example else None,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if cls is not None:
-            _add_options(sub, cls)
+        _add_options(sub, command.options)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
     given = vars(parser.parse_args(arguments or ["--help"]))
     name = given.pop("command")
     given.pop("debug", None)
-    _, cls, command, _ = COMMANDS[name]
-    if cls is None:
-        return command, None
-    return command, build(cls, given, given.pop("config", None))
+    command = COMMANDS[name]
+    if not command.options:
+        return command.run, None
+    file = given.pop("config", None)
+    if command.options[0] is CompareConfig:
+        from .grid import build_comparison
+
+        return command.run, build_comparison(given, file)
+    return command.run, build(command.options[0], given, file)
 
 
-def _add_options(parser: argparse.ArgumentParser, cls: type) -> None:
+def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> None:
     """One flag per field; values stay text, so that YAML and the command line are converted in one place."""
-    hints = get_type_hints(cls)
+    if not classes:
+        return
+    hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
+    known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
     groups: dict[str, Any] = {}
-    for f in fields(cls):
+    for f in known.values():
         group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
@@ -155,6 +165,14 @@ def _eval(config: EvalConfig) -> int:
     return 0
 
 
+def _compare(comparison: "Comparison") -> int:
+    from .compare import compare
+
+    print("\n" + compare(comparison))
+    print(f"\ntables, plot and records: {comparison.settings.output}")
+    return 0
+
+
 def _export(config: ExportConfig) -> int:
     from .export import export_config
     from .summary import export_summary
@@ -180,23 +198,48 @@ def _criteria(_: None) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[str, type | None, Callable[[Any], int], str]] = {
-    "quickstart": (
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it says of itself, its options, what runs."""
+
+    summary: str
+    run: Callable[[Any], int]
+    options: tuple[type, ...] = ()
+    example: str = ""
+
+
+COMMANDS = {
+    "quickstart": Command(
         "prune a small real model on real text: no data and no hub needed, a few minutes",
-        QuickstartConfig, _quickstart, "secateur quickstart",
+        _quickstart,
+        (QuickstartConfig,),
+        "secateur quickstart",
     ),
-    "prune": (
+    "prune": Command(
         "prune a model while LoRA fine-tunes it",
-        PruneConfig, _prune, "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
+        _prune,
+        (PruneConfig,),
+        "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
     ),
-    "eval": (
+    "compare": Command(
+        "run a grid of prune's options and put the results in one table; comma-separated values make an axis",
+        _compare,
+        (CompareConfig, PruneConfig),
+        "secateur compare --model ./llama --data c4.jsonl --criterion lora,taylor --sparsity 0.2,0.5 "
+        "--evaluate-on wiki.txt --output ./grid",
+    ),
+    "eval": Command(
         "perplexity of a model, or of two side by side",
-        EvalConfig, _eval, "secateur eval --model ./small --against ./llama --data wiki.test.raw",
+        _eval,
+        (EvalConfig,),
+        "secateur eval --model ./small --against ./llama --data wiki.test.raw",
     ),
-    "export": (
+    "export": Command(
         "write a checkpoint in another format",
-        ExportConfig, _export, "secateur export --model ./small --format padded --output ./small-padded",
+        _export,
+        (ExportConfig,),
+        "secateur export --model ./small --format padded --output ./small-padded",
     ),
-    "families": ("list the architectures that can be pruned", None, _families, ""),
-    "criteria": ("list what can score the units", None, _criteria, ""),
-}  # fmt: skip
+    "families": Command("list the architectures that can be pruned", _families),
+    "criteria": Command("list what can score the units", _criteria),
+}

@@ -240,6 +240,34 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What `secateur compare` can be told beside the options of `prune`, which may have several values each."""
+
+    evaluate_on: tuple[str, ...] = option("texts to measure perplexity on, after each run", group="comparison")
+    output: str = option("folder for the cells' records, the tables and the plot", group="comparison")
+    cells: tuple[str, ...] = option(
+        "more runs, each as 'name: option=value option=value'; what it leaves out is the grid's first value",
+        (),
+        group="comparison",
+    )
+    baselines: tuple[str, ...] = option(
+        "what to compare with: dense (untrained), dense+lora (trained, not pruned)",
+        ("dense", "dense+lora"),
+        group="comparison",
+    )
+    keep_checkpoints: bool = option("write each cell's checkpoint, verified", False, group="comparison")
+    allow_different: bool = option("compare cells of different data, steps or budget", False, group="comparison")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self)
+        for name in self.baselines:
+            if name not in ("dense", "dense+lora"):
+                found.append(f"--baselines {name}: choose from dense, dense+lora.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Everything that `secateur export` can be told."""
 

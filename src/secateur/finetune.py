@@ -20,7 +20,6 @@ from .loss import causal_lm_loss
 from .models import autocast, default_device, load_model
 from .options import steps_of
 
-
 LORA_INITS = {"default": True, "pissa": "pissa_niter_4"}
 
 

@@ -28,9 +28,9 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
     Raises:
         InputError: unknown keys, wrong types, missing required options, values out of range.
     """
-    values = {**(_read_yaml(Path(config_file)) if config_file else {}), **given}
+    values = read_options(given, config_file)
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = known_options(cls)
     faults = [
         f"unknown option {key!r}. {did_you_mean(key, known)}See secateur --help." for key in values if key not in known
     ]
@@ -47,6 +47,20 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
     config = cls(**converted)
     all_faults(config.faults())  # type: ignore[attr-defined]
     return config
+
+
+def read_options(given: dict[str, Any], config_file: str | None = None) -> dict[str, Any]:
+    """Options given and, below them, those of a YAML file; values are not converted yet.
+
+    Raises:
+        InputError: the file cannot be read, or is no mapping.
+    """
+    return {**(_read_yaml(Path(config_file)) if config_file else {}), **given}
+
+
+def known_options(cls: type) -> dict[str, Any]:
+    """Option name -> dataclass field."""
+    return {f.name: f for f in fields(cls)}
 
 
 def steps_of(value: float | int, total_steps: int) -> int:
@@ -84,6 +98,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if bool in kinds:
         if isinstance(value, bool):
             return value
+        if value in ("true", "false"):  # in a cell of a comparison
+            return value == "true"
         raise ValueError
     if isinstance(value, bool):
         raise ValueError
@@ -141,7 +157,7 @@ def choice_faults(config: Any) -> list[str]:
     found = []
     for f in fields(config):
         value, choices = getattr(config, f.name), f.metadata["choices"]
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             found.append(
                 f"{flag(f.name)} is {value!r}. {did_you_mean(value, choices)}Choose from: {', '.join(choices)}."
             )

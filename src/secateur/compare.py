@@ -1,0 +1,239 @@
+"""`secateur compare`: a grid of runs under the same data, steps and budget; each cell is run once and recorded."""
+
+import gc
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
+from .benchmark import parameter_count
+from .budget import TOLERANCE
+from .comparison import write_comparison
+from .config import PruneConfig
+from .data import evaluation_tokens
+from .documents import check_spec
+from .errors import InputError, NumericsError
+from .evaluate import perplexity
+from .export import build_small, round_
+from .finetune import add_lora, load_base, run_trainer
+from .grid import Cell, Comparison, differences
+from .job import checkpoint_dtype, make_work
+from .loss import causal_lm_loss
+from .models import autocast, compute_dtype
+from .outcome import units_record
+from .prepare import PruneJob, prepare
+from .progress import Progress, human_seconds
+from .prune import fine_tune_and_prune, prune
+from .pruner import Pruner
+from .records import environment, write_json
+from .surgery import merged_and_sliced
+
+RECORD = "result.json"
+
+
+def compare(comparison: Comparison) -> str:
+    """Run what is not there yet and return the table.
+
+    A cell whose record exists is not run again, so a comparison that was stopped goes on where it was.
+
+    Raises:
+        InputError: inputs of a cell that cannot work; cells or recorded ones that do not compare.
+    """
+    folder = Path(comparison.settings.output)
+    for spec in comparison.settings.evaluate_on:
+        check_spec(spec)
+        _warn_of_same_source(comparison, spec)
+    missing = [cell for cell in comparison.cells if not _recorded(folder, cell)]
+    jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
+    if not comparison.settings.allow_different:
+        _check_budgets({cell.name: jobs[cell.name] for cell in missing if cell.kind == "prune"})
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{len(comparison.cells)} cells, {len(missing)} to run", end="", flush=True)
+    if missing:
+        seconds = _estimate(folder, comparison, jobs[missing[0].name]) * len(missing)
+        print(f", about {human_seconds(seconds)}", flush=True)
+    for number, cell in enumerate(missing, 1):
+        print(f"\n== {cell.name} ({number} of {len(missing)})", flush=True)
+        try:
+            record = run_cell(cell, jobs[cell.name], comparison)
+        except NumericsError as error:
+            record = {"status": "failed", "reason": str(error), "config": asdict(cell.config)}
+            print(f"failed: {error}", flush=True)
+        (folder / cell.name).mkdir(exist_ok=True)
+        write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
+        write_comparison(folder, [cell.name for cell in comparison.cells])
+        gc.collect()
+    return write_comparison(folder, [cell.name for cell in comparison.cells])
+
+
+def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any]:
+    """Train, prune, measure; what the cell's record holds."""
+    started = time.perf_counter()
+    set_seed(job.config.seed)
+    dtype = compute_dtype(job.config.dtype)
+    make_work(job.work)
+    record: dict[str, Any] = {"status": "done", "config": asdict(job.config), "environment": environment()}
+    small: nn.Module
+    details: dict[str, Any] = {}
+    if cell.kind == "dense":
+        small = load_base(job, dtype)
+    elif cell.kind == "dense+lora":
+        small = _trained_dense(job, dtype)
+    elif comparison.settings.keep_checkpoints:
+        small, details = _checkpoint(job)
+    else:
+        small, details = _trained_small(job, dtype)
+    record |= details
+    record["parameters"] = parameter_count(small)
+    record["perplexity"] = {}
+    for spec in comparison.settings.evaluate_on:
+        ids, info = evaluation_tokens(spec, job.tokenizer, max_tokens=job.config.eval_tokens)
+        measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype)
+        record["perplexity"][spec] = measured.to_dict() | {"text": info}
+        print(f"perplexity {measured.perplexity:.2f} on {spec}", flush=True)
+    record["training_data"] = job.data
+    record["step_seconds"] = _keep_metrics(job)
+    record["total_seconds"] = time.perf_counter() - started
+    return record
+
+
+def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Train and prune; the merged, sliced model as a checkpoint would hold it."""
+    base = load_base(job, dtype)
+    dense = parameter_count(base)
+    model, pruner = fine_tune_and_prune(base, job, dtype, Progress(job.total_steps, every_seconds=60))
+    pruner.close()
+    shapes = pruner.units.shapes_after(pruner.keep)
+    tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)
+    small = build_small(base.config, pruner.units.family, shapes, tensors, torch.float32, job.config.model_class)
+    round_(small, checkpoint_dtype(job.model_config))
+    nn.Module.to(small, base.device)
+    assert dense - parameter_count(small) == pruner.removed_params
+    return small, _details(pruner)
+
+
+def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The whole of `secateur prune`, its checkpoint read back."""
+    from transformers import AutoModelForCausalLM
+
+    result = prune(job, Progress(job.total_steps, every_seconds=60))
+    trust = result["export"]["format"] != "stock"
+    small = AutoModelForCausalLM.from_pretrained(job.output, dtype="auto", trust_remote_code=trust)
+    return small, {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}
+
+
+def _trained_dense(job: PruneJob, dtype: torch.dtype) -> nn.Module:
+    """The same LoRA training without pruning, merged."""
+    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    model = add_lora(load_base(job, dtype), job.config, linears)
+    run_trainer(model, job, dtype, [])
+    assert isinstance(model, PeftModel)
+    merged: nn.Module = model.merge_and_unload()
+    return merged
+
+
+def _details(pruner: Pruner) -> dict[str, Any]:
+    shapes = pruner.units.shapes_after(pruner.keep)
+    return {
+        "sparsity": pruner.sparsity,
+        "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
+        "units": units_record(pruner),
+    }
+
+
+def _placed(cell: Cell, folder: Path) -> PruneConfig:
+    """The cell's options with its own output folder."""
+    return PruneConfig(**{**asdict(cell.config), "output": str(folder / cell.name / "checkpoint"), "overwrite": True})
+
+
+def _recorded(folder: Path, cell: Cell) -> bool:
+    """Whether the cell is there already.
+
+    Raises:
+        InputError: it is, with other options.
+    """
+    path = folder / cell.name / RECORD
+    if not path.exists():
+        return False
+    record = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(asdict(cell.config)))
+    if changed := differences(record["config"], now):
+        raise InputError(
+            f"{path.parent}: this cell was run with other options ({'; '.join(changed)}): choose another --output, "
+            "or move that folder away to run it again."
+        )
+    return True
+
+
+def _check_budgets(jobs: dict[str, PruneJob]) -> None:
+    """Cells that ask for the same sparsity must lose the same share of parameters."""
+    first: dict[float, tuple[str, float]] = {}
+    for name, job in jobs.items():
+        other, sparsity = first.setdefault(job.config.sparsity, (name, job.budget.sparsity))
+        if abs(sparsity - job.budget.sparsity) > TOLERANCE:
+            raise InputError(
+                f"cells {other} and {name} would lose {sparsity:.1%} and {job.budget.sparsity:.1%} of the prunable "
+                "parameters: give them the same budget, or pass --allow-different."
+            )
+
+
+def _estimate(folder: Path, comparison: Comparison, job: PruneJob) -> float:
+    """Seconds a cell takes: what finished ones took, or a few measured training steps."""
+    paths = [folder / cell.name / RECORD for cell in comparison.cells if cell.kind == "prune"]
+    took = [json.loads(path.read_text(encoding="utf-8")).get("total_seconds") for path in paths if path.exists()]
+    if known := [seconds for seconds in took if seconds]:
+        return median(known)
+    dtype = compute_dtype(job.config.dtype)
+    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    model = add_lora(load_base(job, dtype), job.config, linears)
+    rows = [job.blocks[i % len(job.blocks)] for i in range(job.config.batch_size)]
+    ids = torch.tensor([row["input_ids"] for row in rows]).to(model.device)
+    labels = torch.tensor([row["labels"] for row in rows]).to(model.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        with autocast(model.device.type, dtype):
+            loss = causal_lm_loss(model(input_ids=ids), labels)
+        loss.backward()
+        seconds.append(time.perf_counter() - started)
+        model.zero_grad()
+    texts = len(comparison.settings.evaluate_on)
+    tokens = job.total_steps * ids.numel() + texts * job.config.eval_tokens / 3
+    return median(seconds) * tokens / ids.numel()
+
+
+def _keep_metrics(job: PruneJob) -> float | None:
+    """Put the run's metrics beside the cell's record; returns the median seconds of an optimiser step."""
+    found = [path for folder in (job.work, job.output) if (path := folder / "metrics.jsonl").exists()]
+    seconds = None
+    if found:
+        lines = found[0].read_text(encoding="utf-8")
+        (job.output.parent / "metrics.jsonl").write_text(lines, encoding="utf-8")
+        seconds = median(json.loads(line)["seconds"] for line in lines.splitlines())
+    shutil.rmtree(job.work, ignore_errors=True)
+    return seconds
+
+
+def _warn_of_same_source(comparison: Comparison, spec: str) -> None:
+    """Calibration text from the evaluation's source flatters what was calibrated on it."""
+    for data in dict.fromkeys(name for cell in comparison.cells for name in cell.config.data):
+        if _source(data) == _source(spec):
+            print(
+                f"warning: {spec} and the training data {data} come from the same source by their names: perplexity "
+                "on it says less about other text.",
+                flush=True,
+            )
+
+
+def _source(spec: str) -> str:
+    """`c4` of c4_calib.jsonl and c4_eval.jsonl; a hub data set's name without its split."""
+    path = Path(spec)
+    return path.stem.split("_")[0] if path.suffix or path.exists() else spec.partition(":")[0]
