@@ -43,7 +43,7 @@ def main() -> None:
 
 def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
     fixed = {"model": MODEL, "data": (str(data / "c4_calib.jsonl"),), "output": str(folder), "steps": steps}
-    fixed["frequency"] = 5
+    fixed |= {"frequency": 5, "score_linears": "rows"}
     return build(PruneConfig, {**fixed, **CELLS[name]})
 
 
@@ -82,7 +82,7 @@ def finetune(folder: Path, data: Path, steps: int) -> None:
     from secateur.prepare import prepare
 
     job = prepare(options("dense+lora", folder, data, steps))
-    make_work(job.work)
+    make_work(job)
     set_seed(job.config.seed)
     dtype = compute_dtype(job.config.dtype)
     linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]

@@ -79,7 +79,7 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     started = time.perf_counter()
     set_seed(job.config.seed)
     dtype = compute_dtype(job.config.dtype)
-    make_work(job.work)
+    make_work(job)
     record: dict[str, Any] = {"status": "done", "config": asdict(job.config), "environment": environment()}
     small: nn.Module
     details: dict[str, Any] = {}

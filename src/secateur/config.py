@@ -40,6 +40,7 @@ class RunConfig:
     )
     seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
     save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
+    resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")
     rank: int = option("LoRA rank", 8, group="lora")
     alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
     dropout: float = option("LoRA dropout", 0.0, group="lora")
@@ -73,6 +74,8 @@ class RunConfig:
             )
         if self.adapter and self.lora_init != "default":
             found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
+        if self.resume and self.overwrite:
+            found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         return found

@@ -31,6 +31,14 @@ class NumericsError(SecateurError):
     exit_code = 5
 
 
+class InterruptedRun(SecateurError):
+    """A signal stopped the run after a step that is saved (exit code 128 + the signal's number)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def all_faults(faults: list[str]) -> None:
     """Raise one `InputError` that lists every fault, or return when there is none."""
     if len(faults) == 1:

@@ -98,11 +98,13 @@ def run_trainer(
     *,
     steps: int | None = None,
     distillation: "Distillation | None" = None,
+    checkpoint: Path | None = None,
 ) -> None:
     """LoRA fine-tuning with transformers' Trainer.
 
     Args:
         steps: optimiser steps; by default the job's.
+        checkpoint: go on from there; the model has the shapes of its weights already.
     """
     trainer = AutocastTrainer(
         model=model,
@@ -116,7 +118,7 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     with disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext():
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 

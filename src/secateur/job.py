@@ -2,17 +2,19 @@
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .checkpoints import check_same_run, find_latest, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
 from .output import check_output
 
@@ -32,6 +34,10 @@ class Job:
     """(tokens,) of the evaluation text, or None."""
     eval_info: dict[str, Any]
     total_steps: int
+    checkpoint: Path | None
+    """Where to go on from."""
+    notes: tuple[str, ...]
+    """What the user should hear before the run starts."""
 
     @property
     def output(self) -> Path:
@@ -76,7 +82,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     folder = Path(source.path) if Path(source.path).is_dir() else None
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
-    _check_work(work_folder(output), config.overwrite)
+    if not config.resume:
+        _check_work(work_folder(output), config.overwrite)
     _check_lengths(config, model_config)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     blocks = training_blocks(
@@ -93,8 +100,10 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
             )
     per_epoch = len(blocks) // config.batch_size
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    data = fingerprint(config.data)
+    checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
     return Job(
-        config, source, model_config, tokenizer, blocks, fingerprint(config.data), eval_ids, eval_info, total_steps
+        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes
     )
 
 
@@ -110,18 +119,37 @@ def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
             raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
 
 
+HARMLESS = ("output", "overwrite", "resume", "save_steps", "eval_data", "eval_steps", "eval_tokens", "eval_seq_len")
+"""Options that may change on resume."""
+
+
+def _find_checkpoint(config: RunConfig, data: list[dict[str, Any]]) -> tuple[Path | None, tuple[str, ...]]:
+    """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
+    work = work_folder(Path(config.output))
+    checkpoint, skipped = find_latest(work)
+    if checkpoint is None:
+        return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
+    check_same_run(work, asdict(config), data, HARMLESS)
+    return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
+
+
 def _check_work(work: Path, overwrite: bool) -> None:
     """An earlier run's checkpoints are kept unless the user says otherwise."""
     if work.exists() and not work.is_dir():
         raise InputError(f"{work} is a file, and the run's records would go there: move it away.")
     if any(work.glob("checkpoint-*")) and not overwrite:
         raise InputError(
-            f"{work} holds training checkpoints of an earlier run: move them away, choose another --output, "
-            "or pass --overwrite to drop them."
+            f"{work} holds training checkpoints of an earlier run: pass --resume to go on with it, --overwrite to drop "
+            "them, or choose another --output."
         )
 
 
-def make_work(work: Path) -> None:
-    """An empty folder for the run's records."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+def make_work(job: Job) -> None:
+    """The folder of the run's records: empty, or as the run that goes on left it."""
+    if job.checkpoint is not None:
+        return
+    for path in job.work.iterdir() if job.work.exists() else ():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    job.work.mkdir(parents=True, exist_ok=True)
+    write_run(job.work, asdict(job.config), job.data)

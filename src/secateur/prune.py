@@ -18,6 +18,7 @@ from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
 from .job import checkpoint_dtype, make_work
+from .locks import locked
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype
 from .outcome import measure, outcome, write_records
@@ -25,6 +26,7 @@ from .prepare import PruneJob, scoring_options
 from .progress import Progress
 from .pruner import Cut, Pruner
 from .recording import RecordingCallback
+from .saving import Interruption, SavingCallback
 from .teacher import Teacher
 
 
@@ -34,8 +36,15 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     Raises:
         InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
     """
+    with locked(job.work):
+        return _prune(job, progress)
+
+
+def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     config = job.config
     started = time.perf_counter()
+    for note in job.notes:
+        progress.message(note)
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
@@ -73,7 +82,7 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         finish=finish,
     )
     if not config.save_steps:
-        shutil.rmtree(job.work)
+        shutil.rmtree(job.work, ignore_errors=True)
     return result
 
 
@@ -85,20 +94,27 @@ def fine_tune_and_prune(
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)
-    make_work(job.work)
+    make_work(job)
     _announce(job, pruner, progress)
     distillation = None
     if job.config.distill:
         distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
+    if job.checkpoint is not None:
+        pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=dense_parameters)
+    steps = job.total_steps
     if job.schedule.kind == "one-shot":
-        recording.on_cut(score_and_cut(model, pruner, job, dtype, progress))
-    callbacks = [PruningCallback(pruner, on_cut=recording.on_cut), recording]
-    steps = job.total_steps - pruner.steps_done
-    if steps:
-        run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation)
+        steps -= job.schedule.start
+        if job.checkpoint is None:
+            recording.on_cut(score_and_cut(model, pruner, job, dtype, progress))
+    pruning = PruningCallback(pruner, on_cut=recording.on_cut)
+    with Interruption(job.output) as interruption:
+        callbacks = [pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
+        if steps:
+            run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint)
     recording.close()
+    interruption.check(pruner.steps_done)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
 

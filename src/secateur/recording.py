@@ -37,7 +37,7 @@ class RecordingCallback(TrainerCallback):
         self.progress = progress
         self.evaluate = evaluate
         self.dense_parameters = dense_parameters
-        self.log = MetricsLog(job.work / "metrics.jsonl")
+        self.log = MetricsLog(job.work / "metrics.jsonl", last_step=pruner.steps_done)
         self._step_started = self._last = time.perf_counter()
         self._seconds_per_step = 0.0
 

@@ -66,7 +66,12 @@ def plain(value: Any) -> Any:
 class MetricsLog:
     """One JSON object a line, on disk as soon as it is appended; closes itself as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
+        """Append to `path`; lines after `last_step`, from a run that is repeated from there, go."""
+        if last_step is not None and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, line: dict[str, Any]) -> None:

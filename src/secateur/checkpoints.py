@@ -1,0 +1,121 @@
+"""Training checkpoints that survive a kill: complete only with a manifest, which is written last.
+
+Trainer writes a checkpoint's files in place, one after the other. `seal` makes it a complete one; a folder without a
+manifest, or with files that are not as it says, is a half-written one and is skipped.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .records import write_json
+
+MANIFEST = "secateur-manifest.json"
+KEPT = 2
+"""Complete checkpoints that rotation leaves."""
+RUN = "run.json"
+"""A run's options and data, beside its checkpoints: a resumed run must have the same."""
+
+
+def seal(folder: Path) -> None:
+    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / MANIFEST, {"files": files})
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when it is complete."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "it was not finished"
+    return None
+
+
+def find_latest(work: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run's folder, and words on newer ones that are not complete."""
+    skipped: list[str] = []
+    for path in reversed(_by_step(work)):
+        fault = fault_of(path)
+        if fault is None:
+            return path, skipped
+        skipped.append(f"{path.name} is skipped: {fault}")
+    return None, skipped
+
+
+def rotate(work: Path, keep: int = KEPT) -> None:
+    """Delete what is older than the newest `keep` complete checkpoints, and half-written ones."""
+    complete = [path for path in _by_step(work) if (path / MANIFEST).exists()]
+    if not complete:
+        return
+    newest = complete[-keep:]
+    for path in _by_step(work):
+        if path not in newest:
+            # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:
+    """Note what the run is, before its first step."""
+    write_json(work / RUN, {"options": options, "data": data})
+
+
+def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], harmless: tuple[str, ...]) -> None:
+    """Refuse to go on with other options or other data.
+
+    Raises:
+        InputError: with the list of what differs.
+    """
+    try:
+        before = json.loads((work / RUN).read_text(encoding="utf-8"))
+        old_options, old_data = before["options"], before["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
+            "start anew with --overwrite."
+        ) from None
+    now = json.loads(json.dumps({"options": options, "data": data}))
+    changed = [
+        f"{name}: {old_options.get(name)} -> {value}"
+        for name, value in now["options"].items()
+        if name not in harmless and old_options.get(name) != value
+    ]
+    if old_data != now["data"]:
+        changed.append("the contents of --data")
+    if changed:
+        raise InputError(
+            f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
+            "ones, or start anew with --overwrite."
+        )
+
+
+def _by_step(work: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first."""
+    found = [
+        (int(m[1]), path) for path in work.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
