@@ -18,11 +18,18 @@ class PruningCallback(TrainerCallback):
 
     Args:
         on_cut: called after each cut.
+        leave_out: says whether the step under way is to stay out of the averages.
     """
 
-    def __init__(self, pruner: Pruner, on_cut: Callable[[Cut], None] | None = None) -> None:
+    def __init__(
+        self,
+        pruner: Pruner,
+        on_cut: Callable[[Cut], None] | None = None,
+        leave_out: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.pruner = pruner
         self.on_cut = on_cut
+        self.leave_out = leave_out
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -33,7 +40,10 @@ class PruningCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.pruner.observe()
+        if self.leave_out():
+            self.pruner.skip()
+        else:
+            self.pruner.observe()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -38,6 +38,12 @@ class RunConfig:
         group="training",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    on_nan: str = option(
+        "gradients that are not finite leave their step out; stop: end the run after three in a row",
+        "stop",
+        group="training",
+        choices=("stop", "skip"),
+    )
     seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
     save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
     resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")

@@ -17,6 +17,7 @@ from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
+from .guard import NumericsGuard
 from .job import checkpoint_dtype, make_work
 from .locks import locked
 from .loss import causal_lm_loss
@@ -108,9 +109,10 @@ def fine_tune_and_prune(
         steps -= job.schedule.start
         if job.checkpoint is None:
             recording.on_cut(score_and_cut(model, pruner, job, dtype, progress))
-    pruning = PruningCallback(pruner, on_cut=recording.on_cut)
+    guard = NumericsGuard(job.config.on_nan, progress)
+    pruning = PruningCallback(pruner, on_cut=recording.on_cut, leave_out=lambda: guard.bad)
     with Interruption(job.output) as interruption:
-        callbacks = [pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
+        callbacks = [guard, pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
         if steps:
             run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint)
     recording.close()

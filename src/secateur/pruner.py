@@ -167,6 +167,13 @@ class Pruner:
             self._score(step)
         self.statistics.forget_step()
 
+    def skip(self) -> None:
+        """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
+        assert self.schedule is not None, "begin() comes first"
+        self.statistics.forget_step()
+        if not self.criterion.changes and self.schedule.is_cut(self.steps_done + 1):
+            self._score(self.steps_done + 1)
+
     def _score(self, step: int) -> None:
         evidence = self.statistics.evidence(self.modules)
         past = (step - 1) / step if self._all_alike else self.ema
@@ -196,6 +203,11 @@ class Pruner:
             return None
         if self.shrink and optimizer is None:
             raise InputError("a cut shrinks the model and the optimiser's state: call pruner.step(optimizer).")
+        if not any(scores.any() for scores in self.scores.values()):
+            raise NumericsError(
+                f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known of "
+                "any unit: lower --lr, or compute in float32."
+            )
         if not self.cuts:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         before = self.keep

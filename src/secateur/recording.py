@@ -1,13 +1,11 @@
 """Trainer events to the records: metrics.jsonl and the live line."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .errors import NumericsError
 from .evaluate import Perplexity
 from .job import Job
 from .progress import Progress
@@ -57,8 +55,6 @@ class RecordingCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         loss, step = logs["loss"], self.pruner.steps_done  # scoring steps before training count
-        if not math.isfinite(loss):
-            raise NumericsError(f"step {step}: the loss is {loss}: lower --lr, or compute in --dtype float32.")
         seconds = time.perf_counter() - self._step_started
         self._seconds_per_step = 0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
         line: dict[str, Any] = {

@@ -1,0 +1,63 @@
+"""Steps whose gradients are not finite: named, left out of training and scores, and not for long."""
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .errors import NumericsError
+from .progress import Progress
+
+IN_A_ROW = 3
+"""Bad steps in a row that end a run (`--on-nan stop`)."""
+
+
+class NumericsGuard(TrainerCallback):
+    """Drops the gradients of a step in which one is NaN or infinite, so that the update changes nothing.
+
+    Comes before the pruner's callback, which then leaves the step out of the averages. The start-up steps that a
+    float16 loss scaler skips on its way to a scale that fits are not counted.
+
+    Args:
+        policy: `stop` ends the run after `IN_A_ROW` bad steps in a row, `skip` never does.
+    """
+
+    def __init__(self, policy: str, progress: Progress) -> None:
+        self.policy = policy
+        self.progress = progress
+        self.bad = False
+        """Whether the step under way is left out."""
+        self._in_a_row = 0
+        self._started = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        model = kwargs["model"]
+        assert isinstance(model, torch.nn.Module)
+        name = first_not_finite(model)
+        self.bad = name is not None
+        if name is None:
+            self._in_a_row, self._started = 0, True
+            return
+        for parameter in model.parameters():
+            parameter.grad = None
+        if args.fp16 and not self._started:
+            return
+        self._in_a_row += 1
+        step = state.global_step + 1
+        self.progress.event(f"step {step}: the gradient of {name} is not finite; the step is left out")
+        if self.policy == "stop" and self._in_a_row >= IN_A_ROW:
+            raise NumericsError(
+                f"step {step}: the gradient of {name} is not finite, like those of the {IN_A_ROW - 1} steps before: "
+                "lower --lr, or compute in --dtype float32. The last checkpoint, if there is one, is from before."
+            )
+
+
+def first_not_finite(model: torch.nn.Module) -> str | None:
+    """The name of the first parameter with a NaN or infinite gradient; one host synchronisation when all is well."""
+    named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    if not named:
+        return None
+    finite = torch.stack([torch.isfinite(gradient).all() for _, gradient in named])
+    if bool(finite.all()):
+        return None
+    return named[int((~finite).nonzero()[0])][0]
