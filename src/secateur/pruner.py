@@ -5,7 +5,6 @@ Knows nothing of Trainer, data or files. In a loop:
     loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,15 +25,13 @@ from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family, family_of
 from .masks import Masks
-from .records import write_json
 from .schedule import Schedule, make_schedule
+from .state import load_state, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
 from .units import base_linear, find_units
 from .verify import default_probe
-
-STATE_TENSORS = ("keep", "scores", "scores_before_cuts", "moments", "compensated")
 
 
 @dataclass(frozen=True)
@@ -299,19 +295,11 @@ class Pruner:
 
     def save(self, folder: Path) -> None:
         """Write the state as pruner.safetensors (masks, averages, rewritten weights) and pruner.json (the rest)."""
-        state = self.state_dict()
-        tensors = {f"{part}/{name}": t.contiguous() for part in STATE_TENSORS for name, t in state.pop(part).items()}
-        save_file(tensors, folder / "pruner.safetensors")
-        write_json(folder / "pruner.json", state)
+        save_state(self.state_dict(), folder)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote: masks or shrunk shapes, averages, step count."""
-        state = json.loads((folder / "pruner.json").read_text(encoding="utf-8"))
-        state |= {part: {} for part in STATE_TENSORS}
-        for key, tensor in load_file(folder / "pruner.safetensors").items():
-            part, name = key.split("/")
-            state[part][name] = tensor
-        self.load_state_dict(state)
+        """Restore what `save` wrote: masks or shrunk shapes, averages, rewritten weights, step count."""
+        self.load_state_dict(load_state(folder))
 
     def _record(self, before: dict[str, Tensor]) -> Cut:
         removed, scores = {}, {}
