@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig, ReportConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
@@ -87,6 +87,9 @@ def _add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
+        if f.metadata["positional"]:
+            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
+            continue
         if hints[f.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
             continue
@@ -163,6 +166,14 @@ def _export(config: ExportConfig) -> int:
     return 0
 
 
+def _report(config: ReportConfig) -> int:
+    from .report import make_report
+
+    for path in make_report(config):
+        print(path)
+    return 0
+
+
 def _families(_: None) -> int:
     from .families import FAMILIES
 
@@ -196,6 +207,10 @@ COMMANDS: dict[str, tuple[str, type | None, Callable[[Any], int], str]] = {
     "export": (
         "write a checkpoint in another format",
         ExportConfig, _export, "secateur export --model ./small --format padded --output ./small-padded",
+    ),
+    "report": (
+        "one self-contained page about a run, or about several side by side",
+        ReportConfig, _report, "secateur report ./small",
     ),
     "families": ("list the architectures that can be pruned", None, _families, ""),
     "criteria": ("list what can score the units", None, _criteria, ""),

@@ -230,3 +230,30 @@ class ExportConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         return choice_faults(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Everything that `secateur report` can be told."""
+
+    runs: tuple[str, ...] = option("output folders of runs", group="runs", metavar="OUT", positional=True)
+    records: tuple[str, ...] = option(
+        "further JSON files that eval or sample wrote about these runs; those in a run's folder are found",
+        (),
+        group="runs",
+    )
+    output: str | None = option(
+        "the page; default: report.html in the run's folder, or comparison.html here", None, group="output"
+    )
+    overwrite: bool = option("replace an existing --output file", False, group="output")
+    plots: str = option(
+        "also write the plots next to the page", "none", group="output", choices=("none", "svg", "png", "both")
+    )
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self)
+        if not self.runs:
+            found.append("no run given: name the output folder of a run, or of several.")
+        doubled = sorted({run for run in self.runs if self.runs.count(run) > 1})
+        return found + [f"{run} is given more than once." for run in doubled]

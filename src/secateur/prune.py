@@ -78,7 +78,18 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     )
     if not config.save_steps:
         shutil.rmtree(job.work)
+    _report(job.output, progress)
     return result
+
+
+def _report(output: Path, progress: Progress) -> None:
+    """The page about the run. The run is done and its records are written: nothing here may spoil it."""
+    try:
+        from .report import write_report
+
+        write_report([str(output)])
+    except Exception as error:
+        progress.message(f"no report.html ({type(error).__name__}: {error}); try again with: secateur report {output}")
 
 
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
