@@ -11,7 +11,8 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig, ReportConfig
+from .config import ExportConfig, PruneConfig, QuickstartConfig
+from .config_eval import EvalConfig, ReportConfig, SampleConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
@@ -166,6 +167,13 @@ def _export(config: ExportConfig) -> int:
     return 0
 
 
+def _sample(config: SampleConfig) -> int:
+    from .sample import sample_models
+
+    print(sample_models(config))
+    return 0
+
+
 def _report(config: ReportConfig) -> int:
     from .report import make_report
 
@@ -207,6 +215,10 @@ COMMANDS: dict[str, tuple[str, type | None, Callable[[Any], int], str]] = {
     "export": (
         "write a checkpoint in another format",
         ExportConfig, _export, "secateur export --model ./small --format padded --output ./small-padded",
+    ),
+    "sample": (
+        "what a model answers to prompts, or two models side by side",
+        SampleConfig, _sample, 'secateur sample --model ./small --against ./llama --prompts "Why is the sky blue?"',
     ),
     "report": (
         "one self-contained page about a run, or about several side by side",

@@ -178,36 +178,6 @@ class QuickstartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Everything that `secateur eval` can be told."""
-
-    model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
-    against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
-    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
-    seq_len: int = option("tokens per segment", 1024, group="data")
-    max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
-    batch_size: int = option("segments per forward pass", 2, group="data")
-    dtype: str = option(
-        "computation: auto takes bfloat16 where the hardware has it",
-        "auto",
-        group="model",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    output: str | None = option("write the figures to this JSON file", None, group="output")
-    overwrite: bool = option("replace an existing --output file", False, group="output")
-    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
-
-    def faults(self) -> list[str]:
-        """All faults that can be known from the options alone."""
-        return (
-            choice_faults(self)
-            + at_least(self, "seq_len", 2)
-            + at_least(self, "max_tokens", 2)
-            + at_least(self, "batch_size", 1)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Everything that `secateur export` can be told."""
 
@@ -230,30 +200,3 @@ class ExportConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         return choice_faults(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Everything that `secateur report` can be told."""
-
-    runs: tuple[str, ...] = option("output folders of runs", group="runs", metavar="OUT", positional=True)
-    records: tuple[str, ...] = option(
-        "further JSON files that eval or sample wrote about these runs; those in a run's folder are found",
-        (),
-        group="runs",
-    )
-    output: str | None = option(
-        "the page; default: report.html in the run's folder, or comparison.html here", None, group="output"
-    )
-    overwrite: bool = option("replace an existing --output file", False, group="output")
-    plots: str = option(
-        "also write the plots next to the page", "none", group="output", choices=("none", "svg", "png", "both")
-    )
-
-    def faults(self) -> list[str]:
-        """All faults that can be known from the options alone."""
-        found = choice_faults(self)
-        if not self.runs:
-            found.append("no run given: name the output folder of a run, or of several.")
-        doubled = sorted({run for run in self.runs if self.runs.count(run) > 1})
-        return found + [f"{run} is given more than once." for run in doubled]

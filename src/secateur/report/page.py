@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from .. import __version__
-from ..config import ReportConfig
+from ..config_eval import ReportConfig
 from ..errors import InputError
 from ..progress import human_bytes, human_count
 from ..records import write_whole
