@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from secateur.config import EvalConfig, PruneConfig
+from secateur.config import PruneConfig
+from secateur.config_eval import EvalConfig
 from secateur.options import build
 from secateur.records import markdown_table
 

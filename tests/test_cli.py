@@ -11,7 +11,8 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from secateur.cli import COMMANDS, main
-from secateur.config import EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
+from secateur.config import ExportConfig, PruneConfig, QuickstartConfig
+from secateur.config_eval import EvalConfig, SampleConfig
 from secateur.embedded import stdlib_docs
 
 
@@ -211,6 +212,7 @@ def test_every_option_has_a_flag(capsys) -> None:
 
     for command, cls in (
         ("prune", PruneConfig), ("eval", EvalConfig), ("export", ExportConfig), ("quickstart", QuickstartConfig),
+        ("sample", SampleConfig),
     ):  # fmt: skip
         assert COMMANDS[command].options[0] is cls
         with pytest.raises(SystemExit):

@@ -100,19 +100,44 @@ def generate_text(
     *,
     max_new_tokens: int,
     dtype: torch.dtype,
+    chat: bool = True,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> str:
-    """The greedy continuation of a prompt (put into the chat template if there is one), without the prompt."""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    # A rendered template holds its own special tokens.
-    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    """The continuation of a prompt, without the prompt: greedy, or sampled at a `temperature` above 0.
+
+    Args:
+        chat: put the prompt into the tokenizer's chat template, if it has one.
+        top_p, seed: of sampling; the global random state is left as it was.
+    """
+    encoded = encode_prompt(tokenizer, prompt, chat=chat)
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in encoded.items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with _evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)  # type: ignore[operator]
+    options: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # top_k is 50 unless it is turned off: what was not asked for must not count.
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    with (
+        _evaluating(model),
+        torch.inference_mode(),
+        autocast(device.type, dtype),
+        torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
+    ):
+        torch.manual_seed(seed)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)  # type: ignore[operator]
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template."""
+    chat = chat and bool(tokenizer.chat_template)
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    # A rendered template holds its own special tokens.
+    return tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
 
 
 def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:

@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import CompareConfig, EvalConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .config_eval import EvalConfig, ReportConfig, SampleConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
@@ -97,6 +98,9 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> 
         group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         flag = "--" + f.name.replace("_", "-")
         text = f.metadata["help"].replace("%", "%%")
+        if f.metadata["positional"]:
+            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
+            continue
         if hints[f.name] is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
             continue
@@ -181,6 +185,21 @@ def _export(config: ExportConfig) -> int:
     return 0
 
 
+def _sample(config: SampleConfig) -> int:
+    from .sample import sample_models
+
+    print(sample_models(config))
+    return 0
+
+
+def _report(config: ReportConfig) -> int:
+    from .report import make_report
+
+    for path in make_report(config):
+        print(path)
+    return 0
+
+
 def _families(_: None) -> int:
     from .families import FAMILIES
 
@@ -239,6 +258,18 @@ COMMANDS = {
         _export,
         (ExportConfig,),
         "secateur export --model ./small --format padded --output ./small-padded",
+    ),
+    "sample": Command(
+        "what a model answers to prompts, or two models side by side",
+        _sample,
+        (SampleConfig,),
+        'secateur sample --model ./small --against ./llama --prompts "Why is the sky blue?"',
+    ),
+    "report": Command(
+        "one self-contained page about a run, or about several side by side",
+        _report,
+        (ReportConfig,),
+        "secateur report ./small",
     ),
     "families": Command("list the architectures that can be pruned", _families),
     "criteria": Command("list what can score the units", _criteria),

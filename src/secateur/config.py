@@ -219,36 +219,6 @@ class QuickstartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Everything that `secateur eval` can be told."""
-
-    model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
-    against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
-    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
-    seq_len: int = option("tokens per segment", 1024, group="data")
-    max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
-    batch_size: int = option("segments per forward pass", 2, group="data")
-    dtype: str = option(
-        "computation: auto takes bfloat16 where the hardware has it",
-        "auto",
-        group="model",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    output: str | None = option("write the figures to this JSON file", None, group="output")
-    overwrite: bool = option("replace an existing --output file", False, group="output")
-    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
-
-    def faults(self) -> list[str]:
-        """All faults that can be known from the options alone."""
-        return (
-            choice_faults(self)
-            + at_least(self, "seq_len", 2)
-            + at_least(self, "max_tokens", 2)
-            + at_least(self, "batch_size", 1)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """What `secateur compare` can be told beside the options of `prune`, which may have several values each."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .benchmark import parameter_count
-from .config import EvalConfig
+from .config_eval import EvalConfig
 from .data import evaluation_tokens
 from .documents import check_spec
 from .errors import InputError, NumericsError

@@ -16,9 +16,17 @@ from .registry import did_you_mean
 C = TypeVar("C")
 
 
-def option(help: str, default: Any = MISSING, *, group: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    """A dataclass field that also describes a command-line flag."""
-    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar}
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    positional: bool = False,
+) -> Any:
+    """A dataclass field that also describes a command-line flag, or the arguments without a flag (`positional`)."""
+    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "positional": positional}
     return field(default=default, metadata=metadata)
 
 
@@ -42,7 +50,10 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
             except ValueError:
                 faults.append(f"{flag(name)} is {value!r}: expected {_type_name(hints[name])}.")
     missing = [n for n, f in known.items() if f.default is MISSING and n not in converted and n not in values]
-    faults += [f"{flag(name)} is required: {known[name].metadata['help']}." for name in missing]
+    for name in missing:
+        metadata = known[name].metadata
+        label = metadata["metavar"] if metadata["positional"] else flag(name)
+        faults.append(f"{label} is required: {metadata['help']}.")
     all_faults(faults)
     config = cls(**converted)
     all_faults(config.faults())  # type: ignore[attr-defined]

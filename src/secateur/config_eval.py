@@ -1,0 +1,105 @@
+"""The options of the commands that look at what a run wrote: eval, sample, report. See `config`."""
+
+from dataclasses import dataclass
+
+from .options import at_least, choice_faults, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Everything that `secateur eval` can be told."""
+
+    model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
+    against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
+    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
+    seq_len: int = option("tokens per segment", 1024, group="data")
+    max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
+    batch_size: int = option("segments per forward pass", 2, group="data")
+    dtype: str = option(
+        "computation: auto takes bfloat16 where the hardware has it",
+        "auto",
+        group="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    output: str | None = option("write the figures to this JSON file", None, group="output")
+    overwrite: bool = option("replace an existing --output file", False, group="output")
+    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return (
+            choice_faults(self)
+            + at_least(self, "seq_len", 2)
+            + at_least(self, "max_tokens", 2)
+            + at_least(self, "batch_size", 1)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Everything that `secateur sample` can be told."""
+
+    model: str = option("the model that answers: folder, GGUF file, hub id or embedded name", group="model")
+    against: str | None = option("a second model, given the same prompts; shown first", None, group="model")
+    prompts: tuple[str, ...] = option("prompts, each in quotes", (), group="prompts")
+    prompt_file: str | None = option(
+        "more prompts: a .txt file with one a line, or .jsonl rows with `prompt`", None, group="prompts"
+    )
+    chat: bool = option(
+        "put prompts into the tokenizer's chat template if it has one; --no-chat continues them as plain text",
+        True,
+        group="prompts",
+    )
+    max_new_tokens: int = option("longest answer", 100, group="sampling")
+    temperature: float = option("0: greedy; above: sampling, alike for both models", 0.0, group="sampling")
+    top_p: float = option("sample from the likeliest tokens that make up this probability", 1.0, group="sampling")
+    seed: int = option("fixes sampling, anew for each prompt", 0, group="sampling")
+    dtype: str = option(
+        "computation: auto takes bfloat16 where the hardware has it",
+        "auto",
+        group="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    output: str | None = option("write prompts and answers to this JSON file", None, group="output")
+    overwrite: bool = option("replace an existing --output file", False, group="output")
+    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self) + at_least(self, "max_new_tokens", 1) + at_least(self, "seed", 0)
+        if not self.prompts and not self.prompt_file:
+            found.append("no prompt given: use --prompts or --prompt-file.")
+        if self.temperature < 0:
+            found.append(f"--temperature is {self.temperature}: give 0 for greedy answers, or a number above.")
+        if not 0 < self.top_p <= 1:
+            found.append(f"--top-p is {self.top_p}: give a number above 0 and up to 1.")
+        if self.temperature == 0 and self.top_p != 1:
+            found.append(f"--top-p {self.top_p} has no effect on greedy answers: set --temperature too.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Everything that `secateur report` can be told."""
+
+    runs: tuple[str, ...] = option("output folders of runs", group="runs", metavar="OUT", positional=True)
+    records: tuple[str, ...] = option(
+        "further JSON files that eval or sample wrote about these runs; those in a run's folder are found",
+        (),
+        group="runs",
+    )
+    output: str | None = option(
+        "the page; default: report.html in the run's folder, or comparison.html here", None, group="output"
+    )
+    overwrite: bool = option("replace an existing --output file", False, group="output")
+    plots: str = option(
+        "also write the plots next to the page", "none", group="output", choices=("none", "svg", "png", "both")
+    )
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self)
+        if not self.runs:
+            found.append("no run given: name the output folder of a run, or of several.")
+        doubled = sorted({run for run in self.runs if self.runs.count(run) > 1})
+        return found + [f"{run} is given more than once." for run in doubled]

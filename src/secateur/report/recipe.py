@@ -1,0 +1,59 @@
+"""How to get a run again: its options, and the command line that they make."""
+
+import shlex
+from dataclasses import MISSING, fields
+from typing import Any
+
+from ..config import PruneConfig
+from ..options import flag
+from .runs import Run, items
+
+DEFAULTS = {f.name: f.default for f in fields(PruneConfig) if f.default is not MISSING}
+
+
+def command(run: Run) -> str:
+    """The command of this run with every option that is not at its default, quoted for a POSIX shell."""
+    config = dict(items(run.result, "config"))
+    if not config:
+        return ""
+    verb = "adapt" if "init_rank" in config else "prune"
+    parts = [["secateur", verb]] + [_argument(key, value) for key, value in config.items() if _was_set(key, value)]
+    return " \\\n    ".join(" ".join(map(shlex.quote, part)) for part in parts)
+
+
+def options(run: Run) -> list[tuple[str, str, bool]]:
+    """(flag, value, is it other than the default) of every option."""
+    return [(flag(key), _shown(value), _was_set(key, value)) for key, value in items(run.result, "config")]
+
+
+def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """(flag, value in each run) of the options that are not the same in all runs, the output folder left out."""
+    configs = [dict(items(run.result, "config")) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in ("output", "overwrite"))
+    shown = {key: [_shown(config[key]) if key in config else "" for config in configs] for key in keys}
+    return [(flag(key), values) for key, values in shown.items() if len(set(values)) > 1]
+
+
+def _was_set(key: str, value: Any) -> bool:
+    if isinstance(value, list):
+        value = tuple(value)
+    return value is not None and (key not in DEFAULTS or value != DEFAULTS[key])
+
+
+def _argument(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag(key) if value else "--no-" + flag(key)[2:]]
+    values = [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    if len(values) == 1 and values[0].startswith("-"):
+        return [f"{flag(key)}={values[0]}"]  # a value that looks like a flag
+    return [flag(key), *values]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "not set"
+    return str(value)

@@ -1,0 +1,138 @@
+"""A run's records as read from its folder: plain JSON of unknown origin, so nothing about it is trusted."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..progress import safe
+
+EXTRA_RECORDS = ("eval*.json", "sample*.json", "bench*.json")
+"""Files in a run's folder that other commands' `--output` may have put there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left behind. Every string is free of control characters; a missing record is empty."""
+
+    folder: Path
+    name: str
+    """Tells runs on one page apart."""
+    result: dict[str, Any]
+    units: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+    """Records of `secateur eval` and `secateur sample` that go with the run."""
+
+
+def load_runs(folders: Sequence[str], records: Sequence[str] = ()) -> list[Run]:
+    """The runs in `folders`; `records` are further files of `eval` or `sample`, shown with every run they name.
+
+    Raises:
+        InputError: a folder without result.json, a record that is not JSON of the expected kind.
+    """
+    shared = [_read_object(Path(path)) for path in records]
+    names = _names([Path(folder) for folder in folders])
+    return [_load_run(Path(folder), name, shared) for folder, name in zip(folders, names, strict=True)]
+
+
+def at(record: Any, *path: str | int) -> Any:
+    """The value at `path` in nested JSON, or None where a step is missing."""
+    for key in path:
+        if isinstance(record, dict):
+            record = record.get(key)
+        elif isinstance(record, list) and isinstance(key, int) and -len(record) <= key < len(record):
+            record = record[key]
+        else:
+            return None
+    return record
+
+
+def number(record: Any, *path: str | int) -> float | None:
+    """The finite number at `path`, or None."""
+    value = at(record, *path)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def text(record: Any, *path: str | int) -> str | None:
+    """The string at `path`, or None."""
+    value = at(record, *path)
+    return value if isinstance(value, str) else None
+
+
+def items(record: Any, *path: str | int) -> list[tuple[str, Any]]:
+    """The (key, value) pairs of the object at `path`; none where it is not one."""
+    value = at(record, *path)
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def rows(record: Any, *path: str | int) -> list[Any]:
+    """The list at `path`, or an empty one."""
+    value = at(record, *path)
+    return value if isinstance(value, list) else []
+
+
+def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the output folder of a run.")
+    result = folder / "result.json"
+    if not result.is_file():
+        raise InputError(f"{folder} has no result.json: give the output folder of a finished run.")
+    units, metrics = folder / "units.json", folder / "metrics.jsonl"
+    own = sorted({path for pattern in EXTRA_RECORDS for path in folder.glob(pattern) if path.is_file()})
+    return Run(
+        folder=folder,
+        name=name,
+        result=_read_object(result),
+        units=_read_object(units) if units.is_file() else {},
+        metrics=_read_lines(metrics) if metrics.is_file() else [],
+        extras=[*map(_read_object, own), *shared],
+    )
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' last names; whole paths where these would not tell them apart."""
+    last = [folder.resolve().name for folder in folders]
+    return [safe(str(folder) if last.count(name) > 1 else name) for folder, name in zip(folders, last, strict=True)]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = _parse(_read(path), str(path))
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object: give a file that secateur wrote.")
+    return value
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = [(i, line) for i, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
+    found = [_parse(line, f"{path}:{i}") for i, line in lines]
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from None
+
+
+def _parse(source: str, place: str) -> Any:
+    try:
+        return _cleaned(json.loads(source, parse_constant=lambda _: None))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{place} is not valid JSON ({error}): was the run's record cut short?") from None
+
+
+def _cleaned(value: Any) -> Any:
+    """The same JSON with control sequences taken out of all strings."""
+    if isinstance(value, str):
+        # Half a surrogate pair is legal in JSON and cannot be written as UTF-8.
+        return safe(value).encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    return value

@@ -1,0 +1,256 @@
+"""A report says what the records say, loads nothing, and trusts no text in them."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from secateur.cli import main
+from secateur.errors import InputError
+from secateur.report import plots, write_report
+from secateur.report.facts import Scores
+from secateur.report.quality import measures
+from secateur.report.runs import load_runs
+
+HOSTILE = "<script>alert('x')</script>\x1b[31m\"'&{{ 7 * 7 }}$x$\ud800"
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+LOADING = {"src", "srcset", "data", "poster", "action", "formaction", "background"}
+
+
+class Page(HTMLParser):
+    """Collects tags, text and what a browser would fetch; fails on tags that do not nest."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.open, self.tags, self.loads, self.ids, self.words = source, [], [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for key, value in attributes:
+            if key in LOADING or (key.endswith("href") and not value.startswith("#")):
+                self.loads.append((tag, key, value))
+            if key == "id":
+                self.ids.append(value)
+            assert not key.startswith("on"), f"event handler {key}"
+
+    def handle_startendtag(self, tag, attributes) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def records(name: str = "smollm2") -> dict[str, object]:
+    """A finished run's result.json: two layers, a quarter of the channels of one gone."""
+    speed = {"spread_ms": 1.5, "repeats": 7, "batch": 1, "seq_len": 256, "dtype": "bfloat16"}
+    perplexity = {"mean_nll": 3.0, "tokens_scored": 12264, "segments": 24, "seq_len": 512, "dtype": "bfloat16"}
+    return {
+        "config": {"model": name, "data": ["my data.jsonl"], "output": "out", "sparsity": 0.25, "lr": 5e-4,
+                   "shrink": False, "criterion": "lora", "allocation": "uniform", "targets": []},
+        "environment": {"secateur": "0.1.0", "versions": {"torch": "2.13.0"}, "memory_bytes": 24_000_000_000,
+                        "gpus": []},
+        "data": {"training": [{"name": "my data.jsonl", "rows": 1000, "characters": 2189457, "sha256": "c74d"}],
+                 "evaluation": {"data": "wiki.txt", "joined": "one text"}, "trained_tokens": 204800, "steps": 100},
+        "dense": {"parameters": 134515008, "bytes": 269060552, "perplexity": {"perplexity": 25.954, **perplexity}},
+        "pruned": {"parameters": 113260608, "bytes": 226551728, "perplexity": {"perplexity": 31.417, **perplexity}},
+        "sparsity": {"reached": 0.2001953125, "model": 0.158},
+        "shapes": [{"heads": 4, "kv_heads": 2, "ffn": 100}, {"heads": 2, "kv_heads": 1, "ffn": 75}],
+        "speed": {"dense": {"median_ms": 291.85, **speed}, "pruned": {"median_ms": 248.93, **speed},
+                  "flop_speedup": 1.1877},
+        "export": {"loads_with": 'model = AutoModelForCausalLM.from_pretrained("out")'},
+        "total_seconds": 974.0,
+    }  # fmt: skip
+
+
+def units() -> dict[str, object]:
+    pools = {
+        "layer.0.kv_group": {"units": 2, "kept": [0, 1]},
+        "layer.0.ffn": {"units": 100, "kept": list(range(100))},
+        "layer.1.kv_group": {"units": 2, "kept": [1]},
+        "layer.1.ffn": {"units": 100, "kept": list(range(25, 100))},
+    }
+    cuts = [
+        {"step": 20, "removed": {"layer.1.ffn": list(range(25))}, "sparsity": 0.125},
+        {"step": 60, "removed": {"layer.1.kv_group": [0]}, "sparsity": 0.2002},
+    ]
+    scores = {name: [(1 + unit) * 1e-9 for unit in range(pool["units"])] for name, pool in pools.items()}
+    return {"pools": pools, "cuts": cuts, "scores_before_cuts": scores}
+
+
+def write_run(folder: Path, result=None, *, with_units: bool = True, with_metrics: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result or records()))
+    if with_units:
+        (folder / "units.json").write_text(json.dumps(units()))
+    if with_metrics:
+        lines = [{"step": i, "loss": 4 - i / 100, "sparsity": min(i / 300, 0.2)} for i in range(1, 101)]
+        lines[50]["loss"] = float("nan")
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def page_of(*folders: Path, **options) -> Page:
+    [path] = write_report([str(folder) for folder in folders], folders[0].parent / "page.html", **options)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_figures_are_those_of_the_records(tmp_path) -> None:
+    page = page_of(write_run(tmp_path / "run"))
+    for shown in ("134.5M", "113.3M", "−15.8%", "269.1 MB", "226.6 MB", "291.9 ms", "248.9 ms", "1.17× as fast",
+                  "1.19× by FLOPs", "25.95", "31.42", "1.210 ×", "12,264 tokens scored in segments of 512",
+                  "25 FFN channels", "1 KV group", "20.02%", "75 of 100", "2 of 4", "sha256 c74d",
+                  "torch 2.13.0", "24.0 GB"):  # fmt: skip
+        assert shown in page.text, shown
+    assert page.tags.count("figure") == 6  # quality, training, heat map, three of scores
+    assert "secateur prune \\\n    --model smollm2 \\\n    --data &#39;my data.jsonl&#39;" in page.source
+    assert "--sparsity 0.25" in page.source
+    assert "--no-shrink" in page.source
+    assert "--lr 0.0005 \\" not in page.source  # the default
+
+
+def test_loads_nothing_and_works_in_the_dark(tmp_path) -> None:
+    page = page_of(write_run(tmp_path / "run"))
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    assert "default-src 'none'" in page.source
+    assert "prefers-color-scheme: dark" in page.source
+    assert "@media print" in page.source
+    drawn = set(re.findall(r"#[0-9a-f]{6}", " ".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL))))
+    assert drawn <= set(plots.VARIABLES), "a plot has a colour that dark mode does not change"
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_accessible(tmp_path) -> None:
+    page = page_of(write_run(tmp_path / "run"))
+    assert page.tags.count("h1") == 1
+    assert page.tags.count("table") == page.tags.count("caption")
+    assert page.source.count('role="img"') == page.tags.count("figure")
+    assert 'lang="en"' in page.source
+    assert ":focus-visible" in page.source
+
+
+def test_hostile_text_stays_text(tmp_path) -> None:
+    result = records(HOSTILE)
+    result["config"][HOSTILE] = HOSTILE
+    result["samples"] = [{"prompt": HOSTILE, "answers": {HOSTILE: HOSTILE}}]
+    result["environment"]["cpu"] = HOSTILE
+    folder = write_run(tmp_path / "<b>run$1$</b>", result)
+    (folder / "units.json").write_text(json.dumps(units()).replace("ffn", "<script>'"))
+    for page in (page_of(folder), page_of(folder, write_run(tmp_path / "other"))):
+        assert "script" not in page.tags
+        assert "b" not in page.tags
+        assert "\x1b" not in page.source
+        assert "<script>alert('x')</script>\"'&{{ 7 * 7 }}$x$" in page.text
+
+
+@pytest.mark.parametrize("missing", list(records()))
+def test_a_missing_record_leaves_its_section_out(tmp_path, missing) -> None:
+    result = records()
+    del result[missing]
+    page_of(write_run(tmp_path / "run", result))
+    wrong = {**records(), missing: [None, "text", {"a": [1]}]}
+    page_of(write_run(tmp_path / "odd", wrong))
+
+
+def test_result_alone(tmp_path) -> None:
+    page = page_of(write_run(tmp_path / "run", with_units=False, with_metrics=False))
+    assert "layer by layer" not in page.text
+    assert "Training and cuts" not in page.text
+    assert "113.3M" in page.text
+
+
+def test_several_runs(tmp_path) -> None:
+    other = records()
+    other["config"]["sparsity"] = 0.5
+    other["pruned"]["perplexity"]["perplexity"] = 170.2
+    page = page_of(write_run(tmp_path / "a"), write_run(tmp_path / "b", other))
+    assert "2 runs compared" in page.text
+    assert "--sparsity 0.25 0.5" in page.text
+    assert "31.42 from 25.95 170.20 from 25.95" in page.text
+
+
+def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
+    folder = write_run(tmp_path / "run")
+    task = {"metric": "acc", "rows": 887, "version": 1.0, "num_fewshot": 0, "stderr": 0.016}
+    figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
+    evaluation = {
+        "data": {"data": "ptb.txt", "preset": "ptb", "joined": "spaces"},
+        "models": {
+            str(folder): {**figures, "tasks": {"winogrande": {"value": 0.521, **task}}},
+            "smollm2": {**figures, "perplexity": 30.0, "tasks": {"winogrande": {"value": 0.533, **task}}},
+            "/elsewhere": {**figures, "perplexity": 1.0},
+        },
+        "warnings": ["12 of 100 n-grams overlap"],
+        "paired": {"verdict": "outside the noise"},
+    }
+    (folder / "eval-ptb.json").write_text(json.dumps(evaluation))
+    samples = tmp_path / "said.json"
+    samples.write_text(json.dumps({"samples": [{"prompt": "Why?", "answers": {"dense": "So.", "pruned": "No."}}]}))
+    page = page_of(folder, records=[str(samples)])
+    for shown in ("Perplexity, ptb", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points", "887 rows",
+                  "12 of 100 n-grams overlap", "outside the noise", "Why?", "So.", "No."):  # fmt: skip
+        assert shown in page.text, shown
+
+
+def test_dense_figure_may_come_from_a_file_of_its_own(tmp_path) -> None:
+    folder = write_run(tmp_path / "run")
+    figures = {"tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
+    for name, model, value in (("eval-a", str(folder), 40.0), ("eval-b", "smollm2", 30.0)):
+        one = {"data": {"data": "x.txt"}, "models": {model: {**figures, "perplexity": value}}}
+        (folder / f"{name}.json").write_text(json.dumps(one))
+    found = measures(load_runs([str(folder)])[0])
+    assert [(m.dense, m.pruned) for m in found] == [(25.954, 31.417), (30.0, 40.0)]
+
+
+def test_threshold_is_the_score_below_which_as_many_lie_as_went() -> None:
+    scores = Scores(0, kept=[3.0, 1.0, 5.0], gone=[2.0, 0.5])
+    assert scores.threshold == 2.0  # 0.5 and 1.0 lie below it
+    assert Scores(0, kept=[1.0], gone=[]).threshold is None
+
+
+def test_plot_files(tmp_path) -> None:
+    folder = write_run(tmp_path / "run")
+    written = write_report([str(folder)], plot_files="both")
+    assert written[0] == folder / "report.html"
+    kinds = [path.suffix for path in written[1:]]
+    assert kinds.count(".svg") == kinds.count(".png") == 5
+    assert all(path.parent == folder / "report-plots" for path in written[1:])
+    svg = next(path for path in written if path.suffix == ".svg").read_text()
+    assert svg.startswith("<?xml")
+    assert "var(--series-1, #0b62a8)" in svg
+
+
+def test_refusals(tmp_path, capsys) -> None:
+    with pytest.raises(InputError, match="has no result.json"):
+        write_report([str(tmp_path)])
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2 is not valid JSON"):
+        write_report([str(folder)])
+    assert main(["report"]) == 2
+    assert "OUT is required" in capsys.readouterr().err
+    (folder / "metrics.jsonl").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder)]) == 0  # our own page may be written again
+    assert main(["report", str(folder), "--output", str(folder / "report.html")]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
