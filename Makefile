@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint reliability clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'secateur needs Python 3.11 or newer, this is {sys.version}: make PYTHON=python3.11'"
@@ -23,6 +23,9 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest
+
+reliability: $(READY)
+	$(BIN)/python benchmarks/reliability.py runs/reliability
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

@@ -1,0 +1,175 @@
+"""Kill a run with SIGKILL at 20 points, resume it, and compare the final weights bit for bit.
+
+    python benchmarks/reliability.py runs/reliability      # or: make reliability
+
+A tiny Llama on text of its own, float32, dropout 0.2, checkpoints every 2 steps. Each way of running (shrinking,
+masking, compensated) is killed at random moments and, by replacing functions in the child process only, inside the
+dangerous ones: during a cut, between a cut and the next save, while a checkpoint is written, before its manifest,
+during rotation, during the export. About 6 minutes on 2 cores; writes docs/results/reliability.md's table to stdout.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from secateur.records import markdown_table
+
+STEPS = 40
+WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
+WAYS: dict[str, list[str]] = {
+    "shrinking": [],
+    "masking": ["--no-shrink"],
+    "compensated": ["--criterion", "obs", "--compensate", "lstsq"],
+}
+POINTS = {
+    "during a cut": ("secateur.surgery", "_slice_linear_", 40),
+    "between a cut and the next save": ("secateur.pruner.Pruner", "_record", 4),
+    "while a checkpoint is written": ("torch", "save", 8),
+    "before a checkpoint's manifest": ("secateur.saving", "seal", 5),
+    "during rotation": ("secateur.checkpoints.shutil", "rmtree", 3),
+    "during the export": ("secateur.export", "_save_weights", 1),
+    "while the export is checked": ("secateur.export", "verify", 1),
+}
+"""Where -> module or class, function, and which call of it is killed just before it returns its work."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child[0], given.child[1:])
+        return
+    inputs(given.folder)
+    plan = [("shrinking", point) for point in POINTS]
+    plan += [("masking", point) for point in ("between a cut and the next save", "before a checkpoint's manifest")]
+    plan += [("compensated", point) for point in ("during a cut", "while a checkpoint is written", "during the export")]
+    plan += [(way, "a random moment") for way in ("shrinking", "shrinking", "shrinking", "masking", "masking")]
+    plan += [("compensated", "a random moment")] * 3
+    reference = {way: weights(run_whole(given.folder, way)) for way in WAYS}
+    rows, draw = [], random.Random(0)
+    for number, (way, point) in enumerate(plan, 1):
+        rows.append((str(number), way, point, *killed_and_resumed(given.folder, way, point, number, reference, draw)))
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(markdown_table(rows, ("", "run", "killed", "resumed after step", "final weights")))
+    if any(row[-1] != "equal" for row in rows):
+        sys.exit("a resumed run differs")
+
+
+def inputs(folder: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from tiny import save_tiny
+
+    if not (folder / "model").exists():
+        save_tiny(folder / "model", layers=3)
+    (folder / "text.txt").write_text(WORDS * 60, encoding="utf-8")
+
+
+def command(folder: Path, way: str, output: Path) -> list[str]:
+    return [
+        "prune", "--model", str(folder / "model"), "--data", str(folder / "text.txt"), "--output", str(output),
+        "--sparsity", "0.4", "--steps", str(STEPS), "--batch-size", "2", "--accumulation", "2", "--seq-len", "32",
+        "--frequency", "3", "--dropout", "0.2", "--dtype", "float32", "--save-steps", "2", "--lr", "5e-3", *WAYS[way],
+    ]  # fmt: skip
+
+
+def run_whole(folder: Path, way: str) -> Path:
+    output = folder / f"whole-{way}"
+    if not (output / "model.safetensors").exists():
+        subprocess.run([sys.executable, "-m", "secateur", *command(folder, way, output)], check=True, env=environment())
+    return output
+
+
+def killed_and_resumed(
+    folder: Path, way: str, point: str, number: int, reference: dict[str, str], draw: random.Random
+) -> tuple[str, str]:
+    """The step that the resumed run went on from, and whether it ended with the uninterrupted run's weights."""
+    output = folder / f"killed-{number}"
+    arguments = command(folder, way, output)
+    this = [sys.executable, __file__, str(folder), "--child", point, *arguments]
+    process = subprocess.Popen(this, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if point == "a random moment":
+        while process.poll() is None and not any(
+            output.with_name(output.name + ".run").glob("checkpoint-*/*manifest*")
+        ):
+            time.sleep(0.01)
+        time.sleep(draw.random() * 4)
+        process.kill()
+    process.wait()
+    if process.returncode != -signal.SIGKILL:
+        return "-", f"was not killed (exit code {process.returncode})"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "secateur", *arguments, "--resume"], env=environment(), capture_output=True, text=True
+    )
+    if resumed.returncode:
+        return "-", f"resume failed: {resumed.stderr.strip().splitlines()[-1][:200]}"
+    words = [line for line in resumed.stderr.splitlines() if "resuming from checkpoint-" in line]
+    step = words[0].rpartition("-")[2].strip() if words else "0"
+    return step, "equal" if weights(output) == reference[way] else "DIFFERENT"
+
+
+def child(point: str, arguments: list[str]) -> None:
+    """`secateur` with one function replaced by one that kills the process at a given call."""
+    from secateur.cli import main as secateur
+
+    if point in POINTS:
+        where, name, call = POINTS[point]
+        owner = resolve(where)
+        real: Callable[..., Any] = getattr(owner, name)
+        calls = 0
+
+        def killing(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                if point in ("while a checkpoint is written", "during rotation"):
+                    half_done(name, args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, killing)
+    sys.exit(secateur(arguments))
+
+
+def half_done(name: str, args: tuple[Any, ...]) -> None:
+    """Leave what a kill in the middle of the operation would leave."""
+    if name == "save":
+        Path(args[1]).write_bytes(b"half a file")
+    else:
+        next(path for path in Path(args[0]).iterdir() if path.is_file()).unlink()
+
+
+def resolve(where: str) -> Any:
+    import importlib
+
+    parts = where.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            owner: Any = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[split:]:
+            owner = getattr(owner, part)
+        return owner
+    raise LookupError(where)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def weights(output: Path) -> str:
+    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
