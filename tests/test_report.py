@@ -194,7 +194,7 @@ def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
     task = {"metric": "acc", "rows": 887, "version": 1.0, "num_fewshot": 0, "stderr": 0.016}
     figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
     evaluation = {
-        "data": {"data": "ptb.txt", "preset": "ptb", "joined": "spaces"},
+        "data": {"data": "ptb.txt", "text": "Penn Treebank", "joined": "spaces"},
         "models": {
             str(folder): {**figures, "tasks": {"winogrande": {"value": 0.521, **task}}},
             "smollm2": {**figures, "perplexity": 30.0, "tasks": {"winogrande": {"value": 0.533, **task}}},
@@ -207,8 +207,8 @@ def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
     samples = tmp_path / "said.json"
     samples.write_text(json.dumps({"samples": [{"prompt": "Why?", "answers": {"dense": "So.", "pruned": "No."}}]}))
     page = page_of(folder, records=[str(samples)])
-    for shown in ("Perplexity, ptb", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points", "887 rows",
-                  "12 of 100 n-grams overlap", "outside the noise", "Why?", "So.", "No."):  # fmt: skip
+    for shown in ("Perplexity, Penn Treebank", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points",
+                  "887 rows", "12 of 100 n-grams overlap", "outside the noise", "Why?", "So.", "No."):  # fmt: skip
         assert shown in page.text, shown
 
 

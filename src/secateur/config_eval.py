@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from .options import at_least, choice_faults, option
+from .presets import PRESETS
+from .registry import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,8 +13,15 @@ class EvalConfig:
 
     model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
     against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
-    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
-    seq_len: int = option("tokens per segment", 1024, group="data")
+    data: tuple[str, ...] = option(
+        "text to measure perplexity on: file, .jsonl, folder, hub data set, or stdlib-docs:held-out", (), group="data"
+    )
+    preset: str | None = option(
+        "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-1024; from $SECATEUR_DATA or the hub",
+        None,
+        group="data",
+    )
+    seq_len: int | None = option("tokens per segment; default: the preset's, else 1024", None, group="data")
     max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
     batch_size: int = option("segments per forward pass", 2, group="data")
     dtype: str = option(
@@ -27,12 +36,23 @@ class EvalConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return (
-            choice_faults(self)
-            + at_least(self, "seq_len", 2)
-            + at_least(self, "max_tokens", 2)
-            + at_least(self, "batch_size", 1)
-        )
+        found = choice_faults(self) + at_least(self, "seq_len", 2) + at_least(self, "max_tokens", 2)
+        found += at_least(self, "batch_size", 1)
+        if self.data and self.preset:
+            found.append(f"--data and --preset {self.preset} each name a text: leave one out.")
+        if not (self.data or self.preset):
+            found.append("nothing to evaluate on: give --data or --preset.")
+        if len(self.data) > 1:
+            found.append(f"--data names {len(self.data)} texts: evaluate one at a time.")
+        if self.preset and self.preset in PRESETS and self.seq_len not in (None, PRESETS[self.preset].seq_len):
+            found.append(
+                f"--seq-len {self.seq_len} contradicts --preset {self.preset}, whose segments have "
+                f"{PRESETS[self.preset].seq_len} tokens: leave one out."
+            )
+        if self.preset and self.preset not in PRESETS:
+            hint = did_you_mean(self.preset, PRESETS)
+            found.append(f"--preset is {self.preset!r}. {hint}Choose from: {', '.join(PRESETS)}.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,8 @@ def _sides(run: Run, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
-    name = text(data, "preset") or PurePath(text(data, "data") or "evaluation text").name
+    # A preset's name says the segment length too, which the conditions have.
+    name = text(data, "text") or PurePath(text(data, "data") or "evaluation text").name
     one = pruned if number(pruned, "perplexity") is not None else dense
     scored, seq_len = number(one, "tokens_scored") or 0, number(one, "seq_len") or 0
     conditions = (
