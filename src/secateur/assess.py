@@ -1,5 +1,6 @@
 """`secateur eval`: one model or two on a text and on tasks, with what to know about the figures."""
 
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from .config_eval import EvalConfig
 from .data import evaluation_tokens, first_tokens
 from .documents import check_spec, read_documents
 from .errors import InputError, all_faults
-from .evaluate import Paired, paired, segment_nlls, summarise
+from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise
+from .harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
 from .models import (
     ModelSource,
     check_checkpoint,
@@ -30,6 +32,7 @@ from .presets import PRESETS, preset_text
 from .records import environment, format_table, write_json
 
 DEFAULT_SEQ_LEN = 1024
+SEGMENTS_PER_PASS, PROMPTS_PER_PASS = 2, 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,27 @@ class Text:
     overlaps: list[Overlap]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was measured of one model."""
+
+    parameters: int
+    perplexity: Perplexity | None
+    losses: Tensor | None
+    """(segments,), behind `perplexity`."""
+    tasks: dict[str, TaskFigure]
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"parameters": self.parameters}
+        if self.perplexity:
+            found |= self.perplexity.to_dict()
+        if self.tasks:
+            found["tasks"] = {name: figure.to_dict() for name, figure in self.tasks.items()}
+            found["tasks_mean"] = statistics.fmean(figure.value for figure in self.tasks.values())
+        return found
+
+
 def evaluate_models(config: EvalConfig) -> str:
     """One model or two on the same text and tasks; returns what to print, writes `--output`.
 
@@ -63,40 +87,74 @@ def evaluate_models(config: EvalConfig) -> str:
         raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
     if config.data:
         check_spec(config.data[0])
+    tasks = _task_options(config)
+    if tasks:
+        check_tasks(tasks)
     subjects = [_open(name, config) for name in (config.model, *([config.against] if config.against else []))]
-    text = _text(config, subjects)
-    figures: dict[str, dict[str, Any]] = {}
-    losses: list[Tensor] = []
-    dtype = compute_dtype(config.dtype)
-    for subject in subjects:
-        model = load_model(subject.source, trust_remote_code=config.trust_remote_code)
-        nn.Module.to(model, default_device())
-        figures[subject.name] = {"parameters": parameter_count(model)}
-        started = time.perf_counter()
-        losses.append(
-            segment_nlls(model, text.token_ids, seq_len=text.seq_len, batch_size=config.batch_size, dtype=dtype)
-        )
-        seconds = time.perf_counter() - started
-        figures[subject.name] |= summarise(losses[-1], seq_len=text.seq_len, dtype=dtype, seconds=seconds).to_dict()
-        del model
-    difference = paired(*losses) if len(losses) == 2 else None
+    text = _text(config, subjects) if config.data or config.preset else None
+    findings = {subject.name: _measure(subject, text, tasks, config) for subject in subjects}
     warnings = find_warnings(subjects, text)
+    warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
+    difference, task_differences = _differences(list(findings.values()))
     if config.output:
         record = {
             "config": config,
-            "data": text.info,
-            "models": figures,
+            "data": text.info if text else None,
+            "models": {name: found.to_dict() for name, found in findings.items()},
             "paired": difference.to_dict() if difference else None,
-            "overlap": [overlap.to_dict() for overlap in text.overlaps],
+            "paired_tasks": task_differences,
+            "overlap": [overlap.to_dict() for overlap in text.overlaps] if text else [],
             "warnings": warnings,
             "environment": environment(),
         }
         write_json(Path(config.output), record)
-    return "\n".join([_comparison(figures, text.info, difference), *(f"warning: {line}" for line in warnings)])
+    lines = _perplexity_lines(findings, text.info, difference) if text else []
+    lines += _task_lines(findings, task_differences) if tasks else []
+    return "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
 
 
-def find_warnings(subjects: list[Subject], text: Text) -> list[str]:
-    """What makes the figures less than they seem."""
+def _measure(subject: Subject, text: Text | None, tasks: TaskOptions | None, config: EvalConfig) -> Findings:
+    """Load one model and measure all that was asked for."""
+    dtype = compute_dtype(config.dtype)
+    model = load_model(subject.source, trust_remote_code=config.trust_remote_code)
+    nn.Module.to(model, default_device())
+    measured = losses = None
+    if text:
+        started = time.perf_counter()
+        batch_size = config.batch_size or SEGMENTS_PER_PASS
+        losses = segment_nlls(model, text.token_ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype)
+        seconds = time.perf_counter() - started
+        measured = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)
+    figures, warnings = run_tasks(model, subject.tokenizer, tasks, dtype) if tasks else ({}, [])
+    return Findings(parameter_count(model), measured, losses, figures, warnings)
+
+
+def _task_options(config: EvalConfig) -> TaskOptions | None:
+    if not config.task_names:
+        return None
+    return TaskOptions(
+        names=config.task_names,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        folder=Path(config.task_data) if config.task_data else None,
+        batch_size=config.batch_size or PROMPTS_PER_PASS,
+    )
+
+
+def _differences(findings: list[Findings]) -> tuple[Paired | None, dict[str, dict[str, Any]]]:
+    """First model less the second, of the losses and of each task's rows; nothing for one model."""
+    if len(findings) != 2:
+        return None, {}
+    one, other = findings
+    difference = None if one.losses is None or other.losses is None else paired(one.losses, other.losses)
+    tasks = {name: paired_rows(figure, other.tasks[name]) for name, figure in one.tasks.items() if name in other.tasks}
+    return difference, {name: found for name, found in tasks.items() if found}
+
+
+def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
+    """What makes the perplexities less than they seem."""
+    if text is None:
+        return []
     found = [overlap.warning for overlap in text.overlaps if overlap.warning]
     for subject in subjects:
         window = getattr(subject.config, "sliding_window", None)
@@ -163,18 +221,37 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> frozenset[tuple[str, int]
     return frozenset(tokenizer.get_vocab().items())
 
 
-def _comparison(figures: dict[str, dict[str, Any]], info: dict[str, Any], difference: Paired | None) -> str:
+def _perplexity_lines(findings: dict[str, Findings], info: dict[str, Any], difference: Paired | None) -> list[str]:
+    measured = {name: (found.parameters, found.perplexity) for name, found in findings.items() if found.perplexity}
     rows = [
-        (name, f"{f['parameters']:,}", f"{f['perplexity']:.3f}", f"{f['mean_nll']:.4f} ± {f['stderr_nll']:.4f}")
-        for name, f in figures.items()
+        (name, f"{parameters:,}", f"{p.perplexity:.3f}", f"{p.mean_nll:.4f} ± {p.stderr_nll:.4f}")
+        for name, (parameters, p) in measured.items()
     ]
-    first = next(iter(figures.values()))
     lines = [format_table(rows, header=("model", "parameters", "perplexity", "nats per token"))]
+    figures = [p for _, p in measured.values()]
     if difference:
-        one, other = figures.values()
-        lines.append(f"ratio {one['perplexity'] / other['perplexity']:.3f}; {difference.verdict}")
+        lines.append(f"ratio {figures[0].perplexity / figures[1].perplexity:.3f}; {difference.verdict}")
     lines.append(
-        f"{info['data']} ({info['joined']}), {first['tokens_scored']:,} tokens scored of {info['tokens']:,} in "
-        f"{first['segments']} segments of {first['seq_len']}, {first['dtype']}"
+        f"{info['data']} ({info['joined']}), {figures[0].tokens_scored:,} tokens scored of {info['tokens']:,} in "
+        f"{figures[0].segments} segments of {figures[0].seq_len}, {figures[0].dtype}"
     )
-    return "\n".join(lines)
+    return lines
+
+
+def _task_lines(findings: dict[str, Findings], differences: dict[str, dict[str, Any]]) -> list[str]:
+    first = next(iter(findings.values())).tasks
+    rows = []
+    for name, figure in first.items():
+        values = [found.tasks[name] for found in findings.values()]
+        cells = [f"{f.value:.2%}" + (f" ± {f.stderr:.2%}" if f.stderr is not None else "") for f in values]
+        if len(findings) == 2:
+            d = differences.get(name)
+            noise = " (noise)" if d and d["within_noise"] else ""
+            cells.append(f"{d['difference']:+.2%} ± {d['stderr']:.2%}{noise}" if d else "")
+        about = f"{figure.metric}, {figure.rows:,} rows, {figure.num_fewshot}-shot, version {figure.version}"
+        rows.append((f"{name} ({about})", *cells))
+    header = ("task", *findings, *(("paired difference",) if len(findings) == 2 else ()))
+    if len(first) > 1:
+        means = [f"{statistics.fmean(f.value for f in found.tasks.values()):.2%}" for found in findings.values()]
+        rows.append(("mean of the tasks", *means, *(("",) if len(findings) == 2 else ())))
+    return ["", format_table(rows, header=header), next(iter(first.values())).source]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .options import at_least, choice_faults, option
+from .options import at_least, choice_faults, flag, option
 from .presets import PRESETS
 from .registry import did_you_mean
 
@@ -23,7 +23,20 @@ class EvalConfig:
     )
     seq_len: int | None = option("tokens per segment; default: the preset's, else 1024", None, group="data")
     max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
-    batch_size: int = option("segments per forward pass", 2, group="data")
+    batch_size: int | None = option(
+        "segments, or task prompts, per forward pass; default: 2 segments, 16 prompts", None, group="data"
+    )
+    tasks: tuple[str, ...] = option(
+        "tasks of lm-evaluation-harness, such as piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,boolq,"
+        "mmlu,gsm8k",
+        (),
+        group="tasks",
+    )
+    num_fewshot: int | None = option("examples in each prompt; default: the task's own number", None, group="tasks")
+    limit: int | None = option("only the first rows of each task (of each MMLU subject)", None, group="tasks")
+    task_data: str | None = option(
+        "folder with piqa.jsonl, hellaswag.jsonl, ...: run the tasks on these, without a network", None, group="tasks"
+    )
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -34,14 +47,22 @@ class EvalConfig:
     overwrite: bool = option("replace an existing --output file", False, group="output")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """`tasks`, split at commas, without repetitions."""
+        return tuple(dict.fromkeys(name.strip() for part in self.tasks for name in part.split(",") if name.strip()))
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = choice_faults(self) + at_least(self, "seq_len", 2) + at_least(self, "max_tokens", 2)
-        found += at_least(self, "batch_size", 1)
+        found += at_least(self, "batch_size", 1) + at_least(self, "num_fewshot", 0) + at_least(self, "limit", 1)
         if self.data and self.preset:
             found.append(f"--data and --preset {self.preset} each name a text: leave one out.")
-        if not (self.data or self.preset):
-            found.append("nothing to evaluate on: give --data or --preset.")
+        if not (self.data or self.preset or self.tasks):
+            found.append("nothing to evaluate on: give --data, --preset or --tasks.")
+        given = [name for name in ("num_fewshot", "limit", "task_data") if getattr(self, name) is not None]
+        if given and not self.tasks:
+            found.append(f"{', '.join(map(flag, given))} without --tasks has no effect: name tasks.")
         if len(self.data) > 1:
             found.append(f"--data names {len(self.data)} texts: evaluate one at a time.")
         if self.preset and self.preset in PRESETS and self.seq_len not in (None, PRESETS[self.preset].seq_len):
