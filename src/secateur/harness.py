@@ -150,7 +150,7 @@ def _definitions() -> dict[str, dict[str, Any]]:
 def _local_tasks(options: TaskOptions) -> list[dict[str, Any]]:
     """Our definitions with the paths of their files filled in; MMLU as one task per subject."""
     assert options.folder is not None
-    found = []
+    found: list[dict[str, Any]] = []
     for name in options.names:
         definition = _definitions()[name]
         paths = {

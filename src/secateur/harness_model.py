@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class PaddedHFLM(HFLM):  # type: ignore[misc]
+class PaddedHFLM(HFLM):
     """The harness's Hugging Face model, with batches padded to few lengths.
 
     Half-precision kernels are compiled anew for each shape on some CPUs. In a causal model what stands to the

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..progress import safe
 
-EXTRA_RECORDS = ("eval*.json", "sample*.json", "bench*.json")
+EXTRA_RECORDS = ("eval*.json", "sample*.json")
 """Files in a run's folder that other commands' `--output` may have put there."""
 
 
