@@ -1,6 +1,7 @@
 """Tasks on local rows: the harness's figures, checked against a loop by hand."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -114,6 +115,18 @@ def test_examples_of_mmlu_are_of_the_same_subject(rows) -> None:
     assert all("art_history" not in text for text in law)
 
 
+def test_a_row_is_never_its_own_example(rows) -> None:
+    model, seen = tiny_llama(layers=1), []
+    tokenizer = tiny_tokenizer(chat_template=False)
+    model.register_forward_pre_hook(lambda module, args: seen.extend(tokenizer.batch_decode(args[0])))
+    _, warnings = run_tasks(model, tokenizer, options(rows, "piqa", num_fewshot=3), torch.float32)
+    assert "the examples in the prompts of piqa are other rows of the same file" in warnings[0]
+    assert len(seen) == 12
+    for prompt in seen:
+        questions = re.findall(r"what is (\d)", prompt)
+        assert len(questions) == len(set(questions)) == 4
+
+
 def test_prompts_that_fill_the_context_are_told(rows, tmp_path) -> None:
     row = {"query": "Passage: " + "word " * 200 + "\nQuestion: so?", "choices": ["no", "yes"], "gold": 0}
     (tmp_path / "boolq.jsonl").write_text(json.dumps(row) + "\n")
@@ -155,6 +168,8 @@ def test_command(rows, tmp_path, capsys) -> None:
 def test_refusals(rows, tmp_path, capsys) -> None:
     with pytest.raises(InputError, match="no local task 'pika'. Did you mean 'piqa'?"):
         check_tasks(options(rows, "pika"))
+    with pytest.raises(InputError, match="unknown task 'hellaswagg'. Did you mean 'hellaswag'?"):
+        check_tasks(options(None, "hellaswagg"))
     with pytest.raises(InputError, match=r"task piqa needs .*piqa\.jsonl, and there is no such file"):
         check_tasks(options(tmp_path, "piqa"))
     assert main(["eval", "--model", "x", "--data", "y.txt", "--limit", "5"]) == 2

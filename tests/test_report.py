@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
 from secateur.cli import main
 from secateur.errors import InputError
 from secateur.report import plots, write_report

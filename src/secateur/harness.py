@@ -72,18 +72,22 @@ def check_tasks(options: TaskOptions) -> None:
     if find_spec("lm_eval") is None:
         raise InputError("--tasks needs lm-evaluation-harness: pip install 'secateur[eval]'.")
     if options.folder is None:
+        known = _manager(own_tasks=True).task_index
+        all_faults([f"unknown task {name!r}. {did_you_mean(name, known)}List them with: lm-eval ls tasks."
+                    for name in options.names if name not in known])  # fmt: skip
         return
     if not options.folder.is_dir():
         raise InputError(f"--task-data {options.folder} is not a folder: give the one that holds the .jsonl files.")
-    faults, known = [], _definitions()
+    faults, definitions = [], _definitions()
     for name in options.names:
-        if name not in known:
+        if name not in definitions:
+            hint = did_you_mean(name, definitions)
             faults.append(
-                f"no local task {name!r}. {did_you_mean(name, known)}Known: {', '.join(sorted(known))}. The harness's "
+                f"no local task {name!r}. {hint}Known: {', '.join(sorted(definitions))}. The harness's "
                 "own tasks run without --task-data."
             )
             continue
-        for file in known[name]["dataset_kwargs"]["data_files"].values():
+        for file in definitions[name]["dataset_kwargs"]["data_files"].values():
             if not (options.folder / file).is_file():
                 faults.append(f"task {name} needs {options.folder / file}, and there is no such file.")
     all_faults(faults)
@@ -100,7 +104,6 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
     """
     with _quiet():
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
 
         from .harness_model import padded_model
 
@@ -112,7 +115,7 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
                 tasks=tasks,
                 num_fewshot=options.num_fewshot,
                 limit=options.limit,
-                task_manager=TaskManager(include_defaults=options.folder is None),
+                task_manager=_manager(own_tasks=options.folder is None),
                 bootstrap_iters=1000,  # of metrics that are no means
             )
         except (KeyError, OSError, ConnectionError) as error:
@@ -122,9 +125,20 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
                 "names and the network, or give local rows with --task-data."
             ) from None
     assert found is not None  # it is None in other processes than the first
-    figures = _figures(found, options)
-    warnings = [f"some tasks' prompts filled the context of {wrapped.max_length} tokens: the harness cut their start"]
-    return figures, warnings if wrapped.full_contexts else []
+    warnings = _own_examples(options)
+    if wrapped.full_contexts:
+        warnings.append(
+            f"some tasks' prompts filled the context of {wrapped.max_length} tokens: the harness cut their start."
+        )
+    return _figures(found, options), warnings
+
+
+def _own_examples(options: TaskOptions) -> list[str]:
+    """Of local tasks with examples in their prompts: where these come from, if there is no split for them."""
+    if options.folder is None or not options.num_fewshot:
+        return []
+    names = [name for name in options.names if _definitions()[name]["fewshot_split"] == "test"]
+    return [f"the examples in the prompts of {', '.join(names)} are other rows of the same file."] if names else []
 
 
 def paired_rows(first: TaskFigure, second: TaskFigure) -> dict[str, Any] | None:
@@ -135,6 +149,14 @@ def paired_rows(first: TaskFigure, second: TaskFigure) -> dict[str, Any] | None:
     mean = statistics.fmean(differences)
     stderr = statistics.stdev(differences) / math.sqrt(len(differences))
     return {"difference": mean, "stderr": stderr, "within_noise": abs(mean) <= NOISE * stderr}
+
+
+@cache
+def _manager(*, own_tasks: bool) -> Any:
+    """The harness's index of tasks; reading its own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=own_tasks)
 
 
 @cache
