@@ -201,15 +201,29 @@ def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
             "/elsewhere": {**figures, "perplexity": 1.0},
         },
         "warnings": ["12 of 100 n-grams overlap"],
-        "paired": {"verdict": "outside the noise"},
+        "config": {"model": str(folder), "against": "smollm2"},
+        "paired": {"verdict": "clearly worse"},
+        "paired_tasks": {"winogrande": {"difference": -0.012, "stderr": 0.02, "within_noise": True}},
     }
     (folder / "eval-ptb.json").write_text(json.dumps(evaluation))
     samples = tmp_path / "said.json"
     samples.write_text(json.dumps({"samples": [{"prompt": "Why?", "answers": {"dense": "So.", "pruned": "No."}}]}))
     page = page_of(folder, records=[str(samples)])
     for shown in ("Perplexity, Penn Treebank", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points",
-                  "887 rows", "12 of 100 n-grams overlap", "outside the noise", "Why?", "So.", "No."):  # fmt: skip
+                  "887 rows", "12 of 100 n-grams overlap", "clearly worse",
+                  "−1.2 ± 2.0 points (paired, one standard error): within the noise",
+                  "Why?", "So.", "No."):  # fmt: skip
         assert shown in page.text, shown
+
+
+def test_a_difference_from_another_model_is_not_shown(tmp_path) -> None:
+    folder = write_run(tmp_path / "run")
+    figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
+    for model, against in ((str(folder), "other"), ("smollm2", str(folder))):
+        record = {"config": {"model": model}, "data": {"data": "x.txt"}, "paired": {"verdict": "clearly worse"},
+                  "models": {model: figures, against: figures}}  # fmt: skip
+        (folder / "eval.json").write_text(json.dumps(record))
+        assert "clearly worse" not in page_of(folder).text
 
 
 def test_dense_figure_may_come_from_a_file_of_its_own(tmp_path) -> None:

@@ -215,7 +215,7 @@ def scores(run: Run, kind: str) -> list[Scores]:
     for name, values in items(run.units, "scores_before_cuts"):
         if _kind(name) != kind or not isinstance(values, list):
             continue
-        kept = set(rows(run.units, "pools", name, "kept"))
+        kept = {unit for unit in rows(run.units, "pools", name, "kept") if isinstance(unit, int)}
         known = [(unit, value) for unit, value in enumerate(values) if number(value) is not None]
         found.append(
             Scores(
