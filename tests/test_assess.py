@@ -42,17 +42,20 @@ def texts(tmp_path, monkeypatch):
 
 def test_paired_difference() -> None:
     easy, hard = torch.tensor([1.0, 1.1, 0.9]), torch.tensor([5.0, 5.1, 4.9])
-    base = torch.cat([easy, hard]).double()
-    noise = torch.tensor([0.01, -0.01, 0.02, -0.02, 0.01, -0.01]).double()
+    base = torch.cat([easy, hard, easy, hard]).double()
+    noise = torch.tensor([0.01, -0.01, 0.02, -0.02, 0.01, -0.01]).repeat(2).double()
     worse = paired(base + 0.1 + noise, base)
     assert worse.mean_difference_nll == pytest.approx(0.1)
-    assert worse.stderr_difference_nll == pytest.approx(noise.std().item() / math.sqrt(6))
+    assert worse.stderr_difference_nll == pytest.approx(noise.std().item() / math.sqrt(12))
     assert worse.within_noise is False
     assert "outside the noise" in worse.verdict
     assert paired(base + noise, base).within_noise is True
-    assert paired(base[:1] + 1, base[:1]).within_noise is None
+    few = paired(base[:9] + 1, base[:9])
+    assert few.within_noise is None
+    assert "9 segments are too few to tell it from noise" in few.verdict
+    assert math.isnan(paired(base[:1] + 1, base[:1]).stderr_difference_nll)
     # unpaired, the spread between easy and hard segments would hide the difference
-    assert base.std().item() / math.sqrt(6) > 0.5
+    assert base.std().item() / math.sqrt(12) > 0.5
 
 
 def test_eval_of_two_models(folders, texts, tmp_path, capsys) -> None:

@@ -1,5 +1,6 @@
 """Tasks on local rows: the harness's figures, checked against a loop by hand."""
 
+import hashlib
 import json
 import re
 
@@ -72,6 +73,7 @@ def test_figures_equal_a_loop_by_hand(rows) -> None:
     assert (found["piqa"].rows, found["piqa"].num_fewshot, found["piqa"].version) == (6, 0, 1.0)
     assert set(found["piqa"].metrics) == {"acc,none", "acc_norm,none"}
     assert "lm-evaluation-harness 0.4" in found["piqa"].source
+    assert found["piqa"].files == {"piqa.jsonl": hashlib.sha256((rows / "piqa.jsonl").read_bytes()).hexdigest()}
     assert warnings == []
 
 
@@ -138,10 +140,12 @@ def test_prompts_that_fill_the_context_are_told(rows, tmp_path) -> None:
 def test_paired_rows_and_joined_tasks() -> None:
     def figure(values: list[float]) -> TaskFigure:
         mean = sum(values) / len(values)
-        return TaskFigure("acc", mean, 0.1, len(values), 0, 1.0, "", {"acc,none": mean}, tuple(values))
+        return TaskFigure("acc", mean, 0.1, len(values), 0, 1.0, "", {}, {"acc,none": mean}, tuple(values))
 
     found = paired_rows(figure([1, 0, 1, 1]), figure([1, 1, 1, 0]))
-    assert found == {"difference": 0.0, "stderr": pytest.approx(0.8165 / 2, rel=1e-3), "within_noise": True}
+    assert found == {"difference": 0.0, "stderr": pytest.approx(0.8165 / 2, rel=1e-3), "within_noise": None}
+    assert paired_rows(figure([1, 0] * 10), figure([0, 1] * 10))["within_noise"] is True
+    assert paired_rows(figure([1] * 19 + [0]), figure([0] * 19 + [1]))["within_noise"] is False
     assert paired_rows(figure([1, 0]), figure([1])) is None
     joined = _joined([figure([1, 1, 1, 0]), figure([0, 0])])
     assert joined.value == pytest.approx(0.5)

@@ -246,7 +246,7 @@ def _task_lines(findings: dict[str, Findings], differences: dict[str, dict[str, 
         cells = [f"{f.value:.2%}" + (f" ± {f.stderr:.2%}" if f.stderr is not None else "") for f in values]
         if len(findings) == 2:
             d = differences.get(name)
-            noise = " (noise)" if d and d["within_noise"] else ""
+            noise = {True: " (noise)", False: "", None: " (few rows)"}[d["within_noise"]] if d else ""
             cells.append(f"{d['difference']:+.2%} ± {d['stderr']:.2%}{noise}" if d else "")
         about = f"{figure.metric}, {figure.rows:,} rows, {figure.num_fewshot}-shot, version {figure.version}"
         rows.append((f"{name} ({about})", *cells))

@@ -15,6 +15,8 @@ from .models import autocast
 
 NOISE = 2.0
 """Standard errors under which a difference counts as noise."""
+LEAST_PAIRS = 10
+"""With fewer pairs their own spread says too little about the noise."""
 CHUNK_POSITIONS = 512
 """Positions whose logits are widened to float32 at once."""
 
@@ -120,8 +122,8 @@ class Paired:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the difference is under two standard errors; None where one segment tells nothing."""
-        if not math.isfinite(self.stderr_difference_nll):
+        """Whether the difference is under two standard errors; None where the segments are too few to say."""
+        if self.segments < LEAST_PAIRS:
             return None
         return abs(self.mean_difference_nll) <= NOISE * self.stderr_difference_nll
 
@@ -130,7 +132,7 @@ class Paired:
         """One clause for people."""
         difference = f"{self.mean_difference_nll:+.4f} nats per token"
         if self.within_noise is None:
-            return f"{difference}; one segment does not show the noise"
+            return f"{difference}; {self.segments} segments are too few to tell it from noise"
         place = "within" if self.within_noise else "outside"
         return f"{difference} ± {self.stderr_difference_nll:.4f} (paired, one standard error): {place} the noise"
 

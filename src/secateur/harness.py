@@ -4,6 +4,7 @@
 them. The harness and torch are imported only when tasks run.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError, all_faults
-from .evaluate import NOISE
+from .evaluate import LEAST_PAIRS, NOISE
 from .registry import did_you_mean
 
 METRICS = ("acc_norm,none", "acc,none", "exact_match,strict-match")
@@ -42,6 +43,8 @@ class TaskFigure:
     version: Any
     source: str
     """Which harness and which rows."""
+    files: dict[str, str]
+    """sha256 of local files by name."""
     metrics: dict[str, float]
     """All metrics by `name,filter`."""
     row_values: tuple[float, ...] = field(repr=False)
@@ -142,13 +145,17 @@ def _own_examples(options: TaskOptions) -> list[str]:
 
 
 def paired_rows(first: TaskFigure, second: TaskFigure) -> dict[str, Any] | None:
-    """`first` less `second` on the same rows: the mean difference, its standard error, whether that is noise."""
+    """`first` less `second` on the same rows: the mean difference, its standard error, whether that is noise.
+
+    `within_noise` is None where the rows are too few to say.
+    """
     if len(first.row_values) != len(second.row_values) or len(first.row_values) < 2:
         return None
     differences = [a - b for a, b in zip(first.row_values, second.row_values, strict=True)]
     mean = statistics.fmean(differences)
     stderr = statistics.stdev(differences) / math.sqrt(len(differences))
-    return {"difference": mean, "stderr": stderr, "within_noise": abs(mean) <= NOISE * stderr}
+    within_noise = abs(mean) <= NOISE * stderr if len(differences) >= LEAST_PAIRS else None
+    return {"difference": mean, "stderr": stderr, "within_noise": within_noise}
 
 
 @cache
@@ -234,9 +241,20 @@ def _figure(name: str, found: dict[str, Any], options: TaskOptions) -> TaskFigur
         num_fewshot=found["n-shot"][name],
         version=found["versions"][name],
         source=f"lm-evaluation-harness {version('lm_eval')}{where}",
+        files=_hashes(name, options.folder) if options.folder else {},
         metrics=numbers,
         row_values=values if is_mean else (),
     )
+
+
+def _hashes(name: str, folder: Path) -> dict[str, str]:
+    names = _definitions()["mmlu" if name.startswith("mmlu_") else name]["dataset_kwargs"]["data_files"].values()
+    return {file: _sha256(folder / file) for file in names}
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _joined(parts: Sequence[TaskFigure]) -> TaskFigure:
@@ -252,6 +270,7 @@ def _joined(parts: Sequence[TaskFigure]) -> TaskFigure:
         num_fewshot=first.num_fewshot,
         version=first.version,
         source=first.source,
+        files=first.files,
         metrics={key: sum(part.metrics[key] * part.rows for part in parts) / rows for key in first.metrics},
         row_values=values,
     )

@@ -144,6 +144,7 @@ def _task_verdict(paired: Any) -> str:
     difference, stderr = number(paired, "difference"), number(paired, "stderr")
     if difference is None or stderr is None:
         return ""
-    place = "within" if at(paired, "within_noise") else "outside"
+    within = at(paired, "within_noise")
+    place = "too few rows to tell from noise" if within is None else f"{'within' if within else 'outside'} the noise"
     shown = f"{100 * difference:+.1f}".replace("-", "−")
-    return f"{shown} ± {100 * stderr:.1f} points (paired, one standard error): {place} the noise"
+    return f"{shown} ± {100 * stderr:.1f} points (paired, one standard error): {place}"
