@@ -54,7 +54,7 @@ def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
 
 
 def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
-    from secateur.evaluate import evaluate_models
+    from secateur.assess import evaluate_models
 
     figures = folder.with_name(folder.name + ".json")
     if figures.exists():

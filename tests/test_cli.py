@@ -65,6 +65,7 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     removed = [u for cut in units["cuts"] for name, ids in cut["removed"].items() for u in ids]
     assert len(removed) == sum(p["units"] - len(p["kept"]) for p in units["pools"].values())
     assert "sha256" in (out / "README.md").read_text()
+    assert "<h1>model, " in (out / "report.html").read_text()
     assert not out.with_name("out.run").exists()
     text = str(place / "text.txt")
     evaluated = [

@@ -1,5 +1,6 @@
 """A report says what the records say, loads nothing, and trusts no text in them."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
-
 from secateur.cli import main
 from secateur.errors import InputError
 from secateur.report import plots, write_report
-from secateur.report.facts import Scores
+from secateur.report.facts import Scores, layers_over_time
 from secateur.report.quality import measures
 from secateur.report.runs import load_runs
 
@@ -120,7 +119,8 @@ def test_figures_are_those_of_the_records(tmp_path) -> None:
                   "25 FFN channels", "1 KV group", "20.02%", "75 of 100", "2 of 4", "sha256 c74d",
                   "torch 2.13.0", "24.0 GB"):  # fmt: skip
         assert shown in page.text, shown
-    assert page.tags.count("figure") == 6  # quality, training, heat map, three of scores
+    assert page.tags.count("figure") == 8  # quality, training, three heat maps, three of scores
+    assert "layer 1: 75 of 100 left" in page.text
     assert "secateur prune \\\n    --model smollm2 \\\n    --data &#39;my data.jsonl&#39;" in page.source
     assert "--sparsity 0.25" in page.source
     assert "--no-shrink" in page.source
@@ -194,22 +194,36 @@ def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
     task = {"metric": "acc", "rows": 887, "version": 1.0, "num_fewshot": 0, "stderr": 0.016}
     figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
     evaluation = {
-        "data": {"data": "ptb.txt", "preset": "ptb", "joined": "spaces"},
+        "data": {"data": "ptb.txt", "text": "Penn Treebank", "joined": "spaces"},
         "models": {
             str(folder): {**figures, "tasks": {"winogrande": {"value": 0.521, **task}}},
             "smollm2": {**figures, "perplexity": 30.0, "tasks": {"winogrande": {"value": 0.533, **task}}},
             "/elsewhere": {**figures, "perplexity": 1.0},
         },
         "warnings": ["12 of 100 n-grams overlap"],
-        "paired": {"verdict": "outside the noise"},
+        "config": {"model": str(folder), "against": "smollm2"},
+        "paired": {"verdict": "clearly worse"},
+        "paired_tasks": {"winogrande": {"difference": -0.012, "stderr": 0.02, "within_noise": True}},
     }
     (folder / "eval-ptb.json").write_text(json.dumps(evaluation))
     samples = tmp_path / "said.json"
     samples.write_text(json.dumps({"samples": [{"prompt": "Why?", "answers": {"dense": "So.", "pruned": "No."}}]}))
     page = page_of(folder, records=[str(samples)])
-    for shown in ("Perplexity, ptb", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points", "887 rows",
-                  "12 of 100 n-grams overlap", "outside the noise", "Why?", "So.", "No."):  # fmt: skip
+    for shown in ("Perplexity, Penn Treebank", "30.00 40.00 1.333 ×", "53.3 % ± 1.6 52.1 % ± 1.6 −1.2 points",
+                  "887 rows", "12 of 100 n-grams overlap", "clearly worse",
+                  "−1.2 ± 2.0 points (paired, one standard error): within the noise",
+                  "Why?", "So.", "No."):  # fmt: skip
         assert shown in page.text, shown
+
+
+def test_a_difference_from_another_model_is_not_shown(tmp_path) -> None:
+    folder = write_run(tmp_path / "run")
+    figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
+    for model, against in ((str(folder), "other"), ("smollm2", str(folder))):
+        record = {"config": {"model": model}, "data": {"data": "x.txt"}, "paired": {"verdict": "clearly worse"},
+                  "models": {model: figures, against: figures}}  # fmt: skip
+        (folder / "eval.json").write_text(json.dumps(record))
+        assert "clearly worse" not in page_of(folder).text
 
 
 def test_dense_figure_may_come_from_a_file_of_its_own(tmp_path) -> None:
@@ -226,6 +240,49 @@ def test_threshold_is_the_score_below_which_as_many_lie_as_went() -> None:
     scores = Scores(0, kept=[3.0, 1.0, 5.0], gone=[2.0, 0.5])
     assert scores.threshold == 2.0  # 0.5 and 1.0 lie below it
     assert Scores(0, kept=[1.0], gone=[]).threshold is None
+
+
+def test_layers_over_time_are_shown_where_they_differ(tmp_path) -> None:
+    found = layers_over_time(load_runs([str(write_run(tmp_path / "run"))])[0])
+    counts = {kind: {step: [c.kept for c in cells] for step, cells in steps.items()} for kind, steps in found.items()}
+    assert counts == {
+        "KV groups": {"step 20": [2, 2], "step 60": [2, 1]},
+        "FFN channels": {"step 20": [100, 75], "step 60": [100, 75]},
+    }
+    many = units()
+    many["cuts"] = [{"step": i, "removed": {"layer.1.ffn": [i]}, "sparsity": 0.1} for i in range(100)]
+    (tmp_path / "run" / "units.json").write_text(json.dumps(many))
+    shown = layers_over_time(load_runs([str(tmp_path / "run")])[0])["FFN channels"]
+    assert len(shown) == 12
+    assert list(shown)[-1] == "step 99"
+    assert [cell.kept for cell in shown["step 99"]] == [100, 0]
+    alike = units()
+    alike["cuts"] = [{"step": 5, "removed": {"layer.0.ffn": [1], "layer.1.ffn": [2]}}]
+    (tmp_path / "run" / "units.json").write_text(json.dumps(alike))
+    assert layers_over_time(load_runs([str(tmp_path / "run")])[0]) == {}
+
+
+def test_pools_of_another_kind_are_shown_by_their_names(tmp_path) -> None:
+    folder = write_run(tmp_path / "run", {"config": {"model": "m", "init_rank": 16, "rank": 8}}, with_units=False)
+    pools = {f"layer.{i}.q_proj": {"units": 16, "kept": list(range(8 + i))} for i in range(2)}
+    cuts = [{"step": 10, "removed": {"layer.0.q_proj": list(range(8)), "layer.1.q_proj": list(range(7))}}]
+    (folder / "units.json").write_text(json.dumps({"pools": pools, "cuts": cuts}))
+    page = page_of(folder)
+    assert "15 q proj" in page.text
+    assert "9 of 16" in page.text
+    assert "secateur adapt" in page.text
+
+
+def test_a_report_that_fails_leaves_the_run_alone(tmp_path) -> None:
+    from secateur.progress import Progress
+    from secateur.prune import _report
+
+    said = io.StringIO()
+    _report(tmp_path / "nothing here", Progress(1, stream=said))
+    assert "no report.html (InputError: " in said.getvalue()
+    assert "try again with: secateur report" in said.getvalue()
+    _report(write_run(tmp_path / "run"), Progress(1, stream=said))
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_plot_files(tmp_path) -> None:

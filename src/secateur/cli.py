@@ -163,7 +163,7 @@ def _quickstart(config: QuickstartConfig) -> int:
 
 
 def _eval(config: EvalConfig) -> int:
-    from .evaluate import evaluate_models
+    from .assess import evaluate_models
 
     print(evaluate_models(config))
     return 0

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from .options import at_least, choice_faults, option
+from .options import at_least, choice_faults, flag, option
+from .presets import PRESETS
+from .registry import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,10 +13,30 @@ class EvalConfig:
 
     model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
     against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
-    data: tuple[str, ...] = option("text file, .jsonl, folder, hub data set, or stdlib-docs:held-out", group="data")
-    seq_len: int = option("tokens per segment", 1024, group="data")
+    data: tuple[str, ...] = option(
+        "text to measure perplexity on: file, .jsonl, folder, hub data set, or stdlib-docs:held-out", (), group="data"
+    )
+    preset: str | None = option(
+        "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-1024; from $SECATEUR_DATA or the hub",
+        None,
+        group="data",
+    )
+    seq_len: int | None = option("tokens per segment; default: the preset's, else 1024", None, group="data")
     max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
-    batch_size: int = option("segments per forward pass", 2, group="data")
+    batch_size: int | None = option(
+        "segments, or task prompts, per forward pass; default: 2 segments, 16 prompts", None, group="data"
+    )
+    tasks: tuple[str, ...] = option(
+        "tasks of lm-evaluation-harness, such as piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,boolq,"
+        "mmlu,gsm8k",
+        (),
+        group="tasks",
+    )
+    num_fewshot: int | None = option("examples in each prompt; default: the task's own number", None, group="tasks")
+    limit: int | None = option("only the first rows of each task (of each MMLU subject)", None, group="tasks")
+    task_data: str | None = option(
+        "folder with piqa.jsonl, hellaswag.jsonl, ...: run the tasks on these, without a network", None, group="tasks"
+    )
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -25,14 +47,33 @@ class EvalConfig:
     overwrite: bool = option("replace an existing --output file", False, group="output")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """`tasks`, split at commas, without repetitions."""
+        return tuple(dict.fromkeys(name.strip() for part in self.tasks for name in part.split(",") if name.strip()))
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return (
-            choice_faults(self)
-            + at_least(self, "seq_len", 2)
-            + at_least(self, "max_tokens", 2)
-            + at_least(self, "batch_size", 1)
-        )
+        found = choice_faults(self) + at_least(self, "seq_len", 2) + at_least(self, "max_tokens", 2)
+        found += at_least(self, "batch_size", 1) + at_least(self, "num_fewshot", 0) + at_least(self, "limit", 1)
+        if self.data and self.preset:
+            found.append(f"--data and --preset {self.preset} each name a text: leave one out.")
+        if not (self.data or self.preset or self.tasks):
+            found.append("nothing to evaluate on: give --data, --preset or --tasks.")
+        given = [name for name in ("num_fewshot", "limit", "task_data") if getattr(self, name) is not None]
+        if given and not self.tasks:
+            found.append(f"{', '.join(map(flag, given))} without --tasks has no effect: name tasks.")
+        if len(self.data) > 1:
+            found.append(f"--data names {len(self.data)} texts: evaluate one at a time.")
+        if self.preset and self.preset in PRESETS and self.seq_len not in (None, PRESETS[self.preset].seq_len):
+            found.append(
+                f"--seq-len {self.seq_len} contradicts --preset {self.preset}, whose segments have "
+                f"{PRESETS[self.preset].seq_len} tokens: leave one out."
+            )
+        if self.preset and self.preset not in PRESETS:
+            hint = did_you_mean(self.preset, PRESETS)
+            found.append(f"--preset is {self.preset!r}. {hint}Choose from: {', '.join(PRESETS)}.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ def evaluation_tokens(
     chat = any(d.kind == "chat" for d in documents)
     parts = [_render(d.messages, tokenizer, d.origin) if d.kind == "chat" else d.text for d in documents]
     text = "\n\n".join(parts)
-    ids = _first_tokens(text, tokenizer, max_tokens, add_special_tokens=not chat)
+    ids = first_tokens(text, tokenizer, max_tokens, add_special_tokens=not chat)
     if len(ids) < 2:
         raise InputError(f"evaluation data {spec} has {len(ids)} tokens: two are needed at least.")
     joined = "one text" if len(parts) == 1 else f"{len(parts)} rows joined by a blank line"
@@ -116,7 +116,7 @@ def evaluation_tokens(
     return torch.tensor(ids, dtype=torch.long), info
 
 
-def _first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_special_tokens: bool) -> list[int]:
+def first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_special_tokens: bool) -> list[int]:
     """The first `max_tokens` tokens of `text`, without tokenising much more of it than that takes."""
     length = len(text) if max_tokens is None else 16 * max_tokens
     while True:

@@ -1,9 +1,8 @@
-"""Perplexity as pruning papers measure it, and `secateur eval`."""
+"""Perplexity as pruning papers measure it, and the paired difference of two models."""
 
 import math
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,23 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .benchmark import parameter_count
-from .config_eval import EvalConfig
-from .data import evaluation_tokens
-from .documents import check_spec
 from .errors import InputError, NumericsError
-from .models import (
-    autocast,
-    check_checkpoint,
-    compute_dtype,
-    default_device,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
-from .records import environment, format_table, write_json
+from .models import autocast
 
+NOISE = 2.0
+"""Standard errors under which a difference counts as noise."""
+LEAST_PAIRS = 10
+"""With fewer pairs their own spread says too little about the noise."""
 CHUNK_POSITIONS = 512
 """Positions whose logits are widened to float32 at once."""
 
@@ -55,7 +44,33 @@ def perplexity(
 ) -> Perplexity:
     """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out.
 
-    In each segment tokens 2 ... `seq_len` are predicted from those before them in the segment.
+    In each segment tokens 2 ... `seq_len` are predicted from those before them in the segment. Arguments and
+    errors as for `segment_nlls`.
+    """
+    started = time.perf_counter()
+    means = segment_nlls(model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype)
+    return summarise(means, seq_len=seq_len, dtype=dtype, seconds=time.perf_counter() - started)
+
+
+def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float) -> Perplexity:
+    """Perplexity from the mean loss of each segment, (segments,)."""
+    mean, segments = float(means.mean()), len(means)
+    return Perplexity(
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        mean_nll=mean,
+        stderr_nll=_standard_error(means),
+        tokens_scored=segments * (seq_len - 1),
+        segments=segments,
+        seq_len=seq_len,
+        dtype=str(dtype).removeprefix("torch."),
+        seconds=seconds,
+    )
+
+
+def segment_nlls(
+    model: nn.Module, token_ids: Tensor, *, seq_len: int, batch_size: int = 2, dtype: torch.dtype
+) -> Tensor:
+    """Mean negative log-likelihood per token of each segment, (segments,) float64.
 
     Args:
         token_ids: (tokens,) of the joined text.
@@ -75,7 +90,7 @@ def perplexity(
     if longest is not None and seq_len > longest:
         raise InputError(f"--seq-len {seq_len} is longer than the model's {longest} positions: use at most {longest}.")
     device = next(model.parameters()).device
-    started, was_training = time.perf_counter(), model.training
+    was_training = model.training
     model.eval()
     losses: list[float] = []
     try:
@@ -89,18 +104,51 @@ def perplexity(
     for number, loss in enumerate(losses):
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")
-    means = torch.tensor(losses, dtype=torch.float64) / (seq_len - 1)
-    mean = float(means.mean())
-    return Perplexity(
-        perplexity=math.exp(mean) if mean < 700 else math.inf,
-        mean_nll=mean,
-        stderr_nll=float(means.std() / math.sqrt(segments)) if segments > 1 else math.nan,
-        tokens_scored=segments * (seq_len - 1),
-        segments=segments,
-        seq_len=seq_len,
-        dtype=str(dtype).removeprefix("torch."),
-        seconds=time.perf_counter() - started,
-    )
+    return torch.tensor(losses, dtype=torch.float64) / (seq_len - 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much worse one model is than another on the same segments.
+
+    The segments' own difficulty cancels, so the standard error is much smaller than that of either mean.
+    Segments are taken as independent of each other.
+    """
+
+    mean_difference_nll: float
+    """Nats per token; above 0: the first model is worse."""
+    stderr_difference_nll: float
+    segments: int
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the difference is under two standard errors; None where the segments are too few to say."""
+        if self.segments < LEAST_PAIRS:
+            return None
+        return abs(self.mean_difference_nll) <= NOISE * self.stderr_difference_nll
+
+    @property
+    def verdict(self) -> str:
+        """One clause for people."""
+        difference = f"{self.mean_difference_nll:+.4f} nats per token"
+        if self.within_noise is None:
+            return f"{difference}; {self.segments} segments are too few to tell it from noise"
+        place = "within" if self.within_noise else "outside"
+        return f"{difference} ± {self.stderr_difference_nll:.4f} (paired, one standard error): {place} the noise"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"within_noise": self.within_noise, "verdict": self.verdict}
+
+
+def paired(first: Tensor, second: Tensor) -> Paired:
+    """`first` less `second`, mean losses of the same segments, (segments,) each."""
+    assert first.shape == second.shape
+    difference = first - second
+    return Paired(float(difference.mean()), _standard_error(difference), len(difference))
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _segment_nll(logits: Tensor, ids: Tensor) -> float:
@@ -110,64 +158,3 @@ def _segment_nll(logits: Tensor, ids: Tensor) -> float:
     for part, labels in pairs:
         total += float(functional.cross_entropy(part.float(), labels, reduction="sum"))
     return total
-
-
-def evaluate_models(config: EvalConfig) -> str:
-    """`secateur eval`: one model or two on the same text; returns what to print, writes `--output`.
-
-    Each model reads the text with its own tokenizer; perplexities compare only where these agree, so two
-    models whose tokens differ are refused.
-    """
-    if config.output and Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
-    if len(config.data) != 1:
-        raise InputError(f"--data names {len(config.data)} texts: evaluate one at a time.")
-    check_spec(config.data[0])
-    names = [config.model, *([config.against] if config.against else [])]
-    sources = [resolve_model(name) for name in names]
-    for source in sources:
-        load_config(source, trust_remote_code=config.trust_remote_code)
-        check_checkpoint(source)
-    tokens = [
-        evaluation_tokens(
-            config.data[0],
-            load_tokenizer(source, trust_remote_code=config.trust_remote_code),
-            max_tokens=config.max_tokens,
-        )
-        for source in sources
-    ]
-    if len(tokens) == 2 and not torch.equal(tokens[0][0], tokens[1][0]):
-        raise InputError(
-            f"{config.model} and {config.against} cut the text into different tokens, so their perplexities do not "
-            "compare: evaluate them one at a time."
-        )
-    dtype = compute_dtype(config.dtype)
-    figures = {}
-    for name, source in zip(names, sources, strict=True):
-        model = load_model(source, trust_remote_code=config.trust_remote_code)
-        nn.Module.to(model, default_device())
-        measured = perplexity(model, tokens[0][0], seq_len=config.seq_len, batch_size=config.batch_size, dtype=dtype)
-        figures[name] = {"parameters": parameter_count(model)} | measured.to_dict()
-        del model
-    info = tokens[0][1]
-    if config.output:
-        record = {"config": config, "data": info, "models": figures, "environment": environment()}
-        write_json(Path(config.output), record)
-    return _comparison(figures, info)
-
-
-def _comparison(figures: dict[str, dict[str, Any]], info: dict[str, Any]) -> str:
-    rows = [
-        (name, f"{f['parameters']:,}", f"{f['perplexity']:.3f}", f"{f['mean_nll']:.4f} ± {f['stderr_nll']:.4f}")
-        for name, f in figures.items()
-    ]
-    first = next(iter(figures.values()))
-    lines = [format_table(rows, header=("model", "parameters", "perplexity", "nats per token"))]
-    if len(figures) == 2:
-        one, other = figures.values()
-        lines.append(f"ratio {one['perplexity'] / other['perplexity']:.3f}")
-    lines.append(
-        f"{info['data']} ({info['joined']}), {first['tokens_scored']:,} tokens scored of {info['tokens']:,} in "
-        f"{first['segments']} segments of {first['seq_len']}, {first['dtype']}"
-    )
-    return "\n".join(lines)

@@ -15,6 +15,10 @@ WORDS = {
 """Kind of unit, as the last part of a pool's name -> words for many and for one."""
 
 
+SHOWN_CUTS = 12
+"""Rows of the picture of layers over time."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A quantity before and after."""
@@ -134,6 +138,32 @@ def _heads(run: Run, groups: list[Cell]) -> list[Cell]:
     return cells
 
 
+def layers_over_time(run: Run) -> dict[str, dict[str, list[Cell]]]:
+    """What was left after each cut, {kind: {"step 20": cells}}, of the kinds whose layers were not always alike."""
+    sizes = {name: number(pool, "units") for name, pool in items(run.units, "pools")}
+    left = {name: int(size) for name, size in sizes.items() if size is not None}
+    found: dict[str, dict[str, list[Cell]]] = {}
+    for cut in rows(run.units, "cuts"):
+        for name, gone in items(cut, "removed"):
+            if name in left and isinstance(gone, list):
+                left[name] -= len(gone)
+        for name in left:
+            cells = found.setdefault(words(_kind(name)), {}).setdefault(f"step {at(cut, 'step')}", [])
+            cells.append(Cell(_layer(name, len(cells)), left[name], int(sizes[name] or 0)))
+    return {
+        kind: _thinned(steps)
+        for kind, steps in found.items()
+        if any(len({cell.share for cell in cells}) > 1 for cells in steps.values())
+    }
+
+
+def _thinned(steps: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
+    """At most `SHOWN_CUTS` of the steps, evenly spaced, the last one among them."""
+    names = list(steps)
+    chosen = {names[len(names) - 1 - i * len(names) // SHOWN_CUTS] for i in range(min(SHOWN_CUTS, len(names)))}
+    return steps if len(names) <= SHOWN_CUTS else {name: steps[name] for name in names if name in chosen}
+
+
 def share_left(cells: list[Cell]) -> float:
     """Of one kind of unit, over all layers."""
     units = sum(cell.units for cell in cells)
@@ -185,7 +215,7 @@ def scores(run: Run, kind: str) -> list[Scores]:
     for name, values in items(run.units, "scores_before_cuts"):
         if _kind(name) != kind or not isinstance(values, list):
             continue
-        kept = set(rows(run.units, "pools", name, "kept"))
+        kept = {unit for unit in rows(run.units, "pools", name, "kept") if isinstance(unit, int)}
         known = [(unit, value) for unit, value in enumerate(values) if number(value) is not None]
         found.append(
             Scores(

@@ -79,6 +79,7 @@ def run_page(run: Run, found: dict[str, Plot]) -> str:
         measures=quality.measures(run),
         warnings=quality.warnings(run),
         layers=facts.layers(run),
+        layers_over_time=facts.layers_over_time(run),
         share_left=facts.share_left,
         cuts=facts.cuts(run),
         generations=facts.generations(run),
@@ -154,7 +155,10 @@ def comparison_plots(runs: Sequence[Run]) -> dict[str, Plot]:
 
 
 def _quality_plots(runs: Sequence[Run]) -> list[Plot]:
-    """One plot per measure, with the dense model once and every run that has the figure and a size."""
+    """One plot per measure, with the dense model once and every run that has the figure and a size.
+
+    A task of a single run gets none: its two figures are in the table.
+    """
     points: dict[tuple[str, str, bool], list[plots.Point]] = {}
     for i, run in enumerate(runs):
         for measure in quality.measures(run):
@@ -173,7 +177,7 @@ def _quality_plots(runs: Sequence[Run]) -> list[Plot]:
             f"{label} against size ({conditions}).",
         )
         for i, ((label, conditions, share), found) in enumerate(points.items())
-        if len(found) > 1
+        if len(found) > (2 if share else 1)
     ]
 
 

@@ -28,7 +28,7 @@ SERIES = ("#0b62a8", "#b8501a", "#22775a", "#86509b", "#806200", "#4f6070")
 """Told apart with colour-blind eyes too; series differ in line style as well."""
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES, 1)}
-RC: Any = {
+RC: Any = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
     "text.parse_math": False,  # names hold dollar signs
     "axes.unicode_minus": False,

@@ -77,12 +77,14 @@ def _all(run: Run) -> Iterator[Measure]:
     for record in run.extras:
         sides = _sides(run, record)
         dense, pruned = sides.get("dense"), sides.get("pruned")
+        # The difference is `--model` less `--against`: it speaks of this run where these are pruned and dense.
+        paired = len(sides) == 2 and at(record, "models", text(record, "config", "model") or "") is pruned
         for side in (dense, pruned):
             if number(side, "perplexity") is not None:
-                verdict = text(record, "paired", "verdict") or ""
+                verdict = text(record, "paired", "verdict") or "" if paired else ""
                 yield _perplexity(at(record, "data"), dense, pruned, verdict)
                 break
-        yield from _tasks(dense, pruned)
+        yield from _tasks(dense, pruned, at(record, "paired_tasks") if paired else None)
 
 
 def _sides(run: Run, record: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,8 @@ def _sides(run: Run, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
-    name = text(data, "preset") or PurePath(text(data, "data") or "evaluation text").name
+    # A preset's name says the segment length too, which the conditions have.
+    name = text(data, "text") or PurePath(text(data, "data") or "evaluation text").name
     one = pruned if number(pruned, "perplexity") is not None else dense
     scored, seq_len = number(one, "tokens_scored") or 0, number(one, "seq_len") or 0
     conditions = (
@@ -118,7 +121,7 @@ def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
     )
 
 
-def _tasks(dense: Any, pruned: Any) -> Iterator[Measure]:
+def _tasks(dense: Any, pruned: Any, paired: Any) -> Iterator[Measure]:
     for name in dict.fromkeys(key for side in (dense, pruned) for key, _ in items(side, "tasks")):
         one = at(pruned, "tasks", name) or at(dense, "tasks", name)
         yield Measure(
@@ -132,4 +135,16 @@ def _tasks(dense: Any, pruned: Any) -> Iterator[Measure]:
             pruned=number(pruned, "tasks", name, "value"),
             dense_stderr=number(dense, "tasks", name, "stderr"),
             pruned_stderr=number(pruned, "tasks", name, "stderr"),
+            verdict=_task_verdict(at(paired, name)),
         )
+
+
+def _task_verdict(paired: Any) -> str:
+    """The paired difference of the rows, in words."""
+    difference, stderr = number(paired, "difference"), number(paired, "stderr")
+    if difference is None or stderr is None:
+        return ""
+    within = at(paired, "within_noise")
+    place = "too few rows to tell from noise" if within is None else f"{'within' if within else 'outside'} the noise"
+    shown = f"{100 * difference:+.1f}".replace("-", "−")
+    return f"{shown} ± {100 * stderr:.1f} points (paired, one standard error): {place}"

@@ -1,7 +1,6 @@
 """A run's records as read from its folder: plain JSON of unknown origin, so nothing about it is trusted."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 from ..errors import InputError
 from ..progress import safe
 
-EXTRA_RECORDS = ("eval*.json", "sample*.json", "bench*.json")
+LARGEST = 1e30
+"""Beyond every count, size and time there can be."""
+EXTRA_RECORDS = ("eval*.json", "sample*.json")
 """Files in a run's folder that other commands' `--output` may have put there."""
 
 
@@ -52,9 +53,9 @@ def at(record: Any, *path: str | int) -> Any:
 
 
 def number(record: Any, *path: str | int) -> float | None:
-    """The finite number at `path`, or None."""
+    """The number at `path`, or None; one that is not finite, or out of any measure, is none."""
     value = at(record, *path)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST else None
 
 
 def text(record: Any, *path: str | int) -> str | None:

@@ -1,0 +1,200 @@
+"""Tasks on local rows: the harness's figures, checked against a loop by hand."""
+
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+from secateur.cli import main
+from secateur.errors import InputError
+from secateur.harness import TaskFigure, TaskOptions, _definitions, _joined, check_tasks, paired_rows, run_tasks
+
+ALL = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "boolq", "mmlu", "gsm8k")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A few rows of each task in the layout of the shared files."""
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("rows")
+    choice = [{"query": f"Question: what is {i}?", "choices": ["one", f"the number {i}"], "gold": i % 2}
+              for i in range(6)]  # fmt: skip
+    subjects = [{"subject": s, "query": f"{s} {i}?", "choices": ["a", "b", "c", "d"], "gold": i % 4}
+                for s in ("law", "art_history") for i in range(5)]  # fmt: skip
+    sums = [{"question": f"{i} and {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
+    contents = {
+        "piqa": [row | {"query": row["query"] + "\n"} for row in choice],
+        **dict.fromkeys(("hellaswag", "arc_easy", "arc_challenge", "openbook_qa"), choice),
+        "boolq": [row | {"query": "Passage: a b.\n" + row["query"], "choices": ["no", "yes"]} for row in choice],
+        "winogrande": [{"context_options": [f"{i} was Ann", f"{i} was Bo"], "continuation": "who ran.", "gold": i % 2}
+                       for i in range(6)],
+        "mmlu_test": subjects, "mmlu_dev": subjects, "gsm8k_test": sums, "gsm8k_train": sums,
+    }  # fmt: skip
+    for name, lines in contents.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def options(folder, *names, **changed) -> TaskOptions:
+    return TaskOptions(**{"names": names, "num_fewshot": 0, "limit": None, "folder": folder, "batch_size": 4} | changed)
+
+
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
+    ids = tokenizer(context + continuation, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    start = len(tokenizer(context, add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        log_probs = model(ids).logits[0].log_softmax(-1)
+    return sum(float(log_probs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1]))
+
+
+def test_figures_equal_a_loop_by_hand(rows) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer(chat_template=False)
+    found, warnings = run_tasks(model, tokenizer, options(rows, "piqa", "winogrande", "boolq"), torch.float32)
+    expected: dict[str, list[float]] = {}
+    for name in ("piqa", "winogrande", "boolq"):
+        for line in (rows / f"{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if name == "winogrande":
+                pairs, lengths = [(start, " " + row["continuation"]) for start in row["context_options"]], [1, 1]
+            else:
+                context = row["query"].strip().removeprefix("Passage: ") + "\nAnswer:"
+                pairs = [(context, " " + choice) for choice in row["choices"]]
+                lengths = [len(choice) for choice in row["choices"]] if name == "piqa" else [1, 1]
+            sums = [log_likelihood(model, tokenizer, *pair) / n for pair, n in zip(pairs, lengths, strict=True)]
+            expected.setdefault(name, []).append(float(sums.index(max(sums)) == row["gold"]))
+    assert {name: list(figure.row_values) for name, figure in found.items()} == expected
+    assert {name: figure.metric for name, figure in found.items()} == {
+        "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc",
+    }  # fmt: skip
+    assert found["piqa"].value == pytest.approx(sum(expected["piqa"]) / 6)
+    assert (found["piqa"].rows, found["piqa"].num_fewshot, found["piqa"].version) == (6, 0, 1.0)
+    assert set(found["piqa"].metrics) == {"acc,none", "acc_norm,none"}
+    assert "lm-evaluation-harness 0.4" in found["piqa"].source
+    assert found["piqa"].files == {"piqa.jsonl": hashlib.sha256((rows / "piqa.jsonl").read_bytes()).hexdigest()}
+    assert warnings == []
+
+
+def test_padding_changes_nothing_and_makes_few_shapes(rows) -> None:
+    from secateur.harness_model import padded_model
+
+    model, shapes = tiny_llama(), []
+    model.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[1]))
+    tokenizer = tiny_tokenizer(chat_template=False)
+    ids = torch.randint(3, 99, (2, 70), generator=torch.Generator().manual_seed(0))
+    one, many = (
+        padded_model(model, tokenizer, batch_size=2, dtype=torch.float32, multiple=m)._model_call(ids) for m in (1, 64)
+    )
+    assert shapes == [70, 128]
+    assert one.shape == many.shape
+    assert torch.allclose(one, many, atol=1e-5)
+
+
+def test_every_task_runs_and_mmlu_is_one_figure(rows) -> None:
+    model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
+    found, _ = run_tasks(model, tokenizer, options(rows, *ALL, num_fewshot=None, limit=2), torch.float32)
+    assert set(found) == set(ALL)
+    assert found["mmlu"].rows == 4  # two of each subject
+    assert found["gsm8k"].num_fewshot == 5
+    assert found["gsm8k"].metric == "exact_match (strict-match)"
+    assert all(len(figure.row_values) == figure.rows for figure in found.values())
+    assert all(figure.stderr is not None for figure in found.values())
+
+
+def test_examples_of_mmlu_are_of_the_same_subject(rows) -> None:
+    model, seen = tiny_llama(layers=1), []
+    tokenizer = tiny_tokenizer(chat_template=False)
+    model.register_forward_pre_hook(lambda module, args: seen.extend(tokenizer.batch_decode(args[0])))
+    _, warnings = run_tasks(model, tokenizer, options(rows, "mmlu", num_fewshot=2, limit=1), torch.float32)
+    assert warnings == []
+    start = "The following are multiple choice questions (with answers) about art history.\n\nart_history 0?\nA. a"
+    art, law = ([text for text in seen if subject in text] for subject in ("art_history", "law"))
+    assert art
+    assert all(text.startswith(start) and text.count("art_history") == 3 for text in art)
+    assert law
+    assert all("art_history" not in text for text in law)
+
+
+def test_a_row_is_never_its_own_example(rows) -> None:
+    model, seen = tiny_llama(layers=1), []
+    tokenizer = tiny_tokenizer(chat_template=False)
+    model.register_forward_pre_hook(lambda module, args: seen.extend(tokenizer.batch_decode(args[0])))
+    _, warnings = run_tasks(model, tokenizer, options(rows, "piqa", num_fewshot=3), torch.float32)
+    assert "the examples in the prompts of piqa are other rows of the same file" in warnings[0]
+    assert len(seen) == 12
+    for prompt in seen:
+        questions = re.findall(r"what is (\d)", prompt)
+        assert len(questions) == len(set(questions)) == 4
+
+
+def test_prompts_that_fill_the_context_are_told(rows, tmp_path) -> None:
+    row = {"query": "Passage: " + "word " * 200 + "\nQuestion: so?", "choices": ["no", "yes"], "gold": 0}
+    (tmp_path / "boolq.jsonl").write_text(json.dumps(row) + "\n")
+    model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
+    _, warnings = run_tasks(model, tokenizer, options(tmp_path, "boolq"), torch.float32)
+    assert "filled the context of 512 tokens" in warnings[0]
+
+
+def test_paired_rows_and_joined_tasks() -> None:
+    def figure(values: list[float]) -> TaskFigure:
+        mean = sum(values) / len(values)
+        return TaskFigure("acc", mean, 0.1, len(values), 0, 1.0, "", {}, {"acc,none": mean}, tuple(values))
+
+    found = paired_rows(figure([1, 0, 1, 1]), figure([1, 1, 1, 0]))
+    assert found == {"difference": 0.0, "stderr": pytest.approx(0.8165 / 2, rel=1e-3), "within_noise": None}
+    assert paired_rows(figure([1, 0] * 10), figure([0, 1] * 10))["within_noise"] is True
+    assert paired_rows(figure([1] * 19 + [0]), figure([0] * 19 + [1]))["within_noise"] is False
+    assert paired_rows(figure([1, 0]), figure([1])) is None
+    joined = _joined([figure([1, 1, 1, 0]), figure([0, 0])])
+    assert joined.value == pytest.approx(0.5)
+    assert joined.stderr == pytest.approx((0.3 / 6) ** 0.5)  # variance 0.3 over six rows
+    assert joined.rows == 6
+
+
+def test_command(rows, tmp_path, capsys) -> None:
+    dense, pruned = save_tiny(tmp_path / "dense"), save_tiny(tmp_path / "pruned", ffn=64, seed=1)
+    output = tmp_path / "eval.json"
+    assert main(["eval", "--model", str(pruned), "--against", str(dense), "--tasks", "piqa,boolq", "arc_easy",
+                 "--task-data", str(rows), "--dtype", "float32", "--output", str(output)]) == 0  # fmt: skip
+    record = json.loads(output.read_text())
+    tasks = {name: figures["tasks"] for name, figures in record["models"].items()}
+    for name, difference in record["paired_tasks"].items():
+        one, other = (tasks[str(folder)][name]["value"] for folder in (pruned, dense))
+        assert difference["difference"] == pytest.approx(one - other)
+    assert set(record["paired_tasks"]) == {"arc_easy", "boolq", "piqa"}
+    printed = capsys.readouterr().out
+    assert "mean of the tasks" in printed
+    assert "boolq (acc, 6 rows, 0-shot, version 1.0)" in printed
+
+
+def test_refusals(rows, tmp_path, capsys) -> None:
+    with pytest.raises(InputError, match="no local task 'pika'. Did you mean 'piqa'?"):
+        check_tasks(options(rows, "pika"))
+    with pytest.raises(InputError, match="unknown task 'hellaswagg'. Did you mean 'hellaswag'?"):
+        check_tasks(options(None, "hellaswagg"))
+    with pytest.raises(InputError, match=r"task piqa needs .*piqa\.jsonl, and there is no such file"):
+        check_tasks(options(tmp_path, "piqa"))
+    assert main(["eval", "--model", "x", "--data", "y.txt", "--limit", "5"]) == 2
+    assert "--limit without --tasks has no effect" in capsys.readouterr().err
+
+
+def test_without_the_harness_the_remedy_is_named(monkeypatch) -> None:
+    monkeypatch.setattr("secateur.harness.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'secateur\[eval\]'"):
+        check_tasks(options(None, "piqa"))
+
+
+def test_definitions_are_complete() -> None:
+    assert set(_definitions()) == set(ALL)
+
+
+def test_definitions_fit_the_real_files(data_dir) -> None:
+    pytest.importorskip("lm_eval")
+    check_tasks(options(data_dir, *ALL))
+    found, _ = run_tasks(
+        tiny_llama(layers=1), tiny_tokenizer(), options(data_dir, *(set(ALL) - {"mmlu", "gsm8k"}), limit=2),
+        torch.float32,
+    )  # fmt: skip
+    assert {figure.rows for figure in found.values()} == {2}
