@@ -57,5 +57,7 @@ class PruningCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the pruner's state into Trainer's checkpoint: its adapter has the shapes that this state says."""
+        if not args.should_save:  # another process does
+            return
         assert args.output_dir is not None
         self.pruner.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -4,6 +4,7 @@ Flags are generated from the config dataclasses; torch is imported only when a c
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -142,14 +143,18 @@ def _as_out_of_memory(error: Exception) -> OutOfMemoryError | None:
 
 
 def _prune(config: PruneConfig) -> int:
+    from .distributed import rank
     from .prepare import prepare
     from .progress import Progress
     from .prune import prune
     from .summary import loading_lines, run_summary
 
     job = prepare(config)
-    progress = Progress(job.total_steps)
-    result = prune(job, progress)
+    if rank() > 0:
+        with open(os.devnull, "w") as silence:
+            prune(job, Progress(job.total_steps, silence))
+        return 0
+    result = prune(job, Progress(job.total_steps))
     print(run_summary(result))
     print(loading_lines(result))
     return 0

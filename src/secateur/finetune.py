@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from .config import RunConfig
+from .distributed import TIMEOUT, average_gradients_, processes
 from .errors import InputError
 from .job import Job
 from .loss import causal_lm_loss
@@ -77,6 +78,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         warmup_steps=steps_of(config.lr_warmup, total_steps),
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=int(TIMEOUT.total_seconds()),
         seed=config.seed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
@@ -142,6 +144,18 @@ class AutocastTrainer(Trainer):
     computation = torch.float32
     distillation: Distillation | None = None
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """No DistributedDataParallel: `training_step` averages the gradients, which follow the shapes."""
+        if processes() == 1:
+            return super()._wrap_model(model, training, dataloader)
+        return model if isinstance(model, _Alone) else _Alone(model)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            average_gradients_(model.parameters())
+        return loss
+
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         if self.computation == torch.bfloat16:
             return autocast(self.args.device.type, torch.bfloat16)
@@ -163,4 +177,17 @@ class AutocastTrainer(Trainer):
         outputs = model(**inputs)
         alpha, temperature = self.distillation.alpha, self.distillation.temperature
         loss = causal_lm_loss(outputs, labels, num_items_in_batch, teacher=wanted, alpha=alpha, temperature=temperature)
+        if num_items_in_batch is not None:
+            loss = loss * processes()  # counted over all of them, and gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+
+class _Alone(nn.Module):
+    """A model that Trainer takes for wrapped already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)

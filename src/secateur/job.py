@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from .checkpoints import check_same_run, find_latest, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
+from .distributed import launched, rank
 from .documents import check_spec, fingerprint
 from .errors import InputError
 from .locks import LOCK
@@ -47,6 +48,11 @@ class Job:
     def work(self) -> Path:
         """Folder of the run's records and training checkpoints until the result is written."""
         return work_folder(self.output)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Over all processes."""
+        return self.config.batch_size * self.config.seq_len * launched()
 
     @property
     def eval_seq_len(self) -> int:
@@ -89,7 +95,7 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     blocks = training_blocks(
         config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, seed=config.seed
     )
-    require_batches(blocks, config.batch_size)
+    require_batches(blocks, config.batch_size * launched())
     eval_ids, eval_info = None, dict[str, Any]()
     if config.eval_data:
         eval_ids, eval_info = evaluation_tokens(config.eval_data, tokenizer, max_tokens=config.eval_tokens)
@@ -98,7 +104,7 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
                 f"--eval-data {config.eval_data}: {len(eval_ids)} tokens, fewer than one segment of "
                 f"{config.eval_seq_len or config.seq_len}: lower --eval-seq-len or give more text."
             )
-    per_epoch = len(blocks) // config.batch_size
+    per_epoch = len(blocks) // (config.batch_size * launched())
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
     checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
@@ -146,7 +152,7 @@ def _check_work(work: Path, overwrite: bool) -> None:
 
 def make_work(job: Job) -> None:
     """The folder of the run's records: empty, or as the run that goes on left it."""
-    if job.checkpoint is not None:
+    if job.checkpoint is not None or rank() > 0:
         return
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name != LOCK:

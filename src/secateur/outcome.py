@@ -10,6 +10,7 @@ from torch import nn
 
 from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
 from .budget import make_budget
+from .distributed import rank
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .export import ExportReport
@@ -23,7 +24,7 @@ LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
 def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
     """Perplexity on the run's evaluation text, if there is one."""
-    if job.eval_ids is None:
+    if job.eval_ids is None or rank() > 0:
         return None
     return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
 
@@ -118,7 +119,7 @@ def units_record(pruner: Pruner) -> dict[str, Any]:
 
 
 def _token_counts(job: Job) -> dict[str, int]:
-    per_step = job.config.batch_size * job.config.seq_len
+    per_step = job.tokens_per_step
     return {
         "documents": job.blocks.n_documents,
         "available_tokens": job.blocks.n_tokens,

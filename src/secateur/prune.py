@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
+from .distributed import rank
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
@@ -32,12 +34,12 @@ from .teacher import Teacher
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
-    """Run a checked job to its end and return what `result.json` holds.
+    """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
 
     Raises:
         InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
     """
-    with locked(job.work):
+    with locked(job.work) if rank() == 0 else nullcontext():
         return _prune(job, progress)
 
 
@@ -54,6 +56,8 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     training = time.perf_counter()
     model, pruner = fine_tune_and_prune(base, job, dtype, progress)
     train_seconds = time.perf_counter() - training
+    if rank() > 0:
+        return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 

@@ -21,6 +21,7 @@ from .budget import Budget, BudgetOptions, make_budget
 from .compensation import NEEDS, check_compensation, compensate_
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
+from .distributed import average_, check_agreement
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family, family_of
@@ -159,6 +160,8 @@ class Pruner:
         if step > self.schedule.last_cut:
             return
         self.statistics.fold()
+        if self.schedule.is_cut(step):
+            self.statistics.average_()
         if self.criterion.changes or self.schedule.is_cut(step):
             self._score(step)
         self.statistics.forget_step()
@@ -204,10 +207,13 @@ class Pruner:
                 f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known of "
                 "any unit: lower --lr, or compute in float32."
             )
+        if self.criterion.needs - {"lora_grad"}:  # LoRA's gradients are averaged in every step
+            average_([self.scores[pool.name] for pool in self.units.pools])
         if not self.cuts:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         before = self.keep
         self.keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
+        check_agreement(self.keep, self.steps_done)
         self._apply(before, optimizer)
         cut = self._record(before)
         self.cuts.append(cut)

@@ -1,11 +1,14 @@
 """Trainer events to the records: metrics.jsonl and the live line."""
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .distributed import rank
 from .evaluate import Perplexity
 from .job import Job
 from .progress import Progress
@@ -35,7 +38,8 @@ class RecordingCallback(TrainerCallback):
         self.progress = progress
         self.evaluate = evaluate
         self.dense_parameters = dense_parameters
-        self.log = MetricsLog(job.work / "metrics.jsonl", last_step=pruner.steps_done)
+        place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
+        self.log = MetricsLog(place, last_step=pruner.steps_done)
         self._step_started = self._last = time.perf_counter()
         self._seconds_per_step = 0.0
 
@@ -65,7 +69,7 @@ class RecordingCallback(TrainerCallback):
             "sparsity": self.pruner.sparsity,
             "parameters": self.dense_parameters - self.pruner.removed_params,
             "seconds": seconds,
-            "tokens_per_s": self.job.config.batch_size * self.job.config.seq_len / seconds,
+            "tokens_per_s": self.job.tokens_per_step / seconds,
         }
         every = self.job.config.eval_steps
         if every and step % every == 0 and (measured := self.evaluate()) is not None:

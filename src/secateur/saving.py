@@ -9,6 +9,7 @@ from typing import Any, Self
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import rotate, seal
+from .distributed import barrier
 from .errors import InterruptedRun
 
 
@@ -29,8 +30,10 @@ class SavingCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert args.output_dir is not None
         work = Path(args.output_dir)
-        seal(work / f"checkpoint-{state.global_step}")
-        rotate(work)
+        barrier()  # every process has written its random state
+        if args.should_save:
+            seal(work / f"checkpoint-{state.global_step}")
+            rotate(work)
 
 
 class Interruption(TrainerCallback):

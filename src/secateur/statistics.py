@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
+from .distributed import average_, processes
 from .errors import InputError
 from .surgery import merged_weight
 from .units import Pool
@@ -37,7 +38,8 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (seen,) = ctx.saved_tensors
-        ctx.observe(seen, gradient, ctx.mask)
+        # Trainer scales the loss by the number of processes, as it expects gradients to be averaged over them.
+        ctx.observe(seen, gradient / processes() if processes() > 1 else gradient, ctx.mask)
         return gradient, None, None, None
 
 
@@ -131,6 +133,10 @@ class Statistics:
         self._gates: dict[str, Tensor] = {}
         self._terms: dict[tuple[str, int], Tensor] = {}
         self._weight_grads: dict[str, Tensor] = {}
+
+    def average_(self) -> None:
+        """Moments over the tokens of all processes."""
+        average_([tensor for _, tensor in sorted(self.state_tensors().items())])
 
     def slice_(self, pool: Pool, keep: Tensor) -> None:
         """Follow a cut: moments of the columns that stay."""

@@ -1,0 +1,88 @@
+"""Several processes as one, launched by `torchrun` or `accelerate launch`; in one process nothing happens.
+
+Every process holds the model and trains on its part of a batch. Gradients of the LoRA factors are averaged when the
+last micro-batch of a step is done, before clipping and scoring, so every process computes the same scores, cuts the
+same units and shrinks the same shapes. (DistributedDataParallel does not follow a parameter that is replaced.)
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from .errors import SecateurError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: rank 0 alone writes and verifies the result."""
+
+
+def rank() -> int:
+    """This process's number, known from the launcher before any communication."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched() -> int:
+    """How many processes the launcher started, known before any communication."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def average_gradients_(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Every gradient becomes its mean over the processes, in one all-reduce."""
+    if processes() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    average_(gradients)
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Every tensor becomes its mean over the processes, in one all-reduce; shapes and order must agree."""
+    if processes() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= processes()
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def check_agreement(keep: Mapping[str, Tensor], step: int) -> None:
+    """After a cut: all processes decided the same.
+
+    Raises:
+        DisagreementError: they did not; names the ranks that differ from rank 0.
+    """
+    if processes() == 1:
+        return
+    digest = hashlib.sha256()
+    for name, mask in sorted(keep.items()):
+        digest.update(name.encode() + bytes(mask.to(torch.uint8).cpu().tolist()))
+    mine = torch.tensor(list(digest.digest()), dtype=torch.uint8)
+    if dist.get_backend() == "nccl":
+        mine = mine.cuda()
+    everyone = [torch.empty_like(mine) for _ in range(processes())]
+    dist.all_gather(everyone, mine)
+    others = [number for number, digest_of in enumerate(everyone) if not torch.equal(digest_of, everyone[0])]
+    if others:
+        raise DisagreementError(
+            f"step {step}: process {', '.join(map(str, others))} cut other units than process 0, so the models differ. "
+            "All processes need the same --seed, data, versions and kind of device; start again from a checkpoint."
+        )
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if processes() > 1:
+        dist.barrier()
+
+
+class DisagreementError(SecateurError):
+    """Processes of one run hold different models."""
