@@ -27,6 +27,8 @@ for _sparsity in (0.2, 0.5):
         CELLS[f"{_criterion}-{_sparsity}-uniform"] = {"sparsity": _sparsity, "criterion": _criterion}
 # What else was tried to come under 1.6 at 20 %.
 CELLS["lora-0.2-protected-pissa"] = {**CELLS["lora-0.2-protected"], "lora_init": "pissa", "lr": 2e-4}
+CELLS["lora-0.2-protected-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3}
+CELLS["lora-0.5-protected-lr1e-3"] = {**CELLS["lora-0.5-protected"], "lr": 1e-3}
 CELLS["lora-0.2-protected-early"] = {**CELLS["lora-0.2-protected"], "prune_end": 0.4}
 CELLS["lora-0.2-global-raw"] = {**CELLS["lora-0.2-global"], "across_layers": "raw"}
 CELLS["lora-0.5-global-raw"] = {**CELLS["lora-0.5-global"], "across_layers": "raw"}
