@@ -9,7 +9,7 @@ from tiny import tiny_llama
 from transformers import TrainingArguments
 
 from secateur import Pruner, PruningCallback
-from secateur.distributed import rank
+from secateur.distributed import leave, rank
 from secateur.finetune import AutocastTrainer
 from secateur.loss import causal_lm_loss
 
@@ -48,6 +48,7 @@ def main(output: str, batch: int, criterion: str, compensate: str, shrink: bool,
         kept = {f"keep.{name}": mask for name, mask in pruner.keep.items()}
         scores = {f"scores.{name}": value for name, value in pruner.scores_before_cuts.items()}
         save_file(state | kept | scores, output)
+    leave()
 
 
 if __name__ == "__main__":

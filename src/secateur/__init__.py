@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from .errors import SecateurError
     from .families import FAMILIES, Family
     from .pruner import Pruner
+    from .ranks import RankPruner
 
 __version__ = "0.1.0"
-__all__ = ["CRITERIA", "FAMILIES", "Family", "Pruner", "PruningCallback", "Scoring", "SecateurError"]
+__all__ = ["CRITERIA", "FAMILIES", "Family", "Pruner", "PruningCallback", "RankPruner", "Scoring", "SecateurError"]
 
 _HOME = {
     "CRITERIA": "criteria",
@@ -22,6 +23,7 @@ _HOME = {
     "Family": "families",
     "Pruner": "pruner",
     "PruningCallback": "callback",
+    "RankPruner": "ranks",
     "Scoring": "criteria",
     "SecateurError": "errors",
 }

@@ -2,12 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .pruner import Cut, Pruner
+from .schedule import Schedule
+
+
+class Prunes(Protocol):
+    """What `Pruner` and `RankPruner` have in common."""
+
+    schedule: Schedule | None
+
+    def begin(self, total_steps: int) -> None: ...
+    def observe(self) -> None: ...
+    def skip(self) -> None: ...
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> Any: ...
+    def save(self, folder: Path) -> None: ...
 
 
 class PruningCallback(TrainerCallback):
@@ -17,14 +30,15 @@ class PruningCallback(TrainerCallback):
     (clipping scales all units of a step alike); cuts follow the update, in `on_optimizer_step`.
 
     Args:
+        pruner: a `Pruner` (units of the model) or a `RankPruner` (the adapter's rank).
         on_cut: called after each cut.
         leave_out: says whether the step under way is to stay out of the averages.
     """
 
     def __init__(
         self,
-        pruner: Pruner,
-        on_cut: Callable[[Cut], None] | None = None,
+        pruner: Prunes,
+        on_cut: Callable[[Any], None] | None = None,
         leave_out: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pruner = pruner

@@ -143,7 +143,7 @@ def _as_out_of_memory(error: Exception) -> OutOfMemoryError | None:
 
 
 def _prune(config: PruneConfig) -> int:
-    from .distributed import rank
+    from .distributed import leave, rank
     from .prepare import prepare
     from .progress import Progress
     from .prune import prune
@@ -153,8 +153,10 @@ def _prune(config: PruneConfig) -> int:
     if rank() > 0:
         with open(os.devnull, "w") as silence:
             prune(job, Progress(job.total_steps, silence))
+        leave()
         return 0
     result = prune(job, Progress(job.total_steps))
+    leave()
     print(run_summary(result))
     print(loading_lines(result))
     return 0

@@ -84,5 +84,11 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Close the connections to the other processes: one that ends with them open may abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class DisagreementError(SecateurError):
     """Processes of one run hold different models."""

@@ -1,46 +1,23 @@
 """What criteria and compensation need to know of a training step beyond LoRA's gradients.
 
-Everything is read in the backward pass, by identity functions ("taps") put into the graph: only passes that train
-count (evaluation and teacher passes have no backward), each exactly once (gradient checkpointing runs a forward
-pass twice, its backward once), and nothing is kept that training does not keep anyway.
+Everything is read in the backward pass, by taps in the graph: only passes that train count (evaluation and teacher
+passes have no backward), each exactly once (gradient checkpointing runs a forward pass twice, its backward once), and
+nothing is kept that training does not keep anyway.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
-from .distributed import average_, processes
+from .distributed import average_
 from .errors import InputError
 from .surgery import merged_weight
+from .taps import MOMENT_TOKENS, tap
 from .units import Pool
-
-MOMENT_TOKENS = 512
-"""Tokens of a micro-batch that input moments are taken from, evenly spaced: a second moment of all 2,048 tokens of
-a step would cost a tenth of the step."""
-
-Observe = Callable[[Tensor, Tensor, Tensor | None], None]
-
-
-class _Tap(torch.autograd.Function):
-    """The identity on `value`; in the backward pass `observe(seen, gradient of value, token mask)` is called."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, seen: Tensor, mask: Tensor | None, observe: Observe) -> Tensor:
-        ctx.save_for_backward(seen)
-        ctx.mask, ctx.observe = mask, observe
-        return value.view_as(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (seen,) = ctx.saved_tensors
-        # Trainer scales the loss by the number of processes, as it expects gradients to be averaged over them.
-        ctx.observe(seen, gradient / processes() if processes() > 1 else gradient, ctx.mask)
-        return gradient, None, None, None
 
 
 class Statistics:
@@ -175,7 +152,7 @@ class Statistics:
     def _input_tap(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         index = pool.gate.index
 
-        def observe(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+        def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             if "gate_grad" in self.needs:
                 sums = self._gate_sums(x, gradient, index)
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
@@ -188,7 +165,7 @@ class Statistics:
             x = args[0]
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return None
-            return (_Tap.apply(x, x, self._mask, observe), *args[1:])
+            return (tap(x, x, partial(observe, self._mask)), *args[1:])
 
         return hook
 
@@ -204,7 +181,7 @@ class Statistics:
     def _weight_tap(
         self, path: str, module: nn.Module, dims: list[int]
     ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def per_sequence(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+        def per_sequence(x: Tensor, gradient: Tensor) -> None:
             weight = wide(merged_weight(module))
             for h, g in zip(x.detach(), gradient, strict=True):
                 term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
@@ -212,7 +189,7 @@ class Statistics:
                 for dim in dims:
                     self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
 
-        def whole_batch(x: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+        def whole_batch(x: Tensor, gradient: Tensor) -> None:
             flat = gradient.flatten(0, 1).T @ x.detach().flatten(0, 1).to(gradient.dtype)
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
 
@@ -221,7 +198,7 @@ class Statistics:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if not (torch.is_grad_enabled() and output.requires_grad):
                 return None
-            return _Tap.apply(output, args[0], self._mask, observe)
+            return tap(output, args[0], observe)
 
         return hook
 

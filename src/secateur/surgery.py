@@ -144,11 +144,11 @@ def shrink_(
         InputError: the optimiser does not hold a trainable parameter that was sliced.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    swapped: dict[Tensor, _Sliced] = {}
+    swapped: dict[Tensor, Sliced] = {}
     for (path, dim), index in removals(units, keep).items():
         _slice_linear_(base.get_submodule(path), dim, index, swapped)
     if optimizer is not None:
-        _swap_parameters_(optimizer, swapped)
+        swap_parameters_(optimizer, swapped)
     shapes = units.shapes_after(keep)
     for number, (before, after) in enumerate(zip(units.shapes, shapes, strict=True)):
         if before.heads != after.heads:
@@ -166,7 +166,7 @@ def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> N
 
 
 @dataclass(frozen=True, eq=False)
-class _Sliced:
+class Sliced:
     """A parameter's replacement, and how to cut anything that is shaped like the original."""
 
     parameter: nn.Parameter
@@ -174,7 +174,7 @@ class _Sliced:
     index: Tensor
 
 
-def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, _Sliced]) -> None:
+def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, Sliced]) -> None:
     linear = base_linear(module)
     targets: list[tuple[nn.Module, str]] = [(linear, "weight")]
     holders: list[nn.Module] = [linear]
@@ -190,12 +190,12 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
         new = nn.Parameter(old.data.index_select(dim, index.to(old.device)), requires_grad=old.requires_grad)
         setattr(holder, name, new)
         if old.requires_grad:
-            swapped[old] = _Sliced(new, dim, index)
+            swapped[old] = Sliced(new, dim, index)
     for holder in holders:
         setattr(holder, "out_features" if dim == 0 else "in_features", len(index))
 
 
-def _swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, _Sliced]) -> None:
+def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced]) -> None:
     """Put sliced parameters and moments where the optimiser has the old ones."""
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if not swapped.keys() <= held:

@@ -1,0 +1,93 @@
+"""What scores the rank components of an adapter: component j is column j of B with row j of A."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry
+from .recovery import rise_of_each
+
+
+@dataclass(eq=False)
+class RankEvidence:
+    """One LoRA layer and the moving averages of what its training steps showed."""
+
+    path: str
+    a: Tensor
+    """(r, in)"""
+    b: Tensor
+    """(out, r)"""
+    inverse_a: Tensor
+    """(r, r) inverse of the damped E[G_A G_Aᵀ]"""
+    inverse_b: Tensor
+    """(r, r) inverse of the damped E[G_Bᵀ G_B]"""
+    taylor: Tensor
+    """(r,) E[Σ|∂L/∂w · w|] over the component's entries"""
+    second_z: Tensor | None
+    """(r, r) E[z zᵀ] of z = A x, where it is needed"""
+    inverse_z: Tensor | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class RankCriterion:
+    """How components are scored, and what the pruner has to watch for it."""
+
+    score: Callable[[RankEvidence], Tensor]
+    """-> (r,), higher stays."""
+    summary: str
+    activations: bool = False
+    """Whether z = A x is needed."""
+    curvature: str = "gradient"
+    """What recovery takes for H: the gradients' second moment, or `activations` (z's, for B only)."""
+
+
+RANK_CRITERIA: Registry[RankCriterion] = Registry("rank criterion")
+
+
+def gradient(evidence: RankEvidence) -> Tensor:
+    """PrunedLoRA: the second-order rise of the loss in both factors."""
+    return rise_of_each(evidence.b, evidence.inverse_b) + rise_of_each(evidence.a.T, evidence.inverse_a)
+
+
+def sparsegpt(evidence: RankEvidence) -> Tensor:
+    """½‖b_j‖² / [C⁻¹]_jj with C = E[z zᵀ]: what the layer's output loses."""
+    assert evidence.inverse_z is not None
+    return rise_of_each(evidence.b, evidence.inverse_z)
+
+
+def wanda(evidence: RankEvidence) -> Tensor:
+    """‖b_j‖·‖z_j‖."""
+    assert evidence.second_z is not None
+    return evidence.b.double().norm(dim=0) * evidence.second_z.double().diagonal().sqrt()
+
+
+def taylor(evidence: RankEvidence) -> Tensor:
+    """LLM-Pruner's first-order score: Σ|∂L/∂w · w| over a_j and b_j."""
+    return evidence.taylor.double()
+
+
+def magnitude(evidence: RankEvidence) -> Tensor:
+    """‖b_j‖·‖a_j‖."""
+    return evidence.b.double().norm(dim=0) * evidence.a.double().norm(dim=1)
+
+
+def random(evidence: RankEvidence) -> Tensor:
+    """Uniform scores drawn from the seed and the layer's path."""
+    import zlib
+
+    generator = torch.Generator().manual_seed(evidence.seed * 1_000_003 + zlib.crc32(evidence.path.encode()))
+    return torch.rand(len(evidence.a), generator=generator, dtype=torch.float64).to(evidence.a.device)
+
+
+RANK_CRITERIA.register("gradient", RankCriterion(gradient, "second-order rise of the loss (PrunedLoRA)"))
+RANK_CRITERIA.register(
+    "sparsegpt",
+    RankCriterion(sparsegpt, "second-order rise of the output's error", activations=True, curvature="activations"),
+)
+RANK_CRITERIA.register("wanda", RankCriterion(wanda, "‖b‖·‖A x‖", activations=True))
+RANK_CRITERIA.register("taylor", RankCriterion(taylor, "Σ|∂L/∂w · w| (LLM-Pruner)"))
+RANK_CRITERIA.register("magnitude", RankCriterion(magnitude, "‖b‖·‖a‖"))
+RANK_CRITERIA.register("random", RankCriterion(random, "uniform scores drawn from the seed"))

@@ -1,0 +1,381 @@
+"""The rank pruner: watches LoRA's gradients, and removes rank components on schedule. Knows no Trainer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from ..errors import InputError, NumericsError
+from ..schedule import Schedule, make_schedule
+from ..state import load_state, save_state
+from ..surgery import Sliced, check_mergeable, check_shapes, lora_factors, lora_layers, swap_parameters_
+from ..taps import MOMENT_TOKENS, tap
+from .criteria import RANK_CRITERIA, RankEvidence
+from .recovery import compensation, damped, newton_step, rise_of_set
+
+RECOVERIES = ("none", "compensate", "newton+compensate")
+
+
+@dataclass(frozen=True)
+class RankCut:
+    """What one cut did."""
+
+    step: int
+    removed: dict[str, int]
+    """Layer -> components that went."""
+    ranks: dict[str, int]
+    """Layer -> rank after it."""
+
+
+@dataclass(eq=False)
+class _Averages:
+    """Moving averages of one layer's steps, debiased; sliced at each cut."""
+
+    steps: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """`curvature_a`, `curvature_b` (r, r), `gradient_b` (out, r), `gradient_a` (in, r), `taylor` (r,),
+    `second_z` (r, r)."""
+
+    def mix(self, fresh: dict[str, Tensor], decay: float) -> None:
+        self.steps += 1
+        weight = max(1 - decay, 1 / self.steps)
+        for name, value in fresh.items():
+            self.tensors[name] = self.tensors[name].lerp(value, weight) if name in self.tensors else value.clone()
+
+    def slice_(self, stay: Tensor) -> None:
+        for name, value in self.tensors.items():
+            # Components are the last dimension of each, and both of the square ones.
+            sliced = value.index_select(-1, stay)
+            square = name.startswith(("curvature", "second"))
+            self.tensors[name] = sliced.index_select(0, stay) if square else sliced
+
+
+class RankPruner:
+    """Prunes a LoRA adapter from its rank down to a lower one while it trains.
+
+    In a loop: `loss.backward(); pruner.observe(); optimizer.step(); pruner.step(optimizer); optimizer.zero_grad()`;
+    in Trainer, `PruningCallback(pruner)`.
+
+    Removal is physical: A (r, in), B (out, r) and their AdamW moments shrink. `scaling` stays what it was.
+
+    Args:
+        model: a `PeftModel` with one plain LoRA adapter.
+        rank: the rank to end with; with `global` allocation, on average.
+        total_steps: optimiser steps of the run; may be left to `begin`.
+        schedule, prune_start, prune_end, frequency: see `Schedule`.
+        criterion: one of `RANK_CRITERIA`.
+        recovery: `none`, `compensate` or `newton+compensate` (see `recovery`).
+        damping: of the curvature, relative to its mean diagonal.
+        fisher_decay: weight of the past in the moving averages.
+        allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
+    Raises:
+        InputError: no plain LoRA, a target above the adapter's rank, options out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rank: int,
+        total_steps: int | None = None,
+        schedule: str = "cubic",
+        prune_start: float | int = 0.1,
+        prune_end: float | int = 0.6,
+        frequency: int = 10,
+        criterion: str = "gradient",
+        recovery: str = "compensate",
+        damping: float = 0.1,
+        fisher_decay: float = 0.9,
+        allocation: str = "uniform",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, PeftModel):
+            raise InputError(f"rank pruning needs a PEFT model with LoRA, and this is a {type(model).__name__}.")
+        check_mergeable(model)
+        self.model = model
+        self.layers = lora_layers(model)
+        self._check(rank, recovery, damping, allocation)
+        self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
+        self.allocation, self.seed = allocation, seed
+        self.criterion = RANK_CRITERIA[criterion]
+        self.start_ranks = self.ranks
+        self.steps_done = 0
+        self.cuts: list[RankCut] = []
+        self._averages = {path: _Averages() for path in self.layers}
+        self._seen_z: dict[str, list[Tensor]] = {}
+        self._handles: list[Any] = []
+        self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
+            schedule, prune_start, prune_end, frequency, total
+        )
+        self.schedule: Schedule | None = None
+        if total_steps is not None:
+            self.begin(total_steps)
+        if self.criterion.activations:
+            self._watch()
+
+    def begin(self, total_steps: int) -> None:
+        """Fix the schedule for a run of `total_steps` optimiser steps."""
+        self.schedule = self._make_schedule(total_steps)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Layer -> its rank now."""
+        return {path: lora_factors(layer).a.shape[0] for path, layer in self.layers.items()}
+
+    def observe(self) -> None:
+        """Take this step's gradients into the moving averages; before the update, on final gradients.
+
+        Raises:
+            NumericsError: a gradient is not finite; names layer and step.
+        """
+        assert self.schedule is not None, "begin() comes first, or total_steps"
+        if self.steps_done + 1 > self.schedule.last_cut:
+            return
+        for path, layer in self.layers.items():
+            lora = lora_factors(layer)
+            if lora.a.grad is None or lora.b.grad is None:
+                raise InputError(f"{path}: LoRA has no gradient: call observe() after backward(), before zero_grad().")
+            fresh = _step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad)
+            if path in self._seen_z:
+                fresh["second_z"] = torch.stack(self._seen_z[path]).mean(0)
+            if not all(torch.isfinite(value).all() for value in fresh.values()):
+                raise NumericsError(
+                    f"step {self.steps_done + 1}: gradients of {path} are not finite: lower --lr, or use float32."
+                )
+            self._averages[path].mix(fresh, self.decay)
+        self._seen_z.clear()
+
+    def skip(self) -> None:
+        """Leave a step out, in place of `observe`."""
+        self._seen_z.clear()
+
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> RankCut | None:
+        """Count an optimiser update, and cut when the schedule says so.
+
+        Args:
+            optimizer: the one that trains the adapter; its moments shrink too.
+        """
+        assert self.schedule is not None, "observe() or begin() comes first"
+        self.steps_done += 1
+        if not self.schedule.is_cut(self.steps_done):
+            return None
+        before = self.ranks
+        for path, gone in self._choose(self.schedule.progress(self.steps_done)).items():
+            if len(gone):
+                self._remove(path, gone, optimizer)
+        self._tell_peft()
+        check_shapes(self.model, optimizer)
+        now = self.ranks
+        cut = RankCut(self.steps_done, {path: before[path] - now[path] for path in now}, now)
+        self.cuts.append(cut)
+        if self.steps_done >= self.schedule.last_cut:
+            self.close()
+        return cut
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later `load_state_dict` needs to go on from here."""
+        return {
+            "steps_done": self.steps_done,
+            "ranks": self.ranks,
+            "cuts": [vars(cut) for cut in self.cuts],
+            "average_steps": {path: averages.steps for path, averages in self._averages.items()},
+            "averages": {
+                f"{path}.{name}": value
+                for path, averages in self._averages.items()
+                for name, value in averages.tensors.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ranks (as shapes: the weights are loaded into them afterwards), averages and step count."""
+        self.steps_done = state["steps_done"]
+        self.cuts = [RankCut(**cut) for cut in state["cuts"]]
+        for path, rank in state["ranks"].items():
+            _slice_components_(self.layers[path], torch.arange(rank), None)
+        self._tell_peft()
+        for path, averages in self._averages.items():
+            prefix = path + "."
+            averages.steps = state["average_steps"][path]
+            averages.tensors = {
+                key.removeprefix(prefix): value.clone()
+                for key, value in state["averages"].items()
+                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+            }
+
+    def save(self, folder: Path) -> None:
+        """Write the state as pruner.safetensors and pruner.json."""
+        save_state(self.state_dict(), folder)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote."""
+        self.load_state_dict(load_state(folder))
+
+    def _check(self, rank: int, recovery: str, damping: float, allocation: str) -> None:
+        lowest = min(self.ranks.values(), default=0)
+        if not self.layers:
+            raise InputError("the model has no LoRA layer: add one with get_peft_model first.")
+        if not 1 <= rank <= lowest:
+            raise InputError(f"--rank is {rank}: give a rank from 1 to the adapter's {lowest} (--init-rank).")
+        if recovery not in RECOVERIES:
+            raise InputError(f"--recovery is {recovery!r}: choose from {', '.join(RECOVERIES)}.")
+        if allocation not in ("uniform", "global"):
+            raise InputError(f"--allocation is {allocation!r}: choose uniform or global.")
+        if not damping > 0:
+            raise InputError(f"--damping is {damping}: it must be above 0.")
+
+    def _choose(self, progress: float) -> dict[str, Tensor]:
+        """Layer -> components that go now, ascending."""
+        scores = {path: self._score(path).cpu() for path in self.layers}
+        if self.allocation == "uniform":
+            chosen = {}
+            for path, start in self.start_ranks.items():
+                due = round(progress * (start - self.rank)) - (start - len(scores[path]))
+                chosen[path] = scores[path].argsort(stable=True)[: max(0, due)].sort().values
+            return chosen
+        total = sum(self.start_ranks.values())
+        due = round(progress * (total - self.rank * len(self.layers))) - (total - sum(map(len, scores.values())))
+        ranked = sorted((float(score), path, j) for path, values in scores.items() for j, score in enumerate(values))
+        taken: dict[str, list[int]] = {path: [] for path in self.layers}
+        for _, path, component in ranked:
+            if due <= 0:
+                break
+            if len(taken[path]) < len(scores[path]) - 1:  # every layer keeps one
+                taken[path].append(component)
+                due -= 1
+        return {path: torch.tensor(sorted(gone), dtype=torch.long) for path, gone in taken.items()}
+
+    def _score(self, path: str) -> Tensor:
+        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
+        second_z = facts.get("second_z")
+        evidence = RankEvidence(
+            path=path,
+            a=lora.a.detach(),
+            b=lora.b.detach(),
+            inverse_a=self._inverse(facts["curvature_a"]),
+            inverse_b=self._inverse(facts["curvature_b"]),
+            taylor=facts["taylor"],
+            second_z=second_z,
+            inverse_z=None if second_z is None else self._inverse(second_z),
+            seed=self.seed,
+        )
+        return self.criterion.score(evidence)
+
+    def _inverse(self, curvature: Tensor) -> Tensor:
+        return torch.cholesky_inverse(torch.linalg.cholesky(damped(curvature, self.damping)))
+
+    def _remove(self, path: str, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+        """Recover one factor, drop the components from both."""
+        layer = self.layers[path]
+        lora = lora_factors(layer)
+        gone = gone.to(lora.a.device)
+        everything = torch.arange(lora.a.shape[0], device=gone.device)
+        stay = everything[~torch.isin(everything, gone)]
+        if self.recovery != "none":
+            self._recover_(path, stay, gone, optimizer)
+        _slice_components_(layer, stay, optimizer)
+        self._averages[path].slice_(stay)
+
+    def _recover_(self, path: str, stay: Tensor, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+        """Rewrite the columns that stay of the factor whose predicted rise is lower; both would correct twice."""
+        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
+        on_b = facts["second_z"] if self.criterion.curvature == "activations" else facts["curvature_b"]
+        inverses = {"b": self._inverse(on_b), "a": self._inverse(facts["curvature_a"])}
+        factors = {"b": lora.b.detach(), "a": lora.a.detach().T}
+        rises = {name: rise_of_set(factors[name], inverses[name], gone) for name in factors}
+        chosen = "a" if self.criterion.curvature == "gradient" and rises["a"] < rises["b"] else "b"
+        change = compensation(factors[chosen], inverses[chosen], gone)[:, stay]
+        if self.recovery == "newton+compensate":
+            parameter = lora.b if chosen == "b" else lora.a
+            curvature = damped(facts[f"curvature_{chosen}"], self.damping)
+            longest = _last_update_norm(parameter, optimizer)
+            change = change + newton_step(facts[f"gradient_{chosen}"], curvature, stay, longest)
+        with torch.no_grad():
+            if chosen == "b":
+                lora.b.data[:, stay] += change.to(lora.b)
+            else:
+                lora.a.data[stay] += change.T.to(lora.a)
+
+    def _tell_peft(self) -> None:
+        """The adapter's configuration says the ranks and alphas that give these shapes the scaling they have."""
+        (adapter,) = self.model.active_adapters
+        config = self.model.peft_config[adapter]
+        assert isinstance(config, LoraConfig)
+        ranks = self.ranks
+        alphas = {path: layer.scaling[adapter] * ranks[path] for path, layer in self.layers.items()}
+        for path, layer in self.layers.items():
+            layer.r[adapter], layer.lora_alpha[adapter] = ranks[path], alphas[path]
+        config.use_rslora = False  # alpha / r gives the same scaling
+        common = max(set(ranks.values()), key=list(ranks.values()).count)
+        typical = next(alpha for path, alpha in alphas.items() if ranks[path] == common)
+        config.r, config.lora_alpha = common, _whole(typical)  # type: ignore[assignment]  # PEFT takes fractions
+        config.rank_pattern = {path: rank for path, rank in ranks.items() if rank != common}
+        config.alpha_pattern = {path: _whole(alpha) for path, alpha in alphas.items() if alpha != typical}
+
+    def _watch(self) -> None:
+        """Second moments of z = A x, from the passes that train."""
+        for path, layer in self.layers.items():
+            (adapter,) = layer.active_adapters
+
+            def seen(z: Tensor, gradient: Tensor, path: str = path) -> None:
+                flat = z.detach().flatten(0, -2)
+                flat = flat[:: max(1, -(-len(flat) // MOMENT_TOKENS))]
+                self._seen_z.setdefault(path, []).append((flat.T @ flat).float() / len(flat))
+
+            def hook(module: nn.Module, args: Any, output: Tensor, seen: Any = seen) -> Tensor | None:
+                return tap(output, output, seen) if torch.is_grad_enabled() and output.requires_grad else None
+
+            self._handles.append(layer.lora_A[adapter].register_forward_hook(hook))
+
+
+def _step_facts(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> dict[str, Tensor]:
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    a, b, grad_a, grad_b = (t.to(wide) for t in (a, b, grad_a, grad_b))
+    return {
+        "curvature_a": grad_a @ grad_a.T,
+        "curvature_b": grad_b.T @ grad_b,
+        "gradient_a": grad_a.T.contiguous(),
+        "gradient_b": grad_b.clone(),
+        "taylor": (grad_a * a).abs().sum(1) + (grad_b * b).abs().sum(0),
+    }
+
+
+def _slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    """Keep the components `stay` of A and B, of their moments and of what PEFT's linears say of themselves."""
+    (adapter,) = layer.active_adapters
+    swapped: dict[Tensor, Sliced] = {}
+    for holder, dim in ((layer.lora_A[adapter], 0), (layer.lora_B[adapter], 1)):
+        old = holder.weight
+        new = nn.Parameter(old.data.index_select(dim, stay.to(old.device)), requires_grad=old.requires_grad)
+        holder.weight = new
+        swapped[old] = Sliced(new, dim, stay)
+        setattr(holder, "out_features" if dim == 0 else "in_features", len(stay))
+    if optimizer is not None:
+        swap_parameters_(optimizer, swapped)
+
+
+def _last_update_norm(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> float:
+    """Length of AdamW's last update of a parameter (without weight decay), from its moments."""
+    state = optimizer.state.get(parameter) if optimizer is not None else None
+    if not state or "exp_avg" not in state:
+        return 0.0
+    assert optimizer is not None
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    beta1, beta2 = group["betas"]
+    count = float(state["step"])
+    mean = state["exp_avg"] / (1 - beta1**count)
+    spread = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt() + group["eps"]
+    return float(group["lr"] * (mean / spread).norm())
+
+
+def _whole(alpha: float) -> float | int:
+    return int(alpha) if float(alpha).is_integer() else alpha

@@ -1,0 +1,275 @@
+"""Rank pruning: formulas = brute force, cut = formula, next step = masked step, a plain adapter at the end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_pruner import rows
+from tiny import tiny_llama
+from transformers import Trainer, TrainingArguments
+
+from secateur import PruningCallback
+from secateur.errors import InputError
+from secateur.ranks import RANK_CRITERIA, RankPruner
+from secateur.ranks.recovery import compensation, newton_step, rise_of_each, rise_of_set
+from secateur.surgery import lora_factors
+
+STEPS = 15
+
+
+def random_problem(d=7, r=6, seed=0):
+    """A factor, its gradient and an ill-conditioned curvature (condition number about 1e8), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    basis, _ = torch.linalg.qr(draw(r, r))
+    curvature = basis @ torch.diag(torch.logspace(-6, 2, r, dtype=torch.float64)) @ basis.T
+    return draw(d, r), draw(d, r), (curvature + curvature.T) / 2
+
+
+def brute_force(factor, gradient, curvature, gone):
+    """min over δ of ⟨G, δ⟩ + ½ tr(δ H δᵀ) with (F + δ)_S = 0, row by row, by the KKT system."""
+    r = factor.shape[1]
+    size = len(gone)
+    select = torch.zeros(size, r, dtype=torch.float64)
+    select[torch.arange(size), gone] = 1
+    kkt = torch.cat([
+        torch.cat([curvature, select.T], 1), torch.cat([select, torch.zeros(size, size, dtype=torch.float64)], 1)
+    ])  # fmt: skip
+    right = torch.cat([-gradient, -factor[:, gone]], 1)
+    change = torch.linalg.solve(kkt, right.T).T[:, :r]
+    value = (gradient * change).sum() + 0.5 * (change @ curvature * change).sum()
+    return change, float(value)
+
+
+@pytest.mark.parametrize("gone", [[2], [0, 3, 5]])
+def test_compensation_is_the_constrained_least_squares(gone) -> None:
+    factor, _, curvature = random_problem()
+    index = torch.tensor(gone)
+    inverse = torch.linalg.inv(curvature)
+    change, rise = brute_force(factor, torch.zeros_like(factor), curvature, gone)
+    torch.testing.assert_close(compensation(factor, inverse, index), change, rtol=1e-5, atol=1e-7)
+    assert rise_of_set(factor, inverse, index) == pytest.approx(rise, rel=1e-6)
+    if len(gone) == 1:
+        assert float(rise_of_each(factor, inverse)[gone[0]]) == pytest.approx(rise, rel=1e-6)
+
+
+@pytest.mark.parametrize("gone", [[2], [0, 3, 5]])
+def test_newton_and_compensation_are_the_full_minimiser(gone) -> None:
+    factor, gradient, curvature = random_problem()
+    index = torch.tensor(gone)
+    stay = torch.tensor([j for j in range(6) if j not in gone])
+    inverse = torch.linalg.inv(curvature)
+    full, _ = brute_force(factor, gradient, curvature, gone)
+    ours = compensation(factor, inverse, index)
+    ours[:, stay] += newton_step(gradient, curvature, stay, longest=float("inf"))
+    torch.testing.assert_close(ours, full, rtol=1e-5, atol=1e-6)
+    newton = -gradient @ inverse
+    formula = newton - (factor + newton)[:, index] @ torch.linalg.inv(inverse[index][:, index]) @ inverse[index]
+    torch.testing.assert_close(ours, formula, rtol=1e-4, atol=1e-5)
+    assert float(newton_step(gradient, curvature, stay, longest=0.1).norm()) == pytest.approx(0.1)
+
+
+def adapted(rank=8, dtype=torch.float64, **lora):
+    torch.manual_seed(0)
+    options = {"r": rank, "lora_alpha": rank, "target_modules": "all-linear", **lora}
+    return get_peft_model(tiny_llama(layers=2, dtype=dtype), LoraConfig(**options), autocast_adapter_dtype=False)
+
+
+def train(model, pruner, steps=STEPS, masked=None):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    model.train()
+    for ids in rows(steps * 4).split(4):
+        model(ids, labels=ids).loss.backward()
+        pruner.observe()
+        optimizer.step()
+        pruner.step(optimizer)
+        optimizer.zero_grad()
+    return optimizer
+
+
+def prune_to(model, rank=3, steps=STEPS, **options):
+    return RankPruner(model, rank=rank, total_steps=steps, prune_start=2, prune_end=11, frequency=3, **options)
+
+
+def test_a_duplicated_component_goes_with_the_function_kept() -> None:
+    """Component 5 is component 2 again; one factor's recovery keeps the function."""
+    errors = {}
+    for recovery in ("none", "compensate"):
+        model = adapted()
+        for layer in lora_layers_of(model):
+            with torch.no_grad():
+                torch.nn.init.normal_(lora_factors(layer).b, std=0.3)
+                lora_factors(layer).a[5] = lora_factors(layer).a[2]
+                lora_factors(layer).b[:, 5] = lora_factors(layer).b[:, 2]
+        ids = rows(4)
+        before = [delta(layer) for layer in lora_layers_of(model)]
+        pruner = RankPruner(
+            model, rank=7, total_steps=1, schedule="one-shot", prune_start=1, recovery=recovery, damping=1e-9
+        )
+        model(ids, labels=ids).loss.backward()
+        pruner.observe()
+        pruner._choose = lambda progress, pruner=pruner: {path: torch.tensor([5]) for path in pruner.layers}
+        pruner.step(torch.optim.AdamW(p for p in model.parameters() if p.requires_grad))
+        after = [delta(layer) for layer in lora_layers_of(model)]
+        errors[recovery] = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True))
+    assert errors["compensate"] < 1e-4
+    assert errors["none"] > 0.1
+
+
+def lora_layers_of(model):
+    return [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")]
+
+
+def delta(layer):
+    lora = lora_factors(layer)
+    return (lora.scaling * lora.b @ lora.a).detach()
+
+
+@pytest.mark.parametrize("criterion", list(RANK_CRITERIA))
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_the_target_is_reached_and_everything_agrees(tmp_path, criterion, allocation) -> None:
+    model = adapted(dtype=torch.float32)
+    pruner = prune_to(model, criterion=criterion, allocation=allocation)
+    scaling = [lora_factors(layer).scaling for layer in lora_layers_of(model)]
+    optimizer = train(model, pruner)
+    ranks = list(pruner.ranks.values())
+    assert sum(ranks) == 3 * len(ranks)
+    assert set(ranks) == {3} if allocation == "uniform" else min(ranks) >= 1
+    assert [lora_factors(layer).scaling for layer in lora_layers_of(model)] == scaling
+    for layer in lora_layers_of(model):
+        for parameter in (lora_factors(layer).a, lora_factors(layer).b):
+            assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+    ids = rows(2)
+    expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_llama(layers=2), tmp_path, is_trainable=True, autocast_adapter_dtype=False)
+    for layer, other in zip(lora_layers_of(model), lora_layers_of(again), strict=True):
+        assert lora_factors(layer).a.shape == lora_factors(other).a.shape
+        assert other.scaling["default"] == pytest.approx(layer.scaling["default"])
+    torch.testing.assert_close(again.eval()(ids).logits, expected, rtol=0.0, atol=1e-6)
+    merged = again.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == 3 or config["rank_pattern"]
+
+
+def test_the_next_step_is_the_masked_one() -> None:
+    """After a cut without recovery, training goes on as if the removed components had been zeroed and frozen."""
+    finals = []
+    for physical in (True, False):
+        model = adapted()
+        if physical:
+            pruner = prune_to(model, criterion="magnitude", recovery="none")
+            train(model, pruner)
+            finals.append([delta(layer) for layer in lora_layers_of(model)])
+            removed = pruner
+        else:
+            finals.append(train_masked(model, removed))
+    for small, masked in zip(*finals, strict=True):
+        torch.testing.assert_close(small, masked, rtol=1e-6, atol=1e-9)
+
+
+def train_masked(model, pruner):
+    """The same run by masks on full-size factors: what goes is chosen by the same scores."""
+    layers = dict(zip(pruner.layers, lora_layers_of(model), strict=True))
+    masks = {path: torch.ones(8, dtype=torch.float64) for path in layers}
+    cuts = {cut.step: cut.removed for cut in pruner.cuts}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    model.train()
+    for step, ids in enumerate(rows(STEPS * 4).split(4), 1):
+        model(ids, labels=ids).loss.backward()
+        for path, layer in layers.items():
+            lora_factors(layer).a.grad.mul_(masks[path][:, None])
+            lora_factors(layer).b.grad.mul_(masks[path])
+        optimizer.step()
+        for path, layer in layers.items():
+            lora = lora_factors(layer)
+            if step in cuts:
+                size = lora.b.detach().norm(dim=0) * lora.a.detach().norm(dim=1)
+                size[masks[path] == 0] = torch.inf
+                masks[path][size.argsort()[: cuts[step][path]]] = 0
+            with torch.no_grad():
+                lora.a.mul_(masks[path][:, None])
+                lora.b.mul_(masks[path])
+        optimizer.zero_grad()
+    return [delta(layer) for layer in layers.values()]
+
+
+@pytest.mark.parametrize("steps", [12, 17, 23])
+def test_the_target_is_exact_whatever_the_length(steps) -> None:
+    model = adapted(rank=7)
+    pruner = RankPruner(model, rank=2, total_steps=steps, frequency=4, criterion="random")
+    train(model, pruner, steps)
+    assert set(pruner.ranks.values()) == {2}
+    assert all(cut.step <= round(0.6 * steps) for cut in pruner.cuts)
+
+
+def test_newton_recovery_moves_no_further_than_the_optimiser(tmp_path) -> None:
+    model = adapted()
+    pruner = prune_to(model, recovery="newton+compensate")
+    train(model, pruner)
+    assert set(pruner.ranks.values()) == {3}
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_trainer_takes_the_same_callback_and_state_comes_back(tmp_path) -> None:
+    model = adapted(dtype=torch.float32)
+    pruner = prune_to(model)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=4, use_cpu=True, report_to="none",
+        save_strategy="steps", save_steps=8, disable_tqdm=True,
+    )  # fmt: skip
+    data = [{"input_ids": row, "labels": row} for row in rows()]
+    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[PruningCallback(pruner)]).train()
+    assert set(pruner.ranks.values()) == {3}
+    other = prune_to(adapted(dtype=torch.float32))
+    other.load(tmp_path / "checkpoint-8")
+    assert other.steps_done == 8
+    assert other.ranks == pruner.cuts[1].ranks
+    assert all(averages.steps == 8 for averages in other._averages.values())
+    again = Trainer(
+        model=other.model, args=arguments, train_dataset=data, callbacks=[PruningCallback(other)]
+    )  # fmt: skip
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    for one, two in zip(model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 9}, "--rank is 9: give a rank from 1 to the adapter's 8"),
+        ({"rank": 0}, "--rank is 0"),
+        ({"recovery": "full"}, "--recovery is 'full'"),
+        ({"criterion": "gradeint"}, "Did you mean 'gradient'"),
+        ({"damping": 0.0}, "--damping is 0.0"),
+    ],
+)
+def test_bad_input(options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        RankPruner(adapted(), **{"rank": 3, **options})
+    with pytest.raises(InputError, match="only plain LoRA"):
+        RankPruner(adapted(use_dora=True), rank=3)
+    with pytest.raises(InputError, match="needs a PEFT model"):
+        RankPruner(tiny_llama(layers=2), rank=3)
+
+
+def test_a_fresh_process_reads_the_adapter(tmp_path) -> None:
+    model = adapted(dtype=torch.float32)
+    train(model, prune_to(model, allocation="global"))
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_llama(layers=2).save_pretrained(tmp_path / "base")
+    torch.save(model.eval()(rows(2)).logits, tmp_path / "logits.pt")
+    code = (
+        "import sys, torch; from peft import PeftModel; from transformers import AutoModelForCausalLM\n"
+        f"base = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'base')!r})\n"
+        f"model = PeftModel.from_pretrained(base, {str(tmp_path / 'adapter')!r}).eval()\n"
+        f"ids = torch.load({str(tmp_path / 'ids.pt')!r}); logits = torch.load({str(tmp_path / 'logits.pt')!r})\n"
+        "assert 'secateur' not in sys.modules\n"
+        "torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=1e-5)\n"
+    )
+    torch.save(rows(2), tmp_path / "ids.pt")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
