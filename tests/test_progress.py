@@ -15,7 +15,7 @@ from secateur.progress import Progress, human_bytes, human_count, human_seconds,
 def update(progress: Progress, step: int, **changed: float) -> None:
     figures = {"seconds_left": 130.0, "loss": 3.2} | changed
     progress.update(
-        step, lr=5e-4, sparsity=0.124, target=0.2, parameters=121_300_000, tokens_per_s=512.4, **figures
+        step, lr=5e-4, state="sparsity 12.4% of 20.0%  121.3M params", tokens_per_s=512.4, **figures
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def shown(stream, steps=(1, 2, 50), **options):
     progress = Progress(50, stream=stream, **options)
     for step in steps:
         progress.update(
-            step, loss=3.2, lr=5e-4, sparsity=0.124, target=0.2, parameters=121_300_000, tokens_per_s=512.4,
+            step, loss=3.2, lr=5e-4, state="sparsity 12.4% of 20.0%  121.3M params", tokens_per_s=512.4,
             seconds_left=130,
         )  # fmt: skip
     return stream.getvalue()

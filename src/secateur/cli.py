@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 
 from . import __version__
 from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .config_adapt import AdaptConfig
 from .config_eval import EvalConfig, ReportConfig, SampleConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
@@ -162,6 +163,25 @@ def _prune(config: PruneConfig) -> int:
     return 0
 
 
+def _adapt(config: AdaptConfig) -> int:
+    from .adapt import adapt, prepare_adapt
+    from .distributed import leave, rank
+    from .progress import Progress
+    from .summary import adapt_summary, loading_lines
+
+    job = prepare_adapt(config)
+    if rank() > 0:
+        with open(os.devnull, "w") as silence:
+            adapt(job, Progress(job.total_steps, silence))
+        leave()
+        return 0
+    result = adapt(job, Progress(job.total_steps))
+    leave()
+    print(adapt_summary(result))
+    print(loading_lines(result))
+    return 0
+
+
 def _quickstart(config: QuickstartConfig) -> int:
     from .quickstart import quickstart
 
@@ -246,6 +266,12 @@ COMMANDS = {
         _prune,
         (PruneConfig,),
         "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
+    ),
+    "adapt": Command(
+        "train a LoRA adapter from a high rank down to a low one",
+        _adapt,
+        (AdaptConfig,),
+        "secateur adapt --model ./llama --data gsm8k.jsonl --init-rank 64 --rank 8 --output ./adapter",
     ),
     "compare": Command(
         "run a grid of prune's options and put the results in one table; comma-separated values make an axis",

@@ -51,11 +51,13 @@ class RunConfig:
     alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
     dropout: float = option("LoRA dropout", 0.0, group="lora")
     lora_init: str = option(
-        "how LoRA's factors start: default (B = 0), or pissa (the weight's leading singular vectors)",
+        "how LoRA's factors start: default and gaussian (B = 0), pissa (the weight's leading singular vectors), "
+        "olora (its QR factors)",
         "default",
         group="lora",
-        choices=("default", "pissa"),
+        choices=("default", "gaussian", "pissa", "olora"),
     )
+    rslora: bool = option("scale LoRA by alpha / sqrt(rank) rather than alpha / rank", False, group="lora")
     targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
     adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
     family: str | None = option("architecture layout, when the model type is not known", None, group="model")
@@ -163,6 +165,9 @@ class PruneConfig(RunConfig):
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
+    init_rank: int | None = option(
+        "rank that LoRA starts with; it is pruned to --rank between the same steps (as adapt does)", None, group="lora"
+    )
     distill: float = option("weight α of the loss against the dense model's outputs", 0.0, group="training")
     distill_temperature: float = option("temperature of both in that loss", 1.0, group="training")
     model_class: str = option(
@@ -199,6 +204,13 @@ class PruneConfig(RunConfig):
             found.append(
                 f"--model-class {self.model_class} goes with --allocation uniform: layers that differ need a modelling "
                 "file of the model's own class. Leave one of the two out."
+            )
+        if self.init_rank is not None and self.init_rank < self.rank:
+            found.append(f"--init-rank {self.init_rank} is below --rank {self.rank}: the adapter's rank only falls.")
+        if self.init_rank is not None and (self.schedule == "one-shot" or self.adapter):
+            found.append(
+                "--init-rank goes with cuts while training, and with an adapter of our own: leave out "
+                "--schedule one-shot and --adapter."
             )
         if self.attention == "none" and self.attention_sparsity:
             found.append("--attention-sparsity contradicts --attention none: leave one out.")

@@ -97,7 +97,7 @@ def export_checkpoint(
     round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
-    return _write(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
+    return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
 
 
 def export_config(config: ExportConfig) -> ExportReport:
@@ -136,7 +136,7 @@ def export_config(config: ExportConfig) -> ExportReport:
     ids = default_probe(tokenizer, old.get_text_config().vocab_size)
     merge = compare("the padded", padded, "the layered", layered, ids)
     round_(padded, dtype)
-    return _write(padded, family, output, "padded", ids, tokenizer, merge, None)
+    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, None)
 
 
 def build_small(
@@ -197,9 +197,9 @@ def _fill_(small: PreTrainedModel, family: Family, tensors: Iterable[tuple[str, 
         )
 
 
-def _write(
+def write_checkpoint(
     small: PreTrainedModel,
-    family: Family,
+    family: Family | None,
     output: Path,
     format: str,
     probe_ids: Tensor,
@@ -207,13 +207,19 @@ def _write(
     merge: tuple[float, float],
     finish: Finish | None,
 ) -> ExportReport:
-    """Save, read back in a fresh process, let the caller add records, put in place."""
+    """Save, read back in a fresh process, let the caller add records, put in place.
+
+    Args:
+        family: of a layered checkpoint, whose modelling file follows it.
+        merge: what `compare` found before rounding.
+    """
     layered = format == "layered"
     with replaced_whole(output) as folder:
         _save_weights(small, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if layered:
+            assert family is not None
             stock = stock_class_of(small.config).__name__
             (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
         check = Check(

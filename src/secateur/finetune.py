@@ -20,8 +20,9 @@ from .job import Job
 from .loss import causal_lm_loss
 from .models import autocast, default_device, load_model
 from .options import steps_of
+from .ranks.layers import whole
 
-LORA_INITS = {"default": True, "pissa": "pissa_niter_4"}
+LORA_INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_4", "olora": "olora"}
 
 
 def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
@@ -34,11 +35,14 @@ def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -> PeftModel:
+def add_lora(
+    base: PreTrainedModel, config: RunConfig, linears: Sequence[str] | str, *, scaling: float | None = None
+) -> PeftModel:
     """LoRA on `linears` (or `--targets`), or the user's own adapter.
 
     Args:
-        linears: names of the linears that get LoRA unless the user says otherwise.
+        linears: names of the linears that get LoRA unless the user says otherwise; `all-linear` for all.
+        scaling: what B·A is multiplied by; by default what `--alpha` and `--rank` say (2 without `--alpha`).
     """
     if config.adapter:
         try:
@@ -48,12 +52,15 @@ def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -
             raise InputError(
                 f"--adapter {config.adapter}: not a LoRA adapter that fits this model ({reason})."
             ) from None
+    if scaling is None:
+        scaling = lora_scaling(config, 2.0)
+    rank = getattr(config, "init_rank", None) or config.rank
     lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha or 2 * config.rank,
+        r=rank,
+        lora_alpha=whole(scaling * rank),  # type: ignore[arg-type]  # PEFT takes fractions
         lora_dropout=config.dropout,
         init_lora_weights=LORA_INITS[config.lora_init],  # type: ignore[arg-type]
-        target_modules=list(config.targets or linears),
+        target_modules=list(config.targets) or (linears if isinstance(linears, str) else list(linears)),
         task_type="CAUSAL_LM",
     )
     try:
@@ -62,6 +69,16 @@ def add_lora(base: PreTrainedModel, config: RunConfig, linears: Sequence[str]) -
         raise InputError(f"--targets {' '.join(config.targets)}: {' '.join(str(error).split())[:300]}") from None
     assert isinstance(model, PeftModel)
     return model
+
+
+def lora_scaling(config: RunConfig, default: float) -> float:
+    """What B·A is multiplied by: α/r, or α/√r with `--rslora`, of the rank that the adapter ends with.
+
+    Args:
+        default: α/r where `--alpha` is not given.
+    """
+    alpha = config.alpha if config.alpha is not None else default * config.rank
+    return float(alpha / (config.rank**0.5 if config.rslora else config.rank))
 
 
 def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:

@@ -118,6 +118,11 @@ def checkpoint_dtype(model_config: PreTrainedConfig) -> torch.dtype:
     return model_config.dtype if isinstance(model_config.dtype, torch.dtype) else torch.float32
 
 
+def probe_of(job: Job) -> torch.Tensor:
+    """(1, tokens) of real training text, for comparing logits."""
+    return torch.tensor([job.blocks[0]["input_ids"][:256]])
+
+
 def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
     longest = getattr(model_config, "max_position_embeddings", None)
     for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):

@@ -162,6 +162,11 @@ def compute_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16` rather than `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """`torch.autocast` for the half precisions, nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype=dtype)

@@ -50,7 +50,7 @@ def outcome(
         "status": "done",
         "config": asdict(job.config),
         "environment": environment(),
-        "data": {"training": job.data, "evaluation": job.eval_info, **_token_counts(job)},
+        "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
         "dense": {
             "parameters": parameter_count(dense),
             "bytes": _source_bytes(job, dense),
@@ -118,7 +118,8 @@ def units_record(pruner: Pruner) -> dict[str, Any]:
     }
 
 
-def _token_counts(job: Job) -> dict[str, int]:
+def token_counts(job: Job) -> dict[str, int]:
+    """How much text there was and how much of it was trained on."""
     per_step = job.tokens_per_step
     return {
         "documents": job.blocks.n_documents,

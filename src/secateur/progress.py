@@ -68,23 +68,25 @@ class Progress:
 
     event = message
 
+    def told(self, text: str | None) -> None:
+        """`message`, where there is something to say."""
+        if text:
+            self.message(text)
+
     def update(
         self,
         step: int,
         *,
         loss: float,
         lr: float,
-        sparsity: float,
-        target: float,
-        parameters: int,
+        state: str,
         tokens_per_s: float,
         seconds_left: float,
     ) -> None:
-        """Show where the run is after `step`."""
+        """Show where the run is after `step`; `state` says how much has gone."""
         width = len(str(self.total_steps))
         line = (
-            f"step {step:{width}}/{self.total_steps}  loss {loss:.3f}  sparsity {sparsity:.1%} of {target:.1%}  "
-            f"{human_count(parameters)} params  {tokens_per_s:.0f} tok/s  "
+            f"step {step:{width}}/{self.total_steps}  loss {loss:.3f}  {state}  {tokens_per_s:.0f} tok/s  "
             f"{human_seconds(seconds_left)} left  lr {lr:.1e}"
         )
         if self.live:

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
 from .guard import NumericsGuard
-from .job import checkpoint_dtype, make_work
+from .job import checkpoint_dtype, make_work, probe_of
 from .locks import locked
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype
+from .models import autocast, compute_dtype, name_of
 from .outcome import measure, outcome, write_records
 from .prepare import PruneJob, scoring_options
 from .progress import Progress
 from .pruner import Cut, Pruner
-from .recording import RecordingCallback
+from .ranks import RankPruner
+from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from .saving import Interruption, SavingCallback
 from .teacher import Teacher
 
@@ -82,7 +83,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         tokenizer=job.tokenizer,
         model_class=config.model_class,
         overwrite=config.overwrite,
-        probe_ids=_probe(job),
+        probe_ids=probe_of(job),
         dtype=checkpoint_dtype(job.model_config),
         finish=finish,
     )
@@ -100,6 +101,7 @@ def fine_tune_and_prune(
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)
+    rank_pruner = make_rank_pruner(model, job)
     make_work(job)
     _announce(job, pruner, progress)
     distillation = None
@@ -107,20 +109,25 @@ def fine_tune_and_prune(
         distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
     if job.checkpoint is not None:
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+        if rank_pruner is not None:
+            rank_pruner.load(job.checkpoint)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(pruner, job, progress, evaluate, dense_parameters=dense_parameters)
+    recording = RecordingCallback(WatchedUnits(pruner, dense_parameters), job, progress, evaluate)
     steps = job.total_steps
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
         if job.checkpoint is None:
-            recording.on_cut(score_and_cut(model, pruner, job, dtype, progress))
+            progress.told(cut_words(score_and_cut(model, pruner, job, dtype, progress)))
     guard = NumericsGuard(job.config.on_nan, progress)
-    pruning = PruningCallback(pruner, on_cut=recording.on_cut, leave_out=lambda: guard.bad)
-    with Interruption(job.output) as interruption:
-        callbacks = [guard, pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
+    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), leave_out=lambda: guard.bad)]
+    if rank_pruner is not None:
+        pruning.append(
+            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+        )
+    with Interruption(job.output) as interruption, closing(recording):
+        callbacks = [guard, *pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
         if steps:
             run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint)
-    recording.close()
     interruption.check(pruner.steps_done)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
@@ -169,9 +176,13 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     return Pruner(model, total_steps=job.total_steps, scoring=scoring_options(config), **options)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """`bfloat16` rather than `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
+def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
+    """The pruner of the adapter's rank (`--init-rank`), at the same steps as the units' one."""
+    config = job.config
+    if config.init_rank is None:
+        return None
+    names = "rank schedule prune_start prune_end frequency seed"
+    return RankPruner(model, total_steps=job.total_steps, **{name: getattr(config, name) for name in names.split()})
 
 
 def _announce(job: PruneJob, pruner: Pruner, progress: Progress) -> None:
@@ -182,8 +193,3 @@ def _announce(job: PruneJob, pruner: Pruner, progress: Progress) -> None:
     )
     if abs(pruner.budget.sparsity - job.config.sparsity) > 1e-3:
         progress.message(f"(asked for {job.config.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")
-
-
-def _probe(job: PruneJob) -> torch.Tensor:
-    """(1, tokens) of real training text, for comparing logits."""
-    return torch.tensor([job.blocks[0]["input_ids"][:256]])

@@ -3,17 +3,73 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .distributed import rank
 from .evaluate import Perplexity
 from .job import Job
-from .progress import Progress
+from .progress import Progress, human_count
 from .pruner import Cut, Pruner
+from .ranks import RankCut, RankPruner
 from .records import MetricsLog
+
+
+class Watched(Protocol):
+    """What a run says of its pruner at each step."""
+
+    def steps_done(self) -> int:
+        """Optimiser steps, and scoring steps before training."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a line of metrics.jsonl says of how much has gone."""
+
+    def words(self) -> str:
+        """The same for the live line."""
+
+
+@dataclass(frozen=True)
+class WatchedUnits:
+    """A `Pruner`: sparsity and parameters."""
+
+    pruner: Pruner
+    dense_parameters: int
+    """Parameters of the model before pruning, without LoRA."""
+
+    def steps_done(self) -> int:
+        return self.pruner.steps_done
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "sparsity": self.pruner.sparsity,
+            "parameters": self.dense_parameters - self.pruner.removed_params,
+        }
+
+    def words(self) -> str:
+        facts = self.facts()
+        target = self.pruner.budget.sparsity
+        return f"sparsity {facts['sparsity']:.1%} of {target:.1%}  {human_count(facts['parameters'])} params"
+
+
+@dataclass(frozen=True)
+class WatchedRanks:
+    """A `RankPruner`: the mean rank and the adapter's parameters."""
+
+    pruner: RankPruner
+
+    def steps_done(self) -> int:
+        return self.pruner.steps_done
+
+    def facts(self) -> dict[str, Any]:
+        ranks = self.pruner.ranks.values()
+        return {"rank": sum(ranks) / len(ranks), "adapter_parameters": self.pruner.adapter_parameters}
+
+    def words(self) -> str:
+        facts = self.facts()
+        return f"rank {facts['rank']:.1f} of {self.pruner.rank}  {human_count(facts['adapter_parameters'])} params"
 
 
 class RecordingCallback(TrainerCallback):
@@ -21,25 +77,17 @@ class RecordingCallback(TrainerCallback):
 
     Args:
         evaluate: perplexity on the evaluation text now, or None without one.
-        dense_parameters: parameters of the model before pruning, without LoRA.
     """
 
     def __init__(
-        self,
-        pruner: Pruner,
-        job: Job,
-        progress: Progress,
-        evaluate: Callable[[], Perplexity | None],
-        *,
-        dense_parameters: int,
+        self, watched: Watched, job: Job, progress: Progress, evaluate: Callable[[], Perplexity | None]
     ) -> None:
-        self.pruner = pruner
+        self.watched = watched
         self.job = job
         self.progress = progress
         self.evaluate = evaluate
-        self.dense_parameters = dense_parameters
         place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
-        self.log = MetricsLog(place, last_step=pruner.steps_done)
+        self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
         self._seconds_per_step = 0.0
 
@@ -58,7 +106,7 @@ class RecordingCallback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        loss, step = logs["loss"], self.pruner.steps_done  # scoring steps before training count
+        loss, step = logs["loss"], self.watched.steps_done()
         seconds = time.perf_counter() - self._step_started
         self._seconds_per_step = 0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
         line: dict[str, Any] = {
@@ -66,8 +114,7 @@ class RecordingCallback(TrainerCallback):
             "loss": loss,
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
-            "sparsity": self.pruner.sparsity,
-            "parameters": self.dense_parameters - self.pruner.removed_params,
+            **self.watched.facts(),
             "seconds": seconds,
             "tokens_per_s": self.job.tokens_per_step / seconds,
         }
@@ -80,26 +127,33 @@ class RecordingCallback(TrainerCallback):
             step,
             loss=loss,
             lr=line["learning_rate"],
-            sparsity=line["sparsity"],
-            target=self.pruner.budget.sparsity,
-            parameters=line["parameters"],
+            state=self.watched.words(),
             tokens_per_s=line["tokens_per_s"],
             seconds_left=self._seconds_per_step * (state.max_steps - state.global_step),
         )
 
-    def on_cut(self, cut: Cut) -> None:
-        """Show what a cut removed."""
-        counts: dict[str, int] = {}
-        for name, units in cut.removed.items():
-            kind = name.rsplit(".", 1)[-1]
-            counts[kind] = counts.get(kind, 0) + len(units)
-        if not counts:
-            return
-        words = ", ".join(f"{count:,} {WORDS[kind]}" for kind, count in counts.items())
-        self.progress.event(f"cut after step {cut.step}: {words} gone, sparsity now {cut.sparsity:.1%}")
-
     def close(self) -> None:
         self.log.close()
+
+
+def cut_words(cut: Cut) -> str | None:
+    """What a cut of units removed; None when it removed nothing."""
+    counts: dict[str, int] = {}
+    for name, units in cut.removed.items():
+        kind = name.rsplit(".", 1)[-1]
+        counts[kind] = counts.get(kind, 0) + len(units)
+    if not counts:
+        return None
+    words = ", ".join(f"{count:,} {WORDS[kind]}" for kind, count in counts.items())
+    return f"cut after step {cut.step}: {words} gone, sparsity now {cut.sparsity:.1%}"
+
+
+def rank_cut_words(cut: RankCut) -> str | None:
+    """What a cut of rank components removed; None when it removed nothing."""
+    gone, ranks = sum(cut.removed.values()), list(cut.ranks.values())
+    if not gone:
+        return None
+    return f"cut after step {cut.step}: {gone:,} rank components gone, rank now {sum(ranks) / len(ranks):.1f}"
 
 
 WORDS = {"ffn": "FFN channels", "kv_group": "KV groups", "query_head": "query heads"}

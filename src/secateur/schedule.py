@@ -1,8 +1,9 @@
 """When to cut and how far: optimiser step -> share of the target. Pure arithmetic."""
 
+import math
 from dataclasses import dataclass
 
-from .errors import all_faults
+from .errors import InputError, all_faults
 from .options import steps_of
 
 
@@ -14,7 +15,8 @@ class Schedule:
 
     Attributes:
         kind: `cubic` (LoRAPrune: s_t = S·(1 − (1 − (t − start)/(end − start))³)), `linear`, or `one-shot`
-            (the whole target at once, at `start`, when the scores have filled).
+            (the whole target at once, at `start`, when the scores have filled), or `stepwise` (`share` of the
+            target at each cut).
         start, end: steps. Nothing is removed up to and at `start`, all of the target at `end`.
         frequency: steps between cuts.
     """
@@ -23,6 +25,7 @@ class Schedule:
     start: int
     end: int
     frequency: int = 10
+    share: float = 0.0
 
     def progress(self, step: int) -> float:
         """Share of the target that is due after `step`: 0 at `start`, exactly 1 from `end` on."""
@@ -32,6 +35,8 @@ class Schedule:
             return 0.0
         if step >= self.end:
             return 1.0
+        if self.kind == "stepwise":
+            return min(1.0, self.share * ((step - self.start) // self.frequency))
         passed = (step - self.start) / (self.end - self.start)
         return passed if self.kind == "linear" else 1.0 - (1.0 - passed) ** 3
 
@@ -69,3 +74,21 @@ def make_schedule(kind: str, start: float | int, end: float | int, frequency: in
         )
     all_faults(faults)
     return Schedule(kind, first, last, frequency)
+
+
+def make_stepwise(start: float | int, every: int, size: int, removed: int, total_steps: int) -> Schedule:
+    """`size` of `removed` components go every `every` steps, the first of them `every` steps after `start`.
+
+    Raises:
+        InputError: the run ends before the last cut; says how many steps it takes.
+    """
+    first, cuts = steps_of(start, total_steps), math.ceil(removed / size)
+    last = first + every * cuts
+    if last > total_steps:
+        # A start given as a fraction moves with the run's length.
+        needed = math.ceil(every * cuts / (1 - start)) if isinstance(start, float) else last
+        raise InputError(
+            f"--k1 {every} --k2 {size} takes {cuts} cuts to remove {removed} components, the last at step {last}, and "
+            f"the run has {total_steps} steps: give --steps {needed + 1} or more, a larger --k2 or a smaller --k1."
+        )
+    return Schedule("stepwise", first, last, every, size / removed)

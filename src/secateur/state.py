@@ -12,22 +12,22 @@ from .records import write_json
 NAME = "pruner"
 
 
-def save_state(state: dict[str, Any], folder: Path) -> None:
-    """Write pruner.safetensors (every part of `state` that maps names to tensors) and pruner.json (the rest)."""
+def save_state(state: dict[str, Any], folder: Path, name: str = NAME) -> None:
+    """Write `name`.safetensors (every part of `state` that maps names to tensors) and `name`.json (the rest)."""
     parts = [part for part, value in state.items() if _is_tensors(value)]
-    tensors = {f"{part}/{name}": tensor.contiguous() for part in parts for name, tensor in state[part].items()}
-    save_file(tensors, folder / f"{NAME}.safetensors")
+    tensors = {f"{part}/{key}": tensor.contiguous() for part in parts for key, tensor in state[part].items()}
+    save_file(tensors, folder / f"{name}.safetensors")
     rest = {key: value for key, value in state.items() if key not in parts}
-    write_json(folder / f"{NAME}.json", rest | {"tensors": parts})
+    write_json(folder / f"{name}.json", rest | {"tensors": parts})
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, name: str = NAME) -> dict[str, Any]:
     """What `save_state` wrote."""
-    state: dict[str, Any] = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     state |= {part: {} for part in state.pop("tensors")}
-    for key, tensor in load_file(folder / f"{NAME}.safetensors").items():
-        part, _, name = key.partition("/")
-        state[part][name] = tensor
+    for key, tensor in load_file(folder / f"{name}.safetensors").items():
+        part, _, own = key.partition("/")
+        state[part][own] = tensor
     return state
 
 

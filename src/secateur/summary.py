@@ -17,10 +17,30 @@ def run_summary(result: dict[str, Any]) -> str:
     return "\n".join(["", _before_and_after(result), "", *_notes(result), "", _alternatives(result)])
 
 
+def adapt_summary(result: dict[str, Any]) -> str:
+    """What an adapter run came to."""
+    adapter, export, data = result["adapter"], result["export"], result["data"]
+    lines = [
+        "",
+        f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
+        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in {data['steps']} steps",
+    ]
+    if measured := result["adapted"]["perplexity"]:
+        before = result["dense"]["perplexity"]
+        lines.append(
+            f"perplexity {before['perplexity']:.2f} -> {measured['perplexity']:.2f} on {data['evaluation']['data']}"
+        )
+    lines.append(
+        f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
+    )
+    return "\n".join(lines)
+
+
 def loading_lines(result: dict[str, Any]) -> str:
     """Where the checkpoint is and how to load it."""
     export = result["export"]
-    return f"\nThe checkpoint is in {export['folder']}. To load it:\n\n{_indent(export['loads_with'])}\n"
+    what = "adapter" if export["format"] == "adapter" else "checkpoint"
+    return f"\nThe {what} is in {export['folder']}. To load it:\n\n{_indent(export['loads_with'])}\n"
 
 
 def export_summary(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -195,19 +196,33 @@ def _run_child(checks: list[Check]) -> list[dict]:
                     "device": check.device,
                 }
             )
-        (folder / "jobs.json").write_text(json.dumps({"threads": torch.get_num_threads(), "jobs": jobs}))
-        command = [sys.executable, "-I", "-W", "ignore", "-c", CHILD, str(folder / "jobs.json")]
+        found: list[dict] = fresh_process(CHILD, {"threads": torch.get_num_threads(), "jobs": jobs}, checks[0].folder)
+    return found
+
+
+def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
+    """Run Python `source` in a process that cannot import secateur from here; what it prints after `RESULT`.
+
+    Args:
+        task: given as JSON, in the file that `sys.argv[1]` names.
+        folder: what is read back, for the message.
+    Raises:
+        VerificationError: the process failed; says how it ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
+        file = Path(name) / "task.json"
+        file.write_text(json.dumps(task), encoding="utf-8")
+        command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(file)]
         # transformers copies a modelling file into this cache under the folder's (temporary) name: not the user's.
-        environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(name) / "modules")}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT")]
     if done.returncode or not lines:
         last = done.stderr.strip().split("\n")[-1] or f"no message, exit code {done.returncode}"
         if done.returncode == -9:
             last = "it was killed, probably for lack of memory"
-        raise VerificationError(f"{checks[0].folder}: a fresh process could not load the checkpoint: {last}")
-    found: list[dict] = json.loads(lines[-1].removeprefix("RESULT"))
-    return found
+        raise VerificationError(f"{folder}: a fresh process could not load what was written: {last}")
+    return json.loads(lines[-1].removeprefix("RESULT"))
 
 
 def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
@@ -241,13 +256,18 @@ def compare(what: str, small: PreTrainedModel, origin: str, model: nn.Module, id
     Raises:
         VerificationError: the divergence is more than rounding explains, or not a number.
     """
-    expected, found = logits_of(model, ids).double(), logits_of(small, ids).double()
+    return compare_logits(what, logits_of(small, ids), origin, logits_of(model, ids), small.dtype)
+
+
+def compare_logits(what: str, found: Tensor, origin: str, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The same from (1, tokens, vocabulary) logits computed in `dtype`."""
+    expected, found = expected.double(), found.double()
     p, q = expected.log_softmax(-1), found.log_softmax(-1)
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     difference = float((expected - found).abs().max())
-    if not kl <= MOST_KL[small.dtype]:
+    if not kl <= MOST_KL[dtype]:
         raise VerificationError(
-            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[small.dtype]:g}; "
+            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[dtype]:g}; "
             f"largest logit difference {difference:.3g})."
         )
     return kl, difference

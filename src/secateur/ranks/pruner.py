@@ -1,23 +1,27 @@
 """The rank pruner: watches LoRA's gradients, and removes rank components on schedule. Knows no Trainer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
 
+from ..distributed import average_, check_agreement
 from ..errors import InputError, NumericsError
-from ..schedule import Schedule, make_schedule
+from ..schedule import Schedule, make_schedule, make_stepwise
 from ..state import load_state, save_state
-from ..surgery import Sliced, check_mergeable, check_shapes, lora_factors, lora_layers, swap_parameters_
+from ..surgery import check_mergeable, check_shapes, lora_factors, lora_layers
 from ..taps import MOMENT_TOKENS, tap
 from .criteria import RANK_CRITERIA, RankEvidence
+from .layers import Averages, last_update_norm, slice_components_, step_facts, tell_peft
 from .recovery import compensation, damped, newton_step, rise_of_set
 
 RECOVERIES = ("none", "compensate", "newton+compensate")
+STATE = "rank_pruner"
+"""Name of the state's files in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +33,6 @@ class RankCut:
     """Layer -> components that went."""
     ranks: dict[str, int]
     """Layer -> rank after it."""
-
-
-@dataclass(eq=False)
-class _Averages:
-    """Moving averages of one layer's steps, debiased; sliced at each cut."""
-
-    steps: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    """`curvature_a`, `curvature_b` (r, r), `gradient_b` (out, r), `gradient_a` (in, r), `taylor` (r,),
-    `second_z` (r, r)."""
-
-    def mix(self, fresh: dict[str, Tensor], decay: float) -> None:
-        self.steps += 1
-        weight = max(1 - decay, 1 / self.steps)
-        for name, value in fresh.items():
-            self.tensors[name] = self.tensors[name].lerp(value, weight) if name in self.tensors else value.clone()
-
-    def slice_(self, stay: Tensor) -> None:
-        for name, value in self.tensors.items():
-            # Components are the last dimension of each, and both of the square ones.
-            sliced = value.index_select(-1, stay)
-            square = name.startswith(("curvature", "second"))
-            self.tensors[name] = sliced.index_select(0, stay) if square else sliced
 
 
 class RankPruner:
@@ -67,6 +48,8 @@ class RankPruner:
         rank: the rank to end with; with `global` allocation, on average.
         total_steps: optimiser steps of the run; may be left to `begin`.
         schedule, prune_start, prune_end, frequency: see `Schedule`.
+        k1, k2: in place of `prune_end` and `frequency`, steps between cuts and components per cut and layer
+            (PrunedLoRA's K₁ and K₂).
         criterion: one of `RANK_CRITERIA`.
         recovery: `none`, `compensate` or `newton+compensate` (see `recovery`).
         damping: of the curvature, relative to its mean diagonal.
@@ -86,6 +69,8 @@ class RankPruner:
         prune_start: float | int = 0.1,
         prune_end: float | int = 0.6,
         frequency: int = 10,
+        k1: int | None = None,
+        k2: int | None = None,
         criterion: str = "gradient",
         recovery: str = "compensate",
         damping: float = 0.1,
@@ -99,17 +84,18 @@ class RankPruner:
         self.model = model
         self.layers = lora_layers(model)
         self._check(rank, recovery, damping, allocation)
+        start = max(self.ranks.values())
         self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
         self.allocation, self.seed = allocation, seed
         self.criterion = RANK_CRITERIA[criterion]
         self.start_ranks = self.ranks
         self.steps_done = 0
         self.cuts: list[RankCut] = []
-        self._averages = {path: _Averages() for path in self.layers}
+        self._averages = {path: Averages() for path in self.layers}
         self._seen_z: dict[str, list[Tensor]] = {}
         self._handles: list[Any] = []
-        self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
-            schedule, prune_start, prune_end, frequency, total
+        self._make_schedule: Callable[[int], Schedule] = lambda total: rank_schedule(
+            schedule, prune_start, prune_end, frequency, total, init_rank=start, rank=rank, k1=k1, k2=k2
         )
         self.schedule: Schedule | None = None
         if total_steps is not None:
@@ -126,6 +112,12 @@ class RankPruner:
         """Layer -> its rank now."""
         return {path: lora_factors(layer).a.shape[0] for path, layer in self.layers.items()}
 
+    @property
+    def adapter_parameters(self) -> int:
+        """Parameters of the adapter now."""
+        factors = [lora_factors(layer) for layer in self.layers.values()]
+        return sum(lora.a.numel() + lora.b.numel() for lora in factors)
+
     def observe(self) -> None:
         """Take this step's gradients into the moving averages; before the update, on final gradients.
 
@@ -133,13 +125,13 @@ class RankPruner:
             NumericsError: a gradient is not finite; names layer and step.
         """
         assert self.schedule is not None, "begin() comes first, or total_steps"
-        if self.steps_done + 1 > self.schedule.last_cut:
+        if self.steps_done + 1 > self.schedule.last_cut or self.rank == max(self.start_ranks.values()):
             return
         for path, layer in self.layers.items():
             lora = lora_factors(layer)
             if lora.a.grad is None or lora.b.grad is None:
                 raise InputError(f"{path}: LoRA has no gradient: call observe() after backward(), before zero_grad().")
-            fresh = _step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad)
+            fresh = step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad)
             if path in self._seen_z:
                 fresh["second_z"] = torch.stack(self._seen_z[path]).mean(0)
             if not all(torch.isfinite(value).all() for value in fresh.values()):
@@ -161,14 +153,20 @@ class RankPruner:
         """
         assert self.schedule is not None, "observe() or begin() comes first"
         self.steps_done += 1
-        if not self.schedule.is_cut(self.steps_done):
+        if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
             return None
         before = self.ranks
+        # Gradients are averaged at each step; what the processes saw of activations, only here.
+        seen = [averages.tensors["second_z"] for averages in self._averages.values() if "second_z" in averages.tensors]
+        average_(seen)
+        chosen: dict[str, Tensor] = {}
         for path, gone in self._choose(self.schedule.progress(self.steps_done)).items():
             if len(gone):
+                chosen[path] = gone
                 self._remove(path, gone, optimizer)
-        self._tell_peft()
+        tell_peft(self.model, self.layers)
         check_shapes(self.model, optimizer)
+        check_agreement(chosen, self.steps_done)
         now = self.ranks
         cut = RankCut(self.steps_done, {path: before[path] - now[path] for path in now}, now)
         self.cuts.append(cut)
@@ -201,8 +199,8 @@ class RankPruner:
         self.steps_done = state["steps_done"]
         self.cuts = [RankCut(**cut) for cut in state["cuts"]]
         for path, rank in state["ranks"].items():
-            _slice_components_(self.layers[path], torch.arange(rank), None)
-        self._tell_peft()
+            slice_components_(self.layers[path], torch.arange(rank), None)
+        tell_peft(self.model, self.layers)
         for path, averages in self._averages.items():
             prefix = path + "."
             averages.steps = state["average_steps"][path]
@@ -213,12 +211,12 @@ class RankPruner:
             }
 
     def save(self, folder: Path) -> None:
-        """Write the state as pruner.safetensors and pruner.json."""
-        save_state(self.state_dict(), folder)
+        """Write the state as rank_pruner.safetensors and rank_pruner.json."""
+        save_state(self.state_dict(), folder, STATE)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote."""
-        self.load_state_dict(load_state(folder))
+        self.load_state_dict(load_state(folder, STATE))
 
     def _check(self, rank: int, recovery: str, damping: float, allocation: str) -> None:
         lowest = min(self.ranks.values(), default=0)
@@ -282,7 +280,7 @@ class RankPruner:
         stay = everything[~torch.isin(everything, gone)]
         if self.recovery != "none":
             self._recover_(path, stay, gone, optimizer)
-        _slice_components_(layer, stay, optimizer)
+        slice_components_(layer, stay, optimizer)
         self._averages[path].slice_(stay)
 
     def _recover_(self, path: str, stay: Tensor, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
@@ -297,29 +295,13 @@ class RankPruner:
         if self.recovery == "newton+compensate":
             parameter = lora.b if chosen == "b" else lora.a
             curvature = damped(facts[f"curvature_{chosen}"], self.damping)
-            longest = _last_update_norm(parameter, optimizer)
+            longest = last_update_norm(parameter, optimizer)
             change = change + newton_step(facts[f"gradient_{chosen}"], curvature, stay, longest)
         with torch.no_grad():
             if chosen == "b":
                 lora.b.data[:, stay] += change.to(lora.b)
             else:
                 lora.a.data[stay] += change.T.to(lora.a)
-
-    def _tell_peft(self) -> None:
-        """The adapter's configuration says the ranks and alphas that give these shapes the scaling they have."""
-        (adapter,) = self.model.active_adapters
-        config = self.model.peft_config[adapter]
-        assert isinstance(config, LoraConfig)
-        ranks = self.ranks
-        alphas = {path: layer.scaling[adapter] * ranks[path] for path, layer in self.layers.items()}
-        for path, layer in self.layers.items():
-            layer.r[adapter], layer.lora_alpha[adapter] = ranks[path], alphas[path]
-        config.use_rslora = False  # alpha / r gives the same scaling
-        common = max(set(ranks.values()), key=list(ranks.values()).count)
-        typical = next(alpha for path, alpha in alphas.items() if ranks[path] == common)
-        config.r, config.lora_alpha = common, _whole(typical)  # type: ignore[assignment]  # PEFT takes fractions
-        config.rank_pattern = {path: rank for path, rank in ranks.items() if rank != common}
-        config.alpha_pattern = {path: _whole(alpha) for path, alpha in alphas.items() if alpha != typical}
 
     def _watch(self) -> None:
         """Second moments of z = A x, from the passes that train."""
@@ -337,45 +319,23 @@ class RankPruner:
             self._handles.append(layer.lora_A[adapter].register_forward_hook(hook))
 
 
-def _step_facts(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> dict[str, Tensor]:
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    a, b, grad_a, grad_b = (t.to(wide) for t in (a, b, grad_a, grad_b))
-    return {
-        "curvature_a": grad_a @ grad_a.T,
-        "curvature_b": grad_b.T @ grad_b,
-        "gradient_a": grad_a.T.contiguous(),
-        "gradient_b": grad_b.clone(),
-        "taylor": (grad_a * a).abs().sum(1) + (grad_b * b).abs().sum(0),
-    }
+def rank_schedule(
+    kind: str,
+    start: float | int,
+    end: float | int,
+    frequency: int,
+    total_steps: int,
+    *,
+    init_rank: int,
+    rank: int,
+    k1: int | None,
+    k2: int | None,
+) -> Schedule:
+    """When components go: between `start` and `end`, or `k2` of them every `k1` steps from `start` on.
 
-
-def _slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-    """Keep the components `stay` of A and B, of their moments and of what PEFT's linears say of themselves."""
-    (adapter,) = layer.active_adapters
-    swapped: dict[Tensor, Sliced] = {}
-    for holder, dim in ((layer.lora_A[adapter], 0), (layer.lora_B[adapter], 1)):
-        old = holder.weight
-        new = nn.Parameter(old.data.index_select(dim, stay.to(old.device)), requires_grad=old.requires_grad)
-        holder.weight = new
-        swapped[old] = Sliced(new, dim, stay)
-        setattr(holder, "out_features" if dim == 0 else "in_features", len(stay))
-    if optimizer is not None:
-        swap_parameters_(optimizer, swapped)
-
-
-def _last_update_norm(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> float:
-    """Length of AdamW's last update of a parameter (without weight decay), from its moments."""
-    state = optimizer.state.get(parameter) if optimizer is not None else None
-    if not state or "exp_avg" not in state:
-        return 0.0
-    assert optimizer is not None
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    beta1, beta2 = group["betas"]
-    count = float(state["step"])
-    mean = state["exp_avg"] / (1 - beta1**count)
-    spread = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt() + group["eps"]
-    return float(group["lr"] * (mean / spread).norm())
-
-
-def _whole(alpha: float) -> float | int:
-    return int(alpha) if float(alpha).is_integer() else alpha
+    Raises:
+        InputError: the run is too short; says how many steps it takes.
+    """
+    if k1 is None or k2 is None:
+        return make_schedule(kind, start, end, frequency, total_steps)
+    return make_stepwise(start, k1, k2, init_rank - rank, total_steps)

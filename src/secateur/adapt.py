@@ -1,0 +1,224 @@
+"""The main path of `secateur adapt`: train a LoRA adapter from a high rank down to a low one, and write it."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
+from transformers.pytorch_utils import Conv1D
+
+from .adapter import AdapterReport, write_adapter, write_merged
+from .benchmark import parameter_count
+from .callback import PruningCallback
+from .config_adapt import AdaptConfig
+from .distributed import rank as process_rank
+from .errors import InputError
+from .evaluate import Perplexity
+from .finetune import add_lora, load_base, lora_scaling, run_trainer
+from .guard import NumericsGuard
+from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
+from .locks import locked
+from .models import compute_dtype, name_of
+from .outcome import measure, token_counts
+from .progress import Progress
+from .ranks import RankPruner
+from .ranks.pruner import rank_schedule
+from .recording import RecordingCallback, WatchedRanks, rank_cut_words
+from .records import environment, write_json
+from .saving import Interruption, SavingCallback
+from .schedule import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptJob(Job):
+    """An adapter run whose inputs are known to be good."""
+
+    config: AdaptConfig
+    schedule: Schedule
+    init_rank: int
+    """That of `--adapter` where one is given."""
+
+
+def prepare_adapt(config: AdaptConfig) -> AdaptJob:
+    """Check a run's inputs, cheapest first, and read its data.
+
+    Raises:
+        InputError: anything about model, data, options, adapter or output that would make the run fail later.
+    """
+    init_rank = _rank_of_adapter(config) if config.adapter else config.init_rank
+    source, model_config = open_model(config)
+    needed = _check_ranks(config, model_config, init_rank)
+    job = read_inputs(config, source, model_config, needed)
+    schedule = rank_schedule(
+        config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps,
+        init_rank=init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
+    )  # fmt: skip
+    return AdaptJob(**vars(job), schedule=schedule, init_rank=init_rank)
+
+
+def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
+    """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
+
+    Raises:
+        InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
+    """
+    with locked(job.work) if process_rank() == 0 else nullcontext():
+        return _adapt(job, progress)
+
+
+def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
+    config = job.config
+    started = time.perf_counter()
+    for note in job.notes:
+        progress.message(note)
+    set_seed(config.seed)
+    dtype = compute_dtype(config.dtype)
+    base = load_base(job, dtype)
+    progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
+    before = measure(base, job, dtype)
+    model = add_lora(base, config, "all-linear", scaling=lora_scaling(config, 1.0))
+    training = time.perf_counter()
+    pruner = train_adapter(model, job, dtype, progress)
+    train_seconds = time.perf_counter() - training
+    if process_rank() > 0:
+        return {}  # the first process writes
+    after = measure(model, job, dtype)
+    progress.message("writing, then reading back in a fresh process ...")
+    result: dict[str, Any] = {}
+
+    def finish(folder: Path, report: AdapterReport) -> None:
+        result.update(adapt_outcome(job, pruner, before, after, report))
+        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        write_json(folder / "result.json", result)
+        write_json(folder / "ranks.json", ranks_record(pruner))
+        shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+
+    write = write_merged if config.merge else write_adapter
+    write(model, job, finish)
+    if not config.save_steps:
+        shutil.rmtree(job.work, ignore_errors=True)
+    return result
+
+
+def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
+    """Train and prune an adapter; the records go to `job.work`."""
+    config = job.config
+    names = (
+        "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation seed"
+    )
+    options = {name: getattr(config, name) for name in names.split()}
+    pruner = RankPruner(model, total_steps=job.total_steps, **options)
+    make_work(job)
+    if job.checkpoint is not None:
+        pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+    progress.message(_plan_words(job, pruner))
+    guard = NumericsGuard(config.on_nan, progress)
+    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
+    recording = RecordingCallback(WatchedRanks(pruner), job, progress, evaluate)
+    with Interruption(job.output) as interruption, closing(recording):
+        callbacks = [guard, pruning, recording, SavingCallback(every_run=config.save_steps > 0), interruption]
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint)
+    interruption.check(pruner.steps_done)
+    return pruner
+
+
+def adapt_outcome(
+    job: AdaptJob, pruner: RankPruner, before: Perplexity | None, after: Perplexity | None, report: AdapterReport
+) -> dict[str, Any]:
+    """What `result.json` holds, but for the times."""
+    ranks = pruner.ranks
+    factors = sum(pruner.start_ranks.values())
+    return {
+        "kind": "adapt",
+        "status": "done",
+        "config": asdict(job.config),
+        "environment": environment(),
+        "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
+        "dense": {"perplexity": before.to_dict() if before else None},
+        "adapted": {"perplexity": after.to_dict() if after else None},
+        "adapter": {
+            "init_rank": job.init_rank,
+            "rank": job.config.rank,
+            "mean_rank": sum(ranks.values()) / len(ranks),
+            "components_before": factors,
+            "components_after": sum(ranks.values()),
+            "parameters": pruner.adapter_parameters,
+        },
+        "export": report.to_dict() | {"folder": str(job.output)},
+    }
+
+
+def ranks_record(pruner: RankPruner) -> dict[str, Any]:
+    """What `ranks.json` holds: each layer's rank at the start, after each cut, and at the end."""
+    return {
+        "start": pruner.start_ranks,
+        "cuts": [{"step": cut.step, "ranks": cut.ranks} for cut in pruner.cuts],
+        "end": pruner.ranks,
+    }
+
+
+def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
+    if job.init_rank == job.config.rank:
+        return f"LoRA of rank {job.init_rank} on {len(pruner.layers)} linears, nothing to prune"
+    cuts = job.schedule.cuts()
+    return (
+        f"target: rank {job.init_rank} to {job.config.rank} on {len(pruner.layers)} linears ({job.config.allocation}), "
+        f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
+    )
+
+
+def _rank_of_adapter(config: AdaptConfig) -> int:
+    """The rank of `--adapter`, after a check that it is one that can be pruned."""
+    path = Path(str(config.adapter)).expanduser() / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank = found["peft_type"], int(found.get("r", 0))
+    except FileNotFoundError:
+        raise InputError(
+            f"--adapter {config.adapter}: no adapter_config.json there: give a PEFT adapter's folder."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"--adapter {config.adapter}: adapter_config.json cannot be read: copy it again.") from None
+    if kind != "LORA" or found.get("use_dora"):
+        name = "DoRA" if kind == "LORA" else kind
+        raise InputError(f"--adapter {config.adapter} is {name}: only plain LoRA has ranks that can be pruned.")
+    if found.get("rank_pattern"):
+        raise InputError(
+            f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
+            "equal ranks in all."
+        )
+    if rank < config.rank:
+        raise InputError(f"--adapter {config.adapter} has rank {rank}, below --rank {config.rank}: it only falls.")
+    return rank
+
+
+def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank: int) -> int:
+    """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    head = empty.get_output_embeddings()
+    linears = {
+        path: module
+        for path, module in empty.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        and (not config.targets or any(path == t or path.endswith("." + t) for t in config.targets))
+    }  # fmt: skip
+    for path, module in linears.items():
+        smaller = min(module.weight.shape)
+        if init_rank > smaller:
+            raise InputError(
+                f"--init-rank {init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank above "
+                f"{smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
+            )
+    if config.merge:
+        return parameter_count(empty) * checkpoint_dtype(model_config).itemsize
+    return 4 * init_rank * sum(sum(module.weight.shape) for module in linears.values())

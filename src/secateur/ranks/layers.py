@@ -1,0 +1,97 @@
+"""One LoRA layer's rank components: what is averaged of their gradients, and taking some away."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from ..surgery import Sliced, swap_parameters_
+
+
+@dataclass(eq=False)
+class Averages:
+    """Moving averages of one layer's steps, debiased; sliced at each cut."""
+
+    steps: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """`curvature_a`, `curvature_b` (r, r), `gradient_b` (out, r), `gradient_a` (in, r), `taylor` (r,),
+    `second_z` (r, r)."""
+
+    def mix(self, fresh: dict[str, Tensor], decay: float) -> None:
+        """Take a step in. An average whose layer was sliced meanwhile (`prune --init-rank`) starts anew."""
+        self.steps += 1
+        weight = max(1 - decay, 1 / self.steps)
+        for name, value in fresh.items():
+            old = self.tensors.get(name)
+            self.tensors[name] = value.clone() if old is None or old.shape != value.shape else old.lerp(value, weight)
+
+    def slice_(self, stay: Tensor) -> None:
+        for name, value in self.tensors.items():
+            # Components are the last dimension of each, and both of the square ones.
+            sliced = value.index_select(-1, stay)
+            square = name.startswith(("curvature", "second"))
+            self.tensors[name] = sliced.index_select(0, stay) if square else sliced
+
+
+def step_facts(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> dict[str, Tensor]:
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    a, b, grad_a, grad_b = (t.to(wide) for t in (a, b, grad_a, grad_b))
+    return {
+        "curvature_a": grad_a @ grad_a.T,
+        "curvature_b": grad_b.T @ grad_b,
+        "gradient_a": grad_a.T.contiguous(),
+        "gradient_b": grad_b.clone(),
+        "taylor": (grad_a * a).abs().sum(1) + (grad_b * b).abs().sum(0),
+    }
+
+
+def slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    """Keep the components `stay` of A and B, of their moments and of what PEFT's linears say of themselves."""
+    (adapter,) = layer.active_adapters
+    swapped: dict[Tensor, Sliced] = {}
+    for holder, dim in ((layer.lora_A[adapter], 0), (layer.lora_B[adapter], 1)):
+        old = holder.weight
+        new = nn.Parameter(old.data.index_select(dim, stay.to(old.device)), requires_grad=old.requires_grad)
+        holder.weight = new
+        swapped[old] = Sliced(new, dim, stay)
+        setattr(holder, "out_features" if dim == 0 else "in_features", len(stay))
+    if optimizer is not None:
+        swap_parameters_(optimizer, swapped)
+
+
+def last_update_norm(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> float:
+    """Length of AdamW's last update of a parameter (without weight decay), from its moments."""
+    state = optimizer.state.get(parameter) if optimizer is not None else None
+    if not state or "exp_avg" not in state:
+        return 0.0
+    assert optimizer is not None
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    beta1, beta2 = group["betas"]
+    count = float(state["step"])
+    mean = state["exp_avg"] / (1 - beta1**count)
+    spread = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt() + group["eps"]
+    return float(group["lr"] * (mean / spread).norm())
+
+
+def whole(alpha: float) -> float | int:
+    """16.0 -> 16: how PEFT writes it."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def tell_peft(model: PeftModel, layers: dict[str, Any]) -> None:
+    """The adapter's configuration says the ranks and alphas that give these shapes the scaling they have."""
+    (adapter,) = model.active_adapters
+    config = model.peft_config[adapter]
+    assert isinstance(config, LoraConfig)
+    ranks = {path: layer.lora_A[adapter].weight.shape[0] for path, layer in layers.items()}
+    alphas = {path: layer.scaling[adapter] * ranks[path] for path, layer in layers.items()}
+    for path, layer in layers.items():
+        layer.r[adapter], layer.lora_alpha[adapter] = ranks[path], alphas[path]
+    config.use_rslora = False  # alpha / r gives the same scaling
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    typical = next(alpha for path, alpha in alphas.items() if ranks[path] == common)
+    config.r, config.lora_alpha = common, whole(typical)  # type: ignore[assignment]  # PEFT takes fractions
+    config.rank_pattern = {path: rank for path, rank in ranks.items() if rank != common}
+    config.alpha_pattern = {path: whole(alpha) for path, alpha in alphas.items() if alpha != typical}
