@@ -23,7 +23,7 @@ from .distributed import rank as process_rank
 from .errors import InputError
 from .evaluate import Perplexity
 from .finetune import add_lora, load_base, lora_scaling, run_trainer
-from .guard import NumericsGuard
+from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .locks import locked
 from .models import compute_dtype, name_of
@@ -102,7 +102,8 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
 
     write = write_merged if config.merge else write_adapter
-    write(model, job, finish)
+    with memory_for("writing the result", WRITE_LATER):
+        write(model, job, finish)
     if not config.save_steps:
         shutil.rmtree(job.work, ignore_errors=True)
     return result
@@ -125,7 +126,8 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     recording = RecordingCallback(WatchedRanks(pruner), job, progress, evaluate)
     with Interruption(job.output) as interruption, closing(recording):
-        callbacks = [guard, pruning, recording, SavingCallback(every_run=config.save_steps > 0), interruption]
+        saving = SavingCallback(every_run=config.save_steps > 0)
+        callbacks = [guard, DivergenceWatch(progress), pruning, recording, saving, interruption]
         run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint)
     interruption.check(pruner.steps_done)
     return pruner

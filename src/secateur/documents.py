@@ -73,6 +73,8 @@ def check_spec(spec: str) -> None:
             kind = repr(path.suffix) if path.suffix else "without a type"
             types = ", ".join(FILE_TYPES)
             raise InputError(f"data file {spec} is {kind}: expected {types}; rename or convert it.")
+        if not path.is_file():
+            raise InputError(f"data {spec} is no regular file (a pipe or a device): write its text to a file first.")
     elif _looks_like_path(spec):
         raise InputError(f"data {spec!r}: no such file or folder. Check the path, or give a hub data set (org/name).")
     elif "/" not in name and (hint := did_you_mean(name, [STDLIB])):
@@ -147,6 +149,8 @@ def _read_file(path: Path) -> list[Document]:
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    if "\0" in text:
+        raise InputError(f"{path} has NUL bytes, so it is no UTF-8 text (a binary file, or UTF-16?): convert it.")
     if not text.strip():
         raise InputError(f"{path} is empty: give a file with text in it, or leave it out.")
     if path.suffix.lower() == ".txt":

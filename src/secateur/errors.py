@@ -31,6 +31,26 @@ class NumericsError(SecateurError):
     exit_code = 5
 
 
+FULL = (
+    "no space left",
+    "os error 28",
+    "file too large",
+    "os error 27",
+    "quota exceeded",
+    "streamwriter failed writing",
+)
+"""What the libraries that write say of a full disk (torch's writer says only that it failed)."""
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that a disk, a quota or a file's limit was reached."""
+    while error is not None:
+        if any(words in str(error).lower() for words in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class InterruptedRun(SecateurError):
     """A signal stopped the run after a step that is saved (exit code 128 + the signal's number)."""
 

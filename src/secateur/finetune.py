@@ -1,7 +1,7 @@
 """LoRA fine-tuning with transformers' Trainer: what `prune` and `adapt` share."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from .checkpoints import find_latest
 from .config import RunConfig
 from .distributed import TIMEOUT, average_gradients_, processes
-from .errors import InputError
+from .errors import InputError, SecateurError, disk_is_full
+from .guard import TRAIN_LESS, memory_for
 from .job import Job
 from .loss import causal_lm_loss
 from .models import autocast, default_device, load_model
@@ -27,11 +29,12 @@ LORA_INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_4",
 
 def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
     """The model in its checkpoint's own precision (or wider, for float32 runs): the merge must lose nothing."""
-    model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
-    model.config.use_cache = False
-    if dtype == torch.float32 and model.dtype != torch.float64:
-        model.float()
-    nn.Module.to(model, default_device())
+    with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
+        model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
+        model.config.use_cache = False
+        if dtype == torch.float32 and model.dtype != torch.float64:
+            model.float()
+        nn.Module.to(model, default_device())
     return model
 
 
@@ -136,9 +139,31 @@ def run_trainer(
     trainer.distillation = distillation
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
-    with disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext():
+    casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
+    with casting, memory_for("training", TRAIN_LESS), saved_or_said(job):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def saved_or_said(job: Job) -> Iterator[None]:
+    """A full disk while training, said so.
+
+    Raises:
+        InputError: a checkpoint or a record could not be written; the checkpoints before are intact.
+    """
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:  # each library that writes has an error of its own
+        if not disk_is_full(error):
+            raise
+        last, _ = find_latest(job.work)
+        back = f"goes on from {last.name}" if last else "starts anew (no checkpoint is complete)"
+        raise InputError(
+            f"no space left in {job.work} while training: make room, then the same command with --resume {back}."
+        ) from error
 
 
 @dataclass(frozen=True)

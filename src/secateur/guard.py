@@ -1,9 +1,13 @@
-"""Steps whose gradients are not finite: named, left out of training and scores, and not for long."""
+"""What goes wrong in a run, named: gradients that are not finite, a loss that diverges, memory that runs out."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .errors import NumericsError
+from .errors import NumericsError, OutOfMemoryError
 from .progress import Progress
 
 IN_A_ROW = 3
@@ -61,3 +65,66 @@ def first_not_finite(model: torch.nn.Module) -> str | None:
     if bool(finite.all()):
         return None
     return named[int((~finite).nonzero()[0])][0]
+
+
+class DivergenceWatch(TrainerCallback):
+    """Says once that the loss has risen far above its lowest level; the run goes on."""
+
+    WINDOW, RISE = 10, 3.0
+    """Steps that a level is the mean of; nats (natural-log units of the loss) above the lowest level: a cut to half the
+    parameters costs 1 to 2."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._recent: deque[float] = deque(maxlen=self.WINDOW)
+        self._lowest = float("inf")
+        self._said = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._recent.append(logs["loss"])
+        if len(self._recent) < self.WINDOW:
+            return
+        level = sum(self._recent) / self.WINDOW
+        self._lowest = min(self._lowest, level)
+        if level > self._lowest + self.RISE and not self._said:
+            self._said = True
+            self.progress.event(
+                f"step {state.global_step}: the loss diverges: {level:.2f} on average over {self.WINDOW} steps, after "
+                f"{self._lowest:.2f}. Lower --lr, or prune less or more slowly."
+            )
+
+
+@contextmanager
+def memory_for(part: str, remedy: str) -> Iterator[None]:
+    """Memory that runs out in here is reported as needed by `part`.
+
+    Raises:
+        OutOfMemoryError: with the part and the remedy.
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(f"out of memory while {part}. {remedy}") from error
+
+
+TRAIN_LESS = (
+    "Raise --accumulation (smaller micro-batches) or lower --seq-len; then a lower --rank or a smaller model. A run "
+    "with --save-steps goes on with --resume."
+)
+"""What makes a step smaller."""
+WRITE_LATER = (
+    "Training is done: with --save-steps, the same command with --resume on a machine with more memory writes it."
+)

@@ -96,6 +96,7 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
         config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, seed=config.seed
     )
     require_batches(blocks, config.batch_size * launched())
+    _check_vocabulary(blocks, model_config, config.model)
     eval_ids, eval_info = None, dict[str, Any]()
     if config.eval_data:
         eval_ids, eval_info = evaluation_tokens(config.eval_data, tokenizer, max_tokens=config.eval_tokens)
@@ -128,6 +129,17 @@ def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
     for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
         if longest is not None and length > longest:
             raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
+
+
+def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str) -> None:
+    """No token may lie outside the embedding; the tokenizer may be another model's."""
+    size = model_config.get_text_config().vocab_size
+    largest = max(max(blocks[i]["input_ids"]) for i in range(len(blocks)))
+    if largest >= size:
+        raise InputError(
+            f"model {model!r}: its tokenizer gives token {largest} and its embedding has {size} rows: the tokenizer is "
+            "another model's, or the embedding was not resized to it."
+        )
 
 
 HARMLESS = ("output", "overwrite", "resume", "save_steps", "eval_data", "eval_steps", "eval_tokens", "eval_seq_len")

@@ -19,7 +19,7 @@ from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
-from .guard import NumericsGuard
+from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .locks import locked
 from .loss import causal_lm_loss
@@ -75,18 +75,19 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         write_records(folder, job, pruner, result)
 
-    export_checkpoint(
-        model,
-        pruner.live,
-        pruner.live_keep,
-        job.output,
-        tokenizer=job.tokenizer,
-        model_class=config.model_class,
-        overwrite=config.overwrite,
-        probe_ids=probe_of(job),
-        dtype=checkpoint_dtype(job.model_config),
-        finish=finish,
-    )
+    with memory_for("writing the result", WRITE_LATER):
+        export_checkpoint(
+            model,
+            pruner.live,
+            pruner.live_keep,
+            job.output,
+            tokenizer=job.tokenizer,
+            model_class=config.model_class,
+            overwrite=config.overwrite,
+            probe_ids=probe_of(job),
+            dtype=checkpoint_dtype(job.model_config),
+            finish=finish,
+        )
     if not config.save_steps:
         shutil.rmtree(job.work, ignore_errors=True)
     _report(job.output, progress)
@@ -125,7 +126,8 @@ def fine_tune_and_prune(
             PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
         )
     with Interruption(job.output) as interruption, closing(recording):
-        callbacks = [guard, *pruning, recording, SavingCallback(every_run=job.config.save_steps > 0), interruption]
+        saving = SavingCallback(every_run=job.config.save_steps > 0)
+        callbacks = [guard, DivergenceWatch(progress), *pruning, recording, saving, interruption]
         if steps:
             run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint)
     interruption.check(pruner.steps_done)

@@ -27,7 +27,7 @@ from .export import ExportReport, export_checkpoint
 from .families import Family, family_of
 from .masks import Masks
 from .schedule import Schedule, make_schedule
-from .state import load_state, save_state
+from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
@@ -289,7 +289,7 @@ class Pruner:
         if {n: len(m) for n, m in state["keep"].items()} != {n: len(m) for n, m in self.keep.items()}:
             raise InputError("the pruner's saved state belongs to a model with other units: start a new run.")
         before = self.keep
-        self.steps_done = state["steps_done"]
+        self.steps_done = int(state["steps_done"])
         self.keep = {name: mask.clone() for name, mask in state["keep"].items()}
         self.scores = {name: scores.clone() for name, scores in state["scores"].items()}
         self.scores_before_cuts = dict(state["scores_before_cuts"])
@@ -305,7 +305,8 @@ class Pruner:
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote: masks or shrunk shapes, averages, rewritten weights, step count."""
-        self.load_state_dict(load_state(folder))
+        with restoring(folder):
+            self.load_state_dict(load_state(folder))
 
     def _record(self, before: dict[str, Tensor]) -> Cut:
         removed, scores = {}, {}

