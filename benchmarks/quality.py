@@ -28,6 +28,8 @@ for _sparsity in (0.2, 0.5):
 # What else was tried to come under 1.6 at 20 %.
 CELLS["lora-0.2-protected-pissa"] = {**CELLS["lora-0.2-protected"], "lora_init": "pissa", "lr": 2e-4}
 CELLS["lora-0.2-protected-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3}
+CELLS["dense+lora-lr1e-3"] = {"lr": 1e-3}
+CELLS["lora-0.2-protected-lr2e-3"] = {**CELLS["lora-0.2-protected"], "lr": 2e-3}
 CELLS["lora-0.5-protected-lr1e-3"] = {**CELLS["lora-0.5-protected"], "lr": 1e-3}
 CELLS["lora-0.2-protected-early"] = {**CELLS["lora-0.2-protected"], "prune_end": 0.4}
 CELLS["lora-0.2-global-raw"] = {**CELLS["lora-0.2-global"], "across_layers": "raw"}
@@ -62,8 +64,8 @@ def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
     if figures.exists():
         return
     print(f"== {name}", flush=True)
-    if name == "dense+lora":
-        finetune(folder, data, steps)
+    if name.startswith("dense+lora"):
+        finetune(name, folder, data, steps)
     elif name != "dense" and not (folder / "result.json").exists():
         from secateur.prepare import prepare
         from secateur.progress import Progress
@@ -80,7 +82,7 @@ def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
     print(evaluate_models(evaluation), flush=True)
 
 
-def finetune(folder: Path, data: Path, steps: int) -> None:
+def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
     """The same LoRA training without pruning, merged and saved."""
     from transformers import set_seed
 
@@ -89,7 +91,7 @@ def finetune(folder: Path, data: Path, steps: int) -> None:
     from secateur.models import compute_dtype
     from secateur.prepare import prepare
 
-    job = prepare(options("dense+lora", folder, data, steps))
+    job = prepare(options(name, folder, data, steps))
     make_work(job)
     set_seed(job.config.seed)
     dtype = compute_dtype(job.config.dtype)
