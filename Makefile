@@ -26,6 +26,7 @@ test: lint
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability.py runs/reliability
+	SECATEUR_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

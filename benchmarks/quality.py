@@ -2,6 +2,7 @@
 
     SECATEUR_DATA=/path/to/data python benchmarks/quality.py runs/quality
     python benchmarks/quality.py runs/quality --table      # only print the table from what is there
+    python benchmarks/quality.py runs/quality --table --summary docs/results/quality.json
 
 SmolLM2-135M-Instruct, trained on C4 (c4_calib.jsonl), measured on WikiText-2 raw test, first 65,536 tokens in
 segments of 1,024. A cell that has its result is not run again. About 8 minutes a cell on 2 cores.
@@ -16,7 +17,7 @@ from pathlib import Path
 from secateur.config import PruneConfig
 from secateur.config_eval import EvalConfig
 from secateur.options import build
-from secateur.records import markdown_table
+from secateur.records import markdown_table, write_json
 
 MODEL = "smollm2-135m-instruct"
 CELLS: dict[str, dict[str, object]] = {"dense": {}, "dense+lora": {}}
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--summary", type=Path, help="also write what the runs' own records say, in one file")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     if not given.table:
@@ -49,6 +51,8 @@ def main() -> None:
         for name in given.cells:
             run_cell(name, given.folder / name, data, given.steps)
     print(table(given.folder))
+    if given.summary:
+        write_json(given.summary, summary(given.folder))
 
 
 def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
@@ -100,6 +104,28 @@ def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
     run_trainer(model, job, dtype, [])
     model.merge_and_unload().save_pretrained(folder)
     job.tokenizer.save_pretrained(folder)
+
+
+def summary(folder: Path) -> dict[str, object]:
+    """Cell -> its figures and, of the run, everything that places them; no private path."""
+    found: dict[str, object] = {}
+    for name in CELLS:
+        if not (path := folder / f"{name}.json").exists():
+            continue
+        record = json.loads(path.read_text())
+        (measured,) = record["models"].values()
+        text = {key: value for key, value in record["data"].items() if key in ("sha256", "tokens")}
+        cell = {"evaluation": {**measured, "data": "wikitext2_raw_test.txt", **text}}
+        if (result := folder / name / "result.json").exists():
+            run = json.loads(result.read_text())
+            for part in run["data"]["training"]:
+                part["name"] = Path(part["name"]).name
+            private = ("data", "output", "model", "eval_data")
+            cell |= {"config": {key: value for key, value in run["config"].items() if key not in private}}
+            cell |= {key: run[key] for key in ("data", "sparsity", "shapes", "alternatives", "train_seconds")}
+            cell |= {key: run["environment"][key] for key in ("commit", "versions")}
+        found[name] = cell
+    return found
 
 
 def table(folder: Path) -> str:

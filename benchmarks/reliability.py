@@ -1,11 +1,12 @@
-"""Kill a run with SIGKILL at 20 points, resume it, and compare the final weights bit for bit.
+"""Kill a run with SIGKILL at 25 points, resume it, and compare the final weights bit for bit; then one long run.
 
     python benchmarks/reliability.py runs/reliability      # or: make reliability
 
 A tiny Llama on text of its own, float32, dropout 0.2, checkpoints every 2 steps. Each way of running (shrinking,
-masking, compensated) is killed at random moments and, by replacing functions in the child process only, inside the
-dangerous ones: during a cut, between a cut and the next save, while a checkpoint is written, before its manifest,
-during rotation, during the export. About 6 minutes on 2 cores; writes docs/results/reliability.md's table to stdout.
+masking, compensated, adapt) is killed at random moments and, by replacing functions in the child process only, inside
+the dangerous ones: during a cut, between a cut and the next save, while a checkpoint is written, before its manifest,
+during rotation, during the export. Then 2,000 steps in one process: memory and file handles must be flat
+after the first 200. About 10 minutes on 2 cores; prints the tables of docs/results/reliability.md.
 """
 
 import argparse
@@ -28,9 +29,11 @@ WAYS: dict[str, list[str]] = {
     "shrinking": [],
     "masking": ["--no-shrink"],
     "compensated": ["--criterion", "obs", "--compensate", "lstsq"],
+    "adapt": ["--allocation", "global", "--recovery", "newton+compensate"],
 }
 POINTS = {
     "during a cut": ("secateur.surgery", "_slice_linear_", 40),
+    "during a cut of ranks": ("secateur.ranks.pruner", "slice_components_", 30),
     "between a cut and the next save": ("secateur.pruner.Pruner", "_record", 4),
     "while a checkpoint is written": ("torch", "save", 8),
     "before a checkpoint's manifest": ("secateur.saving", "seal", 5),
@@ -50,19 +53,54 @@ def main() -> None:
         child(given.child[0], given.child[1:])
         return
     inputs(given.folder)
-    plan = [("shrinking", point) for point in POINTS]
+    plan = [("shrinking", point) for point in POINTS if "ranks" not in point]
     plan += [("masking", point) for point in ("between a cut and the next save", "before a checkpoint's manifest")]
     plan += [("compensated", point) for point in ("during a cut", "while a checkpoint is written", "during the export")]
     plan += [(way, "a random moment") for way in ("shrinking", "shrinking", "shrinking", "masking", "masking")]
     plan += [("compensated", "a random moment")] * 3
+    for point in ("during a cut of ranks", "while a checkpoint is written", "during rotation"):
+        plan.append(("adapt", point))
+    plan += [("adapt", "a random moment")] * 2
     reference = {way: weights(run_whole(given.folder, way)) for way in WAYS}
     rows, draw = [], random.Random(0)
     for number, (way, point) in enumerate(plan, 1):
         rows.append((str(number), way, point, *killed_and_resumed(given.folder, way, point, number, reference, draw)))
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown_table(rows, ("", "run", "killed", "resumed after step", "final weights")))
+    print()
+    memory, flat = long_run(given.folder)
+    print(markdown_table(memory, ("steps", "resident memory (MB)", "file handles")))
     if any(row[-1] != "equal" for row in rows):
         sys.exit("a resumed run differs")
+    if not flat:
+        sys.exit("the long run's memory or file handles grow")
+
+
+def long_run(folder: Path) -> tuple[list[tuple[str, str, str]], bool]:
+    """2,000 steps watched from outside; rows of (step, memory, handles), and whether both are flat after step 200."""
+    import psutil
+
+    output = folder / f"long-{os.getpid()}"
+    arguments = command(folder, "shrinking", output)
+    for option, value in {"--steps": "2000", "--save-steps": "100", "--dropout": "0"}.items():
+        arguments[arguments.index(option) + 1] = value
+    metrics = output.with_name(output.name + ".run") / "metrics.jsonl"
+    process = psutil.Popen(
+        [sys.executable, "-m", "secateur", *arguments],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    seen: dict[int, tuple[float, int]] = {}
+    while process.poll() is None:
+        step = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+        if step and step // 200 not in seen:
+            seen[step // 200] = (process.memory_info().rss / 1e6, process.num_fds())
+        time.sleep(0.02)
+    if process.returncode or len(seen) < 10:
+        return [("2000", f"failed (exit code {process.returncode})", "-")], False
+    rows = [(f"{200 * part:,}", f"{memory:.0f}", str(handles)) for part, (memory, handles) in sorted(seen.items())]
+    settled = [value for part, value in sorted(seen.items()) if part >= 1]
+    flat = max(memory for memory, _ in settled) <= 1.02 * settled[0][0]
+    return rows, flat and max(handles for _, handles in settled) <= settled[0][1]
 
 
 def inputs(folder: Path) -> None:
@@ -75,16 +113,17 @@ def inputs(folder: Path) -> None:
 
 
 def command(folder: Path, way: str, output: Path) -> list[str]:
+    kind = ["adapt", "--init-rank", "12", "--rank", "4"] if way == "adapt" else ["prune", "--sparsity", "0.4"]
     return [
-        "prune", "--model", str(folder / "model"), "--data", str(folder / "text.txt"), "--output", str(output),
-        "--sparsity", "0.4", "--steps", str(STEPS), "--batch-size", "2", "--accumulation", "2", "--seq-len", "32",
+        *kind, "--model", str(folder / "model"), "--data", str(folder / "text.txt"), "--output", str(output),
+        "--steps", str(STEPS), "--batch-size", "2", "--accumulation", "2", "--seq-len", "32",
         "--frequency", "3", "--dropout", "0.2", "--dtype", "float32", "--save-steps", "2", "--lr", "5e-3", *WAYS[way],
     ]  # fmt: skip
 
 
 def run_whole(folder: Path, way: str) -> Path:
     output = folder / f"whole-{way}"
-    if not (output / "model.safetensors").exists():
+    if not (output / "result.json").exists():
         subprocess.run([sys.executable, "-m", "secateur", *command(folder, way, output)], check=True, env=environment())
     return output
 
@@ -168,7 +207,8 @@ def environment() -> dict[str, str]:
 
 
 def weights(output: Path) -> str:
-    return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    (file,) = output.glob("*model.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -164,7 +164,11 @@ def test_records_of_a_run(folder, result, units, metrics) -> None:
 @pytest.fixture(scope="module", params=["units", "ranks"])
 def saved(request, folder):
     """A function that makes a pruner, and the files of a state that it wrote."""
-    make = (lambda: pruner_for(adapted(layers=2), total_steps=20)) if request.param == "units" else (lambda: prune_to(adapted(layers=2)))
+    make = (
+        (lambda: pruner_for(adapted(layers=2), total_steps=20))
+        if request.param == "units"
+        else (lambda: prune_to(adapted(layers=2)))
+    )
     place = folder / request.param
     place.mkdir()
     make().save(place)

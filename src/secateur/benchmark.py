@@ -120,7 +120,7 @@ def generate_text(
         # top_k is 50 unless it is turned off: what was not asked for must not count.
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.inference_mode(),
         autocast(device.type, dtype),
         torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
@@ -143,16 +143,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
 def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:
     device = next(model.parameters()).device
     ids = ids.to(device)
-    with _evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
-        _wait(device)
+    with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
+        wait(device)
         started = time.perf_counter()
         model(input_ids=ids, use_cache=False)
-        _wait(device)
+        wait(device)
         return time.perf_counter() - started
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, the earlier mode after."""
     was_training = model.training
     model.eval()
@@ -162,6 +162,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -15,6 +15,7 @@ from . import __version__
 from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
 from .config_adapt import AdaptConfig
 from .config_eval import EvalConfig, ReportConfig, SampleConfig
+from .config_speed import BenchConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
@@ -227,6 +228,13 @@ def _report(config: ReportConfig) -> int:
     return 0
 
 
+def _bench(config: BenchConfig) -> int:
+    from .bench import bench
+
+    print(bench(config))
+    return 0
+
+
 def _families(_: None) -> int:
     from .families import FAMILIES
 
@@ -303,6 +311,12 @@ COMMANDS = {
         _report,
         (ReportConfig,),
         "secateur report ./small",
+    ),
+    "bench": Command(
+        "time a model against another: latency, decoding speed, memory, sizes",
+        _bench,
+        (BenchConfig,),
+        "secateur bench --model ./small --against ./llama",
     ),
     "families": Command("list the architectures that can be pruned", _families),
     "criteria": Command("list what can score the units", _criteria),
