@@ -1,7 +1,6 @@
 """`secateur bench`: models side by side, taking turns; medians, spread and ratios."""
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from .benchmark import Latency, checkpoint_bytes, evaluating, forward_flops, for
 from .config_speed import BenchConfig
 from .embedded import quiet_transformers
 from .errors import InputError
+from .memory import peak_bytes, reset_peak
 from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model
 from .progress import human_bytes
 from .records import environment, format_table, write_json
@@ -161,7 +161,7 @@ def peak_memory(name: str, config: BenchConfig) -> int:
 def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
     try:
         dtype, device = compute_dtype(config.dtype), default_device()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = reset_peak()
         model = nn.Module.to(load_model(resolve_model(name), trust_remote_code=config.trust_remote_code), device)
         ids = torch.zeros(max(map(int, config.batch_sizes)), config.seq_len, dtype=torch.long, device=device)
         with torch.inference_mode(), autocast(device.type, dtype):
@@ -169,7 +169,7 @@ def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
         if device.type == "cuda":
             sender.send(int(torch.cuda.max_memory_allocated()))
         else:
-            sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+            sender.send(peak_bytes() - before)
     except Exception as error:
         sender.send(" ".join(str(error).split())[:300])
 
