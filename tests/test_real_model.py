@@ -1,6 +1,8 @@
 """The real model, a few steps: the whole path on SmolLM2-135M-Instruct (fetched from its wheel once)."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,3 +65,35 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     # WikiText-2 is about 26 to 33 dense; six steps recover little, but a wrong slice gives thousands.
     assert result["pruned"]["perplexity"]["perplexity"] < 10 * result["dense"]["perplexity"]["perplexity"]
     assert result["speed"]["speedup"] >= 0.8 * result["speed"]["flop_speedup"]
+
+
+TRAIN = """
+import sys, torch
+from secateur.config import PruneConfig
+from secateur.finetune import add_lora, load_base, run_trainer
+from secateur.memory import peak_bytes, reset_peak
+from secateur.models import compute_dtype
+from secateur.options import build
+from secateur.prepare import prepare
+job = prepare(build(PruneConfig, {"model": "smollm2-135m-instruct", "data": ("stdlib-docs",), "output": sys.argv[1],
+                                  "steps": 3, "batch_size": int(sys.argv[2]), "seq_len": 256}))
+dtype = compute_dtype("auto")
+before = reset_peak()
+linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+model = add_lora(load_base(job, dtype), job.config, linears)
+job.work.mkdir()
+run_trainer(model, job, dtype, [])
+print(peak_bytes() - before)
+"""
+
+
+def test_the_memory_of_a_run_is_within_15_percent(dense_folder, tmp_path, capsys) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path / "out"), "4"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = int(done.stdout.split()[-1])
+    command = ["plan", "--model", "smollm2-135m-instruct", "--sparsity", "0.2", "--batch-size", "4"]
+    assert main([*command, "--json", str(tmp_path / "plan.json")]) == 0
+    planned = json.loads((tmp_path / "plan.json").read_text())["memory"]["total"]
+    assert planned == pytest.approx(measured, rel=0.15)

@@ -15,7 +15,7 @@ from . import __version__
 from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
 from .config_adapt import AdaptConfig
 from .config_eval import EvalConfig, ReportConfig, SampleConfig
-from .config_speed import BenchConfig
+from .config_speed import BenchConfig, PlanConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
 from .options import build
 from .registry import did_you_mean
@@ -235,6 +235,13 @@ def _bench(config: BenchConfig) -> int:
     return 0
 
 
+def _plan(config: PlanConfig) -> int:
+    from .plan import plan
+
+    print(plan(config))
+    return 0
+
+
 def _families(_: None) -> int:
     from .families import FAMILIES
 
@@ -311,6 +318,12 @@ COMMANDS = {
         _report,
         (ReportConfig,),
         "secateur report ./small",
+    ),
+    "plan": Command(
+        "what a run of prune would remove, and the memory it takes; reads no weights",
+        _plan,
+        (PlanConfig,),
+        "secateur plan --model ./llama --sparsity 0.5 --batch-size 4 --seq-len 1024",
     ),
     "bench": Command(
         "time a model against another: latency, decoding speed, memory, sizes",

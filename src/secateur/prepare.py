@@ -34,7 +34,7 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
     source, model_config = open_model(config)
-    budget, dense_params = _plan(config, model_config)
+    budget, dense_params = plan_budget(config, model_config)
     kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
@@ -60,7 +60,7 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
     )
 
 
-def _plan(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
+def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
     """The budget, and the parameters of the dense model, from a model without weights."""
     family = family_of(model_config.model_type, config.family)
     with torch.device("meta"):

@@ -1,0 +1,121 @@
+"""Peak memory of a training run, worked out from the configuration: no weights, no data, seconds.
+
+Activations are counted, not guessed: the forward pass runs on fake tensors (shapes without storage), and what autograd
+would keep for the backward pass is added up.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from .job import checkpoint_dtype
+from .loss import causal_lm_loss
+from .models import autocast
+
+CPU_HEAP = 1.6
+"""What the C library's heap takes for tensors that come and go, over what they hold: measured with SmolLM2-135M in
+bfloat16 at 512 and 2,048 tokens a step (1.76 and 1.57; docs/log.md). GPUs have an allocator of PyTorch's own."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of a training step, by part."""
+
+    weights: int
+    lora: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Kept from the forward pass for the backward pass."""
+    logits: int
+    """Logits and their gradient while the backward pass begins, beyond what `activations` has."""
+    allocator: int
+    """What the allocator takes beyond what is asked of it."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def training_footprint(
+    model_config: PreTrainedConfig,
+    *,
+    linears: list[str],
+    rank: int,
+    micro_batch: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    device_type: str,
+    trust_remote_code: bool = False,
+) -> Footprint:
+    """The peak of a LoRA step before any cut; pruning while training only lowers it.
+
+    Args:
+        linears: names of the linears that have LoRA.
+        micro_batch: sequences per forward pass.
+        dtype: of the computation; the base keeps its checkpoint's (wider for float32).
+    """
+    base_dtype = torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(model_config, dtype=base_dtype, trust_remote_code=trust_remote_code)
+    base.config.use_cache = False
+    lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
+    with FakeTensorMode():
+        state = {
+            name: torch.empty(
+                tensor.shape,
+                dtype=torch.float32 if "lora_" in name else tensor.dtype,
+                device=device_type,
+                requires_grad="lora_" in name,
+            )
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
+        kept = _Kept(state)
+        ids = torch.zeros(micro_batch, seq_len, dtype=torch.long, device=device_type)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            autocast(device_type, dtype),
+            disable_input_dtype_casting(model),
+        ):
+            output = functional_call(model, state, kwargs={"input_ids": ids})
+            causal_lm_loss(output, ids)
+        trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
+        logits = 2 * _bytes(output.logits)
+    passing = kept.bytes + logits
+    return Footprint(
+        weights=sum(_bytes(tensor) for tensor in state.values()) - trained,
+        lora=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=kept.bytes,
+        logits=logits,
+        allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
+    )
+
+
+class _Kept:
+    """Adds up the storages that autograd saves, each once, without the model's own."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self._own = {tensor.untyped_storage()._cdata for tensor in state.values()}
+        self._seen: dict[int, Tensor] = {}  # alive, so that no address comes twice
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._own and storage._cdata not in self._seen:
+            self._seen[storage._cdata] = tensor
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _bytes(tensor: Any) -> int:
+    return int(tensor.numel() * tensor.element_size())

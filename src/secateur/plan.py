@@ -1,0 +1,172 @@
+"""`secateur plan`: what a run would do and take, from the model's configuration alone."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+from .config_speed import PlanConfig
+from .criteria import CRITERIA
+from .errors import InputError
+from .families import family_of
+from .footprint import training_footprint
+from .job import checkpoint_dtype
+from .models import compute_dtype, default_device, load_config, name_of, resolve_model
+from .prepare import plan_budget, scoring_options
+from .progress import human_bytes
+from .records import format_table, write_json
+from .stock import accepts
+from .units import LayerShape, Units
+
+SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def plan(config: PlanConfig) -> str:
+    """Work out the plan, write the JSON record if asked, and return it as text.
+
+    Raises:
+        InputError: an option that would end the run too; a sparsity that cannot be reached.
+    """
+    CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    available = parse_bytes(config.device_memory) if config.device_memory else device_bytes()
+    source = resolve_model(config.model)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    budget, dense_params = plan_budget(config, model_config)
+    units = budget.units
+    device, dtype = default_device().type, compute_dtype(config.dtype)
+    memory = training_footprint(
+        model_config,
+        linears=list(config.targets) or [path.rsplit(".", 1)[-1] for path in units.family.linears],
+        rank=config.init_rank or config.rank,
+        micro_batch=config.batch_size // config.accumulation,
+        seq_len=config.seq_len,
+        dtype=dtype,
+        device_type=device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    record: dict[str, Any] = {
+        "model": config.model,
+        "prunable_parameters": units.prunable_params,
+        "sparsity": budget.sparsity,
+        "units": layer_units(units),
+        "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
+        "before": size_of(units, dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
+        "after": size_of(
+            units, dense_params - budget.removed_params, checkpoint_dtype(model_config), config.seq_len, budget.quota
+        ),
+        "memory": {**vars(memory), "total": memory.total, "device": device, "dtype": name_of(dtype)},
+        "available_bytes": available,
+    }
+    if config.json:
+        write_json(Path(config.json), record)
+    return text(record)
+
+
+def parse_bytes(words: str) -> int:
+    """`24GB` or `1.5 GiB` -> bytes.
+
+    Raises:
+        InputError: no number with a unit.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]i?B|B)\s*", words)
+    if not found:
+        raise InputError(f"--device-memory is {words!r}: give a number with a unit, such as 24GB or 80GiB.")
+    return int(float(found[1]) * SIZES[found[2]])
+
+
+def device_bytes() -> int:
+    """Memory of the GPU, or that of the machine that is not in use."""
+    if default_device().type == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().available)
+
+
+def layer_units(units: Units) -> dict[str, dict[str, Any]]:
+    """Kind -> how many units a layer has (least and most over the layers) and what one is worth."""
+    kinds = dict.fromkeys(pool.kind for pool in units.pools)
+    return {
+        kind: {
+            "layers": len(pools := units.of_kind(kind)),
+            "units_per_layer": sorted({pool.size for pool in pools}),
+            "parameters_per_unit": pools[0].unit_params,
+        }
+        for kind in kinds
+    }
+
+
+def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[int]:
+    """KV heads that a stock checkpoint with equal layers can have, in the proportion to query heads that it has now."""
+    shape = units.shapes[0]
+    return [
+        shape.kv_heads - gone for gone in range(shape.kv_heads) if not gone or legal(shape.without("kv_group", gone))
+    ]
+
+
+def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quota: dict[str, int]) -> dict[str, int]:
+    """Parameters, bytes on disk, and FLOPs of one forward pass of `seq_len` tokens through the decoder's linears.
+
+    Args:
+        quota: units that are gone from each pool; where it is not known which go (global allocation) attention's own
+            products are counted in full.
+    """
+    removed = sum(quota.get(pool.name, 0) * pool.unit_params for pool in units.pools)
+    widths = 0
+    for pool in units.pools:
+        shape = units.shapes[pool.layer]
+        if pool.kind == "ffn":
+            widths += shape.heads * shape.head_dim
+        elif pool.name in quota:
+            widths -= (shape.heads - shape.without(pool.kind, quota[pool.name]).heads) * shape.head_dim
+    linear = units.prunable_params - removed
+    return {
+        "parameters": parameters,
+        "bytes": parameters * dtype.itemsize,
+        "decoder_flops": 2 * seq_len * linear + 4 * seq_len**2 * widths,
+    }
+
+
+def text(record: dict[str, Any]) -> str:
+    """The plan for a terminal."""
+    before, after, memory = record["before"], record["after"], record["memory"]
+    rows = [
+        ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"),
+        ("weights on disk", human_bytes(before["bytes"]), human_bytes(after["bytes"])),
+        (
+            "decoder, a prompt",
+            f"{before['decoder_flops'] / 1e9:.1f} GFLOP",
+            f"{after['decoder_flops'] / 1e9:.1f} GFLOP",
+        ),
+    ]
+    lines = [
+        f"{record['model']}: {record['sparsity']:.2%} of {record['prunable_parameters']:,} prunable parameters go",
+        "",
+    ]
+    for kind, found in record["units"].items():
+        sizes = " or ".join(map(str, found["units_per_layer"]))
+        lines.append(
+            f"  {found['layers']} layers x {sizes} {kind} units of {found['parameters_per_unit']:,} parameters"
+        )
+    heads = ", ".join(map(str, record["legal_kv_heads"]))
+    lines += [f"  KV heads that a stock checkpoint may have: {heads}", ""]
+    lines += [format_table(rows, header=("", "before", "after")), ""]
+    lines.append(f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:")
+    parts = ("weights", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
+    lines.append(format_table([(f"  {name}", human_bytes(memory[name])) for name in parts], header=("", "")))
+    if memory["total"] > record["available_bytes"]:
+        lines += [
+            "",
+            f"WARNING: that is more than the {human_bytes(record['available_bytes'])} at hand. Raise --accumulation "
+            "(smaller micro-batches) or lower --seq-len.",
+        ]
+    return "\n".join(lines)
+
+
+def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:
+    return accepts(
+        model_config, family_of(model_config.model_type, config.family), shape, model_class=config.model_class
+    )
