@@ -143,3 +143,22 @@ def test_lists(capsys) -> None:
     printed = capsys.readouterr().out
     assert "llama" in printed
     assert "lora_grad" in printed
+
+
+def test_trackers(place, tmp_path, capsys) -> None:
+    """Sparsity and parameters are among the scalars that a tracker gets."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main([*arguments(place, tmp_path / "out"), "--report-to", "tensorboard"]) == 0
+    (events,) = (tmp_path / "out" / "runs").rglob("events.*")
+    log = EventAccumulator(str(events)).Reload()
+    sparsity = [point.value for point in log.Scalars("train/sparsity")]
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert sparsity[-1] == pytest.approx(result["sparsity"]["reached"])
+    assert log.Scalars("train/parameters")[-1].value == result["pruned"]["parameters"]
+
+
+def test_unknown_trackers_are_refused(place, tmp_path, capsys) -> None:
+    assert main([*arguments(place, tmp_path / "out"), "--report-to", "tensorbord"]) == 2
+    assert "--report-to tensorbord: choose from tensorboard, wandb" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .locks import locked
 from .models import compute_dtype, name_of
-from .outcome import measure, token_counts
+from .outcome import keep_metrics, measure, token_counts
 from .progress import Progress
 from .ranks import RankPruner
 from .ranks.pruner import rank_schedule
@@ -99,7 +99,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", ranks_record(pruner))
-        shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+        keep_metrics(job, folder)
 
     write = write_merged if config.merge else write_adapter
     with memory_for("writing the result", WRITE_LATER):
@@ -124,11 +124,12 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     guard = NumericsGuard(config.on_nan, progress)
     pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(WatchedRanks(pruner), job, progress, evaluate)
+    watched = WatchedRanks(pruner)
+    recording = RecordingCallback(watched, job, progress, evaluate)
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
         callbacks = [guard, DivergenceWatch(progress), pruning, recording, saving, interruption]
-        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint)
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)
     interruption.check(pruner.steps_done)
     return pruner
 

@@ -5,8 +5,11 @@ A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML k
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from .options import at_least, below_one, choice_faults, flag, option, step_faults
+
+TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,9 @@ class RunConfig:
     seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
     save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
     resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")
+    report_to: tuple[str, ...] = option(
+        "trackers, through transformers' Trainer: tensorboard, wandb", (), group="training"
+    )
     rank: int = option("LoRA rank", 8, group="lora")
     alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
     dropout: float = option("LoRA dropout", 0.0, group="lora")
@@ -84,6 +90,11 @@ class RunConfig:
             found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
         if self.resume and self.overwrite:
             found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
+        for name in self.report_to:
+            if name not in TRACKERS:
+                found.append(f"--report-to {name}: choose from {', '.join(TRACKERS)}.")
+            elif find_spec(name) is None:
+                found.append(f"--report-to {name}: the package is not installed: pip install {name}.")
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         return found

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
 from .config import RunConfig
-from .distributed import TIMEOUT, average_gradients_, processes
+from .distributed import TIMEOUT, average_gradients_, processes, rank
 from .errors import InputError, SecateurError, disk_is_full
 from .guard import TRAIN_LESS, memory_for
 from .job import Job
@@ -57,10 +57,10 @@ def add_lora(
             ) from None
     if scaling is None:
         scaling = lora_scaling(config, 2.0)
-    rank = getattr(config, "init_rank", None) or config.rank
+    first_rank = getattr(config, "init_rank", None) or config.rank
     lora = LoraConfig(
-        r=rank,
-        lora_alpha=whole(scaling * rank),  # type: ignore[arg-type]  # PEFT takes fractions
+        r=first_rank,
+        lora_alpha=whole(scaling * first_rank),  # type: ignore[arg-type]  # PEFT takes fractions
         lora_dropout=config.dropout,
         init_lora_weights=LORA_INITS[config.lora_init],  # type: ignore[arg-type]
         target_modules=list(config.targets) or (linears if isinstance(linears, str) else list(linears)),
@@ -106,7 +106,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         logging_nan_inf_filter=False,
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        report_to=list(config.report_to) if rank() == 0 else [],
         disable_tqdm=True,
         log_level="error",
     )
@@ -121,12 +121,14 @@ def run_trainer(
     steps: int | None = None,
     distillation: "Distillation | None" = None,
     checkpoint: Path | None = None,
+    facts: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """LoRA fine-tuning with transformers' Trainer.
 
     Args:
         steps: optimiser steps; by default the job's.
         checkpoint: go on from there; the model has the shapes of its weights already.
+        facts: what else trackers are told at each step.
     """
     trainer = AutocastTrainer(
         model=model,
@@ -137,6 +139,7 @@ def run_trainer(
     )
     trainer.computation = dtype
     trainer.distillation = distillation
+    trainer.facts = facts
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
@@ -185,6 +188,11 @@ class AutocastTrainer(Trainer):
 
     computation = torch.float32
     distillation: Distillation | None = None
+    facts: Callable[[], dict[str, Any]] = dict
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What Trainer logs, with sparsity and sizes beside it."""
+        super().log({**logs, **self.facts()}, start_time)
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         """No DistributedDataParallel: `training_step` averages the gradients, which follow the shapes."""

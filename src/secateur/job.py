@@ -142,7 +142,17 @@ def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str
         )
 
 
-HARMLESS = ("output", "overwrite", "resume", "save_steps", "eval_data", "eval_steps", "eval_tokens", "eval_seq_len")
+HARMLESS = (
+    "output",
+    "overwrite",
+    "resume",
+    "save_steps",
+    "report_to",
+    "eval_data",
+    "eval_steps",
+    "eval_tokens",
+    "eval_seq_len",
+)
 """Options that may change on resume."""
 
 

@@ -97,9 +97,16 @@ def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]
     """result.json, units.json, metrics.jsonl and the model card, beside the weights."""
     write_json(folder / "result.json", result)
     write_json(folder / "units.json", units_record(pruner))
-    shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+    keep_metrics(job, folder)
     source = Path(job.source.path) if Path(job.source.path).is_dir() else None
     (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
+
+
+def keep_metrics(job: Job, folder: Path) -> None:
+    """metrics.jsonl, and what TensorBoard wrote (`--report-to`), from the run's folder to the result's."""
+    shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+    if (job.work / "runs").is_dir():
+        shutil.copytree(job.work / "runs", folder / "runs")
 
 
 def units_record(pruner: Pruner) -> dict[str, Any]:

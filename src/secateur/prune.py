@@ -113,7 +113,8 @@ def fine_tune_and_prune(
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    recording = RecordingCallback(WatchedUnits(pruner, dense_parameters), job, progress, evaluate)
+    watched = WatchedUnits(pruner, dense_parameters)
+    recording = RecordingCallback(watched, job, progress, evaluate)
     steps = job.total_steps
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
@@ -129,7 +130,10 @@ def fine_tune_and_prune(
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, DivergenceWatch(progress), *pruning, recording, saving, interruption]
         if steps:
-            run_trainer(model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint)
+            run_trainer(
+                model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,
+                facts=watched.facts,
+            )  # fmt: skip
     interruption.check(pruner.steps_done)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
