@@ -23,7 +23,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
 def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> None:
     options = [
-        "--model", str(place / "model"), "--sparsity", "0.5", "--allocation", allocation, "--seq-len", "32",
+        "--model", str(place / "model"), "--sparsity", "0.25", "--allocation", allocation, "--seq-len", "32",
         "--batch-size", "2", "--dtype", "float32",
     ]  # fmt: skip
     assert main(["plan", *options, "--json", str(tmp_path / "plan.json")]) == 0

@@ -274,14 +274,14 @@ def test_pools_of_another_kind_are_shown_by_their_names(tmp_path) -> None:
 
 
 def test_a_report_that_fails_leaves_the_run_alone(tmp_path) -> None:
+    from secateur.outcome import report_on
     from secateur.progress import Progress
-    from secateur.prune import _report
 
     said = io.StringIO()
-    _report(tmp_path / "nothing here", Progress(1, stream=said))
+    report_on(tmp_path / "nothing here", Progress(1, stream=said))
     assert "no report.html (InputError: " in said.getvalue()
     assert "try again with: secateur report" in said.getvalue()
-    _report(write_run(tmp_path / "run"), Progress(1, stream=said))
+    report_on(write_run(tmp_path / "run"), Progress(1, stream=said))
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -311,3 +311,21 @@ def test_refusals(tmp_path, capsys) -> None:
     assert main(["report", str(folder)]) == 0  # our own page may be written again
     assert main(["report", str(folder), "--output", str(folder / "report.html")]) == 2
     assert "pass --overwrite" in capsys.readouterr().err
+
+
+def test_a_run_of_adapt_shows_its_ranks(tmp_path) -> None:
+    ranks = {f"model.layers.{n}.self_attn.q_proj": 8 for n in range(3)}
+    after = dict(zip(ranks, (2, 5, 2), strict=True))
+    (tmp_path / "result.json").write_text(json.dumps({
+        "kind": "adapt", "config": {"model": "m"}, "adapter": {"init_rank": 8, "mean_rank": 3.0, "parameters": 4096},
+        "dense": {"perplexity": {"perplexity": 20.5}}, "adapted": {"perplexity": {"perplexity": 10.25}},
+    }))  # fmt: skip
+    (tmp_path / "ranks.json").write_text(json.dumps({"start": ranks, "cuts": [{"step": 5, "ranks": after}]}))
+    [path] = write_report([str(tmp_path)])
+    text = Page(path.read_text()).text
+    assert "Adapter's rank 3 from 8" in text
+    assert "10.25" in text
+    assert "rank of q proj" in text
+    assert "2 of 8" in text
+    assert "5 of 8" in text
+    assert "15 rank of q proj" in text

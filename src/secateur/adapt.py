@@ -27,7 +27,7 @@ from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .locks import locked
 from .models import compute_dtype, name_of
-from .outcome import keep_metrics, measure, token_counts
+from .outcome import keep_metrics, measure, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
 from .ranks.pruner import rank_schedule
@@ -106,6 +106,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         write(model, job, finish)
     if not config.save_steps:
         shutil.rmtree(job.work, ignore_errors=True)
+    report_on(job.output, progress)
     return result
 
 

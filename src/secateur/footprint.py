@@ -19,9 +19,9 @@ from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
 
-CPU_HEAP = 1.6
-"""What the C library's heap takes for tensors that come and go, over what they hold: measured with SmolLM2-135M in
-bfloat16 at 512 and 2,048 tokens a step (1.76 and 1.57; docs/log.md). GPUs have an allocator of PyTorch's own."""
+CPU_HEAP = 1.45
+"""What the C library's heap takes for tensors that come and go, over what they hold: 1.23, 1.57 and 1.76 were measured
+with SmolLM2-135M in bfloat16 (docs/log.md), so this part is uncertain. GPUs have an allocator of PyTorch's own."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Footprint:
     logits: int
     """Logits and their gradient while the backward pass begins, beyond what `activations` has."""
     allocator: int
-    """What the allocator takes beyond what is asked of it."""
+    """What the allocator takes beyond what is asked of it; an experience on CPUs, 0 elsewhere."""
 
     @property
     def total(self) -> int:

@@ -16,6 +16,7 @@ from .evaluate import Perplexity, perplexity
 from .export import ExportReport
 from .job import Job
 from .modelcard import model_card
+from .progress import Progress
 from .pruner import Pruner
 from .records import environment, write_json
 
@@ -173,3 +174,13 @@ def _source_bytes(job: Job, base: nn.Module) -> int:
     folder = Path(job.source.path)
     found = checkpoint_bytes(folder) if folder.is_dir() else 0
     return found or sum(p.numel() * p.element_size() for p in base.parameters())
+
+
+def report_on(output: Path, progress: Progress) -> None:
+    """The page about the run. The run is done and its records are written: nothing here may spoil it."""
+    try:
+        from .report import write_report
+
+        write_report([str(output)])
+    except Exception as error:
+        progress.message(f"no report.html ({type(error).__name__}: {error}); try again with: secateur report {output}")

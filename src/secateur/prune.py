@@ -24,7 +24,7 @@ from .job import checkpoint_dtype, make_work, probe_of
 from .locks import locked
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype, name_of
-from .outcome import measure, outcome, write_records
+from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, scoring_options
 from .progress import Progress
 from .pruner import Cut, Pruner
@@ -90,7 +90,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         )
     if not config.save_steps:
         shutil.rmtree(job.work, ignore_errors=True)
-    _report(job.output, progress)
+    report_on(job.output, progress)
     return result
 
 
@@ -159,16 +159,6 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
         progress.message(f"scored {pruner.steps_done} of {job.schedule.start} batches")
     assert cut is not None, "the schedule ends where scoring does"
     return cut
-
-
-def _report(output: Path, progress: Progress) -> None:
-    """The page about the run. The run is done and its records are written: nothing here may spoil it."""
-    try:
-        from .report import write_report
-
-        write_report([str(output)])
-    except Exception as error:
-        progress.message(f"no report.html ({type(error).__name__}: {error}); try again with: secateur report {output}")
 
 
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:

@@ -65,7 +65,19 @@ def headline(run: Run) -> list[Figure]:
         if after is not None:
             change = f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
             figures.append(Figure(label, show(before) if before is not None else None, show(after), change))
-    return figures + _latency(run)
+    return figures + _adapter(run) + _latency(run)
+
+
+def _adapter(run: Run) -> list[Figure]:
+    """Rank and size of a trained adapter."""
+    adapter = at(run.result, "adapter")
+    before, after, parameters = (number(adapter, key) for key in ("init_rank", "mean_rank", "parameters"))
+    if before is None or after is None or parameters is None:
+        return []
+    return [
+        Figure("Adapter's rank", f"{before:g}", f"{after:.4g}", f"÷ {before / after:.3g}" if after else ""),
+        Figure("Adapter's parameters", None, human_count(parameters), ""),
+    ]
 
 
 def _latency(run: Run) -> list[Figure]:

@@ -71,7 +71,7 @@ def warnings(run: Run) -> list[str]:
 
 def _all(run: Run) -> Iterator[Measure]:
     own = at(run.result, "data", "evaluation")
-    after = at(run.result, "pruned", "perplexity")
+    after = at(run.result, "pruned", "perplexity") or at(run.result, "adapted", "perplexity")
     if after:
         yield _perplexity(own, at(run.result, "dense", "perplexity"), after, "")
     for record in run.extras:

@@ -1,6 +1,7 @@
 """A run's records as read from its folder: plain JSON of unknown origin, so nothing about it is trusted."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,16 +83,42 @@ def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
     result = folder / "result.json"
     if not result.is_file():
         raise InputError(f"{folder} has no result.json: give the output folder of a finished run.")
-    units, metrics = folder / "units.json", folder / "metrics.jsonl"
+    units, ranks, metrics = folder / "units.json", folder / "ranks.json", folder / "metrics.jsonl"
+    removed = _read_object(units) if units.is_file() else rank_units(_read_object(ranks)) if ranks.is_file() else {}
     own = sorted({path for pattern in EXTRA_RECORDS for path in folder.glob(pattern) if path.is_file()})
     return Run(
         folder=folder,
         name=name,
         result=_read_object(result),
-        units=_read_object(units) if units.is_file() else {},
+        units=removed,
         metrics=_read_lines(metrics) if metrics.is_file() else [],
         extras=[*map(_read_object, own), *shared],
     )
+
+
+def rank_units(ranks: dict[str, Any]) -> dict[str, Any]:
+    """The ranks of an `adapt` run told as units: each LoRA layer a pool of as many rank components as it began with."""
+    start = {
+        path: int(rank) for path, _ in items(ranks, "start") if 0 < (rank := number(ranks, "start", path) or 0) < 1e6
+    }
+    names = {path: _pool_name(path, position) for position, path in enumerate(start)}
+    left, cuts = dict(start), []
+    for cut in rows(ranks, "cuts"):
+        removed = {}
+        for path in start:
+            now = number(cut, "ranks", path)
+            if now is not None and 0 < now < left[path]:
+                removed[names[path]] = list(range(int(now), left[path]))
+                left[path] = int(now)
+        cuts.append({"step": at(cut, "step"), "removed": removed})
+    pools = {names[path]: {"units": start[path], "kept": list(range(left[path]))} for path in start}
+    return {"pools": pools, "cuts": cuts}
+
+
+def _pool_name(path: str, position: int) -> str:
+    """`model.layers.3.self_attn.q_proj` -> `layer.3.rank of q_proj`; a path without a number gets its position."""
+    found = re.search(r"\.(\d+)\.", path)
+    return f"layer.{found[1] if found else position}.rank of {path.rsplit('.', 1)[-1]}"
 
 
 def _names(folders: list[Path]) -> list[str]:
