@@ -263,7 +263,9 @@ def test_layers_over_time_are_shown_where_they_differ(tmp_path) -> None:
 
 
 def test_pools_of_another_kind_are_shown_by_their_names(tmp_path) -> None:
-    folder = write_run(tmp_path / "run", {"config": {"model": "m", "init_rank": 16, "rank": 8}}, with_units=False)
+    folder = write_run(
+        tmp_path / "run", {"kind": "adapt", "config": {"model": "m", "init_rank": 16, "rank": 8}}, with_units=False
+    )
     pools = {f"layer.{i}.q_proj": {"units": 16, "kept": list(range(8 + i))} for i in range(2)}
     cuts = [{"step": 10, "removed": {"layer.0.q_proj": list(range(8)), "layer.1.q_proj": list(range(7))}}]
     (folder / "units.json").write_text(json.dumps({"pools": pools, "cuts": cuts}))

@@ -117,7 +117,8 @@ def run_plots(run: Run) -> dict[str, Plot]:
     found = []
     if _has(run, "loss"):
         draw = partial(plots.training, run.metrics, steps)
-        found.append(Plot("training", draw, WIDE, f"Loss and sparsity over the run, with its {len(steps)} cuts."))
+        sinking = "rank" if _has(run, "rank") else "sparsity"
+        found.append(Plot("training", draw, WIDE, f"Loss and {sinking} over the run, with its {len(steps)} cuts."))
     if _has(run, "eval_perplexity"):
         draw = partial(plots.evaluations, run.metrics)
         found.append(Plot("evaluations", draw, FLAT, "Perplexity measured while the run went on."))

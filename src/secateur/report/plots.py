@@ -121,10 +121,10 @@ def _figure(draw: Draw, size: tuple[float, float]) -> Figure:
 
 
 def training(metrics: Sequence[dict[str, Any]], cut_steps: Sequence[int], figure: Figure) -> None:
-    """Loss over steps, and below it sparsity, with a line at each cut.
+    """Loss over steps, and below it sparsity (of a run of `adapt`: the mean rank), with a line at each cut.
 
     Args:
-        metrics: lines with "step" and any of "loss", "sparsity", "eval_perplexity".
+        metrics: lines with "step" and any of "loss", "sparsity", "rank".
     """
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for axes in (upper, lower):
@@ -134,9 +134,12 @@ def training(metrics: Sequence[dict[str, Any]], cut_steps: Sequence[int], figure
     upper.plot(steps, losses, color=SERIES[0], linewidth=1, alpha=0.45)
     upper.plot(steps, smoothed(losses), color=SERIES[0], linewidth=2)
     upper.set_title("Training loss (nats per token; bold: running mean)")
-    lower.plot(*_series(metrics, "sparsity"), color=SERIES[1], linewidth=2, drawstyle="steps-post")
-    lower.set_title("Sparsity (share of the prunable parameters gone)")
-    lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ranks = _series(metrics, "rank")
+    known = ranks if ranks[0] else _series(metrics, "sparsity")
+    lower.plot(*known, color=SERIES[1], linewidth=2, drawstyle="steps-post")
+    lower.set_title("Mean rank of the adapter" if ranks[0] else "Sparsity (share of the prunable parameters gone)")
+    if not ranks[0]:
+        lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     lower.set_ylim(bottom=0)
     lower.set_xlabel("optimiser step; vertical lines: cuts" if cut_steps else "optimiser step")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))

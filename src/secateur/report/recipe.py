@@ -5,10 +5,14 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ..config import PruneConfig
+from ..config_adapt import AdaptConfig
 from ..options import flag
-from .runs import Run, items
+from .runs import Run, items, text
 
-DEFAULTS = {f.name: f.default for f in fields(PruneConfig) if f.default is not MISSING}
+DEFAULTS = {
+    verb: {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+    for verb, cls in (("prune", PruneConfig), ("adapt", AdaptConfig))
+}
 
 
 def command(run: Run) -> str:
@@ -16,14 +20,16 @@ def command(run: Run) -> str:
     config = dict(items(run.result, "config"))
     if not config:
         return ""
-    verb = "adapt" if "init_rank" in config else "prune"
-    parts = [["secateur", verb]] + [_argument(key, value) for key, value in config.items() if _was_set(key, value)]
+    verb = _verb(run)
+    chosen = [_argument(key, value) for key, value in config.items() if _was_set(verb, key, value)]
+    parts = [["secateur", verb], *chosen]
     return " \\\n    ".join(" ".join(map(shlex.quote, part)) for part in parts)
 
 
 def options(run: Run) -> list[tuple[str, str, bool]]:
     """(flag, value, is it other than the default) of every option."""
-    return [(flag(key), _shown(value), _was_set(key, value)) for key, value in items(run.result, "config")]
+    verb = _verb(run)
+    return [(flag(key), _shown(value), _was_set(verb, key, value)) for key, value in items(run.result, "config")]
 
 
 def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
@@ -34,10 +40,14 @@ def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
     return [(flag(key), values) for key, values in shown.items() if len(set(values)) > 1]
 
 
-def _was_set(key: str, value: Any) -> bool:
+def _verb(run: Run) -> str:
+    return "adapt" if text(run.result, "kind") == "adapt" else "prune"
+
+
+def _was_set(verb: str, key: str, value: Any) -> bool:
     if isinstance(value, list):
         value = tuple(value)
-    return value is not None and (key not in DEFAULTS or value != DEFAULTS[key])
+    return value is not None and (key not in DEFAULTS[verb] or value != DEFAULTS[verb][key])
 
 
 def _argument(key: str, value: Any) -> list[str]:
