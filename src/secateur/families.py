@@ -55,7 +55,7 @@ FAMILIES: Registry[Family] = Registry(
     "model type", "To prune another architecture of a known layout, pass --family with one of these."
 )
 FAMILIES.register("llama", Family(name="llama", twin="mistral"))
-for _model_type in ("mistral", "qwen2", "qwen3"):
+for _model_type in ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text"):
     FAMILIES.register(_model_type, Family(name=_model_type))
 
 
