@@ -31,6 +31,7 @@ CELLS["lora-0.2-protected-pissa"] = {**CELLS["lora-0.2-protected"], "lora_init":
 CELLS["lora-0.2-protected-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3}
 CELLS["dense+lora-lr1e-3"] = {"lr": 1e-3}
 CELLS["lora-0.2-protected-early-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3, "prune_end": 0.4}
+CELLS["lora-0.2-protected-lstsq-lr1e-3"] = {**CELLS["lora-0.2-protected-lr1e-3"], "compensate": "lstsq"}
 CELLS["lora-0.5-protected-lr1e-3"] = {**CELLS["lora-0.5-protected"], "lr": 1e-3}
 CELLS["lora-0.2-protected-early"] = {**CELLS["lora-0.2-protected"], "prune_end": 0.4}
 CELLS["lora-0.2-global-raw"] = {**CELLS["lora-0.2-global"], "across_layers": "raw"}

@@ -187,7 +187,7 @@ def test_without_the_harness_the_remedy_is_named(monkeypatch) -> None:
 
 
 def test_definitions_are_complete() -> None:
-    assert set(_definitions()) == set(ALL)
+    assert set(_definitions()) == {*ALL, "humaneval"}
 
 
 def test_definitions_fit_the_real_files(data_dir) -> None:
@@ -198,3 +198,37 @@ def test_definitions_fit_the_real_files(data_dir) -> None:
         torch.float32,
     )  # fmt: skip
     assert {figure.rows for figure in found.values()} == {2}
+
+
+def code_rows(folder, solutions):
+    """HumanEval rows whose prompt says which answer to give."""
+    rows = [{"task_id": f"HumanEval/{i}", "prompt": f"def add(a, b):\n    # row {i}\n", "entry_point": "add",
+             "canonical_solution": "", "test": "def check(f):\n    assert f(1, 2) == 3\n"}
+            for i in range(len(solutions))]  # fmt: skip
+    (folder / "human_eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_humaneval_counts_the_answers_that_pass(tmp_path, monkeypatch) -> None:
+    harness_model = pytest.importorskip("secateur.harness_model")
+    answers = ["    return a + b\n", "    return a - b\n", "    return b + a\n", "    import os; os._exit(0)\n"]
+    code_rows(tmp_path, answers)
+
+    def generate_until(self, requests, disable_tqdm=False):
+        assert all(request.args[1]["max_gen_toks"] == 1024 for request in requests)
+        return [answers[int(re.search(r"row (\d)", request.args[0])[1])] for request in requests]
+
+    monkeypatch.setattr(harness_model.PaddedHFLM, "generate_until", generate_until)
+    model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
+    found, _ = run_tasks(model, tokenizer, options(tmp_path, "humaneval", allow_code_execution=True), torch.float32)
+    figure = found["humaneval"]
+    assert (figure.metric, figure.value, figure.row_values) == ("pass@1", 0.5, (1.0, 0.0, 1.0, 0.0))
+    assert figure.stderr is not None
+
+
+def test_code_is_not_run_unasked(tmp_path) -> None:
+    pytest.importorskip("lm_eval")
+    code_rows(tmp_path, ["    return 0\n"])
+    with pytest.raises(InputError, match="would run code that the model writes: pass --allow-code-execution"):
+        check_tasks(options(tmp_path, "humaneval"))
+    with pytest.raises(InputError, match="local rows alone.*give --task-data"):
+        check_tasks(options(None, "humaneval_instruct", allow_code_execution=True))

@@ -138,6 +138,7 @@ def _task_options(config: EvalConfig) -> TaskOptions | None:
         limit=config.limit,
         folder=Path(config.task_data) if config.task_data else None,
         batch_size=config.batch_size or PROMPTS_PER_PASS,
+        allow_code_execution=config.allow_code_execution,
     )
 
 

@@ -28,7 +28,7 @@ class EvalConfig:
     )
     tasks: tuple[str, ...] = option(
         "tasks of lm-evaluation-harness, such as piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,boolq,"
-        "mmlu,gsm8k",
+        "mmlu,gsm8k,humaneval",
         (),
         group="tasks",
     )
@@ -36,6 +36,9 @@ class EvalConfig:
     limit: int | None = option("only the first rows of each task (of each MMLU subject)", None, group="tasks")
     task_data: str | None = option(
         "folder with piqa.jsonl, hellaswag.jsonl, ...: run the tasks on these, without a network", None, group="tasks"
+    )
+    allow_code_execution: bool = option(
+        "let humaneval run what the model writes, in a process with limits", False, group="tasks"
     )
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
@@ -63,6 +66,8 @@ class EvalConfig:
         given = [name for name in ("num_fewshot", "limit", "task_data") if getattr(self, name) is not None]
         if given and not self.tasks:
             found.append(f"{', '.join(map(flag, given))} without --tasks has no effect: name tasks.")
+        if self.allow_code_execution and "humaneval" not in self.task_names:
+            found.append("--allow-code-execution has no effect without the task humaneval: leave it out.")
         if len(self.data) > 1:
             found.append(f"--data names {len(self.data)} texts: evaluate one at a time.")
         if self.preset and self.preset in PRESETS and self.seq_len not in (None, PRESETS[self.preset].seq_len):

@@ -24,8 +24,9 @@ import yaml
 from .errors import InputError, all_faults
 from .evaluate import LEAST_PAIRS, NOISE
 from .registry import did_you_mean
+from .sandbox import run_untrusted
 
-METRICS = ("acc_norm,none", "acc,none", "exact_match,strict-match")
+METRICS = ("acc_norm,none", "acc,none", "exact_match,strict-match", "pass@1,none")
 """Which of a task's metrics is its figure, the first that it has; all are recorded."""
 PAD_MULTIPLE = 64
 
@@ -64,6 +65,8 @@ class TaskOptions:
     folder: Path | None
     """Of our local rows; None: the harness's own tasks."""
     batch_size: int
+    allow_code_execution: bool = False
+    """Run what the model writes as answers to HumanEval."""
 
 
 def check_tasks(options: TaskOptions) -> None:
@@ -74,6 +77,8 @@ def check_tasks(options: TaskOptions) -> None:
     """
     if find_spec("lm_eval") is None:
         raise InputError("--tasks needs lm-evaluation-harness: pip install 'secateur[eval]'.")
+    all_faults([f"task {name} would run code that the model writes{reason}"
+                for name in options.names if (reason := _code_refused(name, options))])  # fmt: skip
     if options.folder is None:
         known = _manager(own_tasks=True).task_index
         all_faults([f"unknown task {name!r}. {did_you_mean(name, known)}List them with: lm-eval ls tasks."
@@ -94,6 +99,15 @@ def check_tasks(options: TaskOptions) -> None:
             if not (options.folder / file).is_file():
                 faults.append(f"task {name} needs {options.folder / file}, and there is no such file.")
     all_faults(faults)
+
+
+def _code_refused(name: str, options: TaskOptions) -> str:
+    """Why a task that runs the model's code does not run; empty if it does, or runs none."""
+    if not name.startswith(("humaneval", "mbpp")):
+        return ""
+    if options.folder is None:
+        return ", which secateur does for humaneval of local rows alone (in its own process): give --task-data."
+    return "" if options.allow_code_execution else ": pass --allow-code-execution if you want that."
 
 
 def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> tuple[dict[str, TaskFigure], list[str]]:
@@ -186,8 +200,16 @@ def _local_tasks(options: TaskOptions) -> list[dict[str, Any]]:
             split: str(options.folder / file) for split, file in definition["dataset_kwargs"]["data_files"].items()
         }
         task = definition | {"dataset_kwargs": {"data_files": paths}}
+        if name == "humaneval":
+            task["process_results"] = _passes
         found += _by_subject(task) if name == "mmlu" else [task]
     return found
+
+
+def _passes(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
+    """Whether the first answer, put after the prompt, passes the row's tests."""
+    program = f"{row['prompt']}{answers[0]}\n{row['test']}\ncheck({row['entry_point']})"
+    return {"pass@1": float(run_untrusted(program).passed)}
 
 
 def _by_subject(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
