@@ -4,6 +4,7 @@ This keeps accidents away (endless loops, full memory, files overwritten), which
 no prison for code that was written to break out: run that in a virtual machine.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -93,7 +94,5 @@ def run_untrusted(code: str, *, seconds: int = 5, memory_bytes: int = 1 << 30) -
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
