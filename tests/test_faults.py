@@ -108,6 +108,10 @@ def test_out_of_memory_names_the_part(place, tmp_path, capsys, monkeypatch, owne
     assert f"out of memory while {part}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+    if part == "training":
+        assert main(["report", str(tmp_path / "out")]) == 0
+        page = (tmp_path / "out.run" / "report.html").read_text()
+        assert "This run failed after step 0: out of memory while training" in page
 
 
 def test_divergence_is_reported_once(tmp_path, capsys) -> None:

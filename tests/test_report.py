@@ -10,6 +10,7 @@ import pytest
 
 from secateur.cli import main
 from secateur.errors import InputError
+from secateur.records import FORMAT
 from secateur.report import plots, write_report
 from secateur.report.facts import Scores, layers_over_time
 from secateur.report.quality import measures
@@ -65,8 +66,8 @@ def records(name: str = "smollm2") -> dict[str, object]:
     return {
         "config": {"model": name, "data": ["my data.jsonl"], "output": "out", "sparsity": 0.25, "lr": 5e-4,
                    "shrink": False, "criterion": "lora", "allocation": "uniform", "targets": []},
-        "environment": {"secateur": "0.1.0", "versions": {"torch": "2.13.0"}, "memory_bytes": 24_000_000_000,
-                        "gpus": []},
+        "environment": {"record_format": FORMAT, "secateur": "0.1.0", "versions": {"torch": "2.13.0"},
+                        "memory_bytes": 24_000_000_000, "gpus": []},
         "data": {"training": [{"name": "my data.jsonl", "rows": 1000, "characters": 2189457, "sha256": "c74d"}],
                  "evaluation": {"data": "wiki.txt", "joined": "one text"}, "trained_tokens": 204800, "steps": 100},
         "dense": {"parameters": 134515008, "bytes": 269060552, "perplexity": {"perplexity": 25.954, **perplexity}},
@@ -331,3 +332,41 @@ def test_a_run_of_adapt_shows_its_ranks(tmp_path) -> None:
     assert "2 of 8" in text
     assert "5 of 8" in text
     assert "15 rank of q proj" in text
+
+
+def unfinished(folder: Path) -> Path:
+    """What a run that is still at work has on disk: nothing in its output folder."""
+    work = folder.with_name(folder.name + ".run")
+    work.mkdir(parents=True)
+    (work / "run.json").write_text(json.dumps({"options": records()["config"], "data": records()["data"]["training"]}))
+    lines = [json.dumps({"step": step, "loss": 4 - step / 100, "sparsity": 0.1}) for step in range(1, 38)]
+    (work / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 38, "lo')  # killed while it wrote
+    return folder
+
+
+def test_an_unfinished_and_a_failed_run_say_so(tmp_path) -> None:
+    folder = unfinished(tmp_path / "run")
+    page = page_of(folder)
+    assert "This run has no result: its records end at step 37." in page.text
+    assert "--sparsity 0.25" in page.source
+    assert "Training and cuts" in page.text
+    assert "Parameters" not in page.text
+    assert page_of(folder.with_name("run.run")).text == page.text
+    (folder.with_name("run.run") / "failure.json").write_text(json.dumps({"reason": f"loss is NaN {HOSTILE}"}))
+    page = page_of(folder, write_run(tmp_path / "other"))
+    assert "run: This run failed after step 37: loss is NaN <script>" in page.text
+    assert "script" not in page.tags
+
+
+def test_records_of_other_versions(tmp_path) -> None:
+    old = records()
+    del old["environment"]["record_format"]
+    assert "of an older version of secateur" in page_of(write_run(tmp_path / "old", old)).text
+    assert "older version" not in page_of(write_run(tmp_path / "now")).text
+    new = records()
+    new["environment"]["record_format"] = FORMAT + 1
+    with pytest.raises(InputError, match="was written by a newer secateur"):
+        write_report([str(write_run(tmp_path / "new", new))])
+    assert main(["report", str(tmp_path / "new")]) == 2
+    failed = write_run(tmp_path / "failed", {**records(), "status": "failed", "reason": "no finite loss"})
+    assert "This run's status is failed: no finite loss" in page_of(failed).text

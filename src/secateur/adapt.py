@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from .adapter import AdapterReport, write_adapter, write_merged
 from .benchmark import parameter_count
 from .callback import PruningCallback
+from .checkpoints import failure_noted
 from .config_adapt import AdaptConfig
 from .distributed import rank as process_rank
 from .errors import InputError
@@ -70,7 +71,9 @@ def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     Raises:
         InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
     """
-    with locked(job.work) if process_rank() == 0 else nullcontext():
+    if process_rank() > 0:
+        return _adapt(job, progress)
+    with locked(job.work), failure_noted(job.work):
         return _adapt(job, progress)
 
 

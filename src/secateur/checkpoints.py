@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ KEPT = 2
 """Complete checkpoints that rotation leaves."""
 RUN = "run.json"
 """A run's options and data, beside its checkpoints: a resumed run must have the same."""
+FAILURE = "failure.json"
+"""Why a run stopped before its end."""
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run keeps its records and checkpoints until its result is written."""
+    return output.with_name(output.name + ".run")
 
 
 def seal(folder: Path) -> None:
@@ -77,6 +86,18 @@ def rotate(work: Path, keep: int = KEPT) -> None:
 def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:
     """Note what the run is, before its first step."""
     write_json(work / RUN, {"options": options, "data": data})
+
+
+@contextmanager
+def failure_noted(work: Path) -> Iterator[None]:
+    """Leave a note of what ended a run that had begun."""
+    try:
+        yield
+    except BaseException as error:
+        if (work / RUN).exists():
+            with suppress(OSError):  # a full disk must not hide the first fault
+                write_json(work / FAILURE, {"kind": type(error).__name__, "reason": str(error)})
+        raise
 
 
 def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], harmless: tuple[str, ...]) -> None:

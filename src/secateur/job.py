@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .checkpoints import check_same_run, find_latest, write_run
+from .checkpoints import FAILURE, check_same_run, find_latest, work_folder, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .distributed import launched, rank
@@ -57,10 +57,6 @@ class Job:
     @property
     def eval_seq_len(self) -> int:
         return self.config.eval_seq_len or self.config.seq_len
-
-
-def work_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".run")
 
 
 def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
@@ -179,7 +175,10 @@ def _check_work(work: Path, overwrite: bool) -> None:
 
 def make_work(job: Job) -> None:
     """The folder of the run's records: empty, or as the run that goes on left it."""
-    if job.checkpoint is not None or rank() > 0:
+    if rank() > 0:
+        return
+    (job.work / FAILURE).unlink(missing_ok=True)
+    if job.checkpoint is not None:
         return
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name != LOCK:

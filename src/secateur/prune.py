@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
+from .checkpoints import failure_noted
 from .distributed import rank
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
@@ -40,7 +41,9 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     Raises:
         InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
     """
-    with locked(job.work) if rank() == 0 else nullcontext():
+    if rank() > 0:
+        return _prune(job, progress)
+    with locked(job.work), failure_noted(job.work):
         return _prune(job, progress)
 
 

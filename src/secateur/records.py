@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+FORMAT = 1
+"""Version of the records' layout; a reader refuses a newer one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
 
@@ -21,6 +23,7 @@ def environment() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
+        "record_format": FORMAT,
         "secateur": _version("secateur"),
         "commit": _commit(),
         "python": platform.python_version(),

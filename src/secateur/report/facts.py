@@ -271,7 +271,11 @@ def data_rows(run: Run) -> list[tuple[str, str]]:
 def environment(run: Run) -> list[tuple[str, str]]:
     """Versions and hardware."""
     record = at(run.result, "environment")
-    found = [(key.replace("_", " "), _shown(key, value)) for key, value in items(record) if key != "versions"]
+    found = [
+        (key.replace("_", " "), _shown(key, value))
+        for key, value in items(record)
+        if key not in ("versions", "record_format")
+    ]
     return found + [(name, str(version)) for name, version in items(record, "versions")]
 
 

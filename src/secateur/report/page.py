@@ -75,6 +75,7 @@ def run_page(run: Run, found: dict[str, Plot]) -> str:
     return _environment().get_template("run.html").render(
         title=facts.title(run),
         subtitle=facts.subtitle(run),
+        notices=run.notices,
         headline=facts.headline(run),
         measures=quality.measures(run),
         warnings=quality.warnings(run),
@@ -100,6 +101,7 @@ def comparison_page(runs: Sequence[Run], found: dict[str, Plot]) -> str:
     return _environment().get_template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(dict.fromkeys(facts.model_name(run) for run in runs)),
+        notices=[f"{run.name}: {notice}" for run in runs for notice in run.notices],
         names=[run.name for run in runs],
         figures=_figure_rows(runs),
         keys=list(dict.fromkeys(key for measures in by_run for key in measures)),

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import FAILURE, RUN, work_folder
 from ..errors import InputError
 from ..progress import safe
+from ..records import FORMAT
 
 LARGEST = 1e30
 """Beyond every count, size and time there can be."""
@@ -28,13 +30,15 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     """Records of `secateur eval` and `secateur sample` that go with the run."""
+    notices: tuple[str, ...] = ()
+    """What a reader must know before the figures: not finished, failed, written by another version."""
 
 
 def load_runs(folders: Sequence[str], records: Sequence[str] = ()) -> list[Run]:
     """The runs in `folders`; `records` are further files of `eval` or `sample`, shown with every run they name.
 
     Raises:
-        InputError: a folder without result.json, a record that is not JSON of the expected kind.
+        InputError: a folder that is no run's, a record that is not JSON of the expected kind or of a newer version.
     """
     shared = [_read_object(Path(path)) for path in records]
     names = _names([Path(folder) for folder in folders])
@@ -78,22 +82,49 @@ def rows(record: Any, *path: str | int) -> list[Any]:
 
 
 def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the output folder of a run.")
-    result = folder / "result.json"
-    if not result.is_file():
-        raise InputError(f"{folder} has no result.json: give the output folder of a finished run.")
+    if not (folder / "result.json").is_file():
+        return _load_unfinished(folder, name, shared)
     units, ranks, metrics = folder / "units.json", folder / "ranks.json", folder / "metrics.jsonl"
+    result = _read_object(folder / "result.json")
     removed = _read_object(units) if units.is_file() else rank_units(_read_object(ranks)) if ranks.is_file() else {}
     own = sorted({path for pattern in EXTRA_RECORDS for path in folder.glob(pattern) if path.is_file()})
     return Run(
         folder=folder,
         name=name,
-        result=_read_object(result),
+        result=result,
         units=removed,
         metrics=_read_lines(metrics) if metrics.is_file() else [],
         extras=[*map(_read_object, own), *shared],
+        notices=_notices(result),
     )
+
+
+def _load_unfinished(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
+    """A run that has not written its result, from the folder that it works in."""
+    work = folder if (folder / RUN).is_file() else work_folder(folder)
+    if not (work / RUN).is_file():
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: give the output folder of a run.")
+        raise InputError(f"{folder} has no result.json, and no run works at it: give the output folder of a run.")
+    run, metrics, failure = _read_object(work / RUN), work / "metrics.jsonl", work / FAILURE
+    lines = _read_lines(metrics, whole=False) if metrics.is_file() else []
+    step = next((int(found) for line in reversed(lines) if (found := number(line, "step")) is not None), 0)
+    notice = f"This run has no result: its records end at step {step}."
+    if failure.is_file():
+        notice = f"This run failed after step {step}: {text(_read_object(failure), 'reason') or 'no reason was noted'}"
+    result = {"config": at(run, "options"), "data": {"training": at(run, "data")}}
+    return Run(folder=work, name=name, result=result, metrics=lines, extras=shared, notices=(notice,))
+
+
+def _notices(result: dict[str, Any]) -> tuple[str, ...]:
+    """What to say of a result that is not a finished run's, or of an older version."""
+    found = []
+    status = text(result, "status")
+    if status not in (None, "done"):
+        found.append(f"This run's status is {status}: {text(result, 'reason') or 'no reason was noted'}")
+    if number(result, "environment", "record_format") is None:
+        found.append("These records are of an older version of secateur: what it did not note is missing here.")
+    return tuple(found)
 
 
 def rank_units(ranks: dict[str, Any]) -> dict[str, Any]:
@@ -131,11 +162,20 @@ def _read_object(path: Path) -> dict[str, Any]:
     value = _parse(_read(path), str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object: give a file that secateur wrote.")
+    if (layout := number(value, "environment", "record_format") or FORMAT) > FORMAT:
+        raise InputError(
+            f"{path} was written by a newer secateur (record format {layout:g}; this one reads up to {FORMAT}): "
+            "upgrade secateur to read it."
+        )
     return value
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = [(i, line) for i, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
+def _read_lines(path: Path, *, whole: bool = True) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; with `whole` off, its last line may be cut short."""
+    source = _read(path)
+    if not whole:
+        source = source[: source.rfind("\n") + 1]
+    lines = [(i, line) for i, line in enumerate(source.split("\n"), 1) if line.strip()]
     found = [_parse(line, f"{path}:{i}") for i, line in lines]
     return [line for line in found if isinstance(line, dict)]
 
