@@ -32,8 +32,8 @@ CELLS["lora-0.2-protected-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3}
 CELLS["dense+lora-lr1e-3"] = {"lr": 1e-3}
 CELLS["lora-0.2-protected-early-lr1e-3"] = {**CELLS["lora-0.2-protected"], "lr": 1e-3, "prune_end": 0.4}
 CELLS["lora-0.2-protected-lstsq-lr1e-3"] = {**CELLS["lora-0.2-protected-lr1e-3"], "compensate": "lstsq"}
-CELLS["lora-0.2-protected-r32-lr1e-3"] = {**CELLS["lora-0.2-protected-lr1e-3"], "rank": 32, "alpha": 64.0}
-CELLS["dense+lora-r32-lr1e-3"] = {"lr": 1e-3, "rank": 32, "alpha": 64.0}
+CELLS["lora-0.2-protected-r32-lr1e-3"] = {**CELLS["lora-0.2-protected-lr1e-3"], "rank": 32}
+CELLS["dense+lora-r32-lr1e-3"] = {"lr": 1e-3, "rank": 32}
 CELLS["gate-0.2-protected-lr1e-3"] = {**CELLS["lora-0.2-protected-lr1e-3"], "criterion": "gate"}
 CELLS["lora-0.2-protected-distill-lr1e-3"] = {
     **CELLS["lora-0.2-protected-lr1e-3"], "distill": 0.5, "shrink": False
