@@ -28,7 +28,9 @@ from secateur.config import ExportConfig
 from secateur.errors import InputError, VerificationError
 from secateur.export import build_small, export_checkpoint, export_config
 from secateur.families import family_of
-from secateur.units import LayerShape, find_units
+from secateur.stock import resized_config
+from secateur.surgery import merged_and_sliced
+from secateur.units import find_units
 from secateur.verify import Check, logits_of, verify
 
 TOLERANCE = 2e-4
@@ -304,10 +306,18 @@ def test_an_export_does_not_move_the_random_state() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_four_to_three_heads_needs_the_twin_class() -> None:
+def test_four_to_three_heads_needs_the_twin_class_or_a_modelling_file() -> None:
     model, family = tiny_llama(heads=4, kv_heads=4), family_of("llama")
+    units = find_units(model, family)
+    keep = {p.name: torch.arange(p.size) < (3 if p.kind == "kv_group" else p.size) for p in units.pools}
+    shapes = units.shapes_after(keep)
     with pytest.raises(InputError, match="config class refuses 3 query heads"):
-        build_small(model.config, family, (LayerShape(3, 3, 96, 16),) * 3, [], torch.float32, "keep")
+        resized_config(model.config, family, shapes[0])
+    classes = [
+        type(build_small(model.config, family, shapes, merged_and_sliced(model, units, keep), torch.float32, cls))
+        for cls in ("keep", "mistral")
+    ]
+    assert [cls.__name__ for cls in classes] == ["LayeredLlamaForCausalLM", "MistralForCausalLM"]
 
 
 @pytest.mark.parametrize(

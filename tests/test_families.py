@@ -1,4 +1,7 @@
-"""Every registered model type, from its real config class: masked = sliced, the budget's count, a stock checkpoint."""
+"""Every registered model type, from its real config class: masked = sliced = shrunk = padded, the budget's count, and a
+checkpoint that a process without secateur reads the same (one process for all)."""
+
+import copy
 
 import pytest
 import torch
@@ -6,79 +9,257 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import Pruner
-from secateur.families import FAMILIES
+from secateur.benchmark import parameter_count
+from secateur.errors import InputError
+from secateur.export import build_small, save_model
+from secateur.families import FAMILIES, Family
+from secateur.layered import LAYERS_KEY
+from secateur.padding import padded_shape, padded_state
+from secateur.surgery import merged_and_sliced
+from secateur.units import find_units
+from secateur.verify import Check, logits_of, verify, weights_checksum
 
 SIZES = {
-    "vocab_size": 128, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "vocab_size": 128, "hidden_size": 48, "intermediate_size": 240, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 3, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": 0,
-    "pad_token_id": 0,
+    "pad_token_id": 0, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+MHA: dict[str, object] = {"hidden_size": 96, "head_dim": None, "num_key_value_heads": None, "intermediate_size": 240}
 TYPES: dict[str, dict[str, object]] = {
     "llama": {"attention_bias": True},
     "mistral": {"sliding_window": 8},
-    "qwen2": {"head_dim": None},
+    "qwen2": {"head_dim": None, "hidden_size": 96},
     "qwen3": {},
-    "granite": {"head_dim": None, "attention_multiplier": 0.25, "residual_multiplier": 0.7, "logits_scaling": 2.0},
-    "smollm3": {"head_dim": None, "no_rope_layer_interval": 2},
+    "granite": {"head_dim": None, "hidden_size": 96, "attention_multiplier": 0.25, "residual_multiplier": 0.7,
+                "logits_scaling": 2.0},
+    "smollm3": {"head_dim": None, "hidden_size": 96, "no_rope_layer_interval": 2},
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8},
     "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
-}
-"""Model type -> what its config is given beside `SIZES` (None: left out)."""
+    "olmo": {},
+    "olmo2": {},
+    "phi3": {"sliding_window": 8},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi/qk_layernorm": {"hidden_size": 96, "partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "gpt_neox": {**MHA, "rotary_pct": 0.25},
+    "gpt2": {**MHA, "intermediate_size": None, "max_position_embeddings": None, "n_inner": 240, "n_positions": 256},
+    "opt": {**MHA, "intermediate_size": None, "ffn_dim": 240, "word_embed_proj_dim": 96},
+    "gptj": {**MHA, "intermediate_size": None, "n_inner": 240, "rotary_dim": 8},
+    "falcon": {**MHA, "intermediate_size": None, "ffn_hidden_size": 240, "new_decoder_architecture": True,
+               "num_kv_heads": 3},
+    "falcon/multi_query": {**MHA, "intermediate_size": None, "ffn_hidden_size": 240, "multi_query": True, "bias": True},
+    "falcon/alibi": {**MHA, "intermediate_size": None, "ffn_hidden_size": 240, "multi_query": False, "alibi": True},
+    "bloom": {**MHA, "intermediate_size": None},
+}  # fmt: skip
+"""Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""
+CASES = [
+    (name, attention)
+    for name in TYPES
+    for attention in ("none", *(kind for kind in FAMILIES[name.split("/")[0]].kinds if kind != "ffn"))
+]
+MORE_THAN_STOCK = [("phi/qk_layernorm", "kv_group"), ("phi/qk_layernorm", "query_head")]
+"""What the stock class of a family cannot hold in one variant."""
+IDS = torch.arange(3, 40).unsqueeze(0)
 
 
-def tiny(model_type: str):
-    """A wide random model: norms around their own start, linears of standard deviation 0.2."""
-    options = {key: value for key, value in {**SIZES, **TYPES[model_type]}.items() if value is not None or "_id" in key}
-    if TYPES[model_type].get("head_dim", 1) is None:
-        options |= {"hidden_size": 96}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options), dtype=torch.float32)
+def tiny(name: str):
+    """A wide random model: norms around their own start, everything else of standard deviation 0.2."""
+    options = {k: v for k, v in {**SIZES, **TYPES[name]}.items() if v is not None or k == "bos_token_id"}
+    config = AutoConfig.for_model(name.split("/")[0], **options)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for path, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.copy_(parameter + values if "norm" in name else values)
+            norm = "norm" in path or "ln_" in path
+            parameter.copy_(parameter + values if norm else values)
     return model.eval()
 
 
-def test_every_family_has_a_row() -> None:
-    assert set(TYPES) == set(FAMILIES)
-
-
-@pytest.mark.parametrize("attention", ["kv_group", "query_head"])
-@pytest.mark.parametrize("model_type", list(TYPES))
-def test_masked_is_sliced_and_loads_in_the_stock_class(model_type, attention, tmp_path) -> None:
+def pruned(name: str, attention: str, *, shrink: bool):
+    """A LoRA model trained for four steps in which half of it goes, and its pruner."""
     torch.manual_seed(0)
-    base = tiny(model_type)
-    dense = base(torch.arange(3, 40).unsqueeze(0)).logits
-    before = sum(parameter.numel() for parameter in base.parameters())
-    stock = type(base)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=list(_linears(model_type)), init_lora_weights=False))
+    base = tiny(name)
+    linears = {path.rsplit(".", 1)[-1] for path in FAMILIES[name.split("/")[0]].linears}
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=sorted(linears), init_lora_weights=False)).eval()
     pruner = Pruner(
-        model, sparsity=0.5, total_steps=4, prune_start=1, prune_end=3, frequency=1, attention=attention, shrink=False,
-        allocation="protected", protect_first=0, protect_last=0,
+        model, sparsity=0.3, total_steps=4, prune_start=1, prune_end=3, frequency=1, attention=attention,
+        shrink=shrink, allocation="protected", protect_first=0, protect_last=0,
+        attention_sparsity=None if attention == "none" else 1 / 3, criterion="taylor",
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    ids = torch.arange(3, 40).unsqueeze(0)
     for _ in range(4):
-        model(ids, labels=ids).loss.backward()
+        model(IDS, labels=IDS).loss.backward()
         pruner.observe()
         optimizer.step()
         pruner.step(optimizer)
         optimizer.zero_grad()
-    masked = model.eval()(ids).logits
-    pruner.export(tmp_path / "out")  # compares masked with sliced, and reads back in a fresh process
-    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(small) is stock
-    assert sum(parameter.numel() for parameter in small.parameters()) == before - pruner.removed_params
-    heads = small.config.num_attention_heads, small.config.num_key_value_heads
-    assert heads != (6, 3), "attention was pruned"
-    scale = dense.abs().max()
-    torch.testing.assert_close(small(ids).logits, masked, rtol=0.0, atol=float(2e-5 * scale))
-    assert (masked - dense).abs().max() > 2e-3 * scale, "a change that the tolerance would hide"
-    small.train()
-    small(ids, labels=ids).loss.backward()
+    return model, pruner
 
 
-def _linears(model_type):
-    return [path.rsplit(".", 1)[-1] for path in FAMILIES[model_type].linears]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(Type, kind) -> the check of its checkpoint by the one fresh process."""
+    checks = {}
+    for number, (name, attention) in enumerate(CASES):
+        folder = tmp_path_factory.mktemp("families") / str(number)
+        model, pruner = pruned(name, attention, shrink=False)
+        family, config = pruner.units.family, model.get_base_model().config
+        tensors = merged_and_sliced(model, pruner.units, pruner.keep)
+        shapes = pruner.units.shapes_after(pruner.keep)
+        small = build_small(config, family, shapes, tensors, torch.float32, "keep")
+        layered = LAYERS_KEY in small.config.to_dict()
+        save_model(small, folder, family if layered else None)
+        checks[name, attention] = Check(
+            folder, IDS, logits_of(model, IDS), parameter_count(small), layered, checksum=weights_checksum(small)
+        )
+    return dict(zip(checks, zip(checks.values(), verify(list(checks.values())), strict=True), strict=True))
+
+
+def test_every_family_has_a_row() -> None:
+    assert {name.split("/")[0] for name in TYPES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_a_fresh_process_computes_the_masked_model(written, name, attention) -> None:
+    check, found = written[name, attention]
+    base = tiny(name)
+    family = FAMILIES[name.split("/")[0]]
+    stock = "stock" in family.formats["ffn" if attention == "none" else attention]
+    assert check.remote_code == (not stock or (name, attention) in MORE_THAN_STOCK)
+    if not check.remote_code:
+        assert found.class_name == type(base).__name__
+    scale = check.logits.abs().max()
+    # The child compared its logits with those of the masked, unmerged model in memory.
+    assert found.difference <= 2e-5 * scale
+    assert (check.logits - logits_of(base, IDS)).abs().max() > 2e-3 * scale, "a change that the tolerance would hide"
+    units = find_units(base, family, attention)
+    assert parameter_count(base) - check.parameters == pytest.approx(0.3 * units.prunable_params, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_shrinking_is_masking_and_training_goes_on(name, attention) -> None:
+    masked, pruner = pruned(name, attention, shrink=False)
+    shrunk, other = pruned(name, attention, shrink=True)
+    assert {n: k.tolist() for n, k in pruner.keep.items()} == {n: k.tolist() for n, k in other.keep.items()}
+    if attention != "none":
+        assert all(not pruner.keep[pool.name].all() for pool in pruner.units.of_kind(attention))
+    before = parameter_count(masked) - parameter_count(shrunk)
+    assert before > pruner.removed_params  # LoRA's rows and columns go too
+    expected = logits_of(masked, IDS)
+    torch.testing.assert_close(logits_of(shrunk, IDS), expected, rtol=0.0, atol=float(1e-4 * expected.abs().max()))
+    shrunk(IDS, labels=IDS).loss.backward()
+
+
+@pytest.mark.parametrize(("name", "attention"), CASES)
+def test_layers_that_differ_and_their_padded_form(name, attention) -> None:
+    base = tiny(name)
+    family = FAMILIES[name.split("/")[0]]
+    units = find_units(base, family, attention)
+    generator = torch.Generator().manual_seed(1)
+    keep = {}
+    for pool in units.pools:
+        per_set = pool.size // pool.sets
+        stay = max(1, round(per_set * (0.5 + 0.2 * pool.layer)))
+        scores = torch.rand(pool.sets, per_set, generator=generator)
+        keep[pool.name] = (scores.argsort(1).argsort(1) < stay).flatten()
+    shapes = units.shapes_after(keep)
+    tensors = list(merged_and_sliced(base, units, keep))
+    small = build_small(base.config, family, shapes, tensors, torch.float32, "keep")
+    wide = padded_shape(base.config, family, shapes, "keep")
+    state = padded_state(dict(small.state_dict()), family, shapes, wide)
+    padded = build_small(base.config, family, (wide,) * 3, state, torch.float32, "keep")
+    assert LAYERS_KEY in small.config.to_dict()
+    assert type(padded) is type(base)
+    expected = logits_of(small, IDS)
+    torch.testing.assert_close(logits_of(padded, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
+FUSED = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "gate": "gate_up_proj", "up": "gate_up_proj"}
+
+
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "taylor", "taylor-accumulated", "gate", "wanda", "flap", "obs", "lora"]
+)
+@pytest.mark.parametrize("normalize", ["none", "linear"])
+def test_scores_on_fused_projections_are_those_of_the_same_weights_unfused(criterion, normalize) -> None:
+    fused = tiny("phi3")
+    config = {k: v for k, v in {**SIZES, "sliding_window": 8}.items() if v is not None or k == "bos_token_id"}
+    apart = AutoModelForCausalLM.from_config(AutoConfig.for_model("mistral", **config), dtype=torch.float32).eval()
+    state = {}
+    for name, tensor in fused.state_dict().items():
+        if "qkv_proj" in name:
+            parts = zip("qkv", tensor.split([96, 48, 48]), strict=True)
+            state |= {name.replace("qkv_proj", f"{part}_proj"): rows for part, rows in parts}
+        elif "gate_up_proj" in name:
+            parts = zip(("gate", "up"), tensor.chunk(2), strict=True)
+            state |= {name.replace("gate_up_proj", f"{part}_proj"): rows for part, rows in parts}
+        else:
+            state[name] = tensor
+    apart.load_state_dict(state)
+    torch.testing.assert_close(logits_of(apart, IDS), logits_of(fused, IDS))
+    options = {"criterion": criterion, "normalize": normalize}
+    expected = scores_of(apart, **options)
+    for name, scores in scores_of(fused, **options).items():
+        # Signed terms cancel within a unit, so what float32 rounds is small beside the largest unit, not beside each.
+        torch.testing.assert_close(scores, expected[name], rtol=1e-4, atol=float(1e-6 * expected[name].max()))
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "gate", "wanda", "obs", "lora"])
+def test_scores_on_transposed_projections_are_those_of_linears(criterion) -> None:
+    stored = tiny("gpt2")
+    plain = copy.deepcopy(stored)
+    for path, module in list(plain.named_modules()):
+        if type(module).__name__ == "Conv1D":
+            linear = torch.nn.Linear(module.nx, module.nf)
+            linear.weight.data, linear.bias.data = module.weight.data.T.contiguous(), module.bias.data
+            plain.set_submodule(path, linear)
+    torch.testing.assert_close(logits_of(plain, IDS), logits_of(stored, IDS))
+    expected = scores_of(plain, criterion=criterion, normalize="none")
+    for name, scores in scores_of(stored, criterion=criterion, normalize="none").items():
+        # Signed terms cancel within a unit, so what float32 rounds is small beside the largest unit, not beside each.
+        torch.testing.assert_close(scores, expected[name], rtol=1e-4, atol=float(1e-6 * expected[name].max()))
+
+
+def scores_of(base, *, criterion: str, normalize: str):
+    """Unit scores of one step, with LoRA at its start (B = 0; the same A for projections that share an input)."""
+    from secateur.criteria import Scoring
+
+    family = FAMILIES[base.config.model_type]
+    targets = sorted({path.rsplit(".", 1)[-1] for path in family.linears})
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=targets))
+    for path, parameter in model.named_parameters():
+        if "lora_A" in path:
+            generator = torch.Generator().manual_seed(parameter.shape[1])
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    pruner = Pruner(
+        model, sparsity=0.2, total_steps=4, prune_start=1, prune_end=3, frequency=1, criterion=criterion, ema=0.0,
+        scoring=Scoring(normalize=normalize), attention_sparsity=None,
+    )  # fmt: skip
+    model(IDS, labels=IDS).loss.backward()
+    pruner.observe()
+    return pruner.scores
+
+
+def test_what_an_architecture_cannot_do_is_refused_with_the_reason() -> None:
+    with pytest.raises(InputError, match="olmo2 cannot lose heads: its query and key norms run over the whole width"):
+        find_units(tiny("olmo2"), FAMILIES["olmo2"], "kv_group")
+    with pytest.raises(InputError, match="each of gpt2's query heads has a KV head of its own"):
+        find_units(tiny("gpt2"), FAMILIES["gpt2"], "query_head")
+    with pytest.raises(InputError, match="no stock bloom checkpoint can have 6 heads and an FFN of"):
+        Pruner(tiny("bloom"), sparsity=0.2, criterion="magnitude")
+    with pytest.raises(InputError, match="Reachable: 0.000"):
+        Pruner(tiny("gpt_neox"), sparsity=0.2, criterion="magnitude", attention_sparsity=0.5)
+    with pytest.raises(InputError, match="has no bias to hold the constant"):
+        Pruner(tiny("mistral"), sparsity=0.2, criterion="flap", compensate="bias")
+    with pytest.raises(InputError, match="does not follow the phi3 layout"):
+        broken = tiny("phi3")
+        broken.model.layers[1].mlp.down_proj = torch.nn.Linear(79, 48)
+        find_units(broken, FAMILIES["phi3"])
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if FAMILIES[name.split("/")[0]].formats["ffn"][0] == "stock"])
+def test_uniform_keeps_what_stock_cannot_lose(name) -> None:
+    pruner = Pruner(tiny(name), sparsity=0.3, criterion="magnitude")
+    assert isinstance(pruner.units.family, Family)
+    assert pruner.budget.sparsity == pytest.approx(0.3, abs=0.005)

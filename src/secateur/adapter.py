@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .embedded import quiet_transformers
 from .errors import VerificationError
@@ -115,7 +116,8 @@ def write_merged(model: PeftModel, job: Job, finish: Finish) -> AdapterReport:
     with in_precision(model, wide_of(dtype)):
         expected = logits_of(model, ids)
     for layer in lora_layers(model).values():
-        layer.get_base_layer().weight.data = merged_weight(layer)
+        linear, merged_in = layer.get_base_layer(), merged_weight(layer)
+        linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D) else merged_in
     merged = cast(PreTrainedModel, model.unload())
     with in_precision(merged, wide_of(dtype)):
         merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, wide_of(dtype))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .units import ATTENTION_KINDS, LayerShape, Pool, Units
+from .layout import LayerShape
+from .units import ATTENTION_KINDS, Pool, Units
 
 TOLERANCE = 0.005
 """How far the reached sparsity may be from the target without `round_to`."""
@@ -164,6 +165,8 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
     quota = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= _ffn_quota(ffn, goal - taken, options.round_to)
+    if options.allocation == "uniform":
+        _check_stock(units, pools, quota, legal)
     budget = Budget(units, quota, round_to=options.round_to)
     _check_reached(budget, options, ffn)
     return budget
@@ -208,6 +211,20 @@ def _attention_quota(
             )
         quota[pool.name] = reachable[nearest]
     return quota
+
+
+def _check_stock(units: Units, pools: list[Pool], quota: dict[str, int], legal: Legal) -> None:
+    """All layers alike must be a stock checkpoint's."""
+    shape = units.shapes[0]
+    for pool in pools:
+        if pool.layer == 0:
+            shape = shape.without(pool.kind, quota[pool.name])
+    if not legal(shape):
+        raise InputError(
+            f"--allocation uniform: no stock {units.family.name} checkpoint can have {shape.heads} heads and an FFN of "
+            f"{shape.ffn} channels: use --allocation protected or global, which come with a modelling file (with "
+            "--protect-first 0 --protect-last 0 all layers lose alike)."
+        )
 
 
 def _distance(a: float, b: float) -> float:

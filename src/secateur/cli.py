@@ -246,7 +246,12 @@ def _families(_: None) -> int:
     from .families import FAMILIES
 
     for name, family in FAMILIES.items():
-        print(f"{name:12} {', '.join(path.rsplit('.', 1)[-1] for path in family.linears)}")
+        units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
+        print(f"{name:12} {units}")
+        if family.no_heads:
+            print(f"{'':12} no heads: {family.no_heads}")
+    print("\nkind of unit (formats in which a model without some of them can be written)")
+    print("stock: loads anywhere; layered: with a modelling file (trust_remote_code); padded: stock, zeros kept")
     return 0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .criteria import InputMoments
 from .errors import InputError
 from .surgery import lora_factors, merged_weight
-from .units import Pool, Units, base_linear
+from .units import Pool, Units, base_linear, weight_of
 
 NEEDS = {
     "none": frozenset[str](),
@@ -60,7 +60,7 @@ def compensate_(how: str, pool: Pool, module: nn.Module, moments: InputMoments, 
         elif how == "lstsq":
             assert moments.second is not None, "second moments were asked for"
             refit = refit_coefficients(moments.second, stay, go, RIDGE)
-            _carry_(base_linear(module).weight, refit, stay, go)
+            _carry_(weight_of(base_linear(module)), refit, stay, go)
             if isinstance(module, LoraLayer):
                 _carry_(lora_factors(module).a, refit, stay, go)
 

@@ -106,10 +106,11 @@ class PruneConfig(RunConfig):
 
     sparsity: float = option("fraction of the parameters of the prunable linears to remove", 0.2, group="pruning")
     attention: str = option(
-        "attention unit: a KV head with its query heads, query heads only, or none",
-        "kv_group",
+        "attention unit: a KV head with its query heads, query heads only, or none; auto: KV groups where the "
+        "architecture can lose some",
+        "auto",
         group="pruning",
-        choices=("kv_group", "query_head", "none"),
+        choices=("auto", "kv_group", "query_head", "none"),
     )
     attention_sparsity: float | None = option(
         "fraction of the attention parameters to remove; default: nearest legal count not above the target",

@@ -18,12 +18,13 @@ from .embedded import quiet_transformers
 from .errors import InputError
 from .families import Family, family_of
 from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
+from .layout import LayerShape
 from .models import ModelSource, load_config, load_tokenizer
 from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
-from .stock import LAYERS_KEY, resized_config
+from .stock import LAYERS_KEY, accepts, head_dim_of, resized_config
 from .surgery import merged_and_sliced
-from .units import LayerShape, Units
+from .units import Units
 from .verify import (
     Check,
     compare,
@@ -114,7 +115,7 @@ def export_config(config: ExportConfig) -> ExportReport:
             f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
         )
     family = family_of(old.model_type)
-    head_dim = getattr(old, family.head_dim)
+    head_dim = head_dim_of(old, family)
     try:
         listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
     except (KeyError, TypeError, ValueError):
@@ -148,7 +149,8 @@ def build_small(
     model_class: str,
 ) -> PreTrainedModel:
     """A model of the given layer shapes in memory: the stock class where they are alike, else the layered one."""
-    if len({shape.key() for shape in shapes}) == 1:
+    alike = len({shape.key() for shape in shapes}) == 1
+    if alike and (model_class != "keep" or accepts(config, family, shapes[0])):
         new_config = resized_config(config, family, shapes[0], model_class)
         cls = stock_class_of(new_config)
     else:
@@ -157,8 +159,7 @@ def build_small(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
                 "class: use it with --allocation uniform, or with export --format padded."
             )
-        shape = _stock_shape(config, family)
-        new_config = resized_config(config, family, shape)
+        new_config = resized_config(config, family, None)
         cls = layered_class(new_config, family)
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
         new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
@@ -215,13 +216,9 @@ def write_checkpoint(
     """
     layered = format == "layered"
     with replaced_whole(output) as folder:
-        _save_weights(small, folder)
+        save_model(small, folder, family if layered else None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        if layered:
-            assert family is not None
-            stock = stock_class_of(small.config).__name__
-            (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
         check = Check(
             folder,
             probe_ids,
@@ -247,8 +244,12 @@ def write_checkpoint(
     return report
 
 
-def _save_weights(small: PreTrainedModel, folder: Path) -> None:
-    """Config, safetensors and generation settings. A failed write is an OSError whichever library met it."""
+def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> None:
+    """Config, safetensors and generation settings. A failed write is an OSError whichever library met it.
+
+    Args:
+        family: of a layered checkpoint, whose modelling file is written too.
+    """
     settings = small.generation_config
     # save_pretrained refuses settings that contradict each other, and well-known checkpoints ship such (Vicuna:
     # temperature without do_sample). They load, so they are handed on as they are.
@@ -261,14 +262,9 @@ def _save_weights(small: PreTrainedModel, folder: Path) -> None:
     finally:
         small.generation_config = settings
     settings.to_json_file(folder / "generation_config.json")
-
-
-def _stock_shape(config: PreTrainedConfig, family: Family) -> LayerShape:
-    """The sizes that the config has itself; a layered checkpoint's layers override them."""
-    values = config.to_dict()
-    return LayerShape(
-        values[family.heads], values[family.kv_heads], values[family.ffn], getattr(config, family.head_dim)
-    )
+    if family is not None:
+        stock = stock_class_of(small.config).__name__
+        (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

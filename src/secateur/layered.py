@@ -12,27 +12,26 @@ from typing import cast
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .families import Family
+from .layout import LayerShape, parts
 from .stock import LAYERS_KEY
-from .units import LayerShape
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 _SOURCE = '''"""{stock} with layers of different sizes. Written by secateur; needs only torch and transformers."""
 
-from torch import nn
+import copy
+
 from transformers import {stock}
 
 
 def resized(linear, rows=None, columns=None):
     """A linear like this one with another number of outputs (rows) or inputs (columns)."""
-    return nn.Linear(
-        columns or linear.in_features,
-        rows or linear.out_features,
-        bias=linear.bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-    )
+    place = {{"device": linear.weight.device, "dtype": linear.weight.dtype}}
+    if hasattr(linear, "nf"):  # a Conv1D
+        return type(linear)(rows or linear.nf, columns or linear.nx).to(**place)
+    bias = linear.bias is not None
+    return type(linear)(columns or linear.in_features, rows or linear.out_features, bias=bias, **place)
 
 
 class Layered{stock}({stock}):
@@ -41,24 +40,42 @@ class Layered{stock}({stock}):
     def __init__(self, config):
         super().__init__(config)
         for layer, size in zip(self.{layers}, config.{key}, strict=True):
-            attention, mlp = layer.{attention}, layer.mlp
-            heads, kv_heads = size["num_attention_heads"], size["num_key_value_heads"]
-            attention.{repeats} = heads // kv_heads
-            attention.q_proj = resized(attention.q_proj, rows=heads * attention.head_dim)
-            attention.k_proj = resized(attention.k_proj, rows=kv_heads * attention.head_dim)
-            attention.v_proj = resized(attention.v_proj, rows=kv_heads * attention.head_dim)
-            attention.o_proj = resized(attention.o_proj, columns=heads * attention.head_dim)
-            mlp.gate_proj = resized(mlp.gate_proj, rows=size["intermediate_size"])
-            mlp.up_proj = resized(mlp.up_proj, rows=size["intermediate_size"])
-            mlp.down_proj = resized(mlp.down_proj, columns=size["intermediate_size"])
+            attention = layer.{attention}
+            heads, kv_heads, ffn = (size[key] for key in {keys})
+            head_dim = attention.{head_dim}
+{lines}
 '''
+_SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
+_LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
 
 
 def modeling_source(stock_class: str, family: Family) -> str:
     """The modelling file for layers of different sizes on top of a stock class."""
     return _SOURCE.format(
-        stock=stock_class, key=LAYERS_KEY, layers=family.layers, attention=family.attention, repeats=family.repeats
+        stock=stock_class,
+        key=LAYERS_KEY,
+        keys=SIZE_KEYS,
+        layers=family.layers,
+        attention=family.attention,
+        head_dim=family.head_dim_at,
+        lines="\n".join(f"            {line}" for line in _resizing(family)),
     )
+
+
+def _resizing(family: Family) -> list[str]:
+    """The statements that give a layer its sizes."""
+    lines = []
+    for name, size in family.attributes.items():
+        if name.startswith("config."):
+            lines.append("attention.config = copy.copy(attention.config)")
+        lines.append(f"attention.{name} = {_SIZES[size]}")
+    lengths: dict[tuple[str, int], list[str]] = {}
+    for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else "attention ffn"):
+        lengths.setdefault((part.linear, part.dim), []).append(_LENGTHS.get(part.role, "ffn"))
+    for (path, dim), terms in lengths.items():
+        side = ("rows", "columns")[dim]
+        lines.append(f"layer.{path} = resized(layer.{path}, {side}={' + '.join(terms)})")
+    return lines
 
 
 def source_hash(source: str) -> str:

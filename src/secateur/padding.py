@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 
 from .errors import InputError
 from .families import Family
+from .layout import LayerShape, linear_sizes, parts
 from .stock import accepts
-from .units import LayerShape
 
 
 def padded_shape(
@@ -22,10 +22,13 @@ def padded_shape(
     """
     repeats = max(shape.heads // shape.kv_heads for shape in shapes)
     kv_heads, ffn = max(shape.kv_heads for shape in shapes), max(shape.ffn for shape in shapes)
+    if family.ffn is None:
+        ffn = family.ffn_of_width * config.hidden_size
+    most = repeats if family.kv_heads is None else 2 * repeats
     candidates = [
         LayerShape(kv * n_rep, kv, ffn, shapes[0].head_dim)
         for kv in range(kv_heads, 2 * kv_heads + 1)
-        for n_rep in range(repeats, 2 * repeats + 1)
+        for n_rep in range(repeats, most + 1)
     ]
     for shape in sorted(candidates, key=lambda s: (s.heads + s.kv_heads, s.heads)):
         if accepts(config, family, shape, model_class):
@@ -51,9 +54,10 @@ def padded_state(
         for dim in (0, 1):
             if (path, dim) in moves and dim < tensor.dim():
                 index, size = moves[path, dim]
+                along = 1 - dim if family.transposed and tensor.dim() == 2 else dim
                 bigger = list(tensor.shape)
-                bigger[dim] = size
-                tensor = tensor.new_zeros(bigger).index_copy_(dim, index, tensor)
+                bigger[along] = size
+                tensor = tensor.new_zeros(bigger).index_copy_(along, index, tensor)
         yield name, tensor
 
 
@@ -63,17 +67,11 @@ def _places(
     """(linear, dim) -> where each of its entries goes along `dim`, and how many there are then."""
     n_rep, wide_rep = shape.heads // shape.kv_heads, wide.heads // wide.kv_heads
     heads = torch.arange(shape.heads)
-    head_slots = heads // n_rep * wide_rep + heads % n_rep
-    entries = torch.arange(shape.head_dim)
-    queries = (head_slots.unsqueeze(1) * shape.head_dim + entries).flatten()
-    keys = torch.arange(shape.kv_heads * shape.head_dim)
-    channels = torch.arange(shape.ffn)
+    slots = {"q": heads // n_rep * wide_rep + heads % n_rep, "k": torch.arange(shape.kv_heads)}
+    slots |= {"o": slots["q"], "v": slots["k"], "in": torch.arange(shape.ffn), "out": torch.arange(shape.ffn)}
+    sizes, wide_sizes = linear_sizes(family, shape), linear_sizes(family, wide)
+    moves = {side: torch.zeros(size, dtype=torch.long) for side, size in sizes.items()}
+    for old, new in zip(parts(family, shape), parts(family, wide), strict=True):
+        moves[old.linear, old.dim][old.index] = new.index[slots[old.role]]
     prefix = f"{family.layers}.{number}"
-    moves = {
-        (f"{prefix}.{family.q}", 0): (queries, wide.heads * shape.head_dim),
-        (f"{prefix}.{family.k}", 0): (keys, wide.kv_heads * shape.head_dim),
-        (f"{prefix}.{family.v}", 0): (keys, wide.kv_heads * shape.head_dim),
-        (f"{prefix}.{family.o}", 1): (queries, wide.heads * shape.head_dim),
-        (f"{prefix}.{family.mlp_out}", 1): (channels, wide.ffn),
-    }
-    return moves | {(f"{prefix}.{path}", 0): (channels, wide.ffn) for path in family.mlp_in}
+    return {(f"{prefix}.{path}", dim): (move, wide_sizes[path, dim]) for (path, dim), move in moves.items()}

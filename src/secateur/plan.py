@@ -16,12 +16,13 @@ from .errors import InputError
 from .families import family_of
 from .footprint import training_footprint
 from .job import checkpoint_dtype
+from .layout import LayerShape
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .prepare import plan_budget, scoring_options
 from .progress import human_bytes
 from .records import format_table, write_json
 from .stock import accepts
-from .units import LayerShape, Units
+from .units import Units
 
 SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 

@@ -38,7 +38,9 @@ def prepare(config: PruneConfig) -> PruneJob:
     kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    return PruneJob(**vars(job), schedule=schedule, budget=budget)
+    reason = budget.units.family.no_heads
+    notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
+    return PruneJob(**{**vars(job), "notes": (*job.notes, *notes)}, schedule=schedule, budget=budget)
 
 
 def scoring_options(config: PruneConfig) -> Scoring:

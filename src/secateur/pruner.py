@@ -63,7 +63,7 @@ class Pruner:
         criterion, scoring, ema: what scores a unit, and the weight of the past in its moving average (with the
             one-shot schedule all steps before the cut count alike).
         compensate: how what stays takes over at a cut: `none`, `lstsq` or `bias` (see `compensation`).
-        attention: `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
+        attention: `auto`, `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
         model_class: stock class the result will have (`keep`, or `mistral` for any head count).
         family: layout of a model type that secateur does not know.
         shrink: slice at each cut (`step` then needs the optimiser), or mask.
@@ -90,7 +90,7 @@ class Pruner:
         scoring: Scoring | None = None,
         ema: float = 0.9,
         compensate: str = "none",
-        attention: str = "kv_group",
+        attention: str = "auto",
         attention_sparsity: float | None = None,
         allocation: str = "uniform",
         protect_first: int | None = None,

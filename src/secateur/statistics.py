@@ -38,6 +38,7 @@ class Statistics:
         self.moments: dict[str, InputMoments] = {}
         self._model = model
         self._mask: Tensor | None = None
+        self._batch = 1
         self._handles: list[Any] = []
         self._watched: list[str] = []
         self.forget_step()
@@ -146,8 +147,14 @@ class Statistics:
         mask = kwargs.get("attention_mask")
         self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         tokens = kwargs.get("input_ids", args[0] if args else None)
-        if module.training and torch.is_grad_enabled() and isinstance(tokens, Tensor):
-            self._sequences += tokens.shape[0]
+        if isinstance(tokens, Tensor):
+            self._batch = tokens.shape[0]
+            if module.training and torch.is_grad_enabled():
+                self._sequences += tokens.shape[0]
+
+    def _by_sequence(self, x: Tensor) -> Tensor:
+        """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN)."""
+        return x.unflatten(0, (self._batch, -1)) if x.dim() == 2 else x
 
     def _input_tap(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         index = pool.gate.index
@@ -165,14 +172,14 @@ class Statistics:
             x = args[0]
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return None
-            return (tap(x, x, partial(observe, self._mask)), *args[1:])
+            return (tap(x, self._by_sequence(x), partial(observe, self._mask)), *args[1:])
 
         return hook
 
     def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """(units,) Σ over sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of its absolute value."""
         total = wide(x.new_zeros(index.shape[0]))
-        for h, g in zip(x.detach(), gradient, strict=True):  # one sequence at a time stays in cache
+        for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
             columns = (wide(h) * g).sum(0)
             units = columns[index.to(x.device)].sum(1)
             total += units.square() if self.scoring.reduce == "squared" else units.abs()
@@ -183,14 +190,14 @@ class Statistics:
     ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def per_sequence(x: Tensor, gradient: Tensor) -> None:
             weight = wide(merged_weight(module))
-            for h, g in zip(x.detach(), gradient, strict=True):
+            for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], -1), strict=True):
                 term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
                 term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
                 for dim in dims:
                     self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
 
         def whole_batch(x: Tensor, gradient: Tensor) -> None:
-            flat = gradient.flatten(0, 1).T @ x.detach().flatten(0, 1).to(gradient.dtype)
+            flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
 
         observe = per_sequence if "weight_grad" in self.needs else whole_batch
@@ -198,7 +205,7 @@ class Statistics:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if not (torch.is_grad_enabled() and output.requires_grad):
                 return None
-            return tap(output, args[0], observe)
+            return tap(output, self._by_sequence(args[0]), observe)
 
         return hook
 

@@ -1,5 +1,6 @@
 """Merging LoRA and slicing tensors. Knows units; knows no criterion and no schedule."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
-from .units import Units, base_linear
+from .layout import LayerShape, linear_sizes
+from .units import Units, base_linear, weight_of
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def check_mergeable(model: nn.Module) -> None:
                 f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
                 "it alone: leave it out of --targets."
             )
-        if not isinstance(layer.get_base_layer(), nn.Linear):
+        if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
             raise InputError(
                 f"{path}: LoRA on a {type(layer.get_base_layer()).__name__} is not supported: "
                 "use --targets to name linear layers only."
@@ -83,7 +86,7 @@ def lora_factors(layer: nn.Module) -> LoraFactors:
 
 def merged_weight(layer: nn.Module) -> Tensor:
     """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
-    weight = base_linear(layer).weight.detach()
+    weight = weight_of(base_linear(layer)).detach()
     if not isinstance(layer, LoraLayer):
         return weight
     lora = lora_factors(layer)
@@ -94,14 +97,20 @@ def merged_weight(layer: nn.Module) -> Tensor:
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
     """(linear, dim) -> ascending positions that stay, for every linear that loses some."""
+    sizes = {
+        (f"{units.family.layers}.{number}.{path}", dim): size
+        for number, shape in enumerate(units.shapes)
+        for (path, dim), size in linear_sizes(units.family, shape).items()
+    }
     stay: dict[tuple[str, int], Tensor] = {}
     for pool in units.pools:
         if keep[pool.name].all():
             continue
         for member in pool.members:
-            assert (member.linear, member.dim) not in stay, "two pools own the same side of a linear"
-            stay[member.linear, member.dim] = member.entries(keep[pool.name])
-    return stay
+            side = member.linear, member.dim
+            mask = stay.setdefault(side, torch.ones(sizes[side], dtype=torch.bool))
+            mask[member.entries(~keep[pool.name])] = False
+    return {side: mask.nonzero().flatten() for side, mask in stay.items()}
 
 
 def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -116,16 +125,20 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     stay = removals(units, keep)
     wrapped = lora_layers(base)
+    transposed = {path for path, module in base.named_modules() if isinstance(module, Conv1D)}
     for name, tensor in base.state_dict().items():
         path, _, leaf = name.rpartition(".")
+        turned = leaf == "weight" and path in transposed
         path = path.removesuffix(".base_layer")
         if ".lora_" in name:
             continue
-        value = merged_weight(wrapped[path]) if path in wrapped and leaf == "weight" else tensor.detach()
+        value = tensor.detach().T if turned else tensor.detach()
+        if path in wrapped and leaf == "weight":
+            value = merged_weight(wrapped[path])
         for dim in (0, 1):
             if (path, dim) in stay and dim < value.dim():
                 value = value.index_select(dim, stay[path, dim].to(value.device))
-        yield f"{path}.{leaf}", value
+        yield f"{path}.{leaf}", value.T if turned else value
 
 
 def shrink_(
@@ -153,8 +166,18 @@ def shrink_(
     for number, (before, after) in enumerate(zip(units.shapes, shapes, strict=True)):
         if before.heads != after.heads:
             attention = base.get_submodule(f"{units.family.layers}.{number}.{units.family.attention}")
-            setattr(attention, units.family.repeats, after.heads // after.kv_heads)
+            _tell_sizes_(attention, units.family.attributes, after)
     check_shapes(base, optimizer)
+
+
+def _tell_sizes_(attention: nn.Module, attributes: dict[str, str], shape: LayerShape) -> None:
+    """Set the attributes by which an attention module knows its sizes."""
+    for name, size in attributes.items():
+        holder: object = attention
+        if name.startswith("config."):  # shared by all layers: from now on this layer reads its own
+            name = name.removeprefix("config.")
+            holder = attention.config = copy.copy(attention.config)
+        setattr(holder, name, shape.sizes()[size])
 
 
 def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -187,12 +210,14 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
         holders += [module, factor]
     for holder, name in targets:
         old = getattr(holder, name)
-        new = nn.Parameter(old.data.index_select(dim, index.to(old.device)), requires_grad=old.requires_grad)
+        along = 1 - dim if isinstance(holder, Conv1D) and name == "weight" else dim
+        new = nn.Parameter(old.data.index_select(along, index.to(old.device)), requires_grad=old.requires_grad)
         setattr(holder, name, new)
         if old.requires_grad:
             swapped[old] = Sliced(new, dim, index)
     for holder in holders:
-        setattr(holder, "out_features" if dim == 0 else "in_features", len(index))
+        names = ("nf", "nx") if isinstance(holder, Conv1D) else ("out_features", "in_features")
+        setattr(holder, names[dim], len(index))
 
 
 def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced]) -> None:

@@ -21,7 +21,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, seen: Tensor, observe: Observe) -> Tensor:
         ctx.save_for_backward(seen)
         ctx.observe = observe
-        return value.view_as(value)
+        return value.detach()  # the model may go on in place, which a view made here would forbid
 
     @staticmethod
     @once_differentiable

@@ -9,30 +9,32 @@ secateur (scores, masks, slicing, parameter counts) is computed from these index
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
 from .families import Family
+from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
 
 ATTENTION_KINDS = ("kv_group", "query_head")
+Linear = nn.Linear | Conv1D
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One linear's share in the units of a pool."""
+    """One projection's share in the units of a pool."""
 
     linear: str
-    """Path of the linear in the base model."""
+    """Path of its linear in the base model; several members may lie in one."""
     dim: int
     """0: units own rows (outputs); 1: units own columns (inputs)."""
     index: Tensor
     """(units, entries) positions along `dim`."""
 
-    def entries(self, keep: Tensor) -> Tensor:
-        """Ascending positions along `dim` of the units that `keep` (units,) marks."""
-        return self.index[keep].flatten().sort().values
+    def entries(self, units: Tensor) -> Tensor:
+        """Ascending positions along `dim` of the units that `units` (units,) marks."""
+        return self.index[units].flatten().sort().values
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,32 +70,6 @@ class Pool:
             for m in self.members
         )
         return f"{self.name}: {self.size} units of {self.unit_params:,} parameters: {parts}"
-
-
-@dataclass(frozen=True, eq=False)
-class LayerShape:
-    """The sizes of one decoder layer that pruning can change."""
-
-    heads: int
-    kv_heads: int
-    ffn: int
-    head_dim: int
-
-    def without(self, kind: str, removed: int) -> "LayerShape":
-        """The shape after `removed` units of `kind` are gone from this layer."""
-        heads, kv_heads, ffn = self.heads, self.kv_heads, self.ffn
-        if kind == "ffn":
-            ffn -= removed
-        elif kind == "query_head":
-            heads -= removed
-        else:
-            heads -= removed * (heads // kv_heads)
-            kv_heads -= removed
-        return LayerShape(heads, kv_heads, ffn, self.head_dim)
-
-    def key(self) -> tuple[int, int, int]:
-        """(query heads, KV heads, FFN width)."""
-        return self.heads, self.kv_heads, self.ffn
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +110,17 @@ class Units:
         return tuple(dict.fromkeys(member.linear for pool in self.pools for member in pool.members))
 
 
-def find_units(model: nn.Module, family: Family, attention: str = "kv_group") -> Units:
+def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
     """The prunable units of a base model (LoRA layers may wrap its linears).
 
     Sizes come from the linears' own shapes, so layers may differ (an earlier run's result).
 
     Args:
-        attention: `kv_group`, `query_head` or `none`.
+        attention: `auto` (KV groups where the family can lose some), `kv_group`, `query_head` or `none`.
     Raises:
-        InputError: a linear of the family's layout is not there.
+        InputError: a linear of the family's layout is not there, or its heads cannot be pruned.
     """
+    attention = attention_kind(family, attention)
     layers = list(_submodule(model, family.layers, "").children())
     pools: list[Pool] = []
     shapes: list[LayerShape] = []
@@ -152,26 +129,52 @@ def find_units(model: nn.Module, family: Family, attention: str = "kv_group") ->
     for number, layer in enumerate(layers):
         prefix = f"{family.layers}.{number}"
         linears = {path: base_linear(_submodule(layer, path, prefix)) for path in family.linears}
-        shape = _layer_shape(model, layer, family, linears, prefix)
+        shape = _layer_shape(layer, family, linears, prefix)
         shapes.append(shape)
         attention_params.append(sum(_parameters(linears[path]) for path in family.attention_linears))
         ffn_params.append(sum(_parameters(linears[path]) for path in family.ffn_linears))
-        if attention == "kv_group":
-            pools.append(_kv_groups(number, prefix, family, linears, shape))
-        elif attention == "query_head":
-            pools.append(_query_heads(number, prefix, family, linears, shape))
-        pools.append(_ffn_channels(number, prefix, family, linears, shape))
+        if attention != "none":
+            heads = {part.role: part for part in parts(family, shape, "attention")}
+            chosen = [heads[role] for role in ("qkvo" if attention == "kv_group" else "qo")]
+            units, sets = (shape.kv_heads, 1) if attention == "kv_group" else (shape.heads, shape.kv_heads)
+            pools.append(_pool(number, attention, prefix, linears, chosen, units, sets))
+        pools.append(_pool(number, "ffn", prefix, linears, parts(family, shape, "ffn"), shape.ffn))
     return Units(family, tuple(pools), tuple(shapes), tuple(attention_params), tuple(ffn_params))
 
 
-def base_linear(module: nn.Module) -> nn.Linear:
+def attention_kind(family: Family, attention: str) -> str:
+    """`auto` made definite.
+
+    Raises:
+        InputError: the architecture cannot lose what is asked for, with the reason.
+    """
+    if attention == "auto":
+        return "none" if family.no_heads else "kv_group"
+    if attention != "none" and family.no_heads:
+        raise InputError(
+            f"--attention {attention}: {family.name} cannot lose heads: {family.no_heads}. Leave --attention out."
+        )
+    if attention == "query_head" and "query_head" not in family.kinds:
+        raise InputError(
+            f"--attention query_head: each of {family.name}'s query heads has a KV head of its own, so neither goes "
+            "alone: use --attention kv_group."
+        )
+    return attention
+
+
+def base_linear(module: nn.Module) -> Linear:
     """The frozen linear inside a PEFT layer, or the linear itself."""
     linear = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(linear, nn.Linear):
+    if not isinstance(linear, nn.Linear | Conv1D):
         raise InputError(
             f"a {type(linear).__name__} stands where the family's layout has a linear: pass another --family."
         )
     return linear
+
+
+def weight_of(linear: Linear) -> Tensor:
+    """The frozen weight as (out, in): a view, also of a `Conv1D`'s, which is stored the other way round."""
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
 def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
@@ -184,61 +187,43 @@ def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
         ) from None
 
 
-def _parameters(linear: nn.Linear) -> int:
+def _parameters(linear: nn.Module) -> int:
     return sum(parameter.numel() for parameter in linear.parameters())
 
 
-def _layer_shape(
-    model: nn.Module, layer: nn.Module, family: Family, linears: dict[str, nn.Linear], prefix: str
-) -> LayerShape:
-    head_dim = int(getattr(_submodule(layer, family.attention, prefix), "head_dim"))  # noqa: B009
-    rows = {path: linear.weight.shape[0] for path, linear in linears.items()}
-    heads, kv_heads = int(rows[family.q]) // head_dim, int(rows[family.k]) // head_dim
-    if heads * head_dim != rows[family.q] or heads % kv_heads:
+def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
+    attention = _submodule(layer, family.attention, prefix)
+    head_dim = int(getattr(attention, family.head_dim_at))
+    heads = weight_of(linears[family.o]).shape[1] // head_dim
+    kv_heads = kv_heads_of(family, heads, head_dim, weight_of(linears[family.k]).shape[0])
+    ffn = int(weight_of(linears[family.mlp_out]).shape[1])
+    shape = LayerShape(heads, kv_heads, ffn, head_dim)
+    whole = kv_heads > 0 and heads % kv_heads == 0
+    for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
+        whole &= weight_of(linears[path]).shape[dim] == size
+    if not whole:
+        sizes = ", ".join(f"{path} {tuple(weight_of(linear).shape)}" for path, linear in linears.items())
         raise InputError(
-            f"{prefix}: {rows[family.q]} query rows and {rows[family.k]} key rows do not make whole groups "
-            f"of heads of {head_dim}: the checkpoint does not follow the {family.name} layout."
+            f"{prefix}: its linears ({sizes}) do not make whole groups of heads of {head_dim} and whole channels: "
+            f"the checkpoint does not follow the {family.name} layout."
         )
-    return LayerShape(heads, kv_heads, int(rows[family.mlp_in[0]]), head_dim)
+    return shape
 
 
 def _pool(
     number: int,
     kind: str,
     prefix: str,
-    linears: dict[str, nn.Linear],
-    members: Sequence[tuple[str, int, Tensor]],
+    linears: dict[str, Linear],
+    chosen: Sequence[Part],
+    units: int,
     sets: int = 1,
 ) -> Pool:
-    made = tuple(Member(f"{prefix}.{path}", dim, index) for path, dim, index in members)
+    """Units that each own the same number of heads or channels of every part."""
+    members = tuple(Member(f"{prefix}.{part.linear}", part.dim, part.index.reshape(units, -1)) for part in chosen)
     unit_params = 0
-    for path, dim, index in members:
-        weight, bias = linears[path].weight, linears[path].bias
-        per_entry = weight.shape[1 - dim] + (dim == 0 and bias is not None)
-        unit_params += index.shape[1] * int(per_entry)
-    return Pool(number, kind, made, unit_params, sets)
-
-
-def _blocks(units: int, entries: int) -> Tensor:
-    """(units, entries): unit u owns the contiguous positions u*entries ... (u+1)*entries - 1."""
-    return torch.arange(units * entries).view(units, entries)
-
-
-def _kv_groups(number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape) -> Pool:
-    # Query head h attends with KV head h // n_rep, so a group's query heads are contiguous.
-    queries = _blocks(shape.kv_heads, shape.heads // shape.kv_heads * shape.head_dim)
-    keys = _blocks(shape.kv_heads, shape.head_dim)
-    members = [(family.q, 0, queries), (family.k, 0, keys), (family.v, 0, keys), (family.o, 1, queries)]
-    return _pool(number, "kv_group", prefix, linears, members)
-
-
-def _query_heads(number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape) -> Pool:
-    heads = _blocks(shape.heads, shape.head_dim)
-    members = [(family.q, 0, heads), (family.o, 1, heads)]
-    return _pool(number, "query_head", prefix, linears, members, sets=shape.kv_heads)
-
-
-def _ffn_channels(number: int, prefix: str, family: Family, linears: dict[str, nn.Linear], shape: LayerShape) -> Pool:
-    channels = _blocks(shape.ffn, 1)
-    members = [(path, 0, channels) for path in family.mlp_in] + [(family.mlp_out, 1, channels)]
-    return _pool(number, "ffn", prefix, linears, members)
+    for part, member in zip(chosen, members, strict=True):
+        linear = linears[part.linear]
+        per_entry = weight_of(linear).shape[1 - part.dim] + (part.dim == 0 and linear.bias is not None)
+        unit_params += member.index.shape[1] * int(per_entry)
+    return Pool(number, kind, members, unit_params, sets)

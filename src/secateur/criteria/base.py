@@ -139,8 +139,12 @@ def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor
         entries: member -> one sum per row (`dim` 0) or column (`dim` 1) of its linear.
     """
     total: Tensor | None = None
+    sides: dict[tuple[str, int], Tensor] = {}  # several projections may lie in one linear
     for member in scored_members(pool, scoring):
-        sums = entries(member)
+        side = member.linear, member.dim
+        if side not in sides:
+            sides[side] = entries(member)
+        sums = sides[side]
         units = sums[member.index.to(sums.device)].sum(1)
         if scoring.normalize == "linear":
             units = units / units.norm().clamp_min(torch.finfo(units.dtype).tiny)

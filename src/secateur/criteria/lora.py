@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..surgery import lora_factors
-from ..units import Member, Pool, base_linear
+from ..units import Member, Pool, base_linear, weight_of
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
 
 BLOCK_ENTRIES = 1 << 18
@@ -71,7 +71,7 @@ def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
             "before zero_grad(), with both factors trainable."
         )
     sums = entry_sums(
-        base_linear(module).weight,
+        weight_of(base_linear(module)),
         lora.a,
         lora.b,
         lora.a.grad,

@@ -1,0 +1,114 @@
+"""Which rows and columns of a layer's linears belong to which head or channel: arithmetic on a family and sizes."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .families import Family
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The sizes of one decoder layer that pruning can change."""
+
+    heads: int
+    kv_heads: int
+    ffn: int
+    head_dim: int
+
+    def without(self, kind: str, removed: int) -> "LayerShape":
+        """The shape after `removed` units of `kind` are gone from this layer."""
+        heads, kv_heads, ffn = self.heads, self.kv_heads, self.ffn
+        if kind == "ffn":
+            ffn -= removed
+        elif kind == "query_head":
+            heads -= removed
+        else:
+            heads -= removed * (heads // kv_heads)
+            kv_heads -= removed
+        return LayerShape(heads, kv_heads, ffn, self.head_dim)
+
+    def key(self) -> tuple[int, int, int]:
+        """(query heads, KV heads, FFN width)."""
+        return self.heads, self.kv_heads, self.ffn
+
+    def sizes(self) -> dict[str, int]:
+        """What attributes of an attention module may hold, by the names that `Family.attributes` uses."""
+        return {
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "groups": self.heads // self.kv_heads,
+            "width": self.heads * self.head_dim,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One projection's place in a linear."""
+
+    role: str
+    """`q`, `k`, `v`, `o`, `in` or `out`."""
+    linear: str
+    """Path in the layer."""
+    dim: int
+    """0: its heads or channels own rows (outputs); 1: columns (inputs)."""
+    index: Tensor
+    """(heads, KV heads or channels; entries of each) positions along `dim`."""
+
+
+def parts(family: Family, shape: LayerShape, roles: str = "attention ffn") -> tuple[Part, ...]:
+    """The projections of a layer of this shape.
+
+    Args:
+        roles: `attention`, `ffn` or both.
+    """
+    found: list[Part] = []
+    if "attention" in roles:
+        heads = _blocks(shape.heads, shape.head_dim)
+        places = dict(zip("qkv", _qkv(family, shape), strict=True))
+        found += [Part(role, getattr(family, role), 0, index) for role, index in places.items()]
+        found.append(Part("o", family.o, 1, heads))
+    if "ffn" in roles:
+        channels = _blocks(shape.ffn, 1)
+        seen: Counter[str] = Counter()
+        for path in family.mlp_in:  # a path that comes again holds one projection after the other
+            found.append(Part("in", path, 0, channels + shape.ffn * seen[path]))
+            seen[path] += 1
+        found.append(Part("out", family.mlp_out, 1, channels))
+    return tuple(found)
+
+
+def linear_sizes(family: Family, shape: LayerShape) -> dict[tuple[str, int], int]:
+    """(linear, dim) -> how long that side is, for every side that pruning can change."""
+    sizes: Counter[tuple[str, int]] = Counter()
+    for part in parts(family, shape):
+        sizes[part.linear, part.dim] += part.index.numel()
+    return dict(sizes)
+
+
+def kv_heads_of(family: Family, heads: int, head_dim: int, key_rows: int) -> int:
+    """KV heads of a layer whose key projection lies in a linear of `key_rows` rows."""
+    if family.q == family.k:
+        key_rows = (key_rows - heads * head_dim) // 2
+    return key_rows // head_dim
+
+
+def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
+    """(heads or KV heads, head_dim) rows of q, k and v in their linears."""
+    heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
+    queries, keys = _blocks(heads, size), _blocks(kv_heads, size)
+    if family.q != family.k:
+        return queries, keys, keys
+    if not family.interleaved:
+        return queries, keys + heads * size, keys + (heads + kv_heads) * size
+    # Query head h attends with KV head h // n_rep, so a group's query heads come first, then its key, then its value.
+    n_rep = heads // kv_heads
+    groups = torch.arange(kv_heads * (n_rep + 2) * size).view(kv_heads, n_rep + 2, size)
+    return groups[:, :n_rep].reshape(heads, size), groups[:, n_rep], groups[:, n_rep + 1]
+
+
+def _blocks(units: int, entries: int) -> Tensor:
+    """(units, entries): unit u owns the contiguous positions u*entries ... (u+1)*entries - 1."""
+    return torch.arange(units * entries).view(units, entries)
