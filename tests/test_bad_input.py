@@ -78,7 +78,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "response only on text": ([*prune(), "--response-only"], "response"),
     "too little evaluation text": (prune(eval_data="{t}/short.txt"), "fewer than one segment"),
     # models
-    "an encoder": (prune(model="{t}/encoder"), "unknown model type 't5'"),
+    "an encoder": (prune(model="{t}/encoder"), "t5 is an encoder-decoder"),
     "unsupported type": (prune(model="{t}/unsupported"), "transformers does not know its architecture"),
     "no model type": (prune(model="{t}/notype"), "model_type"),
     "config is not JSON": (prune(model="{t}/badconfig"), "not valid JSON"),

@@ -2,6 +2,7 @@
 checkpoint that a process without secateur reads the same (one process for all)."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import Pruner
 from secateur.benchmark import parameter_count
+from secateur.config import PruneConfig
 from secateur.errors import InputError
 from secateur.export import build_small, save_model
 from secateur.families import FAMILIES, Family
 from secateur.layered import LAYERS_KEY
 from secateur.padding import padded_shape, padded_state
+from secateur.prepare import plan_budget
 from secateur.surgery import merged_and_sliced
 from secateur.units import find_units
 from secateur.verify import Check, logits_of, verify, weights_checksum
@@ -263,3 +266,17 @@ def test_uniform_keeps_what_stock_cannot_lose(name) -> None:
     pruner = Pruner(tiny(name), sparsity=0.3, criterion="magnitude")
     assert isinstance(pruner.units.family, Family)
     assert pruner.budget.sparsity == pytest.approx(0.3, abs=0.005)
+
+
+def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
+    options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
+    del options["head_dim"], options["rms_norm_eps"]
+    config = AutoConfig.for_model("stablelm", **options)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match="'stablelm', whose modules look like the llama layout: pass --family llama"):
+        Pruner(model, sparsity=0.2, criterion="magnitude")
+    assert Pruner(model, sparsity=0.2, criterion="magnitude", family="llama").units.shapes[0].key() == (6, 3, 240)
+    settings = PruneConfig(model="m", data=("d",), output="o", family="llama", sparsity=0.5)
+    with pytest.raises(InputError, match=r"a stablelm with 4 query heads.* is built with \(.*--attention none"):
+        plan_budget(settings, config)  # it takes the size of a head from the width over the heads
+    plan_budget(replace(settings, attention="none", sparsity=0.3), config)

@@ -10,11 +10,12 @@ from .budget import Budget, BudgetOptions, make_budget
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
+from .errors import InputError
 from .families import family_of
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
-from .stock import accepts
-from .units import find_units
+from .stock import accepts, resized_config
+from .units import family_for, find_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +65,47 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
 
 def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
     """The budget, and the parameters of the dense model, from a model without weights."""
-    family = family_of(model_config.model_type, config.family)
+    if model_config.is_encoder_decoder:
+        raise InputError(
+            f"--model {config.model}: {model_config.model_type} is an encoder-decoder: secateur prunes causal language "
+            "models (`secateur families`)."
+        )
+    if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
+        family_of(model_config.model_type)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    family = family_for(empty, model_config.model_type, config.family)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     legal = partial(accepts, model_config, family, model_class=config.model_class)
-    return make_budget(units, budget_options(config), legal), sum(p.numel() for p in empty.parameters())
+    budget = make_budget(units, budget_options(config), legal)
+    if config.family and config.allocation == "uniform":
+        _check_class(model_config, budget, config)
+    return budget, sum(p.numel() for p in empty.parameters())
+
+
+def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:
+    """Whether the stock class of a model type builds the sizes that its config is given, as the named family says.
+
+    Raises:
+        InputError: it builds others, so the result could not be written.
+    """
+    family = budget.units.family
+    wanted = budget.units.shapes[0]
+    for pool in budget.units.pools:
+        if pool.layer == 0:
+            wanted = wanted.without(pool.kind, budget.quota[pool.name])
+    with torch.device("meta"):
+        small = AutoModelForCausalLM.from_config(
+            resized_config(model_config, family, wanted, config.model_class), trust_remote_code=config.trust_remote_code
+        )
+    try:
+        found = find_units(small, family, "none").shapes[0].key()
+    except InputError:
+        found = None
+    if found != wanted.key():
+        raise InputError(
+            f"--family {config.family}: a {model_config.model_type} with {wanted.heads} query heads, {wanted.kv_heads} "
+            f"KV heads and {wanted.ffn} channels in its config is built with {found or 'other sizes'}: use --attention "
+            "none, or --allocation protected, which comes with a modelling file."
+        )

@@ -24,14 +24,14 @@ from .criteria.base import scored_members
 from .distributed import average_, check_agreement
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
-from .families import Family, family_of
+from .families import Family
 from .masks import Masks
 from .schedule import Schedule, make_schedule
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
-from .units import base_linear, find_units
+from .units import base_linear, family_for, find_units
 from .verify import default_probe
 
 
@@ -106,7 +106,7 @@ class Pruner:
             raise InputError(f"sparsity is {sparsity}: give a number between 0 and 1, such as 0.2.")
         self.model = model
         base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-        self._find_units = partial(find_units, base, family_of(base.config.model_type, family), attention)
+        self._find_units = partial(find_units, base, family_for(base, base.config.model_type, family), attention)
         self.units = self.live = self._find_units()
         self.shrink = shrink
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
-from .families import Family
+from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
 
 ATTENTION_KINDS = ("kv_group", "query_head")
@@ -140,6 +140,33 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
             pools.append(_pool(number, attention, prefix, linears, chosen, units, sets))
         pools.append(_pool(number, "ffn", prefix, linears, parts(family, shape, "ffn"), shape.ffn))
     return Units(family, tuple(pools), tuple(shapes), tuple(attention_params), tuple(ffn_params))
+
+
+def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
+    """The layout of a model, or the one that the user names.
+
+    Raises:
+        InputError: the model type is not known; says what layout the model looks like.
+    """
+    if override is None and model_type and model_type not in FAMILIES and (alike := _looks_like(model)):
+        raise InputError(
+            f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "
+            "try it (a result that computes something else is never kept), or write its own (docs/add-a-family.md)."
+        )
+    return family_of(model_type, override)
+
+
+def _looks_like(model: nn.Module) -> str | None:
+    """The first known layout whose modules and sizes the model has."""
+    for name, family in FAMILIES.items():
+        try:
+            find_units(model, family)
+        except (InputError, AttributeError):
+            continue
+        attention = model.get_submodule(f"{family.layers}.0.{family.attention}")
+        if all(hasattr(attention, key.split(".")[0]) for key in family.attributes):
+            return name
+    return None
 
 
 def attention_kind(family: Family, attention: str) -> str:
