@@ -59,7 +59,9 @@ def main() -> None:
             run_cell(name, given.folder / name, data, given.steps)
     print(table(given.folder))
     if given.summary:
-        write_json(given.summary, summary(given.folder))
+        known = json.loads(given.summary.read_text()) if given.summary.exists() else {}
+        known |= summary(given.folder)  # cells that were run elsewhere keep what the file says of them
+        write_json(given.summary, {name: known[name] for name in CELLS if name in known})
 
 
 def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:

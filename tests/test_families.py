@@ -277,6 +277,8 @@ def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
         Pruner(model, sparsity=0.2, criterion="magnitude")
     assert Pruner(model, sparsity=0.2, criterion="magnitude", family="llama").units.shapes[0].key() == (6, 3, 240)
     settings = PruneConfig(model="m", data=("d",), output="o", family="llama", sparsity=0.5)
-    with pytest.raises(InputError, match=r"a stablelm with 4 query heads.* is built with \(.*--attention none"):
+    with pytest.raises(
+        InputError, match=r"with 4 query heads.* of 16 and .* built as 4 .* of 24 and.*--attention none"
+    ):
         plan_budget(settings, config)  # it takes the size of a head from the width over the heads
     plan_budget(replace(settings, attention="none", sparsity=0.3), config)

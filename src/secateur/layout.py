@@ -34,6 +34,9 @@ class LayerShape:
         """(query heads, KV heads, FFN width)."""
         return self.heads, self.kv_heads, self.ffn
 
+    def __str__(self) -> str:
+        return f"{self.heads} query heads, {self.kv_heads} KV heads of {self.head_dim} and {self.ffn} channels"
+
     def sizes(self) -> dict[str, int]:
         """What attributes of an attention module may hold, by the names that `Family.attributes` uses."""
         return {

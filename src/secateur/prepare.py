@@ -100,12 +100,12 @@ def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneCo
             resized_config(model_config, family, wanted, config.model_class), trust_remote_code=config.trust_remote_code
         )
     try:
-        found = find_units(small, family, "none").shapes[0].key()
+        found = find_units(small, family, "none").shapes[0]
     except InputError:
         found = None
-    if found != wanted.key():
+    if found != wanted:
         raise InputError(
-            f"--family {config.family}: a {model_config.model_type} with {wanted.heads} query heads, {wanted.kv_heads} "
-            f"KV heads and {wanted.ffn} channels in its config is built with {found or 'other sizes'}: use --attention "
-            "none, or --allocation protected, which comes with a modelling file."
+            f"--family {config.family}: with {wanted} in its config, a {model_config.model_type} is built as "
+            f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
+            "modelling file."
         )
