@@ -13,9 +13,10 @@ from secateur import Pruner
 from secateur.benchmark import parameter_count
 from secateur.config import PruneConfig
 from secateur.errors import InputError
+from secateur.experts import unstack_experts
 from secateur.export import build_small, save_model
 from secateur.families import FAMILIES, Family
-from secateur.layered import LAYERS_KEY
+from secateur.layered import LAYERS_KEY, stock_class_of
 from secateur.padding import padded_shape, padded_state
 from secateur.prepare import plan_budget
 from secateur.surgery import merged_and_sliced
@@ -28,6 +29,12 @@ SIZES = {
     "pad_token_id": 0, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 MHA: dict[str, object] = {"hidden_size": 96, "head_dim": None, "num_key_value_heads": None, "intermediate_size": 240}
+MOE: dict[str, object] = {"num_experts_per_tok": 2, "output_router_logits": False}
+SMALL_EXPERTS: dict[str, object] = {"num_experts": 4, "moe_intermediate_size": 60, "decoder_sparse_step": 1}
+T5: dict[str, object] = {
+    "d_model": 48, "d_kv": 16, "d_ff": 240, "num_layers": 3, "num_heads": 6, "dropout_rate": 0.0, "vocab_size": 128,
+    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
 TYPES: dict[str, dict[str, object]] = {
     "llama": {"attention_bias": True},
     "mistral": {"sliding_window": 8},
@@ -53,6 +60,13 @@ TYPES: dict[str, dict[str, object]] = {
     "falcon/multi_query": {**MHA, "intermediate_size": None, "ffn_hidden_size": 240, "multi_query": True, "bias": True},
     "falcon/alibi": {**MHA, "intermediate_size": None, "ffn_hidden_size": 240, "multi_query": False, "alibi": True},
     "bloom": {**MHA, "intermediate_size": None},
+    "mixtral": {**MOE, "num_local_experts": 4},
+    "qwen2_moe": {**MOE, **SMALL_EXPERTS, "head_dim": None, "hidden_size": 96, "shared_expert_intermediate_size": 40,
+                  "mlp_only_layers": [1]},
+    "qwen3_moe": {**MOE, **SMALL_EXPERTS, "norm_topk_prob": True},
+    "olmoe": {**MOE, "num_experts": 4, "head_dim": None, "hidden_size": 96},
+    "t5": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5/plain": {**T5, "feed_forward_proj": "relu"},
 }  # fmt: skip
 """Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""
 CASES = [
@@ -67,15 +81,19 @@ IDS = torch.arange(3, 40).unsqueeze(0)
 
 def tiny(name: str):
     """A wide random model: norms around their own start, everything else of standard deviation 0.2."""
-    options = {k: v for k, v in {**SIZES, **TYPES[name]}.items() if v is not None or k == "bos_token_id"}
-    config = AutoConfig.for_model(name.split("/")[0], **options)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model_type = name.split("/")[0]
+    given = TYPES[name] if model_type == "t5" else {**SIZES, **TYPES[name]}
+    options = {k: v for k, v in given.items() if v is not None or k == "bos_token_id"}
+    config = AutoConfig.for_model(model_type, **options)
+    model = stock_class_of(config)._from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator) * 0.2
+            # T5 does not scale attention scores: with wider ones its softmax is a switch, and rounding throws it.
+            values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type == "t5" else 0.2)
             norm = "norm" in path or "ln_" in path
             parameter.copy_(parameter + values if norm else values)
+    unstack_experts(model)
     return model.eval()
 
 
@@ -87,12 +105,14 @@ def pruned(name: str, attention: str, *, shrink: bool):
     model = get_peft_model(base, LoraConfig(r=4, target_modules=sorted(linears), init_lora_weights=False)).eval()
     pruner = Pruner(
         model, sparsity=0.3, total_steps=4, prune_start=1, prune_end=3, frequency=1, attention=attention,
-        shrink=shrink, allocation="protected", protect_first=0, protect_last=0,
+        shrink=shrink, allocation="uniform" if FAMILIES[name.split("/")[0]].alike_only else "protected",
+        protect_first=0, protect_last=0,
         attention_sparsity=None if attention == "none" else 1 / 3, criterion="taylor",
     )  # fmt: skip
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    # The large eps keeps AdamW from making steps of what is rounding in gradients that are zero.
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, eps=1e-3)
     for _ in range(4):
-        model(IDS, labels=IDS).loss.backward()
+        model(input_ids=IDS, labels=IDS).loss.backward()
         pruner.observe()
         optimizer.step()
         pruner.step(optimizer)
@@ -102,8 +122,8 @@ def pruned(name: str, attention: str, *, shrink: bool):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(Type, kind) -> the check of its checkpoint by the one fresh process."""
-    checks = {}
+    """(Type, kind) -> masked logits, planned parameters, the check of the checkpoint by the one fresh process."""
+    masked, checks = {}, {}
     for number, (name, attention) in enumerate(CASES):
         folder = tmp_path_factory.mktemp("families") / str(number)
         model, pruner = pruned(name, attention, shrink=False)
@@ -113,10 +133,12 @@ def written(tmp_path_factory):
         small = build_small(config, family, shapes, tensors, torch.float32, "keep")
         layered = LAYERS_KEY in small.config.to_dict()
         save_model(small, folder, family if layered else None)
+        masked[name, attention] = logits_of(model, IDS), pruner.budget.removed_params
         checks[name, attention] = Check(
-            folder, IDS, logits_of(model, IDS), parameter_count(small), layered, checksum=weights_checksum(small)
+            folder, IDS, logits_of(small, IDS), parameter_count(small), layered, checksum=weights_checksum(small)
         )
-    return dict(zip(checks, zip(checks.values(), verify(list(checks.values())), strict=True), strict=True))
+    verified = verify(list(checks.values()))
+    return {case: (*masked[case], checks[case], found) for case, found in zip(checks, verified, strict=True)}
 
 
 def test_every_family_has_a_row() -> None:
@@ -125,19 +147,18 @@ def test_every_family_has_a_row() -> None:
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_a_fresh_process_computes_the_masked_model(written, name, attention) -> None:
-    check, found = written[name, attention]
+    masked, planned, check, found = written[name, attention]
     base = tiny(name)
     family = FAMILIES[name.split("/")[0]]
     stock = "stock" in family.formats["ffn" if attention == "none" else attention]
     assert check.remote_code == (not stock or (name, attention) in MORE_THAN_STOCK)
     if not check.remote_code:
         assert found.class_name == type(base).__name__
-    scale = check.logits.abs().max()
-    # The child compared its logits with those of the masked, unmerged model in memory.
-    assert found.difference <= 2e-5 * scale
-    assert (check.logits - logits_of(base, IDS)).abs().max() > 2e-3 * scale, "a change that the tolerance would hide"
-    units = find_units(base, family, attention)
-    assert parameter_count(base) - check.parameters == pytest.approx(0.3 * units.prunable_params, rel=0.02)
+    scale = masked.abs().max()
+    assert found.difference <= 1e-5 * scale  # from the sliced model in memory, which must be the masked one:
+    torch.testing.assert_close(check.logits, masked, rtol=0.0, atol=float(2e-5 * scale))
+    assert (masked - logits_of(base, IDS)).abs().max() > 2e-3 * scale, "a change that the tolerance would hide"
+    assert parameter_count(base) - check.parameters == planned
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
@@ -151,10 +172,12 @@ def test_shrinking_is_masking_and_training_goes_on(name, attention) -> None:
     assert before > pruner.removed_params  # LoRA's rows and columns go too
     expected = logits_of(masked, IDS)
     torch.testing.assert_close(logits_of(shrunk, IDS), expected, rtol=0.0, atol=float(1e-4 * expected.abs().max()))
-    shrunk(IDS, labels=IDS).loss.backward()
+    shrunk(input_ids=IDS, labels=IDS).loss.backward()
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize(
+    ("name", "attention"), [case for case in CASES if not FAMILIES[case[0].split("/")[0]].alike_only]
+)
 def test_layers_that_differ_and_their_padded_form(name, attention) -> None:
     base = tiny(name)
     family = FAMILIES[name.split("/")[0]]
@@ -261,7 +284,13 @@ def test_what_an_architecture_cannot_do_is_refused_with_the_reason() -> None:
         find_units(broken, FAMILIES["phi3"])
 
 
-@pytest.mark.parametrize("name", [name for name in TYPES if FAMILIES[name.split("/")[0]].formats["ffn"][0] == "stock"])
+ROUNDED = {"qwen2_moe", "qwen3_moe"}  # small widths in steps of 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in TYPES if FAMILIES[name.split("/")[0]].formats["ffn"][0] == "stock" and name not in ROUNDED],
+)
 def test_uniform_keeps_what_stock_cannot_lose(name) -> None:
     pruner = Pruner(tiny(name), sparsity=0.3, criterion="magnitude")
     assert isinstance(pruner.units.family, Family)

@@ -4,15 +4,16 @@ Before the run `make_budget` fixes what the target means for this model; at each
 turns scores into what stays.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .layout import LayerShape
+from .layout import LayerShape, common_shape
 from .units import ATTENTION_KINDS, Pool, Units
 
 TOLERANCE = 0.005
@@ -145,8 +146,14 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
     Raises:
         InputError: the target cannot be reached, with the nearest sparsities that can.
     """
+    options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple))
     open_layers = _open_layers(units, options)
-    if options.allocation == "uniform" and len({shape.key() for shape in units.shapes}) > 1:
+    if units.family.alike_only and options.allocation != "uniform":
+        raise InputError(
+            f"--allocation {options.allocation}: a {units.family.name} has one size in its config for layers of every "
+            "kind, so all lose alike: use --allocation uniform."
+        )
+    if options.allocation == "uniform" and common_shape(units.shapes) is None:
         raise InputError(
             "--allocation uniform: the model's layers differ in size already, so no equal cut makes them "
             "alike: use --allocation global or protected."
@@ -166,7 +173,7 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= _ffn_quota(ffn, goal - taken, options.round_to)
     if options.allocation == "uniform":
-        _check_stock(units, pools, quota, legal)
+        _check_stock(units, quota, legal)
     budget = Budget(units, quota, round_to=options.round_to)
     _check_reached(budget, options, ffn)
     return budget
@@ -190,12 +197,14 @@ def _attention_quota(
     units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
 ) -> dict[str, int]:
     """Attention units to remove from each open layer: the nearest legal count not above the target."""
-    open_params = sum(units.attention_params[p.layer] + units.ffn_params[p.layer] for p in attention)
+    layers = sorted({layer for pool in attention for layer in pool.layers})
+    open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in layers)
     quota: dict[str, int] = {}
     for pool in attention:
         shape = units.shapes[pool.layer]
-        reachable = {  # share of the layer's attention parameters -> units
-            count * pool.unit_params / units.attention_params[pool.layer]: count
+        params = sum(units.attention_params[layer] for layer in pool.layers)
+        reachable = {  # share of the attention's parameters -> units
+            min(1.0, count * pool.unit_params / params): count
             for count in range(0, pool.size, pool.sets)
             if count == 0 or options.allocation != "uniform" or legal(shape.without(pool.kind, count))
         }
@@ -213,12 +222,18 @@ def _attention_quota(
     return quota
 
 
-def _check_stock(units: Units, pools: list[Pool], quota: dict[str, int], legal: Legal) -> None:
+def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
+    """What layers that are alike come to when each pool loses its quota."""
+    shape = common_shape(units.shapes)
+    assert shape is not None, "uniform allocation was refused for these"
+    for kind, gone in {pool.kind: quota[pool.name] for pool in units.pools}.items():
+        shape = shape.without(kind, gone)
+    return shape
+
+
+def _check_stock(units: Units, quota: dict[str, int], legal: Legal) -> None:
     """All layers alike must be a stock checkpoint's."""
-    shape = units.shapes[0]
-    for pool in pools:
-        if pool.layer == 0:
-            shape = shape.without(pool.kind, quota[pool.name])
+    shape = shape_by_quota(units, quota)
     if not legal(shape):
         raise InputError(
             f"--allocation uniform: no stock {units.family.name} checkpoint can have {shape.heads} heads and an FFN of "

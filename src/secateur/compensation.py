@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .criteria import InputMoments
 from .errors import InputError
 from .surgery import lora_factors, merged_weight
-from .units import Pool, Units, base_linear, weight_of
+from .units import Units, base_linear, weight_of
 
 NEEDS = {
     "none": frozenset[str](),
@@ -33,25 +33,25 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
     """
     if how not in NEEDS:
         raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
-    for pool in units.pools:
-        linear = base_linear(modules[pool.gate.linear])
+    for path in (gate.linear for pool in units.pools for gate in pool.gates):
+        linear = base_linear(modules[path])
         if how == "bias" and linear.bias is None:
             raise InputError(
-                f"--compensate bias: {pool.gate.linear} has no bias to hold the constant, and adding one would change "
+                f"--compensate bias: {path} has no bias to hold the constant, and adding one would change "
                 "the architecture: use --compensate lstsq."
             )
         if how == "lstsq" and not linear.weight.is_floating_point():
             raise InputError(
-                f"--compensate lstsq rewrites {pool.gate.linear}, whose weight is {linear.weight.dtype}: "
+                f"--compensate lstsq rewrites {path}, whose weight is {linear.weight.dtype}: "
                 "load the model without quantisation, or use --compensate none."
             )
 
 
-def compensate_(how: str, pool: Pool, module: nn.Module, moments: InputMoments, stay: Tensor, go: Tensor) -> None:
-    """Let the columns `stay` of a pool's gate take over for `go`; slicing or masking `go` comes next.
+def compensate_(how: str, module: nn.Module, moments: InputMoments, stay: Tensor, go: Tensor) -> None:
+    """Let the columns `stay` of o or down take over for `go`; slicing or masking `go` comes next.
 
     Args:
-        module: the pool's o or down, a PEFT LoRA layer or a plain linear.
+        module: the o or down, a PEFT LoRA layer or a plain linear.
         stay, go: (n,) positions along the linear's input.
     """
     with torch.no_grad():

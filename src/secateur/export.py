@@ -18,7 +18,7 @@ from .embedded import quiet_transformers
 from .errors import InputError
 from .families import Family, family_of
 from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
-from .layout import LayerShape
+from .layout import LayerShape, common_shape
 from .models import ModelSource, load_config, load_tokenizer
 from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
@@ -149,9 +149,9 @@ def build_small(
     model_class: str,
 ) -> PreTrainedModel:
     """A model of the given layer shapes in memory: the stock class where they are alike, else the layered one."""
-    alike = len({shape.key() for shape in shapes}) == 1
-    if alike and (model_class != "keep" or accepts(config, family, shapes[0])):
-        new_config = resized_config(config, family, shapes[0], model_class)
+    alike = common_shape(shapes)
+    if alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
+        new_config = resized_config(config, family, alike, model_class)
         cls = stock_class_of(new_config)
     else:
         if model_class != "keep":
@@ -237,7 +237,7 @@ def write_checkpoint(
             max_logit_difference=verified.difference,
             merge_kl=merge[0],
             merge_difference=merge[1],
-            loads_with=_loads_with(output, layered),
+            loads_with=_loads_with(output, small.config, layered),
         )
         if finish is not None:
             finish(folder, report)
@@ -280,10 +280,11 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _loads_with(output: Path, layered: bool) -> str:
+def _loads_with(output: Path, config: PreTrainedConfig, layered: bool) -> str:
     trust = ", trust_remote_code=True" if layered else ""
+    auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(str(output))}{trust})\n"
+        f"from transformers import {auto}, AutoTokenizer\n"
+        f"model = {auto}.from_pretrained({json.dumps(str(output))}{trust})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(str(output))})"
     )

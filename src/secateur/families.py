@@ -4,7 +4,7 @@ The only place in secateur that knows module names. A family says how a layout i
 types share it is one line in `FAMILIES`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import InputError
 from .registry import Registry
@@ -37,6 +37,8 @@ class Family:
     """Config keys of the sizes that pruning changes; the next two likewise. None: the config has no such key."""
     kv_heads: str | None = "num_key_value_heads"
     ffn: str | None = "intermediate_size"
+    ffn_multiple: int = 1
+    """What the FFN's width must be a multiple of for transformers' kernels."""
     ffn_of_width: int = 4
     """Where `ffn` is None: the FFN's width over the model's."""
     head_dim: str | None = "head_dim"
@@ -51,6 +53,18 @@ class Family:
     """Why attention heads cannot be pruned, and what can be done instead; None: they can."""
     twin: str | None = None
     """A model type with the same function and weights whose config accepts any head count."""
+    experts: str | None = None
+    """The list of a layer's experts; `{}` in the FFN's paths is an expert's number. A layer without is left alone."""
+    router: str = ""
+    """The module that chooses experts: `weight` has a row for each, `num_experts` counts them."""
+    num_experts: str = "num_experts"
+    """Config key of the number of experts."""
+    stacks: tuple["Family", ...] = ()
+    """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
+    head_bias: str | None = None
+    """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
+    otherwise: "Family | None" = None
+    """The layout of models that have other modules than this one under the same model type."""
 
     @property
     def attention_linears(self) -> tuple[str, ...]:
@@ -59,13 +73,19 @@ class Family:
 
     @property
     def ffn_linears(self) -> tuple[str, ...]:
-        """The linears of a layer's FFN, in order of use, each once."""
-        return tuple(dict.fromkeys((*self.mlp_in, self.mlp_out)))
+        """The linears of a layer's FFN, in order of use, each once; none in a layer of attention alone."""
+        return tuple(dict.fromkeys((*self.mlp_in, self.mlp_out))) if self.mlp_in else ()
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linears of a layer that count, in order of use."""
-        return self.attention_linears + self.ffn_linears
+        own = () if self.stacks else self.attention_linears + self.ffn_linears
+        return own + tuple(dict.fromkeys(path for stack in self.stacks for path in stack.linears))
+
+    @property
+    def alike_only(self) -> bool:
+        """Whether all layers must lose alike: one size in the config stands for places that differ in kind."""
+        return bool(self.stacks or self.experts)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -76,6 +96,8 @@ class Family:
     @property
     def formats(self) -> dict[str, tuple[str, ...]]:
         """Kind of unit -> how a model without some can be written: `stock`, `layered`, `padded`."""
+        if self.alike_only:
+            return dict.fromkeys(self.kinds, ("stock",))
         everywhere = ("stock", "layered", "padded")
         heads = everywhere if self.head_dim else everywhere[1:]
         channels = everywhere if self.ffn else everywhere[1:]
@@ -234,6 +256,73 @@ FAMILIES.register(
         "slopes: the FFN takes all",
     ),
 )
+
+
+for _model_type, _ffn, _count in (
+    ("mixtral", "intermediate_size", "num_local_experts"),
+    ("qwen2_moe", "moe_intermediate_size", "num_experts"),
+    ("qwen3_moe", "moe_intermediate_size", "num_experts"),
+    ("olmoe", "intermediate_size", "num_experts"),
+):
+    FAMILIES.register(
+        _model_type,
+        Family(
+            name=_model_type,
+            mlp_in=("mlp.experts.{}.gate_up_proj", "mlp.experts.{}.gate_up_proj"),
+            mlp_out="mlp.experts.{}.down_proj",
+            ffn=_ffn,
+            ffn_multiple=8,  # its grouped matmul takes rows of whole 16 bytes
+            experts="mlp.experts",
+            router="mlp.gate",
+            num_experts=_count,
+            no_heads="its query and key norms run over the whole width: the experts take all"
+            if _model_type == "olmoe"
+            else None,
+        ),
+    )
+
+
+def _t5(mlp_in: tuple[str, ...]) -> Family:
+    """T5's three kinds of layers, with a gated or a plain FFN."""
+    encoder = Family(
+        name="t5",
+        layers="encoder.block",
+        attention="layer.0.SelfAttention",
+        q="layer.0.SelfAttention.q",
+        k="layer.0.SelfAttention.k",
+        v="layer.0.SelfAttention.v",
+        o="layer.0.SelfAttention.o",
+        mlp_in=tuple(f"layer.1.DenseReluDense.{name}" for name in mlp_in),
+        mlp_out="layer.1.DenseReluDense.wo",
+        heads="num_heads",
+        kv_heads=None,
+        ffn="d_ff",
+        head_dim="d_kv",
+        head_dim_at="key_value_proj_dim",
+        attributes={"n_heads": "heads", "inner_dim": "width"},
+        head_bias="layer.0.SelfAttention.relative_attention_bias",
+    )
+    decoder = replace(
+        encoder,
+        layers="decoder.block",
+        mlp_in=tuple(f"layer.2.DenseReluDense.{name}" for name in mlp_in),
+        mlp_out="layer.2.DenseReluDense.wo",
+    )
+    cross = replace(
+        encoder,
+        layers="decoder.block",
+        attention="layer.1.EncDecAttention",
+        q="layer.1.EncDecAttention.q",
+        k="layer.1.EncDecAttention.k",
+        v="layer.1.EncDecAttention.v",
+        o="layer.1.EncDecAttention.o",
+        mlp_in=(),
+        head_bias=None,
+    )
+    return replace(encoder, stacks=(encoder, decoder, cross))
+
+
+FAMILIES.register("t5", replace(_t5(("wi_0", "wi_1")), otherwise=_t5(("wi",))))
 
 
 def family_of(model_type: str, override: str | Family | None = None) -> Family:

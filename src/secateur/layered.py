@@ -9,7 +9,7 @@ import hashlib
 from types import ModuleType
 from typing import cast
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from .families import Family
 from .layout import LayerShape, parts
@@ -83,8 +83,9 @@ def source_hash(source: str) -> str:
 
 
 def stock_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The causal language model class that transformers has for a config."""
-    return cast(type[PreTrainedModel], AutoModelForCausalLM._model_mapping[type(config)])
+    """The language model class that transformers has for a config."""
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return cast(type[PreTrainedModel], auto._model_mapping[type(config)])
 
 
 def layered_class(config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:

@@ -47,6 +47,13 @@ class LayerShape:
         }
 
 
+def common_shape(shapes: tuple[LayerShape, ...]) -> LayerShape | None:
+    """The one shape of layers that are alike, None if they differ; layers without an FFN go with any."""
+    wide = LayerShape(shapes[0].heads, shapes[0].kv_heads, max(shape.ffn for shape in shapes), shapes[0].head_dim)
+    alike = all(shape.key() in (wide.key(), (wide.heads, wide.kv_heads, 0)) for shape in shapes)
+    return wide if alike else None
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One projection's place in a linear."""
@@ -61,11 +68,12 @@ class Part:
     """(heads, KV heads or channels; entries of each) positions along `dim`."""
 
 
-def parts(family: Family, shape: LayerShape, roles: str = "attention ffn") -> tuple[Part, ...]:
+def parts(family: Family, shape: LayerShape, roles: str = "attention ffn", expert: int = 0) -> tuple[Part, ...]:
     """The projections of a layer of this shape.
 
     Args:
         roles: `attention`, `ffn` or both.
+        expert: whose FFN, in a layer that has several.
     """
     found: list[Part] = []
     if "attention" in roles:
@@ -73,13 +81,13 @@ def parts(family: Family, shape: LayerShape, roles: str = "attention ffn") -> tu
         places = dict(zip("qkv", _qkv(family, shape), strict=True))
         found += [Part(role, getattr(family, role), 0, index) for role, index in places.items()]
         found.append(Part("o", family.o, 1, heads))
-    if "ffn" in roles:
+    if "ffn" in roles and family.mlp_in:
         channels = _blocks(shape.ffn, 1)
         seen: Counter[str] = Counter()
         for path in family.mlp_in:  # a path that comes again holds one projection after the other
-            found.append(Part("in", path, 0, channels + shape.ffn * seen[path]))
+            found.append(Part("in", path.format(expert), 0, channels + shape.ffn * seen[path]))
             seen[path] += 1
-        found.append(Part("out", family.mlp_out, 1, channels))
+        found.append(Part("out", family.mlp_out.format(expert), 1, channels))
     return tuple(found)
 
 

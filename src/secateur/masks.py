@@ -17,16 +17,20 @@ class Masks:
         self._pools = pools
         self._masks: dict[str, Tensor] = {}
         self._on = True
-        self._hooks = [modules[pool.gate.linear].register_forward_pre_hook(self._hook(pool)) for pool in pools]
+        self._hooks = [
+            modules[gate.linear].register_forward_pre_hook(self._hook(gate.linear))
+            for pool in pools
+            for gate in pool.gates
+        ]
 
     def update(self, keep: Mapping[str, Tensor]) -> None:
         """1 at entries of units that stay, else 0."""
         for pool in self._pools:
-            kept, gate = keep[pool.name], pool.gate
-            if not kept.all():
-                mask = torch.zeros(gate.index.numel())
+            kept = keep[pool.name]
+            for gate in pool.gates if not kept.all() else ():
+                mask = torch.zeros(gate.size)
                 mask[gate.entries(kept)] = 1
-                self._masks[pool.name] = mask
+                self._masks[gate.linear] = mask
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -43,14 +47,14 @@ class Masks:
             hook.remove()
         self._hooks = []
 
-    def _hook(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            mask = self._masks.get(pool.name)
+            mask = self._masks.get(path)
             if mask is None or not self._on:
                 return None
             x = args[0]
             if mask.device != x.device or mask.dtype != x.dtype:
-                mask = self._masks[pool.name] = mask.to(x)
+                mask = self._masks[path] = mask.to(x)
             return (x * mask, *args[1:])
 
         return hook

@@ -6,11 +6,12 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .budget import Budget, BudgetOptions, make_budget
+from .budget import Budget, BudgetOptions, make_budget, shape_by_quota
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
 from .errors import InputError
+from .experts import unstack_experts
 from .families import family_of
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
@@ -74,6 +75,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Bu
         family_of(model_config.model_type)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    unstack_experts(empty)
     family = family_for(empty, model_config.model_type, config.family)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
@@ -91,14 +93,12 @@ def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneCo
         InputError: it builds others, so the result could not be written.
     """
     family = budget.units.family
-    wanted = budget.units.shapes[0]
-    for pool in budget.units.pools:
-        if pool.layer == 0:
-            wanted = wanted.without(pool.kind, budget.quota[pool.name])
+    wanted = shape_by_quota(budget.units, budget.quota)
     with torch.device("meta"):
         small = AutoModelForCausalLM.from_config(
             resized_config(model_config, family, wanted, config.model_class), trust_remote_code=config.trust_remote_code
         )
+    unstack_experts(small, family)
     try:
         found = find_units(small, family, "none").shapes[0]
     except InputError:

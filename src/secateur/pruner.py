@@ -347,9 +347,9 @@ class Pruner:
             keep = relative[pool.name]
             gone = ~keep if self.shrink else before[pool.name] & ~keep
             if gone.any():
-                path = pool.gate.linear
-                stay, go = pool.gate.entries(keep), pool.gate.entries(gone)
-                compensate_(self.compensate, pool, self.modules[path], self.statistics.moments[path], stay, go)
+                for gate in pool.gates:
+                    module, moments = self.modules[gate.linear], self.statistics.moments[gate.linear]
+                    compensate_(self.compensate, module, moments, gate.entries(keep), gate.entries(gone))
 
     def rewritten(self) -> dict[str, nn.Parameter]:
         """Name -> base parameter that compensation changes: an adapter alone does not say the model any more."""
@@ -357,8 +357,9 @@ class Pruner:
         if leaf is None:
             return {}
         return {
-            f"{pool.gate.linear}.{leaf}": getattr(base_linear(self.modules[pool.gate.linear]), leaf)
+            f"{gate.linear}.{leaf}": getattr(base_linear(self.modules[gate.linear]), leaf)
             for pool in self.units.pools
+            for gate in pool.gates
         }
 
     def _check_coverage(self) -> None:

@@ -17,7 +17,7 @@ from .distributed import average_
 from .errors import InputError
 from .surgery import merged_weight
 from .taps import MOMENT_TOKENS, tap
-from .units import Pool
+from .units import Member, Pool
 
 
 class Statistics:
@@ -38,7 +38,7 @@ class Statistics:
         self.moments: dict[str, InputMoments] = {}
         self._model = model
         self._mask: Tensor | None = None
-        self._batch = 1
+        self._batch = self._tokens = 1
         self._handles: list[Any] = []
         self._watched: list[str] = []
         self.forget_step()
@@ -53,8 +53,9 @@ class Statistics:
         self._handles.append(self._model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
         for pool in pools:
             if self.needs & {"gate_grad", "input_moments", "second_moments"}:
-                self._handles.append(modules[pool.gate.linear].register_forward_pre_hook(self._input_tap(pool)))
-                self._watched.append(pool.name if "gate_grad" in self.needs else pool.gate.linear)
+                for gate in pool.gates:
+                    self._handles.append(modules[gate.linear].register_forward_pre_hook(self._input_tap(pool, gate)))
+                    self._watched.append(pool.name if "gate_grad" in self.needs else gate.linear)
         if self.needs & {"weight_grad", "batch_weight_grad"}:
             dims: dict[str, set[int]] = {}
             for pool in pools:
@@ -118,13 +119,15 @@ class Statistics:
 
     def slice_(self, pool: Pool, keep: Tensor) -> None:
         """Follow a cut: moments of the columns that stay."""
-        if pool.gate.linear in self.moments:
-            self.moments[pool.gate.linear].slice_(pool.gate.entries(keep))
+        for gate in pool.gates:
+            if gate.linear in self.moments:
+                self.moments[gate.linear].slice_(gate.entries(keep))
 
     def clear_(self, pool: Pool, gone: Tensor) -> None:
         """Follow a cut by mask: columns that are out have no moments."""
-        if pool.gate.linear in self.moments:
-            self.moments[pool.gate.linear].clear_(pool.gate.entries(gone))
+        for gate in pool.gates:
+            if gate.linear in self.moments:
+                self.moments[gate.linear].clear_(gate.entries(gone))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The moving averages, as `load_tensors` takes them back."""
@@ -148,16 +151,21 @@ class Statistics:
         self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if isinstance(tokens, Tensor):
-            self._batch = tokens.shape[0]
+            self._batch, self._tokens = tokens.shape[0], tokens.numel()
             if module.training and torch.is_grad_enabled():
                 self._sequences += tokens.shape[0]
 
     def _by_sequence(self, x: Tensor) -> Tensor:
-        """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN)."""
-        return x.unflatten(0, (self._batch, -1)) if x.dim() == 2 else x
+        """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
 
-    def _input_tap(self, pool: Pool) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        index = pool.gate.index
+        An expert gets tokens of all sequences together: they count as one.
+        """
+        if x.dim() > 2:
+            return x
+        return x.unflatten(0, (self._batch, -1)) if x.shape[0] == self._tokens else x.unsqueeze(0)
+
+    def _input_tap(self, pool: Pool, gate: Member) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        path, index = gate.linear, gate.index
 
         def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             if "gate_grad" in self.needs:
@@ -165,7 +173,6 @@ class Statistics:
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if self.needs & {"input_moments", "second_moments"}:
                 seen = InputMoments.of(_some_tokens(x, mask), second="second_moments" in self.needs)
-                path = pool.gate.linear
                 self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -212,7 +219,7 @@ class Statistics:
 
 def second_moment_bytes(pools: Iterable[Pool]) -> int:
     """Bytes of the second moments of these pools' inputs: width² floats each."""
-    return sum(4 * pool.gate.index.numel() ** 2 for pool in pools)
+    return sum(4 * gate.size**2 for pool in pools for gate in pool.gates)
 
 
 def _some_tokens(x: Tensor, mask: Tensor | None) -> Tensor:

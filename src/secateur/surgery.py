@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
-from .layout import LayerShape, linear_sizes
+from .experts import stack_experts
+from .layout import LayerShape
 from .units import Units, base_linear, weight_of
 
 
@@ -97,18 +98,12 @@ def merged_weight(layer: nn.Module) -> Tensor:
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
     """(linear, dim) -> ascending positions that stay, for every linear that loses some."""
-    sizes = {
-        (f"{units.family.layers}.{number}.{path}", dim): size
-        for number, shape in enumerate(units.shapes)
-        for (path, dim), size in linear_sizes(units.family, shape).items()
-    }
     stay: dict[tuple[str, int], Tensor] = {}
     for pool in units.pools:
         if keep[pool.name].all():
             continue
         for member in pool.members:
-            side = member.linear, member.dim
-            mask = stay.setdefault(side, torch.ones(sizes[side], dtype=torch.bool))
+            mask = stay.setdefault((member.linear, member.dim), torch.ones(member.size, dtype=torch.bool))
             mask[member.entries(~keep[pool.name])] = False
     return {side: mask.nonzero().flatten() for side, mask in stay.items()}
 
@@ -122,6 +117,11 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
     Args:
         keep: pool name -> (units,) bool; what stays.
     """
+    tensors = _sliced(model, units, keep)
+    return stack_experts(tensors, units.family) if units.family.experts else tensors
+
+
+def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     stay = removals(units, keep)
     wrapped = lora_layers(base)
@@ -162,11 +162,10 @@ def shrink_(
         _slice_linear_(base.get_submodule(path), dim, index, swapped)
     if optimizer is not None:
         swap_parameters_(optimizer, swapped)
-    shapes = units.shapes_after(keep)
-    for number, (before, after) in enumerate(zip(units.shapes, shapes, strict=True)):
+    for place, before, after in zip(units.places, units.shapes, units.shapes_after(keep), strict=True):
         if before.heads != after.heads:
-            attention = base.get_submodule(f"{units.family.layers}.{number}.{units.family.attention}")
-            _tell_sizes_(attention, units.family.attributes, after)
+            attention = base.get_submodule(f"{place.prefix}.{place.family.attention}")
+            _tell_sizes_(attention, place.family.attributes, after)
     check_shapes(base, optimizer)
 
 
@@ -198,6 +197,10 @@ class Sliced:
 
 
 def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, Sliced]) -> None:
+    if isinstance(module, nn.Embedding):
+        module.weight = nn.Parameter(module.weight.data.index_select(dim, index.to(module.weight.device)), False)
+        module.embedding_dim = len(index)
+        return
     linear = base_linear(module)
     targets: list[tuple[nn.Module, str]] = [(linear, "weight")]
     holders: list[nn.Module] = [linear]

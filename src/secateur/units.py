@@ -9,6 +9,7 @@ secateur (scores, masks, slicing, parameter counts) is computed from these index
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +32,10 @@ class Member:
     """0: units own rows (outputs); 1: units own columns (inputs)."""
     index: Tensor
     """(units, entries) positions along `dim`."""
+    size: int
+    """How long that side of the linear is."""
+    scored: bool = True
+    """False for what is no linear (an embedding whose columns are heads): it goes along, and counts for nothing."""
 
     def entries(self, units: Tensor) -> Tensor:
         """Ascending positions along `dim` of the units that `units` (units,) marks."""
@@ -39,9 +44,10 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All units of one kind in one layer."""
+    """All units of one kind in one place: a layer, an expert, or layers whose heads go together."""
 
-    layer: int
+    layers: tuple[int, ...]
+    """The layers whose shape changes."""
     kind: str
     """`ffn`, `kv_group` or `query_head`."""
     members: tuple[Member, ...]
@@ -50,19 +56,26 @@ class Pool:
     sets: int = 1
     """Units lie in this many contiguous sets of equal size, and each set must lose the same number
     (query heads of each KV head)."""
+    part: str = ""
+    """Which part of the layer, where it has several pools of a kind."""
+
+    @property
+    def layer(self) -> int:
+        """The first of the layers."""
+        return self.layers[0]
 
     @property
     def name(self) -> str:
-        return f"layer.{self.layer}.{self.kind}"
+        return ".".join(filter(None, ("layer", str(self.layer), self.part, self.kind)))
 
     @property
     def size(self) -> int:
         return self.members[0].index.shape[0]
 
     @property
-    def gate(self) -> Member:
-        """The member whose input carries the units: zeroing its columns removes them (Eqs. 12, 13)."""
-        return next(member for member in self.members if member.dim == 1)
+    def gates(self) -> tuple[Member, ...]:
+        """The linears whose inputs carry the units: zeroing their columns removes them (Eqs. 12, 13)."""
+        return tuple(member for member in self.members if member.dim == 1 and member.scored)
 
     def __str__(self) -> str:
         parts = ", ".join(
@@ -72,13 +85,24 @@ class Pool:
         return f"{self.name}: {self.size} units of {self.unit_params:,} parameters: {parts}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a layer of one shape is in the model."""
+
+    prefix: str
+    """Path of the layer; the family's paths are relative to it."""
+    family: Family
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
     """What can be pruned in a model: its pools, layer shapes and the size of its prunable linears."""
 
     family: Family
     pools: tuple[Pool, ...]
+    places: tuple[Place, ...]
     shapes: tuple[LayerShape, ...]
+    """One for each place, as the next two."""
     attention_params: tuple[int, ...]
     """Weights and biases of each layer's q, k, v and o."""
     ffn_params: tuple[int, ...]
@@ -94,10 +118,14 @@ class Units:
 
     def shapes_after(self, keep: dict[str, Tensor]) -> tuple[LayerShape, ...]:
         """The layers' shapes when only the units marked in `keep` (pool name -> (units,) bool) stay."""
-        shapes = list(self.shapes)
+        removed: dict[tuple[int, str], int] = {}
         for pool in self.pools:
-            removed = pool.size - int(keep[pool.name].sum())
-            shapes[pool.layer] = shapes[pool.layer].without(pool.kind, removed)
+            gone = pool.size - int(keep[pool.name].sum())
+            for layer in pool.layers:
+                assert removed.setdefault((layer, pool.kind), gone) == gone, "the experts of a layer lose alike"
+        shapes = list(self.shapes)
+        for (layer, kind), gone in removed.items():
+            shapes[layer] = shapes[layer].without(kind, gone)
         return tuple(shapes)
 
     def removed_params(self, keep: dict[str, Tensor]) -> int:
@@ -107,7 +135,7 @@ class Units:
     @property
     def linears(self) -> tuple[str, ...]:
         """Paths of all linears that any unit touches, each once."""
-        return tuple(dict.fromkeys(member.linear for pool in self.pools for member in pool.members))
+        return tuple(dict.fromkeys(member.linear for pool in self.pools for member in pool.members if member.scored))
 
 
 def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
@@ -121,25 +149,31 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
         InputError: a linear of the family's layout is not there, or its heads cannot be pruned.
     """
     attention = attention_kind(family, attention)
-    layers = list(_submodule(model, family.layers, "").children())
+    family = _variant(model, family)
     pools: list[Pool] = []
+    places: list[Place] = []
     shapes: list[LayerShape] = []
-    attention_params: list[int] = []
-    ffn_params: list[int] = []
-    for number, layer in enumerate(layers):
-        prefix = f"{family.layers}.{number}"
-        linears = {path: base_linear(_submodule(layer, path, prefix)) for path in family.linears}
-        shape = _layer_shape(layer, family, linears, prefix)
-        shapes.append(shape)
-        attention_params.append(sum(_parameters(linears[path]) for path in family.attention_linears))
-        ffn_params.append(sum(_parameters(linears[path]) for path in family.ffn_linears))
-        if attention != "none":
-            heads = {part.role: part for part in parts(family, shape, "attention")}
-            chosen = [heads[role] for role in ("qkvo" if attention == "kv_group" else "qo")]
-            units, sets = (shape.kv_heads, 1) if attention == "kv_group" else (shape.heads, shape.kv_heads)
-            pools.append(_pool(number, attention, prefix, linears, chosen, units, sets))
-        pools.append(_pool(number, "ffn", prefix, linears, parts(family, shape, "ffn"), shape.ffn))
-    return Units(family, tuple(pools), tuple(shapes), tuple(attention_params), tuple(ffn_params))
+    params: list[tuple[int, int]] = []
+    for stack in family.stacks or (family,):
+        heads: list[Pool] = []
+        for number, layer in enumerate(_submodule(model, stack.layers, "").children()):
+            place = Place(f"{stack.layers}.{number}", stack)
+            linears = _linears(layer, place)
+            shape = _layer_shape(layer, stack, linears, place.prefix)
+            if attention != "none":
+                heads.append(_head_pool(attention, len(places), place, linears, shape))
+            ffn = _ffn_pools(len(places), place, linears, shape)
+            if stack.head_bias is None and attention != "none":
+                pools.append(heads.pop())
+            pools += ffn
+            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears)
+            params.append((attention_params, sum(map(_parameters, linears.values())) - attention_params))
+            places.append(place)
+            shapes.append(shape)
+        if heads:
+            pools.append(_together(model, stack, heads))
+    of_attention, of_ffn = zip(*params, strict=True)
+    return Units(family, tuple(pools), tuple(places), tuple(shapes), of_attention, of_ffn)
 
 
 def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
@@ -214,6 +248,42 @@ def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
         ) from None
 
 
+def _variant(model: nn.Module, family: Family) -> Family:
+    """The layout that the model has, of those that its type may have."""
+    while family.otherwise is not None:
+        stack = family.stacks[0] if family.stacks else family
+        layer = _submodule(model, f"{stack.layers}.0", "")
+        if all(_has(layer, path.format(0)) for path in stack.ffn_linears):
+            break
+        family = family.otherwise
+    return family
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
+    """Path in the layer -> linear: those of attention, then of the FFN or of every expert."""
+    family = place.family
+    paths = [*family.attention_linears, *family.ffn_linears]
+    if family.experts is not None:
+        paths = list(family.attention_linears)
+        if _has(layer, family.experts):
+            experts = layer.get_submodule(family.experts)
+            if not isinstance(experts, nn.ModuleList):
+                raise InputError(
+                    f"{place.prefix}.{family.experts} holds its experts in tensors of three dimensions, where no LoRA "
+                    "and no mask can reach a channel: call secateur.unstack_experts(model) before LoRA is added."
+                )
+            paths += [path.format(expert) for expert in range(len(experts)) for path in family.ffn_linears]
+    return {path: base_linear(_submodule(layer, path, place.prefix)) for path in paths}
+
+
 def _parameters(linear: nn.Module) -> int:
     return sum(parameter.numel() for parameter in linear.parameters())
 
@@ -223,11 +293,11 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
     head_dim = int(getattr(attention, family.head_dim_at))
     heads = weight_of(linears[family.o]).shape[1] // head_dim
     kv_heads = kv_heads_of(family, heads, head_dim, weight_of(linears[family.k]).shape[0])
-    ffn = int(weight_of(linears[family.mlp_out]).shape[1])
-    shape = LayerShape(heads, kv_heads, ffn, head_dim)
+    out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
+    shape = LayerShape(heads, kv_heads, int(weight_of(out).shape[1]) if out is not None else 0, head_dim)
     whole = kv_heads > 0 and heads % kv_heads == 0
     for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
-        whole &= weight_of(linears[path]).shape[dim] == size
+        whole &= path not in linears or weight_of(linears[path]).shape[dim] == size
     if not whole:
         sizes = ", ".join(f"{path} {tuple(weight_of(linear).shape)}" for path, linear in linears.items())
         raise InputError(
@@ -237,20 +307,55 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
     return shape
 
 
+def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
+    heads = {part.role: part for part in parts(place.family, shape, "attention")}
+    if kind == "kv_group":
+        return _pool(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
+    return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
+
+
+def _ffn_pools(number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> list[Pool]:
+    """The channels of a layer's FFN, or of each of its experts."""
+    family = place.family
+    if not shape.ffn:
+        return []
+    if family.experts is None:
+        return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
+    count = sum(path.endswith(family.mlp_out.rsplit(".", 1)[-1]) for path in linears)
+    return [
+        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{expert}")
+        for expert in range(count)
+    ]
+
+
 def _pool(
     number: int,
     kind: str,
-    prefix: str,
+    place: Place,
     linears: dict[str, Linear],
     chosen: Sequence[Part],
     units: int,
     sets: int = 1,
+    part: str = "",
 ) -> Pool:
     """Units that each own the same number of heads or channels of every part."""
-    members = tuple(Member(f"{prefix}.{part.linear}", part.dim, part.index.reshape(units, -1)) for part in chosen)
-    unit_params = 0
-    for part, member in zip(chosen, members, strict=True):
-        linear = linears[part.linear]
-        per_entry = weight_of(linear).shape[1 - part.dim] + (part.dim == 0 and linear.bias is not None)
-        unit_params += member.index.shape[1] * int(per_entry)
-    return Pool(number, kind, members, unit_params, sets)
+    members, unit_params = [], 0
+    for piece in chosen:
+        linear = linears[piece.linear]
+        shape = weight_of(linear).shape
+        index = piece.index.reshape(units, -1)
+        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, int(shape[piece.dim])))
+        unit_params += index.shape[1] * (int(shape[1 - piece.dim]) + (piece.dim == 0 and linear.bias is not None))
+    return Pool((number,), kind, tuple(members), unit_params, sets, part)
+
+
+def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
+    """One pool of the heads of all layers, with the bias by head that they share."""
+    path = f"{stack.layers}.0.{stack.head_bias}"
+    bias = _submodule(model, path, "").weight
+    assert isinstance(bias, Tensor)
+    count = bias.shape[1]
+    shared = Member(path, 1, torch.arange(count).unsqueeze(1), count, scored=False)
+    members = (*(member for pool in heads for member in pool.members), shared)
+    layers = tuple(pool.layer for pool in heads)
+    return Pool(layers, heads[0].kind, members, sum(pool.unit_params for pool in heads) + bias.shape[0])

@@ -54,7 +54,7 @@ class NoSecateur:
 sys.meta_path.insert(0, NoSecateur())
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -65,25 +65,32 @@ with open(sys.argv[1], encoding="utf-8") as file:
 for job in jobs["jobs"]:
     torch.set_num_threads(jobs["threads"])
     saved = load_file(job["probe"])
-    model, info = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["remote_code"])
+    model, info = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_pretrained(
         job["folder"], dtype="auto", trust_remote_code=job["remote_code"], output_loading_info=True
     )
     model.to(job["device"]).eval()
     with torch.inference_mode():
         ids = saved["ids"].to(job["device"])
-        logits = model(ids, use_cache=False).logits.cpu().double()
+        both = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+        logits = model(ids, use_cache=False, **both).logits.cpu().double()
         expected = saved["logits"].double()
         scale = expected.abs().max().item()
         prompt = ids[:, :16]
         # Settings that ship with the model (repetition penalty, beams, suppressed tokens, end tokens) would choose
         # other tokens than the argmax, which is what generation without the cache is compared by.
-        model.generation_config = type(model.generation_config)()
+        start = getattr(config, "decoder_start_token_id", None)
+        model.generation_config = type(model.generation_config)(decoder_start_token_id=start)
         written = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0,
             use_cache=True,
         )
-        again = model(written[:, :-1], use_cache=False).logits[:, prompt.shape[1] - 1:].double()
-        chosen = again.gather(2, written[:, prompt.shape[1]:, None]).squeeze(2)
+        if config.is_encoder_decoder:
+            start, again = 1, model(prompt, decoder_input_ids=written[:, :-1], use_cache=False).logits.double()
+        else:
+            start = prompt.shape[1]
+            again = model(written[:, :-1], use_cache=False).logits[:, start - 1:].double()
+        chosen = again.gather(2, written[:, start:, None]).squeeze(2)
         greedy_gap = (again.amax(2) - chosen).max().item()
         checksum = 0
         for name, weight in sorted(model.named_parameters()):
@@ -134,8 +141,10 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
     """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored."""
     was_training = model.training
     model.eval()
+    ids = ids.to(next(model.parameters()).device)
+    both = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
     with torch.inference_mode():
-        logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False, **both).logits
     model.train(was_training)
     return logits.cpu().clone()
 

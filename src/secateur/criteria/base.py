@@ -129,7 +129,7 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 def scored_members(pool: Pool, scoring: Scoring) -> list[Member]:
     """The linears of a unit that count: all, or those whose rows the unit owns."""
-    return [member for member in pool.members if scoring.linears == "all" or member.dim == 0]
+    return [member for member in pool.members if member.scored and (scoring.linears == "all" or member.dim == 0)]
 
 
 def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor]) -> Tensor:
@@ -153,9 +153,13 @@ def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor
     return total
 
 
-def gate_columns(pool: Pool, sums: Tensor) -> Tensor:
-    """(units,) from one value per column of the pool's gate (o or down)."""
-    return sums[pool.gate.index.to(sums.device)].sum(1)
+def sum_gates(pool: Pool, columns: Callable[[Member], Tensor]) -> Tensor:
+    """(units,) from one value per column of the pool's gates (o or down).
+
+    Args:
+        columns: gate -> one value per column of its linear.
+    """
+    return torch.stack([(sums := columns(gate))[gate.index.to(sums.device)].sum(1) for gate in pool.gates]).sum(0)
 
 
 def wide(value: Tensor) -> Tensor:

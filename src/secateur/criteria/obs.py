@@ -16,11 +16,13 @@ DAMPING = 0.01
 
 def obs(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
     """tr(W_S·([C⁻¹]_SS)⁻¹·W_Sᵀ) over a unit's columns S of o or down, with C the second moment of its input."""
-    path = pool.gate.linear
-    second = evidence.moments[path].second
-    assert second is not None, "second moments were asked for"
-    weight = merged_weight(evidence.modules[path])
-    return removal_cost(weight.to(second.dtype), second, pool.gate.index.to(second.device))
+    costs = []
+    for gate in pool.gates:
+        second = evidence.moments[gate.linear].second
+        assert second is not None, "second moments were asked for"
+        weight = merged_weight(evidence.modules[gate.linear])
+        costs.append(removal_cost(weight.to(second.dtype), second, gate.index.to(second.device)))
+    return torch.stack(costs).sum(0)
 
 
 def removal_cost(weight: Tensor, second: Tensor, index: Tensor, damping: float = DAMPING) -> Tensor:
@@ -32,6 +34,8 @@ def removal_cost(weight: Tensor, second: Tensor, index: Tensor, damping: float =
         index: (units, columns of a unit).
     """
     diagonal = second.diagonal()
+    if not diagonal.any():  # an expert that was never chosen
+        return second.new_zeros(len(index))
     ridge = damping * diagonal[diagonal > 0].mean()  # columns that a mask has zeroed are not there
     damped = second + ridge * torch.eye(len(second)).to(second)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))

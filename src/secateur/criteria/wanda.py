@@ -6,22 +6,28 @@ Sources: Wanda (arXiv:2306.11695), in the structured form that FLAP's authors ca
 from torch import Tensor
 
 from ..surgery import merged_weight
-from ..units import Pool
-from .base import CRITERIA, Criterion, Evidence, Scoring, gate_columns, wide
+from ..units import Member, Pool
+from .base import CRITERIA, Criterion, Evidence, Scoring, sum_gates, wide
 
 
 def wanda(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
     """Σ |W_ij|·‖x_j‖₂ over a unit's columns of o or down, with W the adapted weight and ‖x_j‖₂ per token."""
-    path = pool.gate.linear
-    size = wide(merged_weight(evidence.modules[path])).abs().sum(0)
-    return gate_columns(pool, size * evidence.moments[path].square.sqrt())
+
+    def columns(gate: Member) -> Tensor:
+        size = wide(merged_weight(evidence.modules[gate.linear])).abs().sum(0)
+        return size * evidence.moments[gate.linear].square.sqrt()
+
+    return sum_gates(pool, columns)
 
 
 def flap(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
     """Σ Var(x_j)·‖W_:j‖² over a unit's columns of o or down."""
-    path = pool.gate.linear
-    size = wide(merged_weight(evidence.modules[path])).square().sum(0)
-    return gate_columns(pool, size * evidence.moments[path].variance)
+
+    def columns(gate: Member) -> Tensor:
+        size = wide(merged_weight(evidence.modules[gate.linear])).square().sum(0)
+        return size * evidence.moments[gate.linear].variance
+
+    return sum_gates(pool, columns)
 
 
 CRITERIA.register(
