@@ -1,6 +1,5 @@
 """`secateur plan`: what a run would do and take, from the model's configuration alone."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import PreTrainedConfig
 
 from .config_speed import PlanConfig
 from .criteria import CRITERIA
-from .errors import InputError
 from .families import family_of
 from .footprint import training_footprint
 from .job import checkpoint_dtype
@@ -20,10 +18,9 @@ from .models import compute_dtype, default_device, load_config, name_of, resolve
 from .prepare import plan_budget, scoring_options
 from .progress import human_bytes
 from .records import format_table, write_json
+from .sizes import parse_bytes
 from .stock import accepts
 from .units import LayerShape, Units
-
-SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def plan(config: PlanConfig) -> str:
@@ -33,11 +30,11 @@ def plan(config: PlanConfig) -> str:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
-    available = parse_bytes(config.device_memory) if config.device_memory else device_bytes()
+    available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
-    budget, dense_params = plan_budget(config, model_config)
-    units = budget.units
+    planned = plan_budget(config, model_config)
+    budget, units = planned.budget, planned.budget.units
     device, dtype = default_device().type, compute_dtype(config.dtype)
     memory = training_footprint(
         model_config,
@@ -55,28 +52,14 @@ def plan(config: PlanConfig) -> str:
         "sparsity": budget.sparsity,
         "units": layer_units(units),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
-        "before": size_of(units, dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
-        "after": size_of(
-            units, dense_params - budget.removed_params, checkpoint_dtype(model_config), config.seq_len, budget.quota
-        ),
+        "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
+        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
         "memory": {**vars(memory), "total": memory.total, "device": device, "dtype": name_of(dtype)},
         "available_bytes": available,
     }
     if config.json:
         write_json(Path(config.json), record)
     return text(record)
-
-
-def parse_bytes(words: str) -> int:
-    """`24GB` or `1.5 GiB` -> bytes.
-
-    Raises:
-        InputError: no number with a unit.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]i?B|B)\s*", words)
-    if not found:
-        raise InputError(f"--device-memory is {words!r}: give a number with a unit, such as 24GB or 80GiB.")
-    return int(float(found[1]) * SIZES[found[2]])
 
 
 def device_bytes() -> int:

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .budget import Budget, BudgetOptions, make_budget
+from .benchmark import parameter_count
+from .budget import Budget, BudgetOptions, Unreachable, make_budget
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
@@ -14,6 +15,7 @@ from .families import family_of
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
 from .stock import accepts
+from .target import Target, in_words_of, resolve_target
 from .units import find_units
 
 
@@ -24,6 +26,22 @@ class PruneJob(Job):
     config: PruneConfig
     schedule: Schedule
     budget: Budget
+    target: Target
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBudget:
+    """What a run's target means for its model."""
+
+    budget: Budget
+    target: Target
+    dense_params: int
+    """Of the whole model, tied weights once."""
+
+    @property
+    def params(self) -> int:
+        """Of the whole pruned model (global allocation: to within a unit)."""
+        return self.dense_params - self.budget.removed_params
 
 
 def prepare(config: PruneConfig) -> PruneJob:
@@ -34,11 +52,11 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
     source, model_config = open_model(config)
-    budget, dense_params = plan_budget(config, model_config)
-    kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
+    planned = plan_budget(config, model_config)
+    kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    return PruneJob(**vars(job), schedule=schedule, budget=budget)
+    return PruneJob(**vars(job), schedule=schedule, budget=planned.budget, target=planned.target)
 
 
 def scoring_options(config: PruneConfig) -> Scoring:
@@ -46,10 +64,10 @@ def scoring_options(config: PruneConfig) -> Scoring:
     return Scoring(config.reduce, config.normalize, config.eta, config.score_linears, config.seed)
 
 
-def budget_options(config: PruneConfig) -> BudgetOptions:
+def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
     """The part of the options that says what may go."""
     return BudgetOptions(
-        config.sparsity,
+        target.sparsity,
         config.attention_sparsity,
         config.allocation,
         config.protect_first,
@@ -60,12 +78,22 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
     )
 
 
-def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
-    """The budget, and the parameters of the dense model, from a model without weights."""
+def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
+    """What the target means for a model, from the model without weights.
+
+    Raises:
+        InputError: it cannot be reached, with the nearest that can.
+    """
     family = family_of(model_config.model_type, config.family)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
+    sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
+    target = resolve_target(config, *sizes)
     legal = partial(accepts, model_config, family, model_class=config.model_class)
-    return make_budget(units, budget_options(config), legal), sum(p.numel() for p in empty.parameters())
+    try:
+        budget = make_budget(units, budget_options(config, target), legal)
+    except Unreachable as error:
+        raise in_words_of(target, error, *sizes) from None
+    return PlannedBudget(budget, target, sizes[0])
