@@ -12,6 +12,7 @@ from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
 from .families import family_of
+from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
 from .stock import accepts
@@ -37,6 +38,7 @@ class PlannedBudget:
     target: Target
     dense_params: int
     """Of the whole model, tied weights once."""
+    sizes: ModelSizes
 
     @property
     def params(self) -> int:
@@ -96,4 +98,4 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         budget = make_budget(units, budget_options(config, target), legal)
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
-    return PlannedBudget(budget, target, sizes[0])
+    return PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
