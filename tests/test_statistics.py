@@ -121,7 +121,7 @@ def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) ->
     for row in ids:
         gradients = weight_gradients(model, modules, row[None])
         for pool in units.pools:
-            path, index = pool.gate.linear, pool.gate.index
+            path, index = pool.gates[0].linear, pool.gates[0].index
             columns = (gradients[path] / BATCH * effective(modules[path])).sum(0)
             signed = columns[index].sum(1)
             expected[pool.name] += (signed**2 if reduce == "squared" else signed.abs()) / BATCH
@@ -144,11 +144,11 @@ def test_activation_criteria_are_naive_double_loops(setting) -> None:
     wanda, _ = collected(setting, "wanda", one_batch)
     flap, _ = collected(setting, "flap", one_batch)
     for pool in units.pools:
-        x, weight = stored_inputs(model, pool.gate.linear, ids), effective(modules[pool.gate.linear])
+        x, weight = stored_inputs(model, pool.gates[0].linear, ids), effective(modules[pool.gates[0].linear])
         norm = x.square().mean(0).sqrt()
         variance = x.var(0, unbiased=False)
         for unit in range(pool.size):
-            columns = pool.gate.index[unit].tolist()
+            columns = pool.gates[0].index[unit].tolist()
             by_norm = sum(weight[i, j].abs() * norm[j] for i in range(weight.shape[0]) for j in columns)
             by_variance = sum(weight[i, j] ** 2 * variance[j] for i in range(weight.shape[0]) for j in columns)
             assert float(wanda[pool.name][unit]) == pytest.approx(float(by_norm), rel=RTOL)
@@ -180,8 +180,8 @@ def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
     stream = iter(batches)
     _, evidence = collected(setting, "obs", lambda model, _: one_batch(model, next(stream)), steps=len(batches))
     for pool in units.pools:
-        x = stored_inputs(model, pool.gate.linear, torch.cat(batches))
-        moments = evidence.moments[pool.gate.linear]
+        x = stored_inputs(model, pool.gates[0].linear, torch.cat(batches))
+        moments = evidence.moments[pool.gates[0].linear]
         torch.testing.assert_close(moments.first, x.mean(0), rtol=RTOL, atol=1e-9)
         torch.testing.assert_close(moments.square, x.square().mean(0), rtol=RTOL, atol=1e-9)
         torch.testing.assert_close(moments.second, x.T @ x / len(x), rtol=RTOL, atol=1e-9)

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import InputError
 from .models import autocast
 
+LONGEST_SIDE = 4096
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -81,6 +83,34 @@ def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[i
     # Not weight.numel(): 4-bit weights are stored packed.
     linears = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
     return 2 * seq_len * linears + 4 * seq_len**2 * sum(attention_width or ())
+
+
+def matmul_flops_per_s(
+    shapes: Sequence[tuple[int, int]], *, tokens: int, dtype: torch.dtype, device: torch.device, budget_s: float = 1.0
+) -> float:
+    """What this machine reaches in products of activations and weights, measured for about `budget_s`.
+
+    Args:
+        shapes: (out, in) of the weights; sides above 4,096 are cut to it, which changes the speed little.
+        tokens: rows of the activations, at most; fewer where that many would take too long.
+    """
+    sides = {(min(rows, LONGEST_SIDE), min(columns, LONGEST_SIDE)) for rows, columns in shapes}
+    weights = [torch.randn(side, device=device).to(dtype) for side in sides]
+    best, rows, started = 0.0, min(16, tokens), time.perf_counter()
+    with torch.inference_mode():
+        while True:
+            inputs = [torch.randn(rows, weight.shape[1], device=device).to(dtype) for weight in weights]
+            for _ in range(2):  # the first time around, kernels are chosen
+                wait(device)
+                begun = time.perf_counter()
+                for x, weight in zip(inputs, weights, strict=True):
+                    torch.nn.functional.linear(x, weight)
+                wait(device)
+                taken = time.perf_counter() - begun
+            best = max(best, 2 * rows * sum(weight.numel() for weight in weights) / taken)
+            rows *= 2
+            if rows > tokens or time.perf_counter() - started + 4 * taken > budget_s:
+                return best
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -22,6 +22,22 @@ TOLERANCE = 0.005
 Legal = Callable[[LayerShape], bool]
 
 
+class Unreachable(InputError):
+    """A target that these units cannot reach.
+
+    Attributes:
+        nearest: the sparsities on both sides of it, or the most that can be reached.
+        how: `with ...`, what the limit comes from.
+        remedy: what to do, whatever the target was given as.
+    """
+
+    def __init__(self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str) -> None:
+        self.nearest, self.how, self.remedy = nearest, how, remedy
+        digits = [f"{value:.4f}" for value in sorted(nearest)]
+        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"at most {digits[0]}"
+        super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
+
+
 @dataclass(frozen=True)
 class BudgetOptions:
     """What may go, and where (`PruneConfig` has the same fields)."""
@@ -275,9 +291,11 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
     if goal > most:
-        raise InputError(
-            f"--sparsity {options.sparsity} is not reachable with a floor of {options.floor}: at most "
-            f"{most / units.prunable_params:.3f}. Lower --sparsity or --floor."
+        raise Unreachable(
+            options.sparsity,
+            (most / units.prunable_params,),
+            f"with a floor of {options.floor}",
+            "Stay within that, or lower --floor.",
         )
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
 
@@ -291,14 +309,17 @@ def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None
 
 
 def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> None:
-    if options.round_to > 1 or abs(budget.sparsity - options.sparsity) <= TOLERANCE:
+    """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
+    step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
+    allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
+    if abs(budget.sparsity - options.sparsity) <= allowed:
         return
-    step = sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
     other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
-    most = budget.sparsity
-    full = all(budget.quota[pool.name] == pool.size - 1 for pool in ffn)
-    near = f"at most {most:.4f}" if full else f"{min(other, most):.4f} and {max(other, most):.4f} are the nearest"
-    raise InputError(
-        f"--sparsity {options.sparsity} is not reachable with --allocation {options.allocation}: {near}. "
-        "Ask for one of these, or use --allocation global, which counts single units."
+    full = all(pool.size - budget.quota[pool.name] <= options.round_to for pool in ffn)
+    raise Unreachable(
+        options.sparsity,
+        (budget.sparsity,) if full else (budget.sparsity, other),
+        f"with --allocation {options.allocation}",
+        f"{'Stay within that' if full else 'Ask for one of these'}, or use --allocation global, which counts single "
+        "units.",
     )

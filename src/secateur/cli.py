@@ -118,6 +118,8 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> 
 
 def _metavar(hint: Any) -> str:
     kinds = get_args(hint) or (hint,)
+    if int in kinds and str in kinds:
+        return "SIZE"
     if int in kinds and float in kinds:
         return "STEPS|FRACTION"
     return "N" if int in kinds else "X" if float in kinds else "TEXT"

@@ -174,10 +174,10 @@ def _recorded(folder: Path, cell: Cell) -> bool:
 
 
 def _check_budgets(jobs: dict[str, PruneJob]) -> None:
-    """Cells that ask for the same sparsity must lose the same share of parameters."""
+    """Cells that ask for the same sparsity or size must lose the same share of parameters."""
     first: dict[float, tuple[str, float]] = {}
     for name, job in jobs.items():
-        other, sparsity = first.setdefault(job.config.sparsity, (name, job.budget.sparsity))
+        other, sparsity = first.setdefault(job.target.sparsity, (name, job.budget.sparsity))
         if abs(sparsity - job.budget.sparsity) > TOLERANCE:
             raise InputError(
                 f"cells {other} and {name} would lose {sparsity:.1%} and {job.budget.sparsity:.1%} of the prunable "

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from .options import at_least, below_one, choice_faults, flag, option, step_faults
+from .sizes import target_faults
 
 TRACKERS = ("tensorboard", "wandb")
+DEFAULT_SPARSITY = 0.2
+"""Where neither a sparsity nor a size is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,17 @@ class RunConfig:
 class PruneConfig(RunConfig):
     """Everything that `secateur prune` can be told."""
 
-    sparsity: float = option("fraction of the parameters of the prunable linears to remove", 0.2, group="pruning")
+    sparsity: float | None = option(
+        "fraction of the parameters of the prunable linears to remove; default: 0.2", None, group="pruning"
+    )
+    target_params: str | int | None = option(
+        "instead of --sparsity: parameters of the whole pruned model, such as 80M", None, group="pruning"
+    )
+    target_bytes: str | int | None = option(
+        "instead of --sparsity: bytes of its weights in the checkpoint's precision, such as 160MB",
+        None,
+        group="pruning",
+    )
     attention: str = option(
         "attention unit: a KV head with its query heads, query heads only, or none; auto: KV groups where the "
         "architecture can lose some",
@@ -189,16 +202,16 @@ class PruneConfig(RunConfig):
         choices=("keep", "mistral"),
     )
 
+    def __post_init__(self) -> None:
+        if self.sparsity is None and self.target_params is None and self.target_bytes is None:
+            object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = super().faults()
         found += at_least(self, "frequency", 1) + at_least(self, "round_to", 1)
         found += at_least(self, "protect_first", 0) + at_least(self, "protect_last", 0)
-        if not 0 < self.sparsity < 1:
-            found.append(
-                f"--sparsity is {self.sparsity}: it is the fraction of parameters to remove, "
-                "so give a number between 0 and 1, such as 0.2."
-            )
+        found += target_faults(self)
         found += below_one(self, "attention_sparsity") + below_one(self, "ema") + below_one(self, "floor")
         found += step_faults(self, "prune_start") + step_faults(self, "prune_end")
         if not 0 <= self.distill <= 1:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .config import PruneConfig
 from .options import at_least, choice_faults, option
+from .sizes import parse_bytes, size_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,8 @@ class PlanConfig(PruneConfig):
     output: str = option("not needed: a plan writes nothing", "", group="output")
     json: str | None = option("also write the plan to this JSON file", None, group="output")
     device_memory: str | None = option("memory of a device, such as 24GB; default: this machine's", None, group="plan")
+    devices: int = option("devices that train together, for memory and traffic of each", 1, group="plan")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return super().faults() + size_faults(self, "device_memory", parse_bytes) + at_least(self, "devices", 1)

@@ -62,9 +62,10 @@ def training_footprint(
         micro_batch: sequences per forward pass.
         dtype: of the computation; the base keeps its checkpoint's (wider for float32).
     """
-    base_dtype = torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(model_config, dtype=base_dtype, trust_remote_code=trust_remote_code)
+        base = AutoModelForCausalLM.from_config(
+            model_config, dtype=base_dtype(model_config, dtype), trust_remote_code=trust_remote_code
+        )
     base.config.use_cache = False
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
@@ -99,6 +100,11 @@ def training_footprint(
         logits=logits,
         allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
     )
+
+
+def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype) -> torch.dtype:
+    """What the frozen base is held in when a run computes in `dtype`."""
+    return torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
 
 
 class _Kept:

@@ -13,6 +13,8 @@ SAME_EVERYWHERE = (
     "model", "data", "steps", "epochs", "batch_size", "seq_len", "response_only", "eval_seq_len", "eval_tokens",
 )  # fmt: skip
 """Cells that differ in one of these are not comparable."""
+TARGETS = ("sparsity", "target_params", "target_bytes")
+"""Ways to say how small the model gets."""
 LISTS = ("data", "targets")
 """Options of `prune` that are lists themselves: more than one value is one cell's."""
 
@@ -52,8 +54,10 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
             cells.append(_cell("_".join(_label(key, changes[key]) for key in changes) or "run", shared, changes))
     for line in settings.cells:
         name, changes = _named_cell(line)
-        defaults = {key: values[0] for key, values in axes.items()}
-        cells.append(_cell(name, {**shared, **defaults}, changes))
+        defaults = shared | {key: values[0] for key, values in axes.items()}
+        if any(key in changes for key in TARGETS):  # one of them stands in for the others
+            defaults = {key: value for key, value in defaults.items() if key not in TARGETS}
+        cells.append(_cell(name, defaults, changes))
     names = [cell.name for cell in cells]
     all_faults([f"two cells are called {name!r}: rename one." for name in set(names) if names.count(name) > 1])
     if not settings.allow_different:

@@ -117,7 +117,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if str in kinds:
         if isinstance(value, str):
             return value
-        raise ValueError
+        if int not in kinds:
+            raise ValueError
     if int in kinds:
         try:
             if not isinstance(value, float):

@@ -1,7 +1,7 @@
 """`secateur plan`: what a run would do and take, from the model's configuration alone."""
 
-import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from transformers import PreTrainedConfig
 
 from .config_speed import PlanConfig
 from .criteria import CRITERIA
-from .errors import InputError
 from .families import family_of
-from .footprint import training_footprint
+from .fleet import fleet_record
+from .footprint import base_dtype, training_footprint
 from .job import checkpoint_dtype
 from .layout import LayerShape
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
+from .plan_text import plan_text
 from .prepare import plan_budget, scoring_options
-from .progress import human_bytes
-from .records import format_table, write_json
+from .records import write_json
+from .sizes import parse_bytes
 from .stock import accepts
+from .timing import time_record
 from .units import Units
-
-SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def plan(config: PlanConfig) -> str:
@@ -33,51 +33,49 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
-    CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
-    available = parse_bytes(config.device_memory) if config.device_memory else device_bytes()
+    scoring = CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
-    budget, dense_params = plan_budget(config, model_config)
-    units = budget.units
-    device, dtype = default_device().type, compute_dtype(config.dtype)
+    planned = plan_budget(config, model_config)
+    budget, units = planned.budget, planned.budget.units
+    device, dtype = default_device(), compute_dtype(config.dtype)
+    linears = list(config.targets) or [path.rsplit(".", 1)[-1] for path in units.family.linears]
     memory = training_footprint(
         model_config,
-        linears=list(config.targets) or [path.rsplit(".", 1)[-1] for path in units.family.linears],
+        linears=linears,
         rank=config.init_rank or config.rank,
         micro_batch=config.batch_size // config.accumulation,
         seq_len=config.seq_len,
         dtype=dtype,
-        device_type=device,
+        device_type=device.type,
         trust_remote_code=config.trust_remote_code,
     )
     record: dict[str, Any] = {
         "model": config.model,
+        "target": asdict(planned.target),
         "prunable_parameters": units.prunable_params,
         "sparsity": budget.sparsity,
         "units": layer_units(units),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
-        "before": size_of(units, dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
-        "after": size_of(
-            units, dense_params - budget.removed_params, checkpoint_dtype(model_config), config.seq_len, budget.quota
-        ),
-        "memory": {**vars(memory), "total": memory.total, "device": device, "dtype": name_of(dtype)},
+        "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
+        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
+        "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
         "available_bytes": available,
+        "devices": fleet_record(
+            memory,
+            devices=config.devices,
+            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype).itemsize,
+            accumulation=config.accumulation,
+            available_bytes=available,
+        ),
+        "time": time_record(
+            config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device
+        ),
     }
     if config.json:
         write_json(Path(config.json), record)
-    return text(record)
-
-
-def parse_bytes(words: str) -> int:
-    """`24GB` or `1.5 GiB` -> bytes.
-
-    Raises:
-        InputError: no number with a unit.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]i?B|B)\s*", words)
-    if not found:
-        raise InputError(f"--device-memory is {words!r}: give a number with a unit, such as 24GB or 80GiB.")
-    return int(float(found[1]) * SIZES[found[2]])
+    return plan_text(record)
 
 
 def device_bytes() -> int:
@@ -129,42 +127,6 @@ def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quo
         "bytes": parameters * dtype.itemsize,
         "decoder_flops": 2 * seq_len * linear + 4 * seq_len**2 * widths,
     }
-
-
-def text(record: dict[str, Any]) -> str:
-    """The plan for a terminal."""
-    before, after, memory = record["before"], record["after"], record["memory"]
-    rows = [
-        ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"),
-        ("weights on disk", human_bytes(before["bytes"]), human_bytes(after["bytes"])),
-        (
-            "decoder, a prompt",
-            f"{before['decoder_flops'] / 1e9:.1f} GFLOP",
-            f"{after['decoder_flops'] / 1e9:.1f} GFLOP",
-        ),
-    ]
-    lines = [
-        f"{record['model']}: {record['sparsity']:.2%} of {record['prunable_parameters']:,} prunable parameters go",
-        "",
-    ]
-    for kind, found in record["units"].items():
-        sizes = " or ".join(map(str, found["units_per_layer"]))
-        lines.append(
-            f"  {found['layers']} layers x {sizes} {kind} units of {found['parameters_per_unit']:,} parameters"
-        )
-    heads = ", ".join(map(str, record["legal_kv_heads"]))
-    lines += [f"  KV heads that a stock checkpoint may have: {heads}", ""]
-    lines += [format_table(rows, header=("", "before", "after")), ""]
-    lines.append(f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:")
-    parts = ("weights", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
-    lines.append(format_table([(f"  {name}", human_bytes(memory[name])) for name in parts], header=("", "")))
-    if memory["total"] > record["available_bytes"]:
-        lines += [
-            "",
-            f"WARNING: that is more than the {human_bytes(record['available_bytes'])} at hand. Raise --accumulation "
-            "(smaller micro-batches) or lower --seq-len.",
-        ]
-    return "\n".join(lines)
 
 
 def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:

@@ -6,16 +6,19 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .budget import Budget, BudgetOptions, make_budget, shape_by_quota
+from .benchmark import parameter_count
+from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_quota
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
 from .errors import InputError
 from .experts import unstack_experts
 from .families import family_of
+from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
+from .target import Target, in_words_of, resolve_target
 from .units import family_for, find_units
 
 
@@ -26,6 +29,23 @@ class PruneJob(Job):
     config: PruneConfig
     schedule: Schedule
     budget: Budget
+    target: Target
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBudget:
+    """What a run's target means for its model."""
+
+    budget: Budget
+    target: Target
+    dense_params: int
+    """Of the whole model, tied weights once."""
+    sizes: ModelSizes
+
+    @property
+    def params(self) -> int:
+        """Of the whole pruned model (global allocation: to within a unit)."""
+        return self.dense_params - self.budget.removed_params
 
 
 def prepare(config: PruneConfig) -> PruneJob:
@@ -36,13 +56,14 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
     source, model_config = open_model(config)
-    budget, dense_params = plan_budget(config, model_config)
-    kept_bytes = (dense_params - budget.removed_params) * checkpoint_dtype(model_config).itemsize
+    planned = plan_budget(config, model_config)
+    kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    reason = budget.units.family.no_heads
+    reason = planned.budget.units.family.no_heads
     notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
-    return PruneJob(**{**vars(job), "notes": (*job.notes, *notes)}, schedule=schedule, budget=budget)
+    job_values = {**vars(job), "notes": (*job.notes, *notes)}
+    return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
 
 
 def scoring_options(config: PruneConfig) -> Scoring:
@@ -50,10 +71,10 @@ def scoring_options(config: PruneConfig) -> Scoring:
     return Scoring(config.reduce, config.normalize, config.eta, config.score_linears, config.seed)
 
 
-def budget_options(config: PruneConfig) -> BudgetOptions:
+def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
     """The part of the options that says what may go."""
     return BudgetOptions(
-        config.sparsity,
+        target.sparsity,
         config.attention_sparsity,
         config.allocation,
         config.protect_first,
@@ -64,12 +85,16 @@ def budget_options(config: PruneConfig) -> BudgetOptions:
     )
 
 
-def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Budget, int]:
-    """The budget, and the parameters of the dense model, from a model without weights."""
+def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
+    """What the target means for a model, from the model without weights.
+
+    Raises:
+        InputError: it cannot be reached, with the nearest that can; a model of another kind or layout.
+    """
     if model_config.is_encoder_decoder:
         raise InputError(
-            f"--model {config.model}: {model_config.model_type} is an encoder-decoder: secateur prunes causal language "
-            "models (`secateur families`)."
+            f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
+            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
         )
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
@@ -79,11 +104,16 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> tuple[Bu
     family = family_for(empty, model_config.model_type, config.family)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
+    sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
+    target = resolve_target(config, *sizes)
     legal = partial(accepts, model_config, family, model_class=config.model_class)
-    budget = make_budget(units, budget_options(config), legal)
+    try:
+        budget = make_budget(units, budget_options(config, target), legal)
+    except Unreachable as error:
+        raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":
         _check_class(model_config, budget, config)
-    return budget, sum(p.numel() for p in empty.parameters())
+    return PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
 
 
 def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         dense = load_base(job, dtype)
         result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        result["target"] = asdict(job.target)
         write_records(folder, job, pruner, result)
 
     with memory_for("writing the result", WRITE_LATER):
@@ -107,7 +109,7 @@ def fine_tune_and_prune(
     pruner = make_pruner(model, job)
     rank_pruner = make_rank_pruner(model, job)
     make_work(job)
-    _announce(job, pruner, progress)
+    _announce(job, pruner, dense_parameters, progress)
     distillation = None
     if job.config.distill:
         distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
@@ -168,11 +170,13 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
     names = (
-        "sparsity schedule prune_start prune_end frequency criterion ema compensate attention attention_sparsity "
+        "schedule prune_start prune_end frequency criterion ema compensate attention attention_sparsity "
         "allocation protect_first protect_last floor across_layers round_to model_class family shrink"
     )
     options = {name: getattr(config, name) for name in names.split()}
-    return Pruner(model, total_steps=job.total_steps, scoring=scoring_options(config), **options)
+    return Pruner(
+        model, sparsity=job.target.sparsity, total_steps=job.total_steps, scoring=scoring_options(config), **options
+    )
 
 
 def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
@@ -184,11 +188,16 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
     return RankPruner(model, total_steps=job.total_steps, **{name: getattr(config, name) for name in names.split()})
 
 
-def _announce(job: PruneJob, pruner: Pruner, progress: Progress) -> None:
+def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:
     units, cuts = pruner.units, job.schedule.cuts()
     progress.message(
         f"target: {pruner.budget.sparsity:.1%} of {units.prunable_params:,} prunable parameters "
         f"({job.config.allocation}), by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
     )
-    if abs(pruner.budget.sparsity - job.config.sparsity) > 1e-3:
-        progress.message(f"(asked for {job.config.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")
+    if job.target.parameters is not None:
+        progress.message(
+            f"({job.target.words}: {dense_parameters - pruner.budget.removed_params:,} parameters will stay of "
+            f"{dense_parameters:,})"
+        )
+    if abs(pruner.budget.sparsity - job.target.sparsity) > 1e-3:
+        progress.message(f"(asked for {job.target.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")

@@ -83,6 +83,11 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
             f"{measured['seq_len']}, {measured['dtype']}"
         )
+    if result["target"]["parameters"] is not None:
+        notes.append(
+            f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
+            f"{human_bytes(result['pruned']['bytes'])} on disk"
+        )
     export = result["export"]
     notes.append(
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"

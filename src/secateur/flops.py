@@ -1,0 +1,168 @@
+"""FLOPs of a LoRA training step, from the sizes of the model's linears alone.
+
+Multiplications and additions of matrix products; norms, activations, softmax, the loss and the optimiser are left out.
+For N tokens, in sequences of T, a step takes
+
+    frozen linear (out x in)   2·N·out·in forward, 2·N·out·in for the gradient of its input; none for its weight
+    LoRA on it (rank r)        2·N·r·(in + out) forward, the same for the factors' gradients, and for their inputs'
+    attention of width w       4·N·T·w forward (scores and weighted values, the full square), 8·N·T·w backward
+    output head                as a frozen linear
+
+and nothing flows back beyond the first LoRA layer: a linear whose input comes from none makes no gradient of it. Fused
+attention kernels make the scores again in the backward pass, 2·N·T·w more, which are not counted.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from .families import Family
+from .schedule import Schedule
+from .units import Units, base_linear
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSizes:
+    """What of a model's sizes FLOPs and memory depend on."""
+
+    family: Family
+    layers: int
+    linears: dict[str, tuple[int, int]]
+    """Path of each decoder linear -> (out, in)."""
+    head: tuple[int, int]
+    """(vocabulary, width) of the output head."""
+    largest_params: int
+    """Parameters of the largest part that sharding gathers at once: a decoder layer, the embedding or the head."""
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one optimiser step, by part."""
+
+    forward: float
+    """Frozen linears of the decoder."""
+    backward: float
+    """Gradients of their inputs."""
+    lora: float
+    attention: float
+    head: float
+    teacher: float
+    """The dense model's forward pass (`--distill`)."""
+    scoring: float
+    """Gradients of weights, for criteria that look at them, until the last cut."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(asdict(self).values()))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step does beyond the model's sizes."""
+
+    sequences: int
+    """Per step and device."""
+    seq_len: int
+    targets: Collection[str]
+    """Names of the linears that have LoRA, as PEFT takes them."""
+    scored: Collection[str] = ()
+    """Paths of the linears whose weights' gradients are made for scoring."""
+    teacher: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seq_len
+
+
+def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
+    """Sizes of a base model; it may be without weights."""
+    layers = list(model.get_submodule(units.family.layers).children())
+    linears = {}
+    for number, layer in enumerate(layers):
+        for path in units.family.linears:
+            out_features, in_features = base_linear(layer.get_submodule(path)).weight.shape
+            linears[f"{units.family.layers}.{number}.{path}"] = (out_features, in_features)
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary, width = head.weight.shape
+    largest = max(sum(p.numel() for p in part.parameters()) for part in (*layers, head, embedding))
+    return ModelSizes(units.family, len(layers), linears, (int(vocabulary), int(width)), largest)
+
+
+def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank: float, work: Workload) -> StepFlops:
+    """FLOPs of a step when some units are gone.
+
+    Args:
+        gone: pool name -> units removed (may be a fraction, on average over layers).
+        rank: of LoRA.
+    """
+    linears = _without(sizes, units, gone)
+    forward = backward = lora = attention = 0.0
+    flowing = False  # whether gradients go back further than the linear at hand
+    for number in range(sizes.layers):
+        for stage, paths in enumerate(_stages(sizes.family, number)):
+            adapted = [path for path in paths if _targeted(path, work.targets)]
+            for path in paths:
+                rows, columns = linears[path]
+                forward += rows * columns
+                backward += rows * columns * flowing
+            for path in adapted:
+                rows, columns = linears[path]
+                lora += rank * (2 * (rows + columns) + rows + columns * flowing)
+            if stage == 0:
+                width = linears[f"{sizes.family.layers}.{number}.{sizes.family.o}"][1]
+                attention += work.seq_len * width * (2 + _attention_products(*(flowing or p in adapted for p in paths)))
+            flowing = flowing or bool(adapted)
+    head = sizes.head[0] * sizes.head[1]
+    dense = sum(rows * columns for rows, columns in sizes.linears.values())
+    widths = sum(columns for path, (_, columns) in sizes.linears.items() if path.endswith(sizes.family.o))
+    taught = dense + head + 2 * work.seq_len * widths if work.teacher else 0
+    scoring = sum(linears[path][0] * linears[path][1] for path in work.scored)
+    per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring)
+    return StepFlops(*(2.0 * work.tokens * count for count in per_token))
+
+
+def run_flops(first: StepFlops, last: StepFlops, schedule: Schedule, steps: int, *, shrink: bool) -> float:
+    """FLOPs of all steps of a run, while the model goes from its first size to its last.
+
+    Every term is linear in the units that are gone (but for a rank that falls at the same time: close to it).
+
+    Args:
+        shrink: whether a cut makes the model smaller at once; if not, it stays dense to the end.
+    """
+    total, gone = 0.0, 0.0
+    for step in range(1, steps + 1):
+        dense, small = first.total - first.scoring, last.total - last.scoring
+        total += dense + (small - dense) * gone
+        if step <= schedule.last_cut:
+            total += first.scoring + (last.scoring - first.scoring) * gone
+        if shrink and schedule.is_cut(step):
+            gone = schedule.progress(step)
+    return total
+
+
+def _without(sizes: ModelSizes, units: Units, gone: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Path -> (out, in) after units are gone."""
+    left = {path: [float(size) for size in shape] for path, shape in sizes.linears.items()}
+    for pool in units.pools:
+        for member in pool.members:
+            left[member.linear][member.dim] -= gone.get(pool.name, 0) * member.index.shape[1]
+    return {path: (rows, columns) for path, (rows, columns) in left.items()}
+
+
+def _stages(family: Family, number: int) -> Iterator[list[str]]:
+    """Paths of a layer's linears; those that read the same thing together, in order of use."""
+    for stage in ((family.q, family.k, family.v), (family.o,), family.mlp_in, (family.mlp_out,)):
+        yield [f"{family.layers}.{number}.{path}" for path in stage]
+
+
+def _attention_products(query: bool, key: bool, value: bool) -> int:
+    """Products of attention's backward pass, by which of its inputs have a gradient; the forward pass has two."""
+    return query + key + value + (query or key)
+
+
+def _targeted(path: str, targets: Collection[str]) -> bool:
+    """Whether PEFT puts LoRA on a linear, given the names of its targets."""
+    return any(path == name or path.endswith(f".{name}") for name in targets)
