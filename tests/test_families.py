@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from secateur import Pruner
 from secateur.benchmark import parameter_count
@@ -311,3 +311,20 @@ def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
     ):
         plan_budget(settings, config)  # it takes the size of a head from the width over the heads
     plan_budget(replace(settings, attention="none", sparsity=0.3), config)
+
+
+def test_an_encoder_decoder_is_pruned_and_written_from_python(tmp_path) -> None:
+    model, pruner = pruned("t5", "kv_group", shrink=True)
+    report = pruner.export(tmp_path / "out")
+    assert report.format == "stock"
+    assert "AutoModelForSeq2SeqLM.from_pretrained" in report.loads_with
+    small = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    assert (small.config.num_heads, small.config.d_kv) == (4, 16)
+    # The heads of all layers of a stack go together: they share the first layer's bias by distance.
+    for stack in (small.encoder, small.decoder):
+        assert stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.shape[1] == 4
+    gone = {tuple(pruner.keep[pool.name].tolist()) for pool in pruner.units.of_kind("kv_group")}
+    assert len(pruner.units.of_kind("kv_group")) == 5  # encoder, decoder, and each of three layers of cross-attention
+    assert len(gone) > 1
+    expected = logits_of(model, IDS)
+    torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import InputError
+from .experts import expert_lists
 from .models import autocast
 
 LONGEST_SIDE = 4096
@@ -81,8 +82,12 @@ def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[i
             2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
     """
     # Not weight.numel(): 4-bit weights are stored packed.
-    linears = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
-    return 2 * seq_len * linears + 4 * seq_len**2 * sum(attention_width or ())
+    linears = float(sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)))
+    for experts in expert_lists(model).values():  # a token goes through as many as the router chooses
+        own = sum(m.in_features * m.out_features for m in experts.modules() if isinstance(m, nn.Linear))
+        chosen = int(model.config.num_experts_per_tok)  # type: ignore[union-attr, arg-type]
+        linears -= own * (1 - chosen / len(experts))
+    return 2 * seq_len * round(linears) + 4 * seq_len**2 * sum(attention_width or ())
 
 
 def matmul_flops_per_s(

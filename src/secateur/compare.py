@@ -31,7 +31,7 @@ from .models import autocast, compute_dtype
 from .outcome import units_record
 from .prepare import PruneJob, prepare
 from .progress import Progress, human_seconds
-from .prune import fine_tune_and_prune, prune
+from .prune import drop_by_routing, fine_tune_and_prune, prune
 from .pruner import Pruner
 from .records import environment, write_json
 from .surgery import merged_and_sliced
@@ -107,9 +107,10 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
 
 def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train and prune; the merged, sliced model as a checkpoint would hold it."""
-    base = load_base(job, dtype)
+    base, progress = load_base(job, dtype), Progress(job.total_steps, every_seconds=60)
+    drop_by_routing(base, job, dtype, progress)
     dense = parameter_count(base)
-    model, pruner = fine_tune_and_prune(base, job, dtype, Progress(job.total_steps, every_seconds=60))
+    model, pruner = fine_tune_and_prune(base, job, dtype, progress)
     pruner.close()
     shapes = pruner.units.shapes_after(pruner.keep)
     tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)

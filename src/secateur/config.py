@@ -118,6 +118,11 @@ class PruneConfig(RunConfig):
         None,
         group="pruning",
     )
+    experts: int | None = option(
+        "mixtures of experts: keep this many in each layer; those with the least routing weight go before training",
+        None,
+        group="pruning",
+    )
     attention: str = option(
         "attention unit: a KV head with its query heads, query heads only, or none; auto: KV groups where the "
         "architecture can lose some",
@@ -218,6 +223,8 @@ class PruneConfig(RunConfig):
             found.append(f"--distill is {self.distill}: give the weight of the dense model's outputs, from 0 to 1.")
         if not self.distill_temperature > 0:
             found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
+        if self.experts is not None and (self.target_params or self.target_bytes):
+            found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
         if self.distill and self.shrink:
             found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")
         if self.allocation == "uniform" and (self.protect_first or self.protect_last):

@@ -6,6 +6,7 @@ else in secateur then works as on any linear, and a checkpoint is written in tra
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,15 @@ from transformers import PreTrainedModel
 
 from .errors import InputError
 from .families import FAMILIES, Family
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Experts that went before training."""
+
+    experts: dict[str, list[int]]
+    """Path of a layer's experts -> their numbers."""
+    parameters: int
 
 
 class Expert(nn.Module):
@@ -35,12 +45,15 @@ class ExpertList(nn.ModuleList):
     Attributes:
         chosen: (experts,) tokens that went to each expert.
         mass: (experts,) the sum of their routing weights.
+        counting: also count outside of training.
+        even: give every expert its even share of tokens whatever the router says, to count memory without data.
     """
 
     def __init__(self, experts: Iterable[Expert]) -> None:
         super().__init__(experts)
         self.chosen, self.mass = torch.zeros(len(self)), torch.zeros(len(self))
         self.counting = False
+        self.even = False
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Σ over a token's chosen experts of weight · expert(token).
@@ -49,9 +62,13 @@ class ExpertList(nn.ModuleList):
         """
         total = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self):
-            tokens, slots = (top_k_index == number).nonzero(as_tuple=True)
+            if self.even:
+                tokens = torch.arange(max(1, top_k_index.numel() // len(self)), device=hidden_states.device)
+                slots = torch.zeros_like(tokens)
+            else:
+                tokens, slots = (top_k_index == number).nonzero(as_tuple=True)
             weights = top_k_weights[tokens, slots]
-            if self.training or self.counting:
+            if (self.training or self.counting) and not self.even:
                 self.chosen[number] += len(tokens)
                 self.mass[number] += float(weights.detach().sum())
             # In training an expert without tokens still runs, so that its gradients are zero and not missing.

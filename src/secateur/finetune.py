@@ -17,6 +17,7 @@ from .checkpoints import find_latest
 from .config import RunConfig
 from .distributed import TIMEOUT, average_gradients_, processes, rank
 from .errors import InputError, SecateurError, disk_is_full
+from .experts import unstack_experts
 from .guard import TRAIN_LESS, memory_for
 from .job import Job
 from .loss import causal_lm_loss
@@ -34,6 +35,7 @@ def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
         model.config.use_cache = False
         if dtype == torch.float32 and model.dtype != torch.float64:
             model.float()
+        unstack_experts(model)
         nn.Module.to(model, default_device())
     return model
 

@@ -12,7 +12,7 @@ and nothing flows back beyond the first LoRA layer: a linear whose input comes f
 attention kernels make the scores again in the backward pass, 2·N·T·w more, which are not counted.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from .families import Family
 from .schedule import Schedule
-from .units import Units, base_linear
+from .units import Units, base_linear, weight_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,10 @@ class ModelSizes:
 
     family: Family
     layers: int
+    active: int
+    """Experts that a token goes through, where there are some."""
     linears: dict[str, tuple[int, int]]
-    """Path of each decoder linear -> (out, in)."""
+    """Path of each decoder linear -> (out, in); of experts, as many as a token goes through."""
     head: tuple[int, int]
     """(vocabulary, width) of the output head."""
     largest_params: int
@@ -79,16 +81,20 @@ class Workload:
 def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     """Sizes of a base model; it may be without weights."""
     layers = list(model.get_submodule(units.family.layers).children())
+    active = int(getattr(model.config, "num_experts_per_tok", None) or 1)
     linears = {}
     for number, layer in enumerate(layers):
-        for path in units.family.linears:
-            out_features, in_features = base_linear(layer.get_submodule(path)).weight.shape
-            linears[f"{units.family.layers}.{number}.{path}"] = (out_features, in_features)
+        for path in _paths(units.family, units.family.linears, active):
+            try:
+                rows, columns = weight_of(base_linear(layer.get_submodule(path))).shape
+            except AttributeError:  # a layer without experts
+                continue
+            linears[f"{units.family.layers}.{number}.{path}"] = (int(rows), int(columns))
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     vocabulary, width = head.weight.shape
     largest = max(sum(p.numel() for p in part.parameters()) for part in (*layers, head, embedding))
-    return ModelSizes(units.family, len(layers), linears, (int(vocabulary), int(width)), largest)
+    return ModelSizes(units.family, len(layers), active, linears, (int(vocabulary), int(width)), largest)
 
 
 def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank: float, work: Workload) -> StepFlops:
@@ -102,7 +108,7 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
     forward = backward = lora = attention = 0.0
     flowing = False  # whether gradients go back further than the linear at hand
     for number in range(sizes.layers):
-        for stage, paths in enumerate(_stages(sizes.family, number)):
+        for stage, paths in enumerate(_stages(sizes, number)):
             adapted = [path for path in paths if _targeted(path, work.targets)]
             for path in paths:
                 rows, columns = linears[path]
@@ -113,13 +119,15 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
                 lora += rank * (2 * (rows + columns) + rows + columns * flowing)
             if stage == 0:
                 width = linears[f"{sizes.family.layers}.{number}.{sizes.family.o}"][1]
-                attention += work.seq_len * width * (2 + _attention_products(*(flowing or p in adapted for p in paths)))
+                inputs = (f"{sizes.family.layers}.{number}.{getattr(sizes.family, role)}" for role in "qkv")
+                products = _attention_products(*(flowing or path in adapted for path in inputs))
+                attention += work.seq_len * width * (2 + products)
             flowing = flowing or bool(adapted)
     head = sizes.head[0] * sizes.head[1]
     dense = sum(rows * columns for rows, columns in sizes.linears.values())
     widths = sum(columns for path, (_, columns) in sizes.linears.items() if path.endswith(sizes.family.o))
     taught = dense + head + 2 * work.seq_len * widths if work.teacher else 0
-    scoring = sum(linears[path][0] * linears[path][1] for path in work.scored)
+    scoring = sum(rows * columns for path, (rows, columns) in linears.items() if path in work.scored)
     per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring)
     return StepFlops(*(2.0 * work.tokens * count for count in per_token))
 
@@ -147,15 +155,23 @@ def _without(sizes: ModelSizes, units: Units, gone: Mapping[str, float]) -> dict
     """Path -> (out, in) after units are gone."""
     left = {path: [float(size) for size in shape] for path, shape in sizes.linears.items()}
     for pool in units.pools:
-        for member in pool.members:
+        for member in (member for member in pool.members if member.linear in left):
             left[member.linear][member.dim] -= gone.get(pool.name, 0) * member.index.shape[1]
     return {path: (rows, columns) for path, (rows, columns) in left.items()}
 
 
-def _stages(family: Family, number: int) -> Iterator[list[str]]:
+def _stages(sizes: ModelSizes, number: int) -> Iterator[list[str]]:
     """Paths of a layer's linears; those that read the same thing together, in order of use."""
+    family = sizes.family
     for stage in ((family.q, family.k, family.v), (family.o,), family.mlp_in, (family.mlp_out,)):
-        yield [f"{family.layers}.{number}.{path}" for path in stage]
+        paths = [f"{family.layers}.{number}.{path}" for path in _paths(family, stage, sizes.active)]
+        yield [path for path in paths if path in sizes.linears]
+
+
+def _paths(family: Family, paths: Iterable[str], active: int) -> list[str]:
+    """Each path once; of an expert's, those of the first `active` experts."""
+    experts = range(active) if family.experts else (0,)
+    return list(dict.fromkeys(path.format(expert) for path in paths for expert in experts))
 
 
 def _attention_products(query: bool, key: bool, value: bool) -> int:

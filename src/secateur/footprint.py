@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from .experts import expert_lists, unstack_experts
 from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
@@ -67,6 +68,9 @@ def training_footprint(
             model_config, dtype=base_dtype(model_config, dtype), trust_remote_code=trust_remote_code
         )
     base.config.use_cache = False
+    unstack_experts(base)
+    for experts in expert_lists(base).values():
+        experts.even = True  # which experts a token goes to is not known without data
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
     with FakeTensorMode():

@@ -13,6 +13,7 @@ from .budget import make_budget
 from .distributed import rank
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
+from .experts import Dropped, unused_experts
 from .export import ExportReport
 from .job import Job
 from .modelcard import model_card
@@ -39,6 +40,7 @@ def outcome(
     report: ExportReport,
     folder: Path,
     dtype: torch.dtype,
+    dropped: Dropped | None = None,
 ) -> dict[str, Any]:
     """What `result.json` holds, but for the times.
 
@@ -62,7 +64,8 @@ def outcome(
             "bytes": checkpoint_bytes(folder),
             "perplexity": measured.to_dict() if (measured := measure(small, job, dtype)) else None,
         },
-        "sparsity": _sparsity(pruner, small, dense),
+        "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
+        "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner),
@@ -138,16 +141,20 @@ def token_counts(job: Job) -> dict[str, int]:
     }
 
 
-def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module) -> dict[str, Any]:
-    """Asked and reached; the latter recounted from the parameters of the checkpoint as loaded."""
-    gone = parameter_count(dense) - parameter_count(small)
+def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) -> dict[str, Any]:
+    """Asked and reached; the latter recounted from the parameters of the checkpoint as loaded.
+
+    Args:
+        dropped: parameters of experts that went before training; sparsity is of what they left.
+    """
+    gone = parameter_count(dense) - dropped - parameter_count(small)
     assert gone == pruner.removed_params, "the written checkpoint lacks other parameters than were pruned"
     return {
         "target": pruner.budget.sparsity,
         "reached": gone / pruner.units.prunable_params,
         "prunable_parameters": pruner.units.prunable_params,
         "removed_parameters": gone,
-        "model": gone / parameter_count(dense),
+        "model": (gone + dropped) / parameter_count(dense),
     }
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
@@ -19,6 +19,7 @@ from .checkpoints import failure_noted
 from .distributed import rank
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
+from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
 from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
@@ -34,6 +35,9 @@ from .ranks import RankPruner
 from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from .saving import Interruption, SavingCallback
 from .teacher import Teacher
+
+ROUTING_BATCHES = 8
+"""Batches from which experts are chosen that go before training."""
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     dense_perplexity = measure(base, job, dtype)
     training = time.perf_counter()
+    dropped = drop_by_routing(base, job, dtype, progress)
     model, pruner = fine_tune_and_prune(base, job, dtype, progress)
     train_seconds = time.perf_counter() - training
     if rank() > 0:
@@ -75,7 +80,8 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
             )
         nn.Module.to(small, base.device)
         dense = load_base(job, dtype)
-        result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype))
+        unstack_experts(small)
+        result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["target"] = asdict(job.target)
         write_records(folder, job, pruner, result)
@@ -140,18 +146,51 @@ def fine_tune_and_prune(
                 facts=watched.facts,
             )  # fmt: skip
     interruption.check(pruner.steps_done)
+    tell_unused(model, progress)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
 
 
+def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Dropped | None:
+    """`--experts`: what the router uses least on the first batches goes, before LoRA is added."""
+    if job.config.experts is None:
+        return None
+    parameters = parameter_count(base)
+    counted = list(expert_lists(base).values())
+    for experts in counted:
+        experts.counting = True
+    for batch in _batches(job, min(job.total_steps, ROUTING_BATCHES)):
+        for rows in batch.split(job.config.batch_size // job.config.accumulation):
+            ids = torch.tensor([job.blocks[int(i)]["input_ids"] for i in rows]).to(base.device)
+            with torch.inference_mode(), autocast(base.device.type, dtype):
+                base(input_ids=ids)
+    gone = drop_experts(base, job.budget.units.family, job.config.experts)
+    progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
+    return Dropped(gone, parameters - parameter_count(base))
+
+
+def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:
+    """Warn of experts that no token of the training was given to: their scores say nothing."""
+    unused = unused_experts(model)
+    if unused:
+        examples = ", ".join(f"{path} {numbers}" for path, numbers in list(unused.items())[:3])
+        progress.message(f"warning: experts that no token of the training was given to: {examples}")
+    return unused
+
+
+def _batches(job: PruneJob, count: int) -> Iterator[Tensor]:
+    """Indices into the training data of the first `count` batches."""
+    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
+    size = job.config.batch_size
+    yield from order.repeat(-(-count * size // len(order))).split(size)[:count]
+
+
 def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Cut:
     """One-shot order: score on the first steps' batches without training, then cut ("separate" in LoRAPrune §4)."""
-    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
-    batches = order.repeat(-(-job.schedule.start * job.config.batch_size // len(order))).split(job.config.batch_size)
     model.train()
-    for batch in batches[: job.schedule.start]:
+    for batch in _batches(job, job.schedule.start):
         for rows in batch.split(job.config.batch_size // job.config.accumulation):
             ids, labels = (torch.tensor([job.blocks[int(i)][key] for i in rows]) for key in ("input_ids", "labels"))
             ids, labels = ids.to(model.device), labels.to(model.device)

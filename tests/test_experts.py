@@ -1,0 +1,121 @@
+"""Mixtures of experts: apart they compute the same, and whole experts go with their row of the router."""
+
+import json
+
+import pytest
+import torch
+from test_families import IDS, SIZES, TYPES, tiny
+from tiny import tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from secateur import Pruner
+from secateur.cli import main
+from secateur.errors import InputError
+from secateur.experts import ExpertList, drop_experts, expert_lists, stack_experts, unstack_experts
+from secateur.families import FAMILIES
+from secateur.units import find_units
+from secateur.verify import logits_of
+
+MOE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+
+
+def stacked(name: str):
+    """The stock model with experts in three dimensions, of the same weights as `tiny` gives."""
+    apart = tiny(name)
+    model = AutoModelForCausalLM.from_config(apart.config, dtype=torch.float32)
+    model.load_state_dict(dict(stack_experts(apart.state_dict().items(), FAMILIES[name])))
+    return model.eval(), apart
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_apart_they_compute_the_same(name) -> None:
+    stock, apart = stacked(name)
+    expected = logits_of(stock, IDS)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(logits_of(apart, IDS), expected, rtol=0.0, atol=1e-5 * scale)
+    state = {key: value.clone() for key, value in stock.state_dict().items()}
+    layers = unstack_experts(stock)
+    assert layers == (2 if name == "qwen2_moe" else 3)  # one of its layers has an ordinary FFN
+    assert unstack_experts(stock) == 0
+    again = dict(stack_experts(stock.state_dict().items(), FAMILIES[name]))
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_without_some_experts_the_router_is_one_of_the_others(name) -> None:
+    """Against the stock model whose router cannot choose those that went: their logits are minus infinity."""
+    stock, small = stacked(name)
+    for experts in expert_lists(small).values():
+        experts.counting = True
+    small(IDS)
+    mass = {path: experts.mass.clone() for path, experts in expert_lists(small).items()}
+    gone = drop_experts(small, FAMILIES[name], 3)
+    assert all(numbers == [int(mass[path].argmin())] for path, numbers in gone.items())
+    chosen = []
+    for path, numbers in gone.items():
+        router = stock.get_submodule(path.replace("experts", "gate"))
+        router.register_forward_hook(without(numbers, router))
+        small.get_submodule(path.replace("experts", "gate")).register_forward_hook(
+            lambda module, args, output: chosen.append(output[0].float().softmax(-1).sum(-1))
+        )
+    found, expected = logits_of(small, IDS), logits_of(stock, IDS)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=float(1e-5 * expected.abs().max()))
+    assert len(chosen) == len(gone)
+    for total in chosen:  # probabilities over the experts that stay
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def without(numbers, router):
+    def hook(module, args, output):
+        logits = output[0].clone()
+        logits[:, numbers] = -torch.inf
+        weights, index = logits.float().softmax(-1).topk(router.top_k, dim=-1)
+        if getattr(router, "norm_topk_prob", True):
+            weights = weights / weights.sum(-1, keepdim=True)
+        return logits, weights, index
+
+    return hook
+
+
+def test_refusals() -> None:
+    stock, apart = stacked("mixtral")
+    with pytest.raises(InputError, match=r"call secateur\.unstack_experts\(model\) before LoRA is added"):
+        find_units(stock, FAMILIES["mixtral"])
+    for count in (1, 4):
+        with pytest.raises(InputError, match=f"--experts {count}: .* give a number from 2 to 3"):
+            drop_experts(apart, FAMILIES["mixtral"], count)
+    with pytest.raises(InputError, match="--allocation global: a mixtral has one size in its config"):
+        Pruner(apart, sparsity=0.2, criterion="magnitude", allocation="global")
+
+
+def test_the_command(tmp_path, capsys) -> None:
+    """Experts go before training, channels during it, and one that is never chosen is named."""
+    options = {k: v for k, v in {**SIZES, **TYPES["mixtral"], "num_local_experts": 6}.items() if v is not None}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **options), dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            a, b = torch.randn(2, 48)
+            # Of a and -a one is chosen, and of b and -b: never the two whose rows are zero.
+            layer.mlp.gate.weight.copy_(torch.stack([a, -a, b, -b, 0 * a, 0 * b]))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 120)
+    arguments = ["prune", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--steps", "6",
+                 "--batch-size", "2", "--seq-len", "32", "--dtype", "float32", "--frequency", "1", "--sparsity", "0.3",
+                 "--experts", "5", "--rank", "4"]  # fmt: skip
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {tuple(numbers) for numbers in result["experts"]["gone"].values()} <= {(4,), (5,)}
+    assert len(result["experts"]["never_used"]) == 3
+    assert result["sparsity"]["reached"] == pytest.approx(0.3, abs=0.02)  # widths are multiples of 8
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(small).__name__ == "MixtralForCausalLM"
+    assert small.config.num_local_experts == 5
+    assert small.config.intermediate_size % 8 == 0
+    said = capsys.readouterr()
+    assert "3 experts gone, 5 stay in each layer" in said.out + said.err
+    assert "experts that no token of the training was given to: model.layers.0.mlp.experts [4]" in said.out + said.err
+    assert not any(isinstance(module, ExpertList) for module in small.modules())
+    assert main(["plan", *arguments[1:3], "--sparsity", "0.3"]) == 0
