@@ -10,12 +10,23 @@ if TYPE_CHECKING:
     from .callback import PruningCallback
     from .criteria import CRITERIA, Scoring
     from .errors import SecateurError
+    from .experts import unstack_experts
     from .families import FAMILIES, Family
     from .pruner import Pruner
     from .ranks import RankPruner
 
 __version__ = "0.1.0"
-__all__ = ["CRITERIA", "FAMILIES", "Family", "Pruner", "PruningCallback", "RankPruner", "Scoring", "SecateurError"]
+__all__ = [
+    "CRITERIA",
+    "FAMILIES",
+    "Family",
+    "Pruner",
+    "PruningCallback",
+    "RankPruner",
+    "Scoring",
+    "SecateurError",
+    "unstack_experts",
+]
 
 _HOME = {
     "CRITERIA": "criteria",
@@ -26,6 +37,7 @@ _HOME = {
     "RankPruner": "ranks",
     "Scoring": "criteria",
     "SecateurError": "errors",
+    "unstack_experts": "experts",
 }
 
 
