@@ -1,0 +1,94 @@
+"""Task figures of several models on the same local rows, and each one's paired difference from the first.
+
+    SECATEUR_DATA=/path/to/data python benchmarks/tasks.py runs/tasks --limit 200 \
+        --models dense=smollm2-135m-instruct lora-20=runs/criteria-20/lora/checkpoint ...
+    python benchmarks/tasks.py runs/tasks --limit 200 --table --models ...    # only from what is there
+
+The seven tasks of the pruning papers, zero-shot; bfloat16 where the hardware has it. A model that has its record is not
+run again. The figures of each record are lm-evaluation-harness's (`secateur eval --tasks` gives the same).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from secateur.harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
+from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model
+from secateur.records import environment, markdown_table, write_json
+
+SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL")
+    parser.add_argument("--tasks", nargs="+", default=list(SEVEN))
+    parser.add_argument("--limit", type=int, help="rows of each task; default: all")
+    parser.add_argument("--num-fewshot", type=int)
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    models = dict(pair.split("=", 1) for pair in given.models)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if not given.table:
+        data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
+        options = TaskOptions(tuple(given.tasks), given.num_fewshot, given.limit, data, 8)
+        check_tasks(options)
+        for name, model in models.items():
+            run(given.folder / f"{name}.json", model, options)
+    print(
+        table(
+            {name: read(given.folder / f"{name}.json") for name in models if (given.folder / f"{name}.json").exists()}
+        )
+    )
+
+
+def run(path: Path, name: str, options: TaskOptions) -> None:
+    """One model's record, with the value of every row."""
+    if path.exists():
+        return
+    source, dtype, started = resolve_model(name), compute_dtype("auto"), time.perf_counter()
+    model = load_model(source, trust_remote_code=True)
+    found, warnings = run_tasks(model, load_tokenizer(source), options, dtype)
+    rows = {task: list(figure.row_values) for task, figure in found.items()}
+    record = {
+        "environment": environment(),
+        "dtype": str(dtype),
+        "limit": options.limit,
+        "warnings": warnings,
+        "seconds": time.perf_counter() - started,
+        "tasks": {task: figure.to_dict() | {"row_values": rows[task]} for task, figure in found.items()},
+    }
+    write_json(path, record)
+    print(f"{path.stem}: {record['seconds']:.0f} s", flush=True)
+
+
+def read(path: Path) -> dict[str, TaskFigure]:
+    tasks = json.loads(path.read_text())["tasks"]
+    return {name: TaskFigure(**{**task, "row_values": tuple(task["row_values"])}) for name, task in tasks.items()}
+
+
+def table(records: dict[str, dict[str, TaskFigure]]) -> str:
+    """One row a model: each task's figure ± its standard error, the difference from the first where it is no noise."""
+    first = next(iter(records.values()))
+    header = ("model", *(f"{name} ({first[name].metric}, {first[name].rows} rows)" for name in first), "mean")
+    lines = []
+    for name, figures in records.items():
+        cells = []
+        for task, figure in figures.items():
+            cell = f"{100 * figure.value:.1f} ± {100 * (figure.stderr or 0):.1f}"
+            paired = paired_rows(figure, first[task]) if figures is not first else None
+            if paired is not None:
+                noise = " (noise)" if paired["within_noise"] else ""
+                cell += f", {100 * paired['difference']:+.1f} ± {100 * paired['stderr']:.1f}{noise}"
+            cells.append(cell)
+        lines.append((name, *cells, f"{100 * statistics.fmean(figure.value for figure in figures.values()):.1f}"))
+    return markdown_table(lines, header)
+
+
+if __name__ == "__main__":
+    main()
