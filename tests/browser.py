@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SILENT = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-extensions"
+SILENT = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-extensions"
 
 
 class Browser:
@@ -106,9 +106,9 @@ def main(page: Path, stem: Path) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     with Browser() as browser:
         browser.open(page)
-        browser.screenshot(stem.with_name(f"{stem.name}-light.png"))
-        browser.screenshot(stem.with_name(f"{stem.name}-dark.png"), scheme="dark")
-        browser.screenshot(stem.with_name(f"{stem.name}-phone.png"), width=390)
+        browser.screenshot(stem.with_name(f"{stem.name}-light.png"), height=1780)
+        browser.screenshot(stem.with_name(f"{stem.name}-dark.png"), height=1780, scheme="dark")
+        browser.screenshot(stem.with_name(f"{stem.name}-phone.png"), width=390, height=1500)
 
 
 if __name__ == "__main__":
