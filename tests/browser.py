@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SILENT = "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-extensions"
+SILENT = (
+    "--headless --hide-scrollbars --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-extensions"
+)
 
 
 class Browser:

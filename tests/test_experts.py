@@ -1,6 +1,7 @@
 """Mixtures of experts: apart they compute the same, and whole experts go with their row of the router."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from secateur.cli import main
 from secateur.errors import InputError
 from secateur.experts import ExpertList, drop_experts, expert_lists, stack_experts, unstack_experts
 from secateur.families import FAMILIES
+from secateur.surgery import merged_and_sliced
 from secateur.units import find_units
 from secateur.verify import logits_of
 
@@ -119,3 +121,65 @@ def test_the_command(tmp_path, capsys) -> None:
     assert "experts that no token of the training was given to: model.layers.0.mlp.experts [4]" in said.out + said.err
     assert not any(isinstance(module, ExpertList) for module in small.modules())
     assert main(["plan", *arguments[1:3], "--sparsity", "0.3"]) == 0
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self, gate, up, down) -> None:
+        super().__init__()
+        for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight.data = weight.clone()
+            self.add_module(name, linear)
+
+    def forward(self, x):
+        return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class ListOfMlps(torch.nn.ModuleList):
+    """Experts as older modelling files have them."""
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        total = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            weight = (top_k_weights * (top_k_index == number)).sum(-1, keepdim=True)
+            total = total + weight * expert(hidden_states)
+        return total
+
+
+def test_experts_that_are_a_list_already() -> None:
+    name = "mixtral"
+    family = replace(
+        FAMILIES[name],
+        mlp_in=("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+        mlp_out="mlp.experts.{}.down_proj",
+    )
+
+    def listed():
+        model = tiny(name)
+        for layer in model.model.layers:
+            experts = layer.mlp.experts
+            layer.mlp.experts = ListOfMlps(
+                Mlp(*expert.gate_up_proj.weight.chunk(2), expert.down_proj.weight) for expert in experts
+            )
+        return model.requires_grad_(True)
+
+    expected = logits_of(tiny(name), IDS)
+    torch.testing.assert_close(logits_of(listed(), IDS), expected, rtol=0.0, atol=float(1e-5 * expected.abs().max()))
+    found = []
+    for shrink in (False, True):
+        model = listed()
+        pruner = Pruner(
+            model, sparsity=0.4, total_steps=2, prune_start=0, prune_end=1, frequency=1, criterion="gate",
+            family=family, shrink=shrink,
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        model(IDS, labels=IDS).loss.backward()
+        pruner.observe()
+        pruner.step(optimizer)
+        names = {key: tuple(value.shape) for key, value in merged_and_sliced(model, pruner.live, pruner.live_keep)}
+        found.append((logits_of(model, IDS), names))
+    (masked, sliced_names), (shrunk, shrunk_names) = found
+    torch.testing.assert_close(shrunk, masked, rtol=0.0, atol=float(2e-5 * masked.abs().max()))
+    assert (masked - expected).abs().max() > 2e-3 * expected.abs().max()
+    assert sliced_names == shrunk_names
+    assert sliced_names["model.layers.0.mlp.experts.1.up_proj.weight"][0] < 240

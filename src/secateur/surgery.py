@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
-from .experts import stack_experts
+from .experts import expert_lists, stack_experts
 from .layout import LayerShape
 from .units import Units, base_linear, weight_of
 
@@ -118,7 +118,7 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
         keep: pool name -> (units,) bool; what stays.
     """
     tensors = _sliced(model, units, keep)
-    return stack_experts(tensors, units.family) if units.family.experts else tensors
+    return stack_experts(tensors, units.family) if expert_lists(model) else tensors
 
 
 def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
