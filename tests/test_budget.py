@@ -5,10 +5,10 @@ import torch
 from tiny import tiny_llama
 
 from secateur.budget import BudgetOptions, make_budget
+from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.families import family_of
 from secateur.stock import accepts
-from secateur.units import find_units
 
 
 def budget_for(model, attention="kv_group", model_class="keep", **options):

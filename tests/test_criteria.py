@@ -9,9 +9,9 @@ from tiny import tiny_llama
 from secateur.criteria import CRITERIA, Evidence, Scoring
 from secateur.criteria import lora as lora_module
 from secateur.criteria.lora import entry_sums
+from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.families import family_of
-from secateur.units import find_units
 
 
 def score_of(name, pool, modules, **options):

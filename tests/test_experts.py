@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import Pruner
 from secateur.cli import main
+from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.experts import ExpertList, drop_experts, expert_lists, stack_experts, unstack_experts
 from secateur.families import FAMILIES
 from secateur.surgery import merged_and_sliced
-from secateur.units import find_units
 from secateur.verify import logits_of
 
 MOE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]

@@ -25,12 +25,12 @@ from transformers import (
 from secateur import Pruner
 from secateur import export as export_module
 from secateur.config import ExportConfig
+from secateur.discovery import find_units
 from secateur.errors import InputError, VerificationError
 from secateur.export import build_small, export_checkpoint, export_config
 from secateur.families import family_of
 from secateur.stock import resized_config
 from secateur.surgery import merged_and_sliced
-from secateur.units import find_units
 from secateur.verify import Check, logits_of, verify
 
 TOLERANCE = 2e-4

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from secateur import Pruner
 from secateur.benchmark import parameter_count
 from secateur.config import PruneConfig
+from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.experts import unstack_experts
 from secateur.export import build_small, save_model
@@ -20,7 +21,6 @@ from secateur.layered import LAYERS_KEY, stock_class_of
 from secateur.padding import padded_shape, padded_state
 from secateur.prepare import plan_budget
 from secateur.surgery import merged_and_sliced
-from secateur.units import find_units
 from secateur.verify import Check, logits_of, verify, weights_checksum
 
 SIZES = {

@@ -7,11 +7,11 @@ from tiny import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
 
+from secateur.discovery import find_units
 from secateur.families import family_of
 from secateur.flops import StepFlops, Workload, model_sizes, run_flops, step_flops
 from secateur.loss import causal_lm_loss
 from secateur.schedule import Schedule
-from secateur.units import find_units
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {

@@ -7,9 +7,10 @@ from tiny import tiny_llama
 
 from secateur.criteria import CRITERIA, Scoring
 from secateur.criteria.obs import removal_cost
+from secateur.discovery import find_units
 from secateur.families import family_of
 from secateur.statistics import Statistics, second_moment_bytes
-from secateur.units import base_linear, find_units
+from secateur.units import base_linear
 
 BATCH, LENGTH = 3, 16
 RTOL = 1e-5  # the rotary angles, norms and loss of transformers are float32 inside

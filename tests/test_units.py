@@ -5,9 +5,9 @@ import torch
 from tiny import tiny_llama
 from torch import nn
 
+from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.families import Family, family_of
-from secateur.units import find_units
 
 
 def pools_of(model: nn.Module, attention: str, layer: int = 0):

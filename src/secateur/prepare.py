@@ -11,6 +11,7 @@ from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_qu
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
+from .discovery import family_for, find_units
 from .errors import InputError
 from .experts import unstack_experts
 from .families import family_of
@@ -19,7 +20,6 @@ from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
-from .units import family_for, find_units
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from .budget import Budget, BudgetOptions, make_budget
 from .compensation import NEEDS, check_compensation, compensate_
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
+from .discovery import family_for, find_units
 from .distributed import average_, check_agreement
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
@@ -31,7 +32,7 @@ from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, shrink_
-from .units import base_linear, family_for, find_units
+from .units import base_linear
 from .verify import default_probe
 
 

@@ -6,17 +6,15 @@ a KV group (a KV head with its query heads) or a query head. The units of one ki
 secateur (scores, masks, slicing, parameter counts) is computed from these index tables.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import InputError
-from .families import FAMILIES, Family, family_of
-from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
+from .families import Family
+from .layout import LayerShape
 
 ATTENTION_KINDS = ("kv_group", "query_head")
 Linear = nn.Linear | Conv1D
@@ -138,91 +136,6 @@ class Units:
         return tuple(dict.fromkeys(member.linear for pool in self.pools for member in pool.members if member.scored))
 
 
-def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
-    """The prunable units of a base model (LoRA layers may wrap its linears).
-
-    Sizes come from the linears' own shapes, so layers may differ (an earlier run's result).
-
-    Args:
-        attention: `auto` (KV groups where the family can lose some), `kv_group`, `query_head` or `none`.
-    Raises:
-        InputError: a linear of the family's layout is not there, or its heads cannot be pruned.
-    """
-    attention = attention_kind(family, attention)
-    family = _variant(model, family)
-    pools: list[Pool] = []
-    places: list[Place] = []
-    shapes: list[LayerShape] = []
-    params: list[tuple[int, int]] = []
-    for stack in family.stacks or (family,):
-        heads: list[Pool] = []
-        for number, layer in enumerate(_submodule(model, stack.layers, "").children()):
-            place = Place(f"{stack.layers}.{number}", stack)
-            linears = _linears(layer, place)
-            shape = _layer_shape(layer, stack, linears, place.prefix)
-            if attention != "none":
-                heads.append(_head_pool(attention, len(places), place, linears, shape))
-            ffn = _ffn_pools(len(places), place, linears, shape)
-            if stack.head_bias is None and attention != "none":
-                pools.append(heads.pop())
-            pools += ffn
-            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears)
-            params.append((attention_params, sum(map(_parameters, linears.values())) - attention_params))
-            places.append(place)
-            shapes.append(shape)
-        if heads:
-            pools.append(_together(model, stack, heads))
-    of_attention, of_ffn = zip(*params, strict=True)
-    return Units(family, tuple(pools), tuple(places), tuple(shapes), of_attention, of_ffn)
-
-
-def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
-    """The layout of a model, or the one that the user names.
-
-    Raises:
-        InputError: the model type is not known; says what layout the model looks like.
-    """
-    if override is None and model_type and model_type not in FAMILIES and (alike := _looks_like(model)):
-        raise InputError(
-            f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "
-            "try it (a result that computes something else is never kept), or write its own (docs/add-a-family.md)."
-        )
-    return family_of(model_type, override)
-
-
-def _looks_like(model: nn.Module) -> str | None:
-    """The first known layout whose modules and sizes the model has."""
-    for name, family in FAMILIES.items():
-        try:
-            find_units(model, family)
-        except (InputError, AttributeError):
-            continue
-        attention = model.get_submodule(f"{family.layers}.0.{family.attention}")
-        if all(hasattr(attention, key.split(".")[0]) for key in family.attributes):
-            return name
-    return None
-
-
-def attention_kind(family: Family, attention: str) -> str:
-    """`auto` made definite.
-
-    Raises:
-        InputError: the architecture cannot lose what is asked for, with the reason.
-    """
-    if attention == "auto":
-        return "none" if family.no_heads else "kv_group"
-    if attention != "none" and family.no_heads:
-        raise InputError(
-            f"--attention {attention}: {family.name} cannot lose heads: {family.no_heads}. Leave --attention out."
-        )
-    if attention == "query_head" and "query_head" not in family.kinds:
-        raise InputError(
-            f"--attention query_head: each of {family.name}'s query heads has a KV head of its own, so neither goes "
-            "alone: use --attention kv_group."
-        )
-    return attention
-
-
 def base_linear(module: nn.Module) -> Linear:
     """The frozen linear inside a PEFT layer, or the linear itself."""
     linear = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -236,126 +149,3 @@ def base_linear(module: nn.Module) -> Linear:
 def weight_of(linear: Linear) -> Tensor:
     """The frozen weight as (out, in): a view, also of a `Conv1D`'s, which is stored the other way round."""
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
-
-
-def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        full = f"{prefix}.{path}".lstrip(".")
-        raise InputError(
-            f"the model has no module {full!r}, which its family's layout names: pass another --family."
-        ) from None
-
-
-def _variant(model: nn.Module, family: Family) -> Family:
-    """The layout that the model has, of those that its type may have."""
-    while family.otherwise is not None:
-        stack = family.stacks[0] if family.stacks else family
-        layer = _submodule(model, f"{stack.layers}.0", "")
-        if all(_has(layer, path.format(0)) for path in stack.ffn_linears):
-            break
-        family = family.otherwise
-    return family
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
-def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
-    """Path in the layer -> linear: those of attention, then of the FFN or of every expert."""
-    family = place.family
-    paths = [*family.attention_linears, *family.ffn_linears]
-    if family.experts is not None:
-        paths = list(family.attention_linears)
-        if _has(layer, family.experts):
-            experts = layer.get_submodule(family.experts)
-            if not isinstance(experts, nn.ModuleList):
-                raise InputError(
-                    f"{place.prefix}.{family.experts} holds its experts in tensors of three dimensions, where no LoRA "
-                    "and no mask can reach a channel: call secateur.unstack_experts(model) before LoRA is added."
-                )
-            paths += [path.format(expert) for expert in range(len(experts)) for path in family.ffn_linears]
-    return {path: base_linear(_submodule(layer, path, place.prefix)) for path in paths}
-
-
-def _parameters(linear: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in linear.parameters())
-
-
-def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
-    attention = _submodule(layer, family.attention, prefix)
-    head_dim = int(getattr(attention, family.head_dim_at))
-    heads = weight_of(linears[family.o]).shape[1] // head_dim
-    kv_heads = kv_heads_of(family, heads, head_dim, weight_of(linears[family.k]).shape[0])
-    out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
-    shape = LayerShape(heads, kv_heads, int(weight_of(out).shape[1]) if out is not None else 0, head_dim)
-    whole = kv_heads > 0 and heads % kv_heads == 0
-    for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
-        whole &= path not in linears or weight_of(linears[path]).shape[dim] == size
-    if not whole:
-        sizes = ", ".join(f"{path} {tuple(weight_of(linear).shape)}" for path, linear in linears.items())
-        raise InputError(
-            f"{prefix}: its linears ({sizes}) do not make whole groups of heads of {head_dim} and whole channels: "
-            f"the checkpoint does not follow the {family.name} layout."
-        )
-    return shape
-
-
-def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
-    heads = {part.role: part for part in parts(place.family, shape, "attention")}
-    if kind == "kv_group":
-        return _pool(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
-    return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
-
-
-def _ffn_pools(number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> list[Pool]:
-    """The channels of a layer's FFN, or of each of its experts."""
-    family = place.family
-    if not shape.ffn:
-        return []
-    if family.experts is None:
-        return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
-    count = sum(path.endswith(family.mlp_out.rsplit(".", 1)[-1]) for path in linears)
-    return [
-        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{expert}")
-        for expert in range(count)
-    ]
-
-
-def _pool(
-    number: int,
-    kind: str,
-    place: Place,
-    linears: dict[str, Linear],
-    chosen: Sequence[Part],
-    units: int,
-    sets: int = 1,
-    part: str = "",
-) -> Pool:
-    """Units that each own the same number of heads or channels of every part."""
-    members, unit_params = [], 0
-    for piece in chosen:
-        linear = linears[piece.linear]
-        shape = weight_of(linear).shape
-        index = piece.index.reshape(units, -1)
-        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, int(shape[piece.dim])))
-        unit_params += index.shape[1] * (int(shape[1 - piece.dim]) + (piece.dim == 0 and linear.bias is not None))
-    return Pool((number,), kind, tuple(members), unit_params, sets, part)
-
-
-def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
-    """One pool of the heads of all layers, with the bias by head that they share."""
-    path = f"{stack.layers}.0.{stack.head_bias}"
-    bias = _submodule(model, path, "").weight
-    assert isinstance(bias, Tensor)
-    count = bias.shape[1]
-    shared = Member(path, 1, torch.arange(count).unsqueeze(1), count, scored=False)
-    members = (*(member for pool in heads for member in pool.members), shared)
-    layers = tuple(pool.layer for pool in heads)
-    return Pool(layers, heads[0].kind, members, sum(pool.unit_params for pool in heads) + bias.shape[0])
