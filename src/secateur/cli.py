@@ -4,6 +4,7 @@ Flags are generated from the config dataclasses; torch is imported only when a c
 """
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     try:
         command, config = _parse(arguments)
         return command(config)
