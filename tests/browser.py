@@ -42,6 +42,7 @@ class Browser:
             pass_fds=(read_there, write_there),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self._profile.name},
         )
         os.close(read_there)
         os.close(write_there)

@@ -9,8 +9,9 @@ from tiny import tiny_llama
 from transformers import TrainingArguments
 
 from secateur import Pruner, PruningCallback
-from secateur.distributed import leave, rank
+from secateur.distributed import leave
 from secateur.finetune import AutocastTrainer
+from secateur.launcher import rank
 from secateur.loss import causal_lm_loss
 
 STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24

@@ -20,12 +20,12 @@ from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .config_adapt import AdaptConfig
-from .distributed import rank as process_rank
 from .errors import InputError
 from .evaluate import Perplexity
 from .finetune import add_lora, load_base, lora_scaling, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
+from .launcher import rank as process_rank
 from .locks import locked
 from .models import compute_dtype, name_of
 from .outcome import keep_metrics, measure, report_on, token_counts

@@ -13,10 +13,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from .benchmark import parameter_count
 from .config_eval import EvalConfig
 from .data import evaluation_tokens, first_tokens
+from .distributed import join, leave
 from .documents import check_spec, read_documents
 from .errors import InputError, all_faults
 from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise
 from .harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
+from .launcher import rank
 from .models import (
     ModelSource,
     check_checkpoint,
@@ -92,7 +94,11 @@ def evaluate_models(config: EvalConfig) -> str:
         check_tasks(tasks)
     subjects = [_open(name, config) for name in (config.model, *([config.against] if config.against else []))]
     text = _text(config, subjects) if config.data or config.preset else None
+    join()
     findings = {subject.name: _measure(subject, text, tasks, config) for subject in subjects}
+    leave()
+    if rank() > 0:
+        return ""  # the first process writes and prints
     warnings = find_warnings(subjects, text)
     warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
     difference, task_differences = _differences(list(findings.values()))
@@ -122,10 +128,13 @@ def _measure(subject: Subject, text: Text | None, tasks: TaskOptions | None, con
     if text:
         started = time.perf_counter()
         batch_size = config.batch_size or SEGMENTS_PER_PASS
-        losses = segment_nlls(model, text.token_ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype)
+        losses = segment_nlls(
+            model, text.token_ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True
+        )
         seconds = time.perf_counter() - started
         measured = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)
-    figures, warnings = run_tasks(model, subject.tokenizer, tasks, dtype) if tasks else ({}, [])
+    # The harness asks the first process alone; perplexities are spread over all.
+    figures, warnings = run_tasks(model, subject.tokenizer, tasks, dtype) if tasks and rank() == 0 else ({}, [])
     return Findings(parameter_count(model), measured, losses, figures, warnings)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .launcher import launched
 from .records import write_json
 
 MANIFEST = "secateur-manifest.json"
@@ -85,7 +86,7 @@ def rotate(work: Path, keep: int = KEPT) -> None:
 
 def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:
     """Note what the run is, before its first step."""
-    write_json(work / RUN, {"options": options, "data": data})
+    write_json(work / RUN, {"options": options, "data": data, "processes": launched()})
 
 
 @contextmanager
@@ -108,13 +109,16 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
     """
     try:
         before = json.loads((work / RUN).read_text(encoding="utf-8"))
-        old_options, old_data = before["options"], before["data"]
+        old_options, old_data, processes = before["options"], before["data"], before.get("processes", 1)
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
             "start anew with --overwrite."
         ) from None
     now = json.loads(json.dumps({"options": options, "data": data}))
+    if processes != launched():
+        _check_processes(work, old_options, now["options"], processes)
+        harmless = (*harmless, "batch_size", "accumulation")
     changed = [
         f"{name}: {old_options.get(name)} -> {value}"
         for name, value in now["options"].items()
@@ -126,6 +130,25 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
         raise InputError(
             f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
             "ones, or start anew with --overwrite."
+        )
+
+
+def _check_processes(work: Path, old: dict[str, Any], now: dict[str, Any], processes: int) -> None:
+    """Whether another number of processes can go on: with the same batches, and nothing drawn in each process.
+
+    Raises:
+        InputError: it cannot, with the reason.
+    """
+    batch, wanted = now["batch_size"] * launched(), old["batch_size"] * processes
+    if batch != wanted:
+        raise InputError(
+            f"--resume: the run in {work} had {processes} processes with --batch-size {old['batch_size']}, a batch of "
+            f"{wanted}; {launched()} with {now['batch_size']} make {batch}: choose --batch-size so that it is {wanted}."
+        )
+    if old.get("dropout"):
+        raise InputError(
+            f"--resume: with --dropout {old['dropout']} every process draws from a random state of its own, so the run "
+            f"in {work} needs its {processes} processes again."
         )
 
 

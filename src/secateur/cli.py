@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -150,7 +151,8 @@ def _as_out_of_memory(error: Exception) -> OutOfMemoryError | None:
 
 
 def _prune(config: PruneConfig) -> int:
-    from .distributed import leave, rank
+    from .distributed import leave
+    from .launcher import rank
     from .prepare import prepare
     from .progress import Progress
     from .prune import prune
@@ -171,7 +173,8 @@ def _prune(config: PruneConfig) -> int:
 
 def _adapt(config: AdaptConfig) -> int:
     from .adapt import adapt, prepare_adapt
-    from .distributed import leave, rank
+    from .distributed import leave
+    from .launcher import rank
     from .progress import Progress
     from .summary import adapt_summary, loading_lines
 
@@ -198,14 +201,21 @@ def _quickstart(config: QuickstartConfig) -> int:
 def _eval(config: EvalConfig) -> int:
     from .assess import evaluate_models
 
-    print(evaluate_models(config))
+    if words := evaluate_models(config):
+        print(words)
     return 0
 
 
 def _compare(comparison: "Comparison") -> int:
     from .compare import compare
+    from .distributed import part_ways
 
-    print("\n" + compare(comparison))
+    number, of = part_ways()
+    if number > 0:
+        with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
+            compare(comparison, number, of)
+        return 0
+    print("\n" + compare(comparison, number, of))
     print(f"\ntables, plot and records: {comparison.settings.output}")
     return 0
 

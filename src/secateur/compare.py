@@ -39,10 +39,14 @@ from .surgery import merged_and_sliced
 RECORD = "result.json"
 
 
-def compare(comparison: Comparison) -> str:
+def compare(comparison: Comparison, number: int = 0, of: int = 1) -> str:
     """Run what is not there yet and return the table.
 
     A cell whose record exists is not run again, so a comparison that was stopped goes on where it was.
+
+    Args:
+        number, of: this process's share, when several work at one comparison: every `of`-th cell. The first waits for
+            the others' records.
 
     Raises:
         InputError: inputs of a cell that cannot work; cells or recorded ones that do not compare.
@@ -60,8 +64,9 @@ def compare(comparison: Comparison) -> str:
     if missing:
         seconds = _estimate(folder, comparison, jobs[missing[0].name]) * len(missing)
         print(f", about {human_seconds(seconds)}", flush=True)
-    for number, cell in enumerate(missing, 1):
-        print(f"\n== {cell.name} ({number} of {len(missing)})", flush=True)
+    mine = [cell for place, cell in enumerate(comparison.cells) if place % of == number and cell in missing]
+    for count, cell in enumerate(mine, 1):
+        print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
         try:
             record = run_cell(cell, jobs[cell.name], comparison)
         except NumericsError as error:
@@ -71,6 +76,8 @@ def compare(comparison: Comparison) -> str:
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
         write_comparison(folder, [cell.name for cell in comparison.cells])
         gc.collect()
+    while number == 0 and not all(_recorded(folder, cell) for cell in comparison.cells):
+        time.sleep(1)
     return write_comparison(folder, [cell.name for cell in comparison.cells])
 
 

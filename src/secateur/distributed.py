@@ -15,19 +15,30 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .errors import SecateurError
+from .launcher import launched, rank
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: rank 0 alone writes and verifies the result."""
 
 
-def rank() -> int:
-    """This process's number, known from the launcher before any communication."""
-    return int(os.environ.get("RANK", "0"))
+def join() -> None:
+    """Meet the other processes that the launcher started, where nothing else (a Trainer) has done it."""
+    if launched() == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
-def launched() -> int:
-    """How many processes the launcher started, known before any communication."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def part_ways() -> tuple[int, int]:
+    """(rank, processes), and from here on this process works as if it had been started alone, on its own device."""
+    found = rank(), launched()
+    local = os.environ.get("LOCAL_RANK")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    if local is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(local))
+    return found
 
 
 def processes() -> int:
@@ -76,6 +87,12 @@ def check_agreement(keep: Mapping[str, Tensor], step: int) -> None:
             f"step {step}: process {', '.join(map(str, others))} cut other units than process 0, so the models differ. "
             "All processes need the same --seed, data, versions and kind of device; start again from a checkpoint."
         )
+
+
+def sum_(tensor: Tensor) -> None:
+    """Add up a tensor over the processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
 
 
 def barrier() -> None:

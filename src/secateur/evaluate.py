@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from .distributed import processes, sum_
 from .errors import InputError, NumericsError
+from .launcher import rank
 from .models import autocast
 
 NOISE = 2.0
@@ -68,7 +70,7 @@ def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float
 
 
 def segment_nlls(
-    model: nn.Module, token_ids: Tensor, *, seq_len: int, batch_size: int = 2, dtype: torch.dtype
+    model: nn.Module, token_ids: Tensor, *, seq_len: int, batch_size: int = 2, dtype: torch.dtype, spread: bool = False
 ) -> Tensor:
     """Mean negative log-likelihood per token of each segment, (segments,) float64.
 
@@ -76,6 +78,7 @@ def segment_nlls(
         token_ids: (tokens,) of the joined text.
         batch_size: segments per forward pass; does not change the result beyond rounding.
         dtype: of the computation; bfloat16 and float16 go through autocast.
+        spread: over all processes, which must all call this; each gets the whole result, the same as of one process.
     Raises:
         InputError: fewer tokens than a segment, or a segment of fewer than 2 tokens or longer than the model's
             context.
@@ -92,19 +95,27 @@ def segment_nlls(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    losses: list[float] = []
+    batches = token_ids[: segments * seq_len].view(segments, seq_len).split(batch_size)
+    losses = [torch.zeros(len(batch), dtype=torch.float64) for batch in batches]
+    mine, of = (rank(), processes()) if spread else (0, 1)
     try:
         with torch.inference_mode(), autocast(device.type, dtype):
-            for batch in token_ids[: segments * seq_len].view(segments, seq_len).split(batch_size):
-                batch = batch.to(device)
+            for number in range(mine, len(batches), of):
+                batch = batches[number].to(device)
                 logits = model(input_ids=batch, use_cache=False).logits
-                losses += [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
+                found = [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
+                losses[number] = torch.tensor(found, dtype=torch.float64)
     finally:
         model.train(was_training)
-    for number, loss in enumerate(losses):
+    total = torch.cat(losses)
+    if spread:
+        total = total.to(device)
+        sum_(total)  # each entry is one process's figure and zeros
+        total = total.cpu()
+    for number, loss in enumerate(total.tolist()):
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")
-    return torch.tensor(losses, dtype=torch.float64) / (seq_len - 1)
+    return total / (seq_len - 1)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
 from .config import RunConfig
-from .distributed import TIMEOUT, average_gradients_, processes, rank
+from .distributed import TIMEOUT, average_gradients_, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
 from .guard import TRAIN_LESS, memory_for
 from .job import Job
+from .launcher import rank
 from .loss import causal_lm_loss
 from .models import autocast, default_device, load_model
 from .options import steps_of

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from .checkpoints import FAILURE, check_same_run, find_latest, work_folder, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
-from .distributed import launched, rank
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .launcher import launched, rank
 from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
 from .output import check_output

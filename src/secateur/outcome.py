@@ -10,12 +10,12 @@ from torch import nn
 
 from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
 from .budget import make_budget
-from .distributed import rank
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .experts import Dropped, unused_experts
 from .export import ExportReport
 from .job import Job
+from .launcher import rank
 from .modelcard import model_card
 from .progress import Progress
 from .pruner import Pruner

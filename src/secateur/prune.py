@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
-from .distributed import rank
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
@@ -24,6 +23,7 @@ from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
+from .launcher import rank
 from .locks import locked
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype, name_of

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .distributed import rank
 from .evaluate import Perplexity
 from .job import Job
+from .launcher import rank
 from .progress import Progress, human_count
 from .pruner import Cut, Pruner
 from .ranks import RankCut, RankPruner
