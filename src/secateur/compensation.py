@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .criteria import InputMoments
 from .errors import InputError
+from .sharding import assign_, gathered
 from .surgery import lora_factors, merged_weight
 from .units import Units, base_linear, weight_of
 
@@ -82,8 +83,13 @@ def _carry_(weight: Tensor, refit: Tensor, stay: Tensor, go: Tensor) -> None:
     """weight[:, stay] += weight[:, go]·Xᵀ."""
     stay, go = stay.to(weight.device), go.to(weight.device)
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    gone = weight.detach()[:, go].to(wide)
-    weight.data[:, stay] = (weight.detach()[:, stay].to(wide) + gone @ refit.T.to(gone)).to(weight.dtype)
+    whole = gathered(weight.detach())
+    gone = whole[:, go].to(wide)
+    carried = (whole[:, stay].to(wide) + gone @ refit.T.to(gone)).to(weight.dtype)
+    if whole is weight or whole.data_ptr() == weight.data_ptr():
+        weight.data[:, stay] = carried
+    else:
+        assign_(weight, whole.index_copy(1, stay, carried))
 
 
 def _absorb_mean_(module: nn.Module, mean: Tensor, go: Tensor) -> None:

@@ -140,15 +140,10 @@ def export_config(config: ExportConfig) -> ExportReport:
     return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, None)
 
 
-def build_small(
-    config: PreTrainedConfig,
-    family: Family,
-    shapes: tuple[LayerShape, ...],
-    tensors: Iterable[tuple[str, Tensor]],
-    dtype: torch.dtype,
-    model_class: str,
-) -> PreTrainedModel:
-    """A model of the given layer shapes in memory: the stock class where they are alike, else the layered one."""
+def small_class(
+    config: PreTrainedConfig, family: Family, shapes: tuple[LayerShape, ...], model_class: str
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Class and config of a model of the given layer shapes: stock where they are alike, else layered."""
     alike = common_shape(shapes)
     if alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
         new_config = resized_config(config, family, alike, model_class)
@@ -163,8 +158,21 @@ def build_small(
         cls = layered_class(new_config, family)
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
         new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
-    new_config.dtype = dtype
     new_config.use_cache = True
+    return cls, new_config
+
+
+def build_small(
+    config: PreTrainedConfig,
+    family: Family,
+    shapes: tuple[LayerShape, ...],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    model_class: str,
+) -> PreTrainedModel:
+    """A model of the given layer shapes in memory."""
+    cls, new_config = small_class(config, family, shapes, model_class)
+    new_config.dtype = dtype
     # The random start is overwritten; a training loop that goes on after an export must not notice it.
     with torch.random.fork_rng(devices=[]):
         small = cls._from_config(new_config, dtype=dtype)
@@ -237,7 +245,7 @@ def write_checkpoint(
             max_logit_difference=verified.difference,
             merge_kl=merge[0],
             merge_difference=merge[1],
-            loads_with=_loads_with(output, small.config, layered),
+            loads_with=loads_with(output, small.config, layered),
         )
         if finish is not None:
             finish(folder, report)
@@ -280,7 +288,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _loads_with(output: Path, config: PreTrainedConfig, layered: bool) -> str:
+def loads_with(output: Path, config: PreTrainedConfig, layered: bool) -> str:
     trust = ", trust_remote_code=True" if layered else ""
     auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     return (

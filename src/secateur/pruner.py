@@ -28,6 +28,7 @@ from .export import ExportReport, export_checkpoint
 from .families import Family
 from .masks import Masks
 from .schedule import Schedule, make_schedule
+from .sharding import assign_, gathered
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
@@ -278,7 +279,7 @@ class Pruner:
             "cuts": [vars(cut) for cut in self.cuts],
             "moments": self.statistics.state_tensors(),
             "moment_steps": self.statistics.steps,
-            "compensated": dict(self.rewritten()),
+            "compensated": {name: gathered(parameter.detach()) for name, parameter in self.rewritten().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -298,7 +299,7 @@ class Pruner:
         self._apply(before, None, compensating=False)
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
         for path, parameter in self.rewritten().items():
-            parameter.data.copy_(state["compensated"][path])
+            assign_(parameter, state["compensated"][path])
 
     def save(self, folder: Path) -> None:
         """Write the state as pruner.safetensors (masks, averages, rewritten weights) and pruner.json (the rest)."""

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from .errors import InputError
 from .experts import expert_lists, stack_experts
 from .layout import LayerShape
+from .sharding import gathered, is_sharded, resharded
 from .units import Units, base_linear, weight_of
 
 
@@ -87,7 +88,7 @@ def lora_factors(layer: nn.Module) -> LoraFactors:
 
 def merged_weight(layer: nn.Module) -> Tensor:
     """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
-    weight = weight_of(base_linear(layer)).detach()
+    weight = gathered(weight_of(base_linear(layer)).detach())
     if not isinstance(layer, LoraLayer):
         return weight
     lora = lora_factors(layer)
@@ -132,9 +133,11 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
         path = path.removesuffix(".base_layer")
         if ".lora_" in name:
             continue
-        value = tensor.detach().T if turned else tensor.detach()
         if path in wrapped and leaf == "weight":
             value = merged_weight(wrapped[path])
+        else:
+            whole = gathered(tensor.detach())
+            value = whole.T if turned else whole
         for dim in (0, 1):
             if (path, dim) in stay and dim < value.dim():
                 value = value.index_select(dim, stay[path, dim].to(value.device))
@@ -202,10 +205,12 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
         module.embedding_dim = len(index)
         return
     linear = base_linear(module)
-    targets: list[tuple[nn.Module, str]] = [(linear, "weight")]
+    if is_sharded(linear):
+        linear = _slice_sharded_(module, dim, index)
+    targets: list[tuple[nn.Module, str]] = []
     holders: list[nn.Module] = [linear]
-    if dim == 0 and linear.bias is not None:
-        targets.append((linear, "bias"))
+    if not is_sharded(linear):
+        targets = [(linear, leaf) for leaf in ("weight", *(("bias",) if dim == 0 and linear.bias is not None else ()))]
     if isinstance(module, LoraLayer):
         (adapter,) = module.active_adapters
         factor = (module.lora_B if dim == 0 else module.lora_A)[adapter]
@@ -221,6 +226,20 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
     for holder in holders:
         names = ("nf", "nx") if isinstance(holder, Conv1D) else ("out_features", "in_features")
         setattr(holder, names[dim], len(index))
+
+
+def _slice_sharded_(module: nn.Module, dim: int, index: Tensor) -> nn.Linear:
+    """Gather one base linear, slice it and shard what is left, in the LoRA layer around it."""
+    if not isinstance(module, LoraLayer):
+        raise InputError("a sharded linear that loses units needs LoRA around it: leave --targets out.")
+    linear = base_linear(module)
+    assert isinstance(linear, nn.Linear)
+    index = index.to(linear.weight.device)
+    weight = gathered(linear.weight.detach()).index_select(dim, index)
+    bias = None if linear.bias is None else gathered(linear.bias.detach())
+    small = resharded(linear, weight, bias.index_select(0, index) if bias is not None and dim == 0 else bias)
+    module.base_layer = small
+    return small
 
 
 def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced]) -> None:

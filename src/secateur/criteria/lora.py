@@ -3,11 +3,15 @@
 Source: LoRAPrune, arXiv:2305.18403, Eqs. 4 and 10.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..distributed import sum_
 from ..errors import InputError
-from ..surgery import lora_factors
+from ..sharding import gathered, local_rows
+from ..surgery import LoraFactors, lora_factors
 from ..units import Member, Pool, base_linear, weight_of
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
 
@@ -70,21 +74,30 @@ def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
             f"{member.linear}: its LoRA factors have no gradient: call observe() after backward() and "
             "before zero_grad(), with both factors trainable."
         )
-    sums = entry_sums(
-        weight_of(base_linear(module)),
-        lora.a,
-        lora.b,
-        lora.a.grad,
-        lora.b.grad,
-        scaling=lora.scaling,
-        eta=scoring.eta,
-        reduce=scoring.reduce,
-        dim=member.dim,
-    )
+    weight = weight_of(base_linear(module)).detach()
+    options: dict[str, Any] = {"scaling": lora.scaling, "eta": scoring.eta, "reduce": scoring.reduce, "dim": member.dim}
+    if (place := local_rows(weight)) is None:
+        sums = entry_sums(gathered(weight), lora.a, lora.b, lora.a.grad, lora.b.grad, **options)
+    else:
+        sums = _spread_sums(*place, weight.shape[member.dim], lora, options)
     if scoring.normalize == "scale":
         # At B = 0 the stand-in is s·G·AᵀA, whose entries scale as s·r/in.
         scale = lora.scaling * lora.a.shape[0] / lora.a.shape[1]
         sums /= scale**2 if scoring.reduce == "squared" else scale
+    return sums
+
+
+def _spread_sums(local: Tensor, rows: slice, size: int, lora: LoraFactors, options: dict[str, Any]) -> Tensor:
+    """The same sums when each process holds some rows of W: only the sums go over the wire."""
+    assert lora.a.grad is not None
+    assert lora.b.grad is not None
+    own = entry_sums(local, lora.a, lora.b[rows], lora.a.grad, lora.b.grad[rows], **options)
+    sums = own.new_zeros(size)
+    if options["dim"] == 0:
+        sums[rows] = own
+    else:
+        sums = own
+    sum_(sums)
     return sums
 
 

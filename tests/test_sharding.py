@@ -1,0 +1,64 @@
+"""A frozen base sharded over two processes by FSDP2: the same scores, cuts and weights as of one that is whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_distributed import launch
+from transformers import AutoModelForCausalLM
+from two_sharded import CASES
+
+SCRIPT = Path(__file__).parent / "two_sharded.py"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What one process and two leave behind, all cases in one launch each."""
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"sharded-{processes}")
+        done = launch(processes, str(SCRIPT), str(folder))
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(folder)
+    return found
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_sharded_is_whole(folders, name) -> None:
+    one, two = (load_file(folder / f"{name}.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if key.startswith("keep."):
+            assert torch.equal(two[key], value), key
+        else:
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5, msg=key)
+    assert any(not value.all() for key, value in one.items() if key.startswith("keep."))
+
+
+def test_each_process_holds_half_and_scoring_sends_sums(folders) -> None:
+    whole, sharded = facts(folders, "lora-shrink")
+    assert whole["dense"] == whole["held"]
+    assert sharded["held"] == pytest.approx(whole["held"] / 2, rel=0.02)  # norms stay whole
+    for step in range(1, 7):
+        # Sums of rows and columns, far less than LoRA's gradients: no weight is gathered to be scored.
+        assert set(sharded["scoring"][str(step)]) == {"allreduce"}
+        assert sharded["scoring"][str(step)]["allreduce"] < sharded["lora"] / 4
+    for name in ("gate-lstsq-shrink", "taylor-shrink"):
+        _, sharded = facts(folders, name)
+        assert all(not traffic for step, traffic in sharded["scoring"].items() if int(step) % 2), "only at cuts"
+
+
+def test_written_from_shards(folders) -> None:
+    """Without the small model in memory, in several files; a fresh process has read them back."""
+    whole, sharded = facts(folders, "lora-shrink")
+    assert len(list((folders[1] / "lora-shrink").glob("model-*-of-*.safetensors"))) > 2
+    small = AutoModelForCausalLM.from_pretrained(folders[1] / "lora-shrink")
+    assert sum(p.numel() for p in small.parameters()) == sharded["parameters"] == whole["parameters"]
+    tied = AutoModelForCausalLM.from_pretrained(folders[1] / "tied")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
+def facts(folders, name):
+    return tuple(json.loads((folder / f"{name}.json").read_text()) for folder in folders)

@@ -1,0 +1,105 @@
+"""Run by torchrun in test_sharding: a bare loop whose frozen base is whole (one process) or sharded (two)."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tiny import tiny_llama
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur import Pruner
+from secateur.distributed import average_gradients_, join, leave, processes
+from secateur.launcher import rank
+from secateur.sharding import gathered, shard_base
+from secateur.streaming import export_streamed
+
+STEPS, GLOBAL_BATCH, LENGTH = 8, 8, 24
+CASES = {
+    "lora-shrink": ("lora", "none", True),
+    "lora-mask": ("lora", "none", False),
+    "taylor-shrink": ("taylor", "none", True),
+    "gate-lstsq-shrink": ("gate", "lstsq", True),
+    "wanda-mask": ("wanda", "none", False),
+    "obs-lstsq-mask": ("obs", "lstsq", False),
+    "tied": ("lora", "none", True),
+}
+EXPORTED = ("lora-shrink", "tied")
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of the tensors that go into collectives, by the operation's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
+            name = func.name().split("::")[1].split(".")[0].strip("_")
+            size = max((t.numel() * t.element_size() for t in tensors), default=0)
+            self.bytes[name] = self.bytes.get(name, 0) + size
+        return func(*args, **(kwargs or {}))
+
+
+def run(folder: Path, name: str) -> None:
+    criterion, compensate, shrink = CASES[name]
+    torch.manual_seed(0)
+    model = get_peft_model(
+        tiny_llama(layers=2, dtype=torch.float64, tied=name == "tied"),
+        LoraConfig(r=4, target_modules="all-linear"),
+        autocast_adapter_dtype=False,
+    )
+    dense = base_bytes(model)
+    shard_base(model)
+    held = base_bytes(model)
+    pruner = Pruner(
+        model, sparsity=0.4, total_steps=STEPS, prune_start=2, prune_end=6, frequency=2, criterion=criterion,
+        compensate=compensate, shrink=shrink,
+    )  # fmt: skip
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
+    ids = torch.randint(3, 99, (STEPS, GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
+    scoring = {}
+    for step in range(STEPS):
+        batch = ids[step].chunk(processes())[rank()]
+        model(input_ids=batch, labels=batch).loss.backward()
+        average_gradients_([p for p in model.parameters() if p.requires_grad])
+        with Traffic() as traffic:
+            pruner.observe()
+        scoring[step + 1] = traffic.bytes
+        optimizer.step()
+        pruner.step(optimizer)
+        optimizer.zero_grad()
+    report = None
+    if name in EXPORTED:
+        report = export_streamed(
+            model, pruner.live, pruner.live_keep, folder / name, probe_ids=ids[0, :1], dtype=torch.float64,
+            file_bytes=100_000,
+        )  # fmt: skip
+    values = {path: gathered(value.detach()) for path, value in sorted(model.state_dict().items())}
+    if rank() == 0:
+        state = {path: value.contiguous() for path, value in values.items() if "lm_head" not in path}
+        kept = {f"keep.{pool}": mask for pool, mask in pruner.keep.items()}
+        scores = {f"scores.{pool}": value for pool, value in pruner.scores_before_cuts.items()}
+        save_file(state | kept | scores, folder / f"{name}.safetensors")
+        facts = {"dense": dense, "held": held, "scoring": scoring, "parameters": report and report.parameters,
+                 "lora": sum(p.numel() * 8 for p in trained)}  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+def base_bytes(model) -> int:
+    """What this process holds of the frozen weights."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in frozen]
+    return sum(p.numel() * p.element_size() for p in local)
+
+
+if __name__ == "__main__":
+    join()
+    for case in CASES:
+        run(Path(sys.argv[1]), case)
+    leave()
