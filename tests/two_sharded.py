@@ -63,16 +63,18 @@ def run(folder: Path, name: str) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     ids = torch.randint(3, 99, (STEPS, GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
-    scoring = {}
+    traffic = {}
     for step in range(STEPS):
         batch = ids[step].chunk(processes())[rank()]
-        model(input_ids=batch, labels=batch).loss.backward()
-        average_gradients_([p for p in model.parameters() if p.requires_grad])
-        with Traffic() as traffic:
+        with Traffic() as training:
+            model(input_ids=batch, labels=batch).loss.backward()
+            average_gradients_([p for p in model.parameters() if p.requires_grad])
+        with Traffic() as scoring:
             pruner.observe()
-        scoring[step + 1] = traffic.bytes
         optimizer.step()
-        pruner.step(optimizer)
+        with Traffic() as cutting:
+            pruner.step(optimizer)
+        traffic[step + 1] = {"training": training.bytes, "scoring": scoring.bytes, "cutting": cutting.bytes}
         optimizer.zero_grad()
     report = None
     if name in EXPORTED:
@@ -86,8 +88,10 @@ def run(folder: Path, name: str) -> None:
         kept = {f"keep.{pool}": mask for pool, mask in pruner.keep.items()}
         scores = {f"scores.{pool}": value for pool, value in pruner.scores_before_cuts.items()}
         save_file(state | kept | scores, folder / f"{name}.safetensors")
-        facts = {"dense": dense, "held": held, "scoring": scoring, "parameters": report and report.parameters,
-                 "lora": sum(p.numel() * 8 for p in trained)}  # fmt: skip
+        facts = {"dense": dense, "held": held, "traffic": traffic,
+                 "cuts": [cut.step for cut in pruner.cuts], "parameters": report and report.parameters,
+                 "lora": sum(p.numel() * 8 for p in trained),
+                 "units": sum(pool.size for pool in pruner.units.pools)}  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(facts))
 
 

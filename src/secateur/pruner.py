@@ -28,7 +28,7 @@ from .export import ExportReport, export_checkpoint
 from .families import Family
 from .masks import Masks
 from .schedule import Schedule, make_schedule
-from .sharding import assign_, gathered
+from .sharding import assign_, gathered, is_sharded
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
@@ -209,7 +209,7 @@ class Pruner:
                 f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known of "
                 "any unit: lower --lr, or compute in float32."
             )
-        if self.criterion.needs - {"lora_grad"}:  # LoRA's gradients are averaged in every step
+        if self._own_scores:  # LoRA's gradients are averaged in every step
             average_([self.scores[pool.name] for pool in self.units.pools])
         if not self.cuts:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
@@ -300,6 +300,20 @@ class Pruner:
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
         for path, parameter in self.rewritten().items():
             assign_(parameter, state["compensated"][path])
+
+    def share(self) -> None:
+        """Between cuts each process averages what it saw itself; now all hold the mean over all of them.
+
+        Averages are linear, so a later mean of means is the same. Every process must call it before one of them saves.
+        """
+        if self._own_scores:
+            average_([self.scores[pool.name] for pool in self.units.pools])
+        self.statistics.average_()
+
+    @property
+    def _own_scores(self) -> bool:
+        """Whether processes score apart: from their own batches, or their own rows of a sharded weight."""
+        return bool(self.criterion.needs - {"lora_grad"}) or any(map(is_sharded, self.model.modules()))
 
     def save(self, folder: Path) -> None:
         """Write the state as pruner.safetensors (masks, averages, rewritten weights) and pruner.json (the rest)."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import sum_
+from ..distributed import average_, processes
 from ..errors import InputError
 from ..sharding import gathered, local_rows
 from ..surgery import LoraFactors, lora_factors
@@ -79,7 +79,9 @@ def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
     if (place := local_rows(weight)) is None:
         sums = entry_sums(gathered(weight), lora.a, lora.b, lora.a.grad, lora.b.grad, **options)
     else:
-        sums = _spread_sums(*place, weight.shape[member.dim], lora, options)
+        sums = _own_sums(*place, weight.shape[member.dim], lora, options)
+        if scoring.normalize == "linear":  # not linear in the sums
+            average_([sums])
     if scoring.normalize == "scale":
         # At B = 0 the stand-in is s·G·AᵀA, whose entries scale as s·r/in.
         scale = lora.scaling * lora.a.shape[0] / lora.a.shape[1]
@@ -87,17 +89,18 @@ def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
     return sums
 
 
-def _spread_sums(local: Tensor, rows: slice, size: int, lora: LoraFactors, options: dict[str, Any]) -> Tensor:
-    """The same sums when each process holds some rows of W: only the sums go over the wire."""
+def _own_sums(local: Tensor, rows: slice, size: int, lora: LoraFactors, options: dict[str, Any]) -> Tensor:
+    """This process's part of the sums, from its rows of W, times the number of processes: the mean is the whole.
+
+    So nothing goes over the wire at a step: the pruner takes the mean of the units' averages at a cut.
+    """
     assert lora.a.grad is not None
     assert lora.b.grad is not None
-    own = entry_sums(local, lora.a, lora.b[rows], lora.a.grad, lora.b.grad[rows], **options)
+    own = entry_sums(local, lora.a, lora.b[rows], lora.a.grad, lora.b.grad[rows], **options) * processes()
+    if options["dim"] == 1:
+        return own
     sums = own.new_zeros(size)
-    if options["dim"] == 0:
-        sums[rows] = own
-    else:
-        sums = own
-    sum_(sums)
+    sums[rows] = own
     return sums
 
 

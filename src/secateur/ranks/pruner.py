@@ -156,9 +156,7 @@ class RankPruner:
         if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
             return None
         before = self.ranks
-        # Gradients are averaged at each step; what the processes saw of activations, only here.
-        seen = [averages.tensors["second_z"] for averages in self._averages.values() if "second_z" in averages.tensors]
-        average_(seen)
+        self.share()
         chosen: dict[str, Tensor] = {}
         for path, gone in self._choose(self.schedule.progress(self.steps_done)).items():
             if len(gone):
@@ -173,6 +171,13 @@ class RankPruner:
         if self.steps_done >= self.schedule.last_cut:
             self.close()
         return cut
+
+    def share(self) -> None:
+        """Averages over all processes, before a cut or a save; every process must call it.
+
+        Gradients are averaged at each step; what the processes saw of activations, only here.
+        """
+        average_([seen for own in self._averages.values() if (seen := own.tensors.get("second_z")) is not None])
 
     def close(self) -> None:
         """Stop watching."""
