@@ -57,7 +57,9 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(place, tmp_path, capsys) -
 
 def test_a_killed_process_ends_the_run_and_it_resumes(place, tmp_path) -> None:
     output = tmp_path / "out"
-    arguments = ["-m", "secateur", *command(place, output, batch=2)]
+    # Between cuts each process averages its own gate scores and moments: a checkpoint must hold them of all.
+    more = ("--criterion", "gate", "--compensate", "lstsq", "--frequency", "6")
+    arguments = ["-m", "secateur", *command(place, output, batch=2, more=more)]
     arguments[arguments.index("--steps") + 1] = "40"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     run = subprocess.Popen(launcher, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -73,6 +75,8 @@ def test_a_killed_process_ends_the_run_and_it_resumes(place, tmp_path) -> None:
         run.kill()
     assert run.returncode != 0
     assert "-9" in said, "the launcher says which process was killed, and how"
+    assert "process 0 of 2 stops: another one ended" in said, said
+    assert "The same command with --resume goes on from checkpoint-" in said
     assert not output.exists()
     resumed = launch(2, *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]

@@ -210,12 +210,12 @@ def _compare(comparison: "Comparison") -> int:
     from .compare import compare
     from .distributed import part_ways
 
-    number, of = part_ways()
-    if number > 0:
+    share = part_ways()
+    if share.number > 0:
         with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
-            compare(comparison, number, of)
+            compare(comparison, share)
         return 0
-    print("\n" + compare(comparison, number, of))
+    print("\n" + compare(comparison, share))
     print(f"\ntables, plot and records: {comparison.settings.output}")
     return 0
 

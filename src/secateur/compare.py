@@ -19,6 +19,7 @@ from .budget import TOLERANCE
 from .comparison import write_comparison
 from .config import PruneConfig
 from .data import evaluation_tokens
+from .distributed import Share
 from .documents import check_spec
 from .errors import InputError, NumericsError
 from .evaluate import perplexity
@@ -39,15 +40,14 @@ from .surgery import merged_and_sliced
 RECORD = "result.json"
 
 
-def compare(comparison: Comparison, number: int = 0, of: int = 1) -> str:
+def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B008 - it is frozen
     """Run what is not there yet and return the table.
 
     A cell whose record exists is not run again, so a comparison that was stopped goes on where it was.
 
     Args:
-        number, of: this process's share, when several work at one comparison: every `of`-th cell. The first waits for
-            the others' records.
-
+        share: which cells this process runs, when several work at one comparison. The first waits for the others'
+            records and writes the table.
     Raises:
         InputError: inputs of a cell that cannot work; cells or recorded ones that do not compare.
     """
@@ -60,11 +60,12 @@ def compare(comparison: Comparison, number: int = 0, of: int = 1) -> str:
     if not comparison.settings.allow_different:
         _check_budgets({cell.name: jobs[cell.name] for cell in missing if cell.kind == "prune"})
     folder.mkdir(parents=True, exist_ok=True)
+    share.meet("all cells checked")  # what another process has begun would look like a stopped run
     print(f"{len(comparison.cells)} cells, {len(missing)} to run", end="", flush=True)
-    if missing:
-        seconds = _estimate(folder, comparison, jobs[missing[0].name]) * len(missing)
+    if missing and share.number == 0:
+        seconds = _estimate(folder, comparison, jobs[missing[0].name]) * -(-len(missing) // share.of)
         print(f", about {human_seconds(seconds)}", flush=True)
-    mine = [cell for place, cell in enumerate(comparison.cells) if place % of == number and cell in missing]
+    mine = [cell for place, cell in enumerate(comparison.cells) if place % share.of == share.number and cell in missing]
     for count, cell in enumerate(mine, 1):
         print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
         try:
@@ -74,9 +75,12 @@ def compare(comparison: Comparison, number: int = 0, of: int = 1) -> str:
             print(f"failed: {error}", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
-        write_comparison(folder, [cell.name for cell in comparison.cells])
+        if share.number == 0:
+            write_comparison(folder, [cell.name for cell in comparison.cells])
         gc.collect()
-    while number == 0 and not all(_recorded(folder, cell) for cell in comparison.cells):
+    if share.number > 0:
+        return ""
+    while not all(_recorded(folder, cell) for cell in comparison.cells):
         time.sleep(1)
     return write_comparison(folder, [cell.name for cell in comparison.cells])
 

@@ -53,6 +53,9 @@ class RunConfig:
     seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
     save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
     resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")
+    process_timeout: int = option(
+        "with several processes: seconds after which one that does not answer is given up", 1800, group="training"
+    )
     report_to: tuple[str, ...] = option(
         "trackers, through transformers' Trainer: tensorboard, wandb", (), group="training"
     )
@@ -74,7 +77,7 @@ class RunConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens"):
+        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)

@@ -8,6 +8,7 @@ same units and shrinks the same shapes. (DistributedDataParallel does not follow
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -15,24 +16,42 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .errors import SecateurError
-from .launcher import launched, rank
+from .launcher import launched
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others: rank 0 alone writes and verifies the result."""
+TIMEOUT_S = 1800
+"""How long a process waits for the others, where the user does not say (`--process-timeout`)."""
 
 
-def join() -> None:
+def join(timeout_s: float = TIMEOUT_S) -> None:
     """Meet the other processes that the launcher started, where nothing else (a Trainer) has done it."""
     if launched() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
-def part_ways() -> tuple[int, int]:
-    """(rank, processes), and from here on this process works as if it had been started alone, on its own device."""
-    found = rank(), launched()
+@dataclass(frozen=True)
+class Share:
+    """One process's part in work that is dealt out: every `of`-th piece, from `number` on."""
+
+    number: int = 0
+    of: int = 1
+    store: dist.Store | None = None
+
+    def meet(self, place: str) -> None:
+        """Wait until all have come to `place`."""
+        if self.store is not None:
+            self.store.set(f"{place}/{self.number}", "here")
+            self.store.wait([f"{place}/{number}" for number in range(self.of)], timedelta(seconds=TIMEOUT_S))
+
+
+def part_ways() -> Share:
+    """This process's share; from here on it works as if it had been started alone, on its own device."""
+    if launched() == 1:
+        return Share()
+    store, number, of = next(dist.rendezvous("env://"))
+    found = Share(number, of, store)
     local = os.environ.get("LOCAL_RANK")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
@@ -93,6 +112,15 @@ def sum_(tensor: Tensor) -> None:
     """Add up a tensor over the processes, in place."""
     if processes() > 1:
         dist.all_reduce(tensor)
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers: what one of them was told, all know."""
+    if processes() == 1:
+        return number
+    found = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def barrier() -> None:

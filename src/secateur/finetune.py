@@ -15,7 +15,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
 from .config import RunConfig
-from .distributed import TIMEOUT, average_gradients_, processes
+from .contact import contact_kept
+from .distributed import average_gradients_, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
 from .guard import TRAIN_LESS, memory_for
@@ -101,7 +102,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         warmup_steps=steps_of(config.lr_warmup, total_steps),
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
-        ddp_timeout=int(TIMEOUT.total_seconds()),
+        ddp_timeout=config.process_timeout,
         seed=config.seed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
@@ -146,7 +147,7 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
-    with casting, memory_for("training", TRAIN_LESS), saved_or_said(job):
+    with casting, memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 

@@ -125,7 +125,7 @@ def _check_alike(cells: list[Cell]) -> None:
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """`lr: 0.0005 -> 0.001` for every option of `prune` in which two recorded configs differ."""
-    ignored = {"output", "overwrite", "save_steps"}
+    ignored = {"output", "overwrite", "save_steps", "process_timeout"}
     return [
         f"{f.name}: {one.get(f.name)} -> {other.get(f.name)}"
         for f in fields(PruneConfig)

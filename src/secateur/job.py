@@ -143,6 +143,7 @@ HARMLESS = (
     "overwrite",
     "resume",
     "save_steps",
+    "process_timeout",
     "report_to",
     "eval_data",
     "eval_steps",

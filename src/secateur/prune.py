@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
+from .distributed import average_gradients_, join
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
@@ -23,7 +24,7 @@ from .export import ExportReport, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
-from .launcher import rank
+from .launcher import launched, rank
 from .locks import locked
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype, name_of
@@ -179,24 +180,26 @@ def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:
 
 
 def _batches(job: PruneJob, count: int) -> Iterator[Tensor]:
-    """Indices into the training data of the first `count` batches."""
+    """Indices into the training data of the first `count` batches, of all processes together."""
     order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
-    size = job.config.batch_size
+    size = job.config.batch_size * launched()
     yield from order.repeat(-(-count * size // len(order))).split(size)[:count]
 
 
 def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Cut:
     """One-shot order: score on the first steps' batches without training, then cut ("separate" in LoRAPrune §4)."""
+    join(job.config.process_timeout)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
     for batch in _batches(job, job.schedule.start):
-        for rows in batch.split(job.config.batch_size // job.config.accumulation):
+        for rows in batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation):
             ids, labels = (torch.tensor([job.blocks[int(i)][key] for i in rows]) for key in ("input_ids", "labels"))
             ids, labels = ids.to(model.device), labels.to(model.device)
             with autocast(model.device.type, dtype):
                 loss = causal_lm_loss(model(input_ids=ids), labels) / job.config.accumulation
             loss.backward()
+        average_gradients_(model.parameters())
         pruner.observe()
         cut = pruner.step(optimizer)
         model.zero_grad()

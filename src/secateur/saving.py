@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import rotate, seal
-from .distributed import barrier
+from .distributed import barrier, largest
 from .errors import InterruptedRun
 
 
@@ -45,6 +45,8 @@ class Interruption(TrainerCallback):
     def __init__(self, output: Path) -> None:
         self.output = output
         self.received: int | None = None
+        self.agreed = 0
+        """The signal that some process has received: all stop after the same step."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -57,7 +59,8 @@ class Interruption(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.received is not None:
+        self.agreed = largest(self.received or 0)
+        if self.agreed:
             control.should_save = control.should_training_stop = True
 
     def check(self, step: int) -> None:
@@ -66,11 +69,11 @@ class Interruption(TrainerCallback):
         Raises:
             InterruptedRun: a signal came.
         """
-        if self.received is not None:
+        if self.agreed:
             raise InterruptedRun(
                 f"stopped after step {step}, which is saved. The same command with --resume goes on from there; "
                 f"{self.output} is untouched.",
-                self.received,
+                self.agreed,
             )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
