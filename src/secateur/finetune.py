@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from .checkpoints import find_latest
 from .config import RunConfig
 from .contact import contact_kept
-from .distributed import average_gradients_, processes
+from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
 from .guard import TRAIN_LESS, memory_for
@@ -134,6 +134,7 @@ def run_trainer(
         checkpoint: go on from there; the model has the shapes of its weights already.
         facts: what else trackers are told at each step.
     """
+    join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
     trainer = AutocastTrainer(
         model=model,
         args=training_arguments(job.config, steps or job.total_steps, dtype, job.work),
