@@ -9,10 +9,13 @@ import time
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_distributed import ENVIRONMENT, WORDS, launch
-from tiny import save_tiny
+from tiny import save_tiny, tiny_llama
 
+from secateur import Pruner
 from secateur.cli import main
 
 
@@ -115,3 +118,33 @@ def test_a_comparison_is_spread_over_processes(place, tmp_path) -> None:
         assert done.stdout.count("tables, plot and records") == 1
     assert len(found[0]) == 5
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("criterion", ["lora", "gate", "wanda"])
+def test_layers_placed_by_a_device_map(criterion) -> None:
+    """accelerate's hooks, which move what passes between layers' devices, see a cut's smaller linears (on one CPU)."""
+    found = []
+    for mapped in (False, True):
+        torch.manual_seed(0)
+        base = tiny_llama(layers=2)
+        if mapped:
+            places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+            places |= {f"model.layers.{number}": "cpu" for number in range(2)}
+            base = dispatch_model(base, places, main_device="cpu", force_hooks=True)
+            assert hasattr(base.model.layers[1], "_hf_hook")
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        pruner = Pruner(
+            model, sparsity=0.4, total_steps=4, prune_start=1, prune_end=3, frequency=1, criterion=criterion
+        )
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        ids = torch.arange(3, 40).unsqueeze(0)
+        for _ in range(4):
+            model(input_ids=ids, labels=ids).loss.backward()
+            pruner.observe()
+            optimizer.step()
+            pruner.step(optimizer)
+            optimizer.zero_grad()
+        found.append((model.eval()(input_ids=ids).logits, pruner.removed_params))
+    (expected, removed), (logits, also_removed) = found
+    assert removed == also_removed > 0
+    torch.testing.assert_close(logits, expected, rtol=0.0, atol=1e-5 * float(expected.abs().max()))
