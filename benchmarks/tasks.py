@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="rows of each task; default: all")
     parser.add_argument("--num-fewshot", type=int)
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--summary", type=Path, help="also write the records into one file, rows as strings of 0 and 1")
     given = parser.parse_args()
     models = dict(pair.split("=", 1) for pair in given.models)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,20 @@ def main() -> None:
             {name: read(given.folder / f"{name}.json") for name in models if (given.folder / f"{name}.json").exists()}
         )
     )
+    if given.summary:
+        known = json.loads(given.summary.read_text()) if given.summary.exists() else {}
+        write_json(given.summary, known | {name: summary(given.folder / f"{name}.json") for name in models})
+
+
+def summary(path: Path) -> dict[str, object]:
+    """A record without private paths."""
+    record = json.loads(path.read_text())
+    for figure in record["tasks"].values():
+        figure["source"] = figure["source"].split(" of /")[0]
+        figure["row_values"] = "".join(str(int(value)) for value in figure["row_values"])
+    kept = ("commit", "versions", "python", "cpu", "secateur")
+    record["environment"] = {key: value for key, value in record["environment"].items() if key in kept}
+    return record
 
 
 def run(path: Path, name: str, options: TaskOptions) -> None:

@@ -23,7 +23,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("criterion", "compensate", "way"),
     [("lora", "none", "shrink"), ("taylor", "none", "mask"), ("gate", "lstsq", "shrink"), ("wanda", "none", "shrink"),
-     ("obs", "lstsq", "mask")],
+     ("obs", "lstsq", "mask"), ("rank-gradient", "none", "shrink")],
 )  # fmt: skip
 def test_two_processes_are_one(tmp_path, criterion, compensate, way) -> None:
     found = []
@@ -40,7 +40,8 @@ def test_two_processes_are_one(tmp_path, criterion, compensate, way) -> None:
         else:
             # the loss is float32 inside, and Adam amplifies its round-off where gradients are small
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
-    assert any(not value.all() for name, value in one.items() if name.startswith("keep."))
+    kept = [value for name, value in one.items() if name.startswith("keep.")]
+    assert any(not value.all() if value.dim() else value < 4 for value in kept), "something went"
 
 
 def test_disagreement_is_found_at_the_next_cut(tmp_path) -> None:

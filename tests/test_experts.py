@@ -121,6 +121,11 @@ def test_the_command(tmp_path, capsys) -> None:
     assert "experts that no token of the training was given to: model.layers.0.mlp.experts [4]" in said.out + said.err
     assert not any(isinstance(module, ExpertList) for module in small.modules())
     assert main(["plan", *arguments[1:3], "--sparsity", "0.3"]) == 0
+    adapting = ["adapt", *arguments[1:13], "--init-rank", "4", "--rank", "2", "--output", str(tmp_path / "adapter")]
+    assert main(adapting) == 2
+    assert "LoRA on a MixtralTopKRouter is not supported: use --targets" in capsys.readouterr().err
+    adapting += ["--targets", "q_proj", "v_proj"]
+    assert main(adapting) == 0, capsys.readouterr().err  # an adapter of the stock model: PEFT has read it back
 
 
 class Mlp(torch.nn.Module):

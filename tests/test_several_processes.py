@@ -9,11 +9,13 @@ import time
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_distributed import ENVIRONMENT, WORDS, launch
-from tiny import save_tiny
+from tiny import save_tiny, tiny_llama
 
-from secateur.checkpoints import fault_of
+from secateur import Pruner
 from secateur.cli import main
 
 
@@ -122,43 +124,31 @@ def test_a_comparison_is_spread_over_processes(place, tmp_path) -> None:
     assert found[0] == found[1]
 
 
-def started(place, output, *more: str) -> subprocess.Popen[str]:
-    """A run of 400 steps on two processes, given back once it has a checkpoint."""
-    arguments = command(place, output, batch=2, more=("--process-timeout", "3", *more))
-    arguments[arguments.index("--steps") + 1] = "400"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "secateur"]
-    run = subprocess.Popen([*launcher, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(output.with_name(output.name + ".run").glob("checkpoint-*/secateur-manifest.json")):
-        assert run.poll() is None, run.communicate()[1][-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return run
-
-
-def test_a_hanging_process_is_given_up(place, tmp_path) -> None:
-    run = started(place, tmp_path / "out")
-    hanging = max(children(run.pid))
-    os.kill(hanging, signal.SIGSTOP)
-    try:
-        said = ""
-        assert run.stderr is not None
-        while "process 0 of 2 stops" not in said:
-            said = run.stderr.readline()
-            assert said, "the run ended without a word on it"
-        assert "did not answer for --process-timeout 3 s" in said
-        assert "--resume goes on from checkpoint-" in said
-    finally:
-        os.kill(hanging, signal.SIGKILL)
-        run.communicate(timeout=60)
-    assert run.returncode != 0
-
-
-def test_a_signal_to_one_process_stops_all_after_the_same_step(place, tmp_path) -> None:
-    run = started(place, tmp_path / "out")
-    os.kill(max(children(run.pid)), signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode != 0
-    steps = {line.split("stopped after step ")[1].split(",")[0] for line in said.splitlines() if "stopped after" in line}
-    assert len(steps) == 1, said[-2000:]
-    assert fault_of(tmp_path / "out.run" / f"checkpoint-{steps.pop()}") is None
+@pytest.mark.parametrize("criterion", ["lora", "gate", "wanda"])
+def test_layers_placed_by_a_device_map(criterion) -> None:
+    """accelerate's hooks, which move what passes between layers' devices, see a cut's smaller linears (on one CPU)."""
+    found = []
+    for mapped in (False, True):
+        torch.manual_seed(0)
+        base = tiny_llama(layers=2)
+        if mapped:
+            places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+            places |= {f"model.layers.{number}": "cpu" for number in range(2)}
+            base = dispatch_model(base, places, main_device="cpu", force_hooks=True)
+            assert hasattr(base.model.layers[1], "_hf_hook")
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        pruner = Pruner(
+            model, sparsity=0.4, total_steps=4, prune_start=1, prune_end=3, frequency=1, criterion=criterion
+        )
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        ids = torch.arange(3, 40).unsqueeze(0)
+        for _ in range(4):
+            model(input_ids=ids, labels=ids).loss.backward()
+            pruner.observe()
+            optimizer.step()
+            pruner.step(optimizer)
+            optimizer.zero_grad()
+        found.append((model.eval()(input_ids=ids).logits, pruner.removed_params))
+    (expected, removed), (logits, also_removed) = found
+    assert removed == also_removed > 0
+    torch.testing.assert_close(logits, expected, rtol=0.0, atol=1e-5 * float(expected.abs().max()))

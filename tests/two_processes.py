@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tiny import tiny_llama
 from transformers import TrainingArguments
 
-from secateur import Pruner, PruningCallback
+from secateur import Pruner, PruningCallback, RankPruner
 from secateur.distributed import leave
 from secateur.finetune import AutocastTrainer
 from secateur.launcher import rank
@@ -24,10 +24,12 @@ def main(output: str, batch: int, criterion: str, compensate: str, shrink: bool,
         LoraConfig(r=4, target_modules="all-linear"),
         autocast_adapter_dtype=False,
     )
-    pruner = Pruner(
-        model, sparsity=0.4, total_steps=STEPS, prune_start=3, prune_end=11, frequency=4, criterion=criterion,
-        compensate=compensate, shrink=shrink,
-    )  # fmt: skip
+    pruner: Pruner | RankPruner
+    times = {"total_steps": STEPS, "prune_start": 3, "prune_end": 11, "frequency": 4}
+    if criterion.startswith("rank-"):
+        pruner = RankPruner(model, rank=2, criterion=criterion.removeprefix("rank-"), **times)
+    else:
+        pruner = Pruner(model, sparsity=0.4, criterion=criterion, compensate=compensate, shrink=shrink, **times)
     if disagree and rank() == 1:
         pruner.scores = {name: -scores for name, scores in pruner.scores.items()}
         pruner.criterion = __import__("secateur.criteria", fromlist=["CRITERIA"]).CRITERIA["random"]
@@ -46,9 +48,12 @@ def main(output: str, batch: int, criterion: str, compensate: str, shrink: bool,
     trainer.train()
     if rank() == 0:
         state = {name: value.contiguous() for name, value in model.state_dict().items() if "lm_head" not in name}
-        kept = {f"keep.{name}": mask for name, mask in pruner.keep.items()}
-        scores = {f"scores.{name}": value for name, value in pruner.scores_before_cuts.items()}
-        save_file(state | kept | scores, output)
+        if isinstance(pruner, RankPruner):
+            seen = {f"keep.{name}": torch.tensor(rank) for name, rank in pruner.ranks.items()}
+        else:
+            seen = {f"keep.{name}": mask for name, mask in pruner.keep.items()}
+            seen |= {f"scores.{name}": value for name, value in pruner.scores_before_cuts.items()}
+        save_file(state | seen, output)
     leave()
 
 

@@ -84,7 +84,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         progress.message(note)
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype)
-    base = load_base(job, dtype)
+    base = load_base(job, dtype, experts_apart=False)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     before = measure(base, job, dtype)
     model = add_lora(base, config, "all-linear", scaling=lora_scaling(config, 1.0))

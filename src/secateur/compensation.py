@@ -96,4 +96,5 @@ def _absorb_mean_(module: nn.Module, mean: Tensor, go: Tensor) -> None:
     """bias += (W + s·B·A)[:, go]·E[x_go]."""
     bias = base_linear(module).bias
     constant = merged_weight(module)[:, go].to(mean.dtype) @ mean[go]
-    bias.data += constant.to(bias)
+    whole = gathered(bias.detach())
+    assign_(bias, whole + constant.to(whole))

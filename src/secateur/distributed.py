@@ -77,11 +77,17 @@ def average_(tensors: list[Tensor]) -> None:
     """Every tensor becomes its mean over the processes, in one all-reduce; shapes and order must agree."""
     if processes() == 1 or not tensors:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    device = wire()  # layers may lie on several devices, scores on the CPU
+    flat = torch.cat([tensor.flatten().to(device) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= processes()
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def wire() -> torch.device:
+    """Where a tensor must be to be sent."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def check_agreement(keep: Mapping[str, Tensor], step: int) -> None:
@@ -95,9 +101,7 @@ def check_agreement(keep: Mapping[str, Tensor], step: int) -> None:
     digest = hashlib.sha256()
     for name, mask in sorted(keep.items()):
         digest.update(name.encode() + bytes(mask.to(torch.uint8).cpu().tolist()))
-    mine = torch.tensor(list(digest.digest()), dtype=torch.uint8)
-    if dist.get_backend() == "nccl":
-        mine = mine.cuda()
+    mine = torch.tensor(list(digest.digest()), dtype=torch.uint8, device=wire())
     everyone = [torch.empty_like(mine) for _ in range(processes())]
     dist.all_gather(everyone, mine)
     others = [number for number, digest_of in enumerate(everyone) if not torch.equal(digest_of, everyone[0])]
@@ -118,7 +122,7 @@ def largest(number: int) -> int:
     """The largest of the processes' numbers: what one of them was told, all know."""
     if processes() == 1:
         return number
-    found = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    found = torch.tensor(number, device=wire())
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 

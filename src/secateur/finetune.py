@@ -30,14 +30,20 @@ from .ranks.layers import whole
 LORA_INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_4", "olora": "olora"}
 
 
-def load_base(job: Job, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in its checkpoint's own precision (or wider, for float32 runs): the merge must lose nothing."""
+def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> PreTrainedModel:
+    """The model in its checkpoint's own precision (or wider, for float32 runs): the merge must lose nothing.
+
+    Args:
+        experts_apart: a mixture's experts as linears, which LoRA, masks and cuts can reach. An adapter that is to fit
+            the stock model must leave them as they are.
+    """
     with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
         model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
         model.config.use_cache = False
         if dtype == torch.float32 and model.dtype != torch.float64:
             model.float()
-        unstack_experts(model)
+        if experts_apart:
+            unstack_experts(model)
         nn.Module.to(model, default_device())
     return model
 

@@ -57,11 +57,15 @@ class NumericsGuard(TrainerCallback):
 
 
 def first_not_finite(model: torch.nn.Module) -> str | None:
-    """The name of the first parameter with a NaN or infinite gradient; one host synchronisation when all is well."""
+    """The name of the first parameter with a NaN or infinite gradient; one host synchronisation when all is well.
+
+    Gradients may lie on several devices (`device_map`).
+    """
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
     if not named:
         return None
-    finite = torch.stack([torch.isfinite(gradient).all() for _, gradient in named])
+    home = named[0][1].device
+    finite = torch.stack([torch.isfinite(gradient).all().to(home) for _, gradient in named])
     if bool(finite.all()):
         return None
     return named[int((~finite).nonzero()[0])][0]

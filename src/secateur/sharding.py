@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from .distributed import processes
+from .errors import InputError
+from .experts import ExpertList
 from .launcher import rank
 
 
@@ -22,10 +24,18 @@ def shard_base(model: nn.Module) -> int:
     """Shard the frozen linears and embeddings of a model with LoRA over the processes; returns how many there are.
 
     Call it in every process, after LoRA is added and before the optimiser is made. What the input and output
-    embeddings share (tied weights) stays whole. In one process nothing happens.
+    embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens.
+
+    Raises:
+        InputError: a mixture of experts.
     """
     if processes() == 1:
         return 0
+    if any(isinstance(module, ExpertList) for module in model.modules()):
+        raise InputError(
+            "a mixture of experts is not sharded: a linear is gathered by all processes together when it is used, and "
+            "each process's tokens choose experts of their own. Leave shard_base out."
+        )
     found = [module for module in model.modules() if _shardable(module, _tied(model))]
     for module in found:
         _shard(module)

@@ -1,0 +1,70 @@
+"""Two processes of which one hangs, or is told to stop: the other does not wait for ever (gloo)."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from test_distributed import ENVIRONMENT
+from test_several_processes import children, command, place  # noqa: F401 - a fixture
+
+from secateur.checkpoints import fault_of
+
+
+def started(place, output, *more: str) -> subprocess.Popen[str]:
+    """A run of 400 steps on two processes, given back once it has a checkpoint."""
+    arguments = command(place, output, batch=2, more=("--process-timeout", "3", *more))
+    arguments[arguments.index("--steps") + 1] = "400"
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "secateur",
+    ]
+    run = subprocess.Popen([*launcher, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(output.with_name(output.name + ".run").glob("checkpoint-*/secateur-manifest.json")):
+        assert run.poll() is None, run.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return run
+
+
+def test_a_hanging_process_is_given_up(place, tmp_path) -> None:
+    run = started(place, tmp_path / "out")
+    hanging = max(children(run.pid))
+    os.kill(hanging, signal.SIGSTOP)
+    patience = threading.Timer(60, os.kill, (hanging, signal.SIGKILL))
+    patience.start()
+    try:
+        said = ""
+        assert run.stderr is not None
+        while "process 0 of 2 stops" not in said:
+            said = run.stderr.readline()
+            assert said, "the run ended without a word on it"
+        assert patience.is_alive(), "only its death was noticed"
+        assert "did not answer for --process-timeout 3 s" in said
+        assert "--resume goes on from checkpoint-" in said
+    finally:
+        patience.cancel()
+        os.kill(hanging, signal.SIGKILL)
+        run.communicate(timeout=60)
+    assert run.returncode != 0
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(place, tmp_path) -> None:
+    run = started(place, tmp_path / "out")
+    os.kill(max(children(run.pid)), signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode != 0
+    steps = {
+        line.split("stopped after step ")[1].split(",")[0] for line in said.splitlines() if "stopped after" in line
+    }
+    assert len(steps) == 1, said[-2000:]
+    assert fault_of(tmp_path / "out.run" / f"checkpoint-{steps.pop()}") is None
