@@ -7,27 +7,30 @@ import sys
 import threading
 import time
 
-from test_distributed import ENVIRONMENT
-from test_several_processes import children, command, place  # noqa: F401 - a fixture
+import pytest
+from test_distributed import ENVIRONMENT, WORDS
+from test_several_processes import children, command
+from tiny import save_tiny
 
 from secateur.checkpoints import fault_of
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lost")
+    save_tiny(folder / "model", layers=2)
+    (folder / "text.txt").write_text(WORDS * 60)
+    return folder
 
 
 def started(place, output, *more: str) -> subprocess.Popen[str]:
     """A run of 400 steps on two processes, given back once it has a checkpoint."""
     arguments = command(place, output, batch=2, more=("--process-timeout", "3", *more))
     arguments[arguments.index("--steps") + 1] = "400"
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "secateur",
-    ]
-    run = subprocess.Popen([*launcher, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.Popen(
+        [*launcher, "-m", "secateur", *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not list(output.with_name(output.name + ".run").glob("checkpoint-*/secateur-manifest.json")):
         assert run.poll() is None, run.communicate()[1][-2000:]

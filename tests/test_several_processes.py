@@ -58,6 +58,18 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(place, tmp_path, capsys) -
         torch.testing.assert_close(weights(tmp_path / "one")[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_one_shot_scores_the_batches_of_all(place, tmp_path) -> None:
+    """Its scoring comes before Trainer: two processes with batch 2 score what one with batch 4 does."""
+    more = ("--schedule", "one-shot", "--criterion", "taylor")
+    done = launch(2, "-m", "secateur", *command(place, tmp_path / "two", batch=2, more=more))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(command(place, tmp_path / "one", batch=4, more=more)) == 0
+    one, two = (json.loads((tmp_path / name / "units.json").read_text()) for name in ("one", "two"))
+    for pool, scores in one["scores_before_cuts"].items():
+        assert two["scores_before_cuts"][pool] == pytest.approx(scores, rel=1e-4), pool
+    assert one["pools"] == two["pools"]
+
+
 def test_a_killed_process_ends_the_run_and_it_resumes(place, tmp_path) -> None:
     output = tmp_path / "out"
     # Between cuts each process averages its own gate scores and moments: a checkpoint must hold them of all.

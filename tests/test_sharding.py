@@ -7,8 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import launch
+from torch import nn
 from transformers import AutoModelForCausalLM
 from two_sharded import CASES
+
+from secateur.errors import InputError
+from secateur.experts import ExpertList
+from secateur.sharding import shard_base
 
 SCRIPT = Path(__file__).parent / "two_sharded.py"
 
@@ -35,6 +40,17 @@ def test_sharded_is_whole(folders, name) -> None:
         else:
             torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5, msg=key)
     assert any(not value.all() for key, value in one.items() if key.startswith("keep."))
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    """Its processes would wait for each other's experts."""
+    with pytest.raises(InputError, match="mixture of experts is not sharded"):
+        shard_base(nn.Sequential(ExpertList([])))
+
+
+def test_export_of_a_sharded_model_names_the_way(folders) -> None:
+    _, sharded = facts(folders, "lora-shrink")
+    assert "export_streamed, in every process" in sharded["refused"]
 
 
 def test_each_process_holds_half(folders) -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur import Pruner
 from secateur.distributed import average_gradients_, join, leave, processes
+from secateur.errors import InputError
 from secateur.launcher import rank
 from secateur.sharding import gathered, shard_base
 from secateur.streaming import export_streamed
@@ -24,6 +25,7 @@ CASES = {
     "gate-lstsq-shrink": ("gate", "lstsq", True),
     "wanda-mask": ("wanda", "none", False),
     "obs-lstsq-mask": ("obs", "lstsq", False),
+    "flap-bias-mask": ("flap", "bias", False),
     "tied": ("lora", "none", True),
 }
 EXPORTED = ("lora-shrink", "tied")
@@ -49,7 +51,7 @@ def run(folder: Path, name: str) -> None:
     criterion, compensate, shrink = CASES[name]
     torch.manual_seed(0)
     model = get_peft_model(
-        tiny_llama(layers=2, dtype=torch.float64, tied=name == "tied"),
+        tiny_llama(layers=2, dtype=torch.float64, tied=name == "tied", bias="bias" in name),
         LoraConfig(r=4, target_modules="all-linear"),
         autocast_adapter_dtype=False,
     )
@@ -76,6 +78,12 @@ def run(folder: Path, name: str) -> None:
             pruner.step(optimizer)
         traffic[step + 1] = {"training": training.bytes, "scoring": scoring.bytes, "cutting": cutting.bytes}
         optimizer.zero_grad()
+    refused = ""
+    if held != dense:
+        try:
+            pruner.export(folder / "refused", probe_ids=ids[0, :1])
+        except InputError as error:
+            refused = str(error)
     report = None
     if name in EXPORTED:
         report = export_streamed(
@@ -88,7 +96,7 @@ def run(folder: Path, name: str) -> None:
         kept = {f"keep.{pool}": mask for pool, mask in pruner.keep.items()}
         scores = {f"scores.{pool}": value for pool, value in pruner.scores_before_cuts.items()}
         save_file(state | kept | scores, folder / f"{name}.safetensors")
-        facts = {"dense": dense, "held": held, "traffic": traffic,
+        facts = {"dense": dense, "held": held, "traffic": traffic, "refused": refused,
                  "cuts": [cut.step for cut in pruner.cuts], "parameters": report and report.parameters,
                  "lora": sum(p.numel() * 8 for p in trained),
                  "units": sum(pool.size for pool in pruner.units.pools)}  # fmt: skip

@@ -29,13 +29,13 @@ def shard_base(model: nn.Module) -> int:
     Raises:
         InputError: a mixture of experts.
     """
-    if processes() == 1:
-        return 0
     if any(isinstance(module, ExpertList) for module in model.modules()):
         raise InputError(
             "a mixture of experts is not sharded: a linear is gathered by all processes together when it is used, and "
             "each process's tokens choose experts of their own. Leave shard_base out."
         )
+    if processes() == 1:
+        return 0
     found = [module for module in model.modules() if _shardable(module, _tied(model))]
     for module in found:
         _shard(module)
