@@ -13,6 +13,8 @@ from two_sharded import CASES
 
 from secateur.errors import InputError
 from secateur.experts import ExpertList
+from secateur.fleet import sent_bytes, sharded
+from secateur.footprint import Footprint
 from secateur.sharding import shard_base
 
 SCRIPT = Path(__file__).parent / "two_sharded.py"
@@ -86,3 +88,23 @@ def test_written_from_shards(folders) -> None:
 
 def facts(folders, name):
     return tuple(json.loads((folder / f"{name}.json").read_text()) for folder in folders)
+
+
+def test_the_plan_for_several_devices_is_what_two_processes_take(folders) -> None:
+    """`secateur plan --devices 2`: its share of the base, and what it says is sent, against what was counted."""
+    _, found = facts(folders, "lora-shrink")
+    trained = found["lora"]
+    memory = Footprint(
+        weights=found["dense"],
+        lora=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=0,
+        logits=0,
+        allocator=0,
+    )
+    assert sharded(memory, 2, 0).weights == pytest.approx(found["held"], rel=0.02)
+    sent, counted = sent_bytes(memory, 2, 1), found["traffic"]["1"]["training"]
+    assert sent["all_reduce"] == counted["allreduce"]  # a ring of two sends each byte once from each
+    # A device sends its half of what is gathered; the first layer's weights are not needed for gradients backwards.
+    assert sent["all_gather"] == pytest.approx(counted["allgather_base"] / 2, rel=0.15)
