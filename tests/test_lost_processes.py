@@ -71,3 +71,24 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(place, tmp_path) 
     }
     assert len(steps) == 1, said[-2000:]
     assert fault_of(tmp_path / "out.run" / f"checkpoint-{steps.pop()}") is None
+
+
+def test_a_launchers_signal_does_not_cut_short_what_a_survivor_says(tmp_path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from secateur.errors import LostProcessError, SecateurError
+from secateur.saving import Interruption
+
+for error in (LostProcessError, SecateurError):
+    try:
+        with Interruption(Path("out")):
+            raise error("lost")
+    except SecateurError:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(f"spoke after {error.__name__}", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["spoke after LostProcessError", ""]
+    assert done.returncode == -signal.SIGTERM, "any other error leaves the signal to end the process"

@@ -7,16 +7,12 @@ from torch import distributed as dist
 
 from .checkpoints import find_latest
 from .distributed import processes
-from .errors import SecateurError
+from .errors import LostProcessError, SecateurError
 from .job import Job
 from .launcher import rank
 
 SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
 """What the libraries under torch.distributed say when another process no longer answers."""
-
-
-class LostProcessError(SecateurError):
-    """Another process of the run ended or hangs."""
 
 
 @contextmanager

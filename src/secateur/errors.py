@@ -51,6 +51,10 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+class LostProcessError(SecateurError):
+    """Another process of the run ended or hangs."""
+
+
 class InterruptedRun(SecateurError):
     """A signal stopped the run after a step that is saved (exit code 128 + the signal's number)."""
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .checkpoints import rotate, seal
 from .distributed import barrier, largest
-from .errors import InterruptedRun
+from .errors import InterruptedRun, LostProcessError
 
 
 class SavingCallback(TrainerCallback):
@@ -54,7 +54,10 @@ class Interruption(TrainerCallback):
             self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._previous and isinstance(error, LostProcessError):
+            # A launcher sends SIGTERM to those that are left: what they have to say must not be cut short.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
