@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
 
 from secateur.discovery import find_units
 from secateur.families import family_of
+from secateur.finetune import checkpoint_layers
 from secateur.flops import StepFlops, Workload, model_sizes, run_flops, step_flops
 from secateur.loss import causal_lm_loss
 from secateur.schedule import Schedule
@@ -20,10 +21,12 @@ SIZES = {
 }  # fmt: skip
 
 
-def counted(model, targets, rank, batch, seq_len):
+def counted(model, targets, rank, batch, seq_len, checkpointing=False):
     """FLOPs of forward and backward, by PyTorch's counter; eager attention, as it knows no fused kernel of CPUs."""
     model.set_attn_implementation("eager")
     tuned = get_peft_model(model, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM")).train()
+    if checkpointing:
+        checkpoint_layers(tuned)
     ids = torch.zeros(batch, seq_len, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         causal_lm_loss(tuned(input_ids=ids, use_cache=False), ids).backward()
@@ -46,6 +49,14 @@ def test_the_formula_is_what_pytorch_counts(targets) -> None:
     for model in models():
         flops = formula(model, Workload(2, 48, targets), rank=4)
         assert flops.total == pytest.approx(counted(model, targets, 4, 2, 48), rel=2e-3)  # the rotary angles
+
+
+def test_the_forward_pass_is_counted_again_with_checkpointing() -> None:
+    for model in models():
+        plain = formula(model, Workload(2, 48, ALL), rank=4)
+        flops = formula(model, Workload(2, 48, ALL, checkpointing=True), rank=4)
+        assert flops.recomputed > plain.forward > 0 == plain.recomputed
+        assert flops.total == pytest.approx(counted(model, ALL, 4, 2, 48, checkpointing=True), rel=2e-3)
 
 
 def test_units_that_are_gone_cost_nothing() -> None:

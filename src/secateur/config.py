@@ -35,6 +35,11 @@ class RunConfig:
     batch_size: int = option("sequences per optimiser step and process", 8, group="training")
     accumulation: int = option("micro-batches a step is split into", 1, group="training")
     seq_len: int = option("tokens per sequence", 256, group="training")
+    gradient_checkpointing: bool = option(
+        "keep only each layer's input and compute the rest again in the backward pass: less memory, more time",
+        False,
+        group="training",
+    )
     response_only: bool = option("loss on the response tokens only", False, group="training")
     lr: float = option("peak learning rate of AdamW; cosine decay", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")

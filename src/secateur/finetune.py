@@ -57,6 +57,15 @@ def add_lora(
         linears: names of the linears that get LoRA unless the user says otherwise; `all-linear` for all.
         scaling: what B·A is multiplied by; by default what `--alpha` and `--rank` say (2 without `--alpha`).
     """
+    model = _with_adapter(base, config, linears, scaling)
+    if config.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model
+
+
+def _with_adapter(
+    base: PreTrainedModel, config: RunConfig, linears: Sequence[str] | str, scaling: float | None
+) -> PeftModel:
     if config.adapter:
         try:
             return PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
@@ -82,6 +91,21 @@ def add_lora(
         raise InputError(f"--targets {' '.join(config.targets)}: {' '.join(str(error).split())[:300]}") from None
     assert isinstance(model, PeftModel)
     return model
+
+
+def checkpoint_layers(model: PeftModel) -> None:
+    """Keep only the layers' inputs in the forward pass (`--gradient-checkpointing`); before one-shot scoring too.
+
+    Raises:
+        InputError: the architecture has no support for it.
+    """
+    base: Any = model.get_base_model()
+    if not base.supports_gradient_checkpointing:
+        raise InputError(f"--gradient-checkpointing: transformers has none for {type(base).__name__}: leave it out.")
+    # The later name is the newer one's; each takes the options of torch.utils.checkpoint.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    base.disable_input_require_grads()  # enabled for the reentrant kind; here it would only make unused gradients
 
 
 def lora_scaling(config: RunConfig, default: float) -> float:

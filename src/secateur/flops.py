@@ -54,6 +54,8 @@ class StepFlops:
     """The dense model's forward pass (`--distill`)."""
     scoring: float
     """Gradients of weights, for criteria that look at them, until the last cut."""
+    recomputed: float = 0.0
+    """The layers' forward pass once more (`--gradient-checkpointing`)."""
 
     @property
     def total(self) -> float:
@@ -72,6 +74,8 @@ class Workload:
     scored: Collection[str] = ()
     """Paths of the linears whose weights' gradients are made for scoring."""
     teacher: bool = False
+    checkpointing: bool = False
+    """Whether the layers' forward pass is made again for the backward pass."""
 
     @property
     def tokens(self) -> int:
@@ -105,7 +109,7 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
         rank: of LoRA.
     """
     linears = _without(sizes, units, gone)
-    forward = backward = lora = attention = 0.0
+    forward = backward = lora = attention = again = 0.0
     flowing = False  # whether gradients go back further than the linear at hand
     for number in range(sizes.layers):
         for stage, paths in enumerate(_stages(sizes, number)):
@@ -117,18 +121,21 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
             for path in adapted:
                 rows, columns = linears[path]
                 lora += rank * (2 * (rows + columns) + rows + columns * flowing)
+                again += rank * (rows + columns)
             if stage == 0:
                 width = linears[f"{sizes.family.layers}.{number}.{sizes.family.o}"][1]
                 inputs = (f"{sizes.family.layers}.{number}.{getattr(sizes.family, role)}" for role in "qkv")
                 products = _attention_products(*(flowing or path in adapted for path in inputs))
                 attention += work.seq_len * width * (2 + products)
+                again += work.seq_len * width * 2
             flowing = flowing or bool(adapted)
     head = sizes.head[0] * sizes.head[1]
     dense = sum(rows * columns for rows, columns in sizes.linears.values())
     widths = sum(columns for path, (_, columns) in sizes.linears.items() if path.endswith(sizes.family.o))
     taught = dense + head + 2 * work.seq_len * widths if work.teacher else 0
     scoring = sum(rows * columns for path, (rows, columns) in linears.items() if path in work.scored)
-    per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring)
+    recomputed = (forward + again) * work.checkpointing
+    per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring, recomputed)
     return StepFlops(*(2.0 * work.tokens * count for count in per_token))
 
 

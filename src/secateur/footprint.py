@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .experts import expert_lists, unstack_experts
 from .job import checkpoint_dtype
@@ -54,6 +55,7 @@ def training_footprint(
     seq_len: int,
     dtype: torch.dtype,
     device_type: str,
+    gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
@@ -62,6 +64,7 @@ def training_footprint(
         linears: names of the linears that have LoRA.
         micro_batch: sequences per forward pass.
         dtype: of the computation; the base keeps its checkpoint's (wider for float32).
+        gradient_checkpointing: of each layer its input is kept, and all of one layer at a time.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
@@ -84,6 +87,7 @@ def training_footprint(
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]
         }
         kept = _Kept(state)
+        kept.watch(model)
         ids = torch.zeros(micro_batch, seq_len, dtype=torch.long, device=device_type)
         with (
             torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
@@ -94,13 +98,14 @@ def training_footprint(
             causal_lm_loss(output, ids)
         trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
         logits = 2 * _bytes(output.logits)
-    passing = kept.bytes + logits
+    activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
+    passing = activations + logits
     return Footprint(
         weights=sum(_bytes(tensor) for tensor in state.values()) - trained,
         lora=trained,
         gradients=trained,
         optimizer=2 * trained,
-        activations=kept.bytes,
+        activations=activations,
         logits=logits,
         allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
     )
@@ -118,6 +123,28 @@ class _Kept:
         self._own = {tensor.untyped_storage()._cdata for tensor in state.values()}
         self._seen: dict[int, Tensor] = {}  # alive, so that no address comes twice
         self.bytes = 0
+        self._inputs: list[int] = []
+        self._layers: list[int] = []
+        """Bytes of each checkpointable layer's input, and of what the layer keeps."""
+
+    def watch(self, model: nn.Module) -> None:
+        """Tell what the layers keep from what is kept outside of them."""
+
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._inputs.append(_bytes(args[0]))
+            self._layers.append(-self.bytes)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._layers[-1] += self.bytes
+
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.register_forward_pre_hook(enter)
+                module.register_forward_hook(leave)
+
+    def with_checkpointing(self) -> int:
+        """Bytes that are kept when a layer's are computed again in the backward pass, while that is at one."""
+        return self.bytes - sum(self._layers) + sum(self._inputs) + max(self._layers, default=0)
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

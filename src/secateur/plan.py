@@ -49,6 +49,7 @@ def plan(config: PlanConfig) -> str:
         seq_len=config.seq_len,
         dtype=dtype,
         device_type=device.type,
+        gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
     )
     record: dict[str, Any] = {

@@ -91,7 +91,7 @@ def _warning(record: dict[str, Any]) -> list[str]:
         return []
     return [
         f"WARNING: that is more than the {available} at hand. Raise --accumulation "
-        "(smaller micro-batches) or lower --seq-len."
+        "(smaller micro-batches), lower --seq-len or add --gradient-checkpointing."
     ]
 
 

@@ -44,6 +44,7 @@ def time_record(
         targets,
         scored=_scored(config, budget.units, scoring),
         teacher=config.distill > 0,
+        checkpointing=config.gradient_checkpointing,
     )
     gone = units_gone(budget) if config.shrink else {}
     first = step_flops(sizes, budget.units, {}, config.init_rank or config.rank, work)
