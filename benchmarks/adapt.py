@@ -5,8 +5,9 @@
     python benchmarks/adapt.py runs/adapt --task gsm8k --table --summary docs/results/adapt.json
 
 SmolLM2-135M-Instruct, adapters on all linears, AdamW, cosine decay, bfloat16 where the hardware has it. Stages:
-`tune` runs every contender with each learning rate on seed 0; `final` runs each with its best one on seeds 1 to 3 (the
-batches of a seed are the same for all); `variants` changes one option of `gradient` at a time, at its best rate.
+`tune` runs every contender with each learning rate on seed 0 (`--rates` for more, where the best is at the edge);
+`final` runs each with its best one on seeds 1 to 3 (the batches of a seed are the same for all); `variants` changes one
+option of `gradient` at a time, at its best rate.
 A run that has its record is not run again. Held-out rows are never trained on.
 """
 
@@ -34,7 +35,7 @@ from secateur.ranks import RankPruner
 from secateur.records import environment, write_json
 
 MODEL = "smollm2-135m-instruct"
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (1, 2, 3)
 NOISE = (0.05, 0.1, 0.2)
 """Standard deviations of a perturbation of A and B, relative to each factor's own root mean square."""

@@ -206,20 +206,19 @@ def _estimate(folder: Path, comparison: Comparison, job: PruneJob) -> float:
     dtype = compute_dtype(job.config.dtype)
     linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
     model = add_lora(load_base(job, dtype), job.config, linears)
-    rows = [job.blocks[i % len(job.blocks)] for i in range(job.config.batch_size)]
-    ids = torch.tensor([row["input_ids"] for row in rows]).to(model.device)
-    labels = torch.tensor([row["labels"] for row in rows]).to(model.device)
+    rows = [i % len(job.blocks) for i in range(job.config.batch_size)]
+    inputs, labels = job.blocks.batch(rows, model.device)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
         with autocast(model.device.type, dtype):
-            loss = causal_lm_loss(model(input_ids=ids), labels)
+            loss = causal_lm_loss(model(**inputs), labels)
         loss.backward()
         seconds.append(time.perf_counter() - started)
         model.zero_grad()
     texts = len(comparison.settings.evaluate_on)
-    tokens = job.total_steps * ids.numel() + texts * job.config.eval_tokens / 3
-    return median(seconds) * tokens / ids.numel()
+    tokens = job.total_steps * labels.numel() + texts * job.config.eval_tokens / 3
+    return median(seconds) * tokens / labels.numel()
 
 
 def _keep_metrics(job: PruneJob) -> float | None:

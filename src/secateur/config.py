@@ -41,6 +41,12 @@ class RunConfig:
         group="training",
     )
     response_only: bool = option("loss on the response tokens only", False, group="training")
+    packing: str = option(
+        "documents of a sequence: joined into one text, or separate: positions, attention, labels stay within each",
+        "joined",
+        group="data",
+        choices=("joined", "separate"),
+    )
     lr: float = option("peak learning rate of AdamW; cosine decay", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
     dtype: str = option(
@@ -189,6 +195,9 @@ class PruneConfig(RunConfig):
         None,
         group="criterion",
         choices=("rows", "all"),
+    )
+    offload_gradients: bool = option(
+        "taylor-accumulated: keep the weights' gradients in the host's memory", False, group="criterion"
     )
 
     schedule: str = option(

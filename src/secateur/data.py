@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,10 @@ IGNORED = -100  # the label that torch's cross entropy leaves out
 
 @dataclass(frozen=True)
 class Blocks:
-    """Packed training sequences; a torch map-style data set of {"input_ids", "labels"}, each (seq_len,)."""
+    """Packed training sequences; a torch map-style data set of {"input_ids", "labels"}, each (seq_len,).
+
+    With documents kept apart also "position_ids", which begin at 0 in each document of a block.
+    """
 
     seq_len: int
     input_ids: list[list[int]]
@@ -27,21 +30,39 @@ class Blocks:
     n_tokens: int  # in the blocks
     n_label_tokens: int  # of these, with a label
     n_dropped_tokens: int  # the remainder, and blocks without a label
+    position_ids: list[list[int]] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+        row = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+        return row if self.position_ids is None else row | {"position_ids": self.position_ids[index]}
+
+    def batch(self, rows: Iterable[Any], device: Any = None) -> tuple[dict[str, "torch.Tensor"], "torch.Tensor"]:
+        """What the model is given of these rows, and their labels; each (rows, seq_len)."""
+        import torch
+
+        blocks = [self[int(row)] for row in rows]
+        columns = {key: torch.tensor([block[key] for block in blocks], device=device) for key in blocks[0]}
+        return columns, columns.pop("labels")
 
 
 def training_blocks(
-    specs: Sequence[str], tokenizer: Any, *, seq_len: int, response_only: bool = False, seed: int = 0
+    specs: Sequence[str],
+    tokenizer: Any,
+    *,
+    seq_len: int,
+    response_only: bool = False,
+    packing: str = "joined",
+    seed: int = 0,
 ) -> Blocks:
     """Documents in an order fixed by `seed`, tokenised, one after the other, cut into blocks of `seq_len` tokens.
 
     A text ends with the end-of-sequence token; a conversation goes through the chat template (without one:
     an Alpaca-like prompt). `response_only`: labels on the assistant's words and the token that ends them.
+    `packing`: `joined` makes one text of them; `separate` begins positions anew in each document, which transformers
+    takes for the end of what attention sees, and gives its first token no label.
 
     Raises:
         InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
@@ -50,8 +71,12 @@ def training_blocks(
     random.Random(seed).shuffle(documents)
     ids: list[int] = []
     labels: list[int] = []
+    starts: list[int] = []  # of each token's document
     for document in documents:
         new_ids, new_labels = _tokenise(document, tokenizer, response_only)
+        if packing == "separate":
+            new_labels = [IGNORED, *new_labels[1:]]
+            starts += [len(ids)] * len(new_ids)
         ids += new_ids
         labels += new_labels
     cuts = range(0, len(ids) - seq_len + 1, seq_len)
@@ -72,6 +97,7 @@ def training_blocks(
         n_tokens=len(kept) * seq_len,
         n_label_tokens=sum(label != IGNORED for i in kept for label in labels[i : i + seq_len]),
         n_dropped_tokens=len(ids) - len(kept) * seq_len,
+        position_ids=[[at - max(starts[at], i) for at in range(i, i + seq_len)] for i in kept] if starts else None,
     )
 
 

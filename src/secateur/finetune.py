@@ -27,6 +27,8 @@ from .models import autocast, default_device, load_model
 from .options import steps_of
 from .ranks.layers import whole
 
+PROBE = 8
+"""Tokens of each of two documents that `check_packing` looks at."""
 LORA_INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_4", "olora": "olora"}
 
 
@@ -45,7 +47,34 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
         if experts_apart:
             unstack_experts(model)
         nn.Module.to(model, default_device())
+    if job.config.packing == "separate":
+        check_packing(model)
     return model
+
+
+def check_packing(model: nn.Module) -> None:
+    """Refuse `--packing separate` where the model's attention does not end where positions begin anew.
+
+    Raises:
+        InputError: what precedes a document changes its logits.
+    """
+    tokens = torch.arange(2 * PROBE).reshape(2, PROBE)
+    inputs = {
+        "input_ids": torch.stack([tokens.flatten(), torch.cat([tokens[0].flip(0), tokens[1]])]),
+        "position_ids": torch.arange(PROBE).repeat(2, 2),
+    }
+    try:
+        with torch.inference_mode():
+            inputs = {name: value.to(next(model.parameters()).device) for name, value in inputs.items()}
+            logits = model(**inputs, use_cache=False).logits[:, PROBE:]
+    except TypeError:
+        moved = float("inf")
+    else:
+        moved = float((logits[0] - logits[1]).abs().max() / logits.abs().max())
+    if moved > 1e-3:  # exactly 0 but for kernels that add in another order
+        raise InputError(
+            f"--packing separate: {type(model).__name__} does not keep apart documents by their positions: use joined."
+        )
 
 
 def add_lora(

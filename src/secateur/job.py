@@ -89,8 +89,9 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     _check_lengths(config, model_config)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     blocks = training_blocks(
-        config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, seed=config.seed
-    )
+        config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
+        seed=config.seed,
+    )  # fmt: skip
     require_batches(blocks, config.batch_size * launched())
     _check_vocabulary(blocks, model_config, config.model)
     eval_ids, eval_info = None, dict[str, Any]()

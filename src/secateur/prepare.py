@@ -68,7 +68,9 @@ def prepare(config: PruneConfig) -> PruneJob:
 
 def scoring_options(config: PruneConfig) -> Scoring:
     """The part of the options that says how units are scored."""
-    return Scoring(config.reduce, config.normalize, config.eta, config.score_linears, config.seed)
+    return Scoring(
+        config.reduce, config.normalize, config.eta, config.score_linears, config.seed, config.offload_gradients
+    )
 
 
 def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:

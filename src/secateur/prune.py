@@ -162,9 +162,9 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
         experts.counting = True
     for batch in _batches(job, min(job.total_steps, ROUTING_BATCHES)):
         for rows in batch.split(job.config.batch_size // job.config.accumulation):
-            ids = torch.tensor([job.blocks[int(i)]["input_ids"] for i in rows]).to(base.device)
+            inputs, _ = job.blocks.batch(rows, base.device)
             with torch.inference_mode(), autocast(base.device.type, dtype):
-                base(input_ids=ids)
+                base(**inputs)
     gone = drop_experts(base, job.budget.units.family, job.config.experts)
     progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
     return Dropped(gone, parameters - parameter_count(base))
@@ -194,10 +194,9 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
     model.train()
     for batch in _batches(job, job.schedule.start):
         for rows in batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation):
-            ids, labels = (torch.tensor([job.blocks[int(i)][key] for i in rows]) for key in ("input_ids", "labels"))
-            ids, labels = ids.to(model.device), labels.to(model.device)
+            inputs, labels = job.blocks.batch(rows, model.device)
             with autocast(model.device.type, dtype):
-                loss = causal_lm_loss(model(input_ids=ids), labels) / job.config.accumulation
+                loss = causal_lm_loss(model(**inputs), labels) / job.config.accumulation
             loss.backward()
         average_gradients_(model.parameters())
         pruner.observe()

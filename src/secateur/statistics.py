@@ -205,6 +205,7 @@ class Statistics:
 
         def whole_batch(x: Tensor, gradient: Tensor) -> None:
             flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
+            flat = flat.cpu() if self.scoring.offload else flat
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
 
         observe = per_sequence if "weight_grad" in self.needs else whole_batch

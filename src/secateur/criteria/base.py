@@ -26,6 +26,8 @@ class Scoring:
     linears: str | None = None
     """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`; None: the criterion's own choice."""
     seed: int = 0
+    offload: bool = False
+    """`batch_weight_grad` is kept in the host's memory, one linear at a time on the device."""
 
 
 @dataclass(eq=False)
@@ -121,6 +123,8 @@ class Criterion:
         """
         if scoring.normalize == "scale" and "lora_grad" not in self.needs:
             raise InputError(f"--normalize scale undoes the scale of LoRA gradients: {name} takes none or linear.")
+        if scoring.offload and "batch_weight_grad" not in self.needs:
+            raise InputError(f"--offload-gradients is for taylor-accumulated: {name} keeps no gradients of weights.")
         return replace(scoring, linears=scoring.linears or self.linears)
 
 

@@ -20,7 +20,7 @@ def accumulated_taylor(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tens
 
     def entries(member: Member) -> Tensor:
         weight = wide(merged_weight(evidence.modules[member.linear]))
-        term = evidence.weight_grads[member.linear].to(weight.dtype) * weight
+        term = evidence.weight_grads[member.linear].to(weight) * weight
         return (term.square() if scoring.reduce == "squared" else term.abs()).sum(1 - member.dim)
 
     return sum_members(pool, scoring, entries)

@@ -1,0 +1,258 @@
+"""What a fine-tuning step costs with each criterion, and what pruning while training saves.
+
+    python benchmarks/cost.py --parts steps memory --json docs/results/cost.json    # CPU, SmolLM2's shape
+    python benchmarks/cost.py --parts schedule --json docs/results/cost.json
+    python benchmarks/cost.py --parts ranks --json docs/results/cost.json
+    python benchmarks/cost.py --parts inference profile --json docs/results/cost.json
+    python benchmarks/cost.py --shape 7b --batch 1 --seq-len 512 --load-in none 8bit 4bit --json docs/results/cost.json
+    python benchmarks/cost.py --table docs/results/cost.json
+
+Random weights of real shapes, made on the device: nothing is downloaded, and times and bytes do not depend on values.
+Cases take turns, step by step; figures are medians with the range of the middle half. Peak memory is the device's own
+count on a GPU; on a CPU each case is run in a process of its own with every tensor in pages of its own
+(`MALLOC_MMAP_THRESHOLD_`), so it is what tensors hold, without the C library's heap. Parts are added to the file.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from cost_cases import CASES, SHAPES, Setup, Stepper, inference_models, make_stepper
+from cost_profile import profile_step
+from cost_tables import tables
+
+from secateur.benchmark import forward_flops, forward_latency
+from secateur.flops import Workload, model_sizes, run_flops, step_flops
+from secateur.heap import keep_freed_pages
+from secateur.memory import peak_bytes, reset_peak
+from secateur.models import compute_dtype, default_device
+from secateur.records import environment, write_json
+from secateur.schedule import make_schedule
+
+PARTS = ("steps", "memory", "schedule", "ranks", "inference", "profile")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of --batch sequences each")
+    parser.add_argument("--load-in", nargs="+", choices=("none", "8bit", "4bit"), default=["none"])
+    parser.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="of the schedule part")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["steps", "memory"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, help="run nothing: print the tables of this file")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # a case, in a process of its own
+    given = parser.parse_args()
+    if given.table:
+        print(tables(json.loads(given.table.read_text())))
+        return
+    setup = Setup(given.shape, given.batch, given.seq_len, given.accumulation, given.load_in[0], False)
+    if given.peak_of:
+        print(own_peak(setup.with_(checkpointing=given.checkpointing == ["on"]), given.peak_of))
+        return
+    keep_freed_pages()
+    key = f"{given.shape} on {device_name()}, {given.accumulation} x {given.batch} x {given.seq_len} tokens"
+    known = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    for part in given.parts:
+        kept = ("commit", "versions", "python", "cpu", "platform")
+        own = environment()
+        record = {"environment": {name: own[name] for name in kept if name in own}, "setup": vars(setup)}
+        record["rows"] = run_part(part, given, setup)
+        known.setdefault(key, {})[part] = record
+        if given.json:
+            write_json(given.json, known)
+    print(tables({key: known[key]}))
+
+
+def run_part(part: str, given: argparse.Namespace, setup: Setup) -> dict[str, Any]:
+    if part == "schedule":
+        return schedule_rows(setup, given.steps)
+    if part == "ranks":
+        return ranks_rows(setup, given.rounds)
+    if part == "inference":
+        return inference_rows(setup, given.rounds)
+    if part == "profile":
+        return {name: profile_step(make_stepper(setup, name)) for name in ("plain LoRA", "lora")}
+    rows: dict[str, Any] = {}
+    for load_in in given.load_in:
+        for checkpointing in given.checkpointing:
+            own = setup.with_(load_in=load_in, checkpointing=checkpointing == "on")
+            label = ("" if load_in == "none" else f", {load_in}") + (", checkpointed" if own.checkpointing else "")
+            measured = steps_rows(own, given.cases, given.rounds) if part == "steps" else memory_rows(own, given.cases)
+            rows |= {f"{name}{label}": row for name, row in measured.items()}
+    return rows
+
+
+def steps_rows(setup: Setup, cases: list[str], rounds: int) -> dict[str, Any]:
+    """Seconds per step, the cases taking turns on one model; a GPU's peak memory beside them."""
+    shared = make_stepper(setup, "plain LoRA")
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for turn in range(rounds + 1):
+        for name in cases:
+            if name in failed:
+                continue
+            try:
+                taken, peak = shared.turn(name)
+            except torch.OutOfMemoryError:
+                failed[name] = "out of memory"
+                shared.forget()
+                continue
+            if turn:  # the first warms up
+                seconds.setdefault(name, []).append(taken)
+                peaks[name] = max(peaks.get(name, 0), peak)
+    weights = shared.weight_bytes
+    del shared
+    release()
+    tokens = setup.tokens
+    rows: dict[str, Any] = {name: {"failed": reason} for name, reason in failed.items()}
+    for name, taken_s in seconds.items():
+        rows[name] = timed(taken_s) | {"tokens_per_s": tokens / statistics.median(taken_s), "weight_bytes": weights}
+        if default_device().type == "cuda":
+            rows[name]["peak_bytes"] = peaks[name]
+        if "plain LoRA" in seconds:
+            pairs = zip(taken_s, seconds["plain LoRA"], strict=True)
+            rows[name]["over_plain"] = statistics.median(own / plain for own, plain in pairs)
+    return rows
+
+
+def memory_rows(setup: Setup, cases: list[str]) -> dict[str, Any]:
+    """Peak memory of a few steps of each case; on a GPU `steps` has it."""
+    if default_device().type == "cuda":
+        return {}
+    rows = {}
+    for name in cases:
+        command = [sys.executable, "-W", "ignore", __file__, "--shape", setup.shape, "--batch", str(setup.batch)]
+        command += ["--seq-len", str(setup.seq_len), "--accumulation", str(setup.accumulation)]
+        command += ["--load-in", setup.load_in, "--checkpointing", "on" if setup.checkpointing else "off"]
+        done = subprocess.run(
+            [*command, "--peak-of", name], capture_output=True, text=True,
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+        )  # fmt: skip
+        if done.returncode:
+            rows[name] = {"failed": done.stderr.strip().splitlines()[-1][:200]}
+        else:
+            peak, weights = map(int, done.stdout.split()[-2:])
+            rows[name] = {"peak_bytes": peak, "weight_bytes": weights}
+    return rows
+
+
+def own_peak(setup: Setup, name: str) -> str:
+    """Most bytes over what an empty process has, and the bytes of the weights."""
+    before = reset_peak()
+    stepper = make_stepper(setup, name)
+    for _ in range(2):
+        stepper.turn(name)
+    return f"{peak_bytes() - before} {stepper.weight_bytes}"
+
+
+def schedule_rows(setup: Setup, steps: int) -> dict[str, Any]:
+    """A whole run to 50 %, masked and shrinking, step by step in turn; with the FLOPs of both."""
+    ways = {
+        name: make_stepper(setup, "lora", sparsity=0.5, steps=steps, shrink=name == "shrinking")
+        for name in ("masked", "shrinking")
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for stepper in ways.values():
+        stepper.warm_up()
+    for _ in range(steps):
+        for name, stepper in ways.items():
+            seconds[name].append(stepper.step())
+    base = make_stepper(setup, "lora").base
+    pruner = ways["shrinking"].pruner
+    assert pruner is not None
+    sizes = model_sizes(base, pruner.units)
+    gone = {name: int((~keep).sum()) for name, keep in pruner.keep.items()}
+    targets = sorted({path.rsplit(".", 1)[-1] for path in pruner.units.linears})
+    work = Workload(setup.batch * setup.accumulation, setup.seq_len, targets)
+    first, last = (step_flops(sizes, pruner.units, which, setup.rank, work) for which in ({}, gone))
+    schedule = make_schedule("cubic", 0.1, 0.6, 2, steps)
+    flops = {name: run_flops(first, last, schedule, steps, shrink=name == "shrinking") for name in ways}
+    totals = {name: sum(taken) for name, taken in seconds.items()}
+    saved = {"time": 1 - totals["shrinking"] / totals["masked"], "flops": 1 - flops["shrinking"] / flops["masked"]}
+    return {
+        "steps": steps,
+        "sparsity": pruner.sparsity,
+        "cuts": [cut.step for cut in pruner.cuts],
+        "seconds": {name: [round(value, 4) for value in taken] for name, taken in seconds.items()},
+        "total_seconds": totals,
+        "flops": flops,
+        "saved": saved | {"ratio": saved["time"] / saved["flops"]},
+    }
+
+
+def ranks_rows(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Adapters of rank 256 and 64 in turn, without and with the scores that prune the rank."""
+    steppers: dict[str, Stepper] = {}
+    for rank in (256, 64):
+        steppers[f"plain LoRA, rank {rank}"] = make_stepper(setup.with_(rank=rank), "plain LoRA")
+        steppers[f"gradient, rank {rank}"] = make_stepper(setup.with_(rank=rank), "rank gradient")
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    for turn in range(rounds + 1):
+        for name, stepper in steppers.items():
+            taken = stepper.step()
+            if turn:
+                seconds[name].append(taken)
+    rows = {name: timed(taken) | {"state_bytes": steppers[name].state_bytes} for name, taken in seconds.items()}
+    pairs = {
+        "rank 64 over rank 256": ("plain LoRA, rank 64", "plain LoRA, rank 256"),
+        "scoring at rank 256": ("gradient, rank 256", "plain LoRA, rank 256"),
+        "scoring at rank 64": ("gradient, rank 64", "plain LoRA, rank 64"),
+    }
+    rows["ratios"] = {
+        words: statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+        for words, (one, other) in pairs.items()
+    }
+    return rows
+
+
+def inference_rows(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Prefill of the dense shape, of half of it, and of half with LoRA beside its linears."""
+    dtype = compute_dtype("auto")
+    models = inference_models(setup)
+    taken = forward_latency(models, batch=1, seq_len=setup.seq_len, repeats=4 * rounds, dtype=dtype)
+    flops = {name: forward_flops(model, setup.seq_len) for name, model in models.items()}
+    dense = taken["dense"].median_ms
+    return {
+        name: own.to_dict()
+        | {
+            "flops": flops[name],
+            "time_over_dense": own.median_ms / dense,
+            "flops_over_dense": flops[name] / flops["dense"],
+        }
+        for name, own in taken.items()
+    }
+
+
+def timed(seconds: list[float]) -> dict[str, Any]:
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return {"seconds": statistics.median(seconds), "spread": quartiles[2] - quartiles[0], "turns": len(seconds)}
+
+
+def release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{torch.get_num_threads()} CPU cores"
+
+
+if __name__ == "__main__":
+    main()
