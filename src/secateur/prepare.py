@@ -17,6 +17,7 @@ from .experts import unstack_experts
 from .families import family_of
 from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
+from .load_in import load_in_words
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
@@ -62,7 +63,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
     reason = planned.budget.units.family.no_heads
     notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
-    job_values = {**vars(job), "notes": (*job.notes, *notes)}
+    held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
 
 
