@@ -29,7 +29,7 @@ from .launcher import rank as process_rank
 from .load_in import load_in_words
 from .locks import locked
 from .models import compute_dtype, name_of
-from .original import restore_
+from .original import restore_, with_plain_lora
 from .outcome import keep_metrics, measure, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
@@ -102,6 +102,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
         with memory_for("putting the original weights in place", WRITE_LATER):
             restore_(model, {}, job.source, trust=config.trust_remote_code)
+            model = with_plain_lora(model)
         with model.disable_adapter():
             before = measure(model, job, dtype)
     after = measure(model, job, dtype)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,6 +21,7 @@ from .errors import InputError, VerificationError
 from .families import FAMILIES
 from .models import INDEX, SINGLE, ModelSource, load_model
 from .quantised import bits_of, dequantised, plain_in_place_of, quantised_linears, was_conv1d
+from .surgery import lora_factors, lora_layers
 from .units import base_linear
 
 FURTHEST = 0.7
@@ -32,8 +33,18 @@ def check_load_in(load_in: str | None, source: ModelSource, model_config: Pretra
     """Refuse a base that cannot be trained on as `--load-in` says, before anything is read.
 
     Raises:
-        InputError: bitsandbytes is not installed; the checkpoint is quantised already; a mixture of experts; a GGUF
-            file.
+        InputError: bitsandbytes is not installed; as `check_quantisable`.
+    """
+    if load_in is not None and find_spec("bitsandbytes") is None:
+        raise InputError(f"--load-in {load_in} needs bitsandbytes: pip install 'secateur[quant]'.")
+    check_quantisable(load_in, source, model_config)
+
+
+def check_quantisable(load_in: str | None, source: ModelSource, model_config: PretrainedConfig) -> None:
+    """Refuse a model that cannot be held as `--load-in` says.
+
+    Raises:
+        InputError: the checkpoint is quantised already; a mixture of experts; a GGUF file.
     """
     if getattr(model_config, "quantization_config", None):
         raise InputError(
@@ -42,8 +53,6 @@ def check_load_in(load_in: str | None, source: ModelSource, model_config: Pretra
         )
     if load_in is None:
         return
-    if find_spec("bitsandbytes") is None:
-        raise InputError(f"--load-in {load_in} needs bitsandbytes: pip install 'secateur[quant]'.")
     if source.gguf_file:
         raise InputError(
             f"--load-in {load_in}: {source.name} is a GGUF file, and the result is read from safetensors: convert it "
@@ -110,6 +119,24 @@ def restore_(
     for flag in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
         setattr(base, flag, False)
     nn.Module.to(model, "cpu")
+
+
+def with_plain_lora(model: PeftModel) -> PeftModel:
+    """The same adapter in PEFT's layers for plain linears, after `restore_`; `model` is used up.
+
+    Those for quantised linears compute the same function, and round in other places.
+    """
+    (adapter,) = model.active_adapters
+    config = model.peft_config[adapter]
+    layers = lora_layers(model)
+    factors = {path: lora_factors(layer) for path, layer in layers.items()}
+    plain = get_peft_model(cast(PreTrainedModel, model.unload()), config, adapter_name=adapter)
+    assert isinstance(plain, PeftModel)
+    for path, layer in lora_layers(plain).items():
+        fresh, trained = lora_factors(layer), factors[path]
+        fresh.a.data, fresh.b.data = trained.a.data, trained.b.data
+        layer.scaling[adapter] = trained.scaling
+    return plain.train(model.training)
 
 
 def _restored(
