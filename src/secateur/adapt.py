@@ -29,7 +29,7 @@ from .launcher import rank as process_rank
 from .load_in import load_in_words
 from .locks import locked
 from .models import compute_dtype, name_of
-from .original import restore_, with_plain_lora
+from .original import check_blocks, restore_, with_plain_lora
 from .outcome import keep_metrics, measure, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
@@ -224,6 +224,7 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank:
     """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {
         path: module

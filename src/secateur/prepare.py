@@ -18,6 +18,7 @@ from .families import family_of
 from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
+from .original import check_blocks
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
@@ -102,6 +103,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         family_of(model_config.model_type)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    check_blocks(empty, config.load_in)
     unstack_experts(empty)
     family = family_for(empty, model_config.model_type, config.family)
     units = find_units(empty, family, config.attention)
