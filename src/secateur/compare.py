@@ -29,7 +29,7 @@ from .grid import Cell, Comparison, differences
 from .job import checkpoint_dtype, make_work
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype, default_device
-from .original import restore_
+from .original import restore_, with_plain_lora
 from .outcome import units_record
 from .prepare import PruneJob, prepare
 from .progress import Progress, human_seconds
@@ -154,6 +154,7 @@ def _trained_dense(job: PruneJob, dtype: torch.dtype) -> nn.Module:
     assert isinstance(model, PeftModel)
     if job.config.load_in is not None:
         restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
         nn.Module.to(model, default_device())
     merged: nn.Module = model.merge_and_unload()
     return merged

@@ -269,6 +269,8 @@ class Pruner:
     def restore(self, source: str | ModelSource, *, trust_remote_code: bool = False) -> None:
         """After training on a quantised base: put the original weights in its place, on the CPU. Then `export`.
 
+        PEFT's own merge does not know such a model.
+
         Args:
             source: the model that was quantised: a folder or hub id.
         Raises:
