@@ -100,9 +100,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     quantised: dict[str, Any] = {}
     if config.load_in is not None:
         quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
-        with memory_for("putting the original weights in place", WRITE_LATER):
-            restore_(model, {}, job.source, trust=config.trust_remote_code)
-            model = with_plain_lora(model)
+        model = _on_the_original(model, job, dtype)
         with model.disable_adapter():
             before = measure(model, job, dtype)
     after = measure(model, job, dtype)
@@ -123,6 +121,16 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
+    """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
+        if dtype == torch.float32 and model.get_base_model().dtype != torch.float64:
+            model.float()
+    return model
 
 
 def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:

@@ -71,12 +71,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
-    device, dense_bytes = base.device, 0
-    if config.load_in is not None:
-        with memory_for("putting the original weights in place", WRITE_LATER):
-            pruner.restore(job.source, trust_remote_code=config.trust_remote_code)
-        dense_bytes = parameter_count(base) * checkpoint_dtype(job.model_config).itemsize
-        device = device_for(3 * dense_bytes)
+    device = base.device if config.load_in is None else _restore(base, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
@@ -114,6 +109,13 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def _restore(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
+    """Put the original weights in a quantised base's place; where there is room to measure them on."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
+    return device_for(3 * parameter_count(base) * checkpoint_dtype(job.model_config).itemsize)
 
 
 def fine_tune_and_prune(

@@ -70,7 +70,7 @@ class Pruner:
         attention: `auto`, `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
         model_class: stock class the result will have (`keep`, or `mistral` for any head count).
         family: layout of a model type that secateur does not know.
-        shrink: slice at each cut (`step` then needs the optimiser), or mask.
+        shrink: slice at each cut (`step` then needs the optimiser), or mask; a base in 4 bits can only be masked.
 
     Attributes:
         units: the units at the start; all names and numbers of units refer to these.
