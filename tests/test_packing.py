@@ -69,6 +69,11 @@ def test_a_model_without_positions_is_refused() -> None:
     check_packing(tiny_llama())
     sizes = {"vocab_size": 64, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
     check_packing(AutoModelForCausalLM.from_config(Qwen3Config(**sizes, num_hidden_layers=2, intermediate_size=48)))
+    blind = tiny_llama()
+    forward = blind.forward
+    blind.forward = lambda position_ids, **inputs: forward(**inputs)  # takes positions, and looks at none
+    with pytest.raises(InputError, match="use joined"):
+        check_packing(blind)
     bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).eval()
     with pytest.raises(InputError, match="BloomForCausalLM does not keep apart documents"):
         check_packing(bloom)

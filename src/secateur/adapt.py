@@ -26,8 +26,10 @@ from .finetune import add_lora, load_base, lora_scaling, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .launcher import rank as process_rank
+from .load_in import load_in_words
 from .locks import locked
 from .models import compute_dtype, name_of
+from .original import check_blocks, restore_, with_plain_lora
 from .outcome import keep_metrics, measure, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
@@ -86,6 +88,8 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype, experts_apart=False)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
+    if config.load_in is not None:
+        progress.message(load_in_words(config.load_in, cuts=False))
     before = measure(base, job, dtype)
     model = add_lora(base, config, "all-linear", scaling=lora_scaling(config, 1.0))
     training = time.perf_counter()
@@ -93,12 +97,18 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     train_seconds = time.perf_counter() - training
     if process_rank() > 0:
         return {}  # the first process writes
+    quantised: dict[str, Any] = {}
+    if config.load_in is not None:
+        quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
+        model = _on_the_original(model, job, dtype)
+        with model.disable_adapter():
+            before = measure(model, job, dtype)
     after = measure(model, job, dtype)
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 
     def finish(folder: Path, report: AdapterReport) -> None:
-        result.update(adapt_outcome(job, pruner, before, after, report))
+        result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", ranks_record(pruner))
@@ -111,6 +121,16 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
+    """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
+        if dtype == torch.float32 and model.get_base_model().dtype != torch.float64:
+            model.float()
+    return model
 
 
 def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
@@ -212,6 +232,7 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank:
     """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {
         path: module

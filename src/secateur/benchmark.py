@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import InputError
 from .experts import expert_lists
 from .models import autocast
+from .quantised import entries
 
 LONGEST_SIDE = 4096
 
@@ -119,8 +120,8 @@ def matmul_flops_per_s(
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters; a tied one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters; a tied one counts once, a quantised one as what it stands for."""
+    return sum(map(entries, model.parameters()))
 
 
 def checkpoint_bytes(folder: Path) -> int:

@@ -24,11 +24,12 @@ from .documents import check_spec
 from .errors import InputError, NumericsError
 from .evaluate import perplexity
 from .export import build_small, round_
-from .finetune import add_lora, load_base, run_trainer
+from .finetune import add_lora, load_base, load_original, run_trainer
 from .grid import Cell, Comparison, differences
 from .job import checkpoint_dtype, make_work
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype
+from .models import autocast, compute_dtype, default_device
+from .original import restore_, with_plain_lora
 from .outcome import units_record
 from .prepare import PruneJob, prepare
 from .progress import Progress, human_seconds
@@ -95,7 +96,7 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     small: nn.Module
     details: dict[str, Any] = {}
     if cell.kind == "dense":
-        small = load_base(job, dtype)
+        small = load_original(job, dtype, default_device())
     elif cell.kind == "dense+lora":
         small = _trained_dense(job, dtype)
     elif comparison.settings.keep_checkpoints:
@@ -122,12 +123,15 @@ def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     drop_by_routing(base, job, dtype, progress)
     dense = parameter_count(base)
     model, pruner = fine_tune_and_prune(base, job, dtype, progress)
+    device = base.device
+    if job.config.load_in is not None:
+        pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
     pruner.close()
     shapes = pruner.units.shapes_after(pruner.keep)
     tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)
     small = build_small(base.config, pruner.units.family, shapes, tensors, torch.float32, job.config.model_class)
     round_(small, checkpoint_dtype(job.model_config))
-    nn.Module.to(small, base.device)
+    nn.Module.to(small, device)
     assert dense - parameter_count(small) == pruner.removed_params
     return small, _details(pruner)
 
@@ -148,6 +152,10 @@ def _trained_dense(job: PruneJob, dtype: torch.dtype) -> nn.Module:
     model = add_lora(load_base(job, dtype), job.config, linears)
     run_trainer(model, job, dtype, [])
     assert isinstance(model, PeftModel)
+    if job.config.load_in is not None:
+        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
+        nn.Module.to(model, default_device())
     merged: nn.Module = model.merge_and_unload()
     return merged
 

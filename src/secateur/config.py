@@ -7,6 +7,8 @@ A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML k
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from .load_in import HELP as LOAD_IN_HELP
+from .load_in import LOAD_IN, load_in_faults
 from .options import at_least, below_one, choice_faults, flag, option, step_faults
 from .sizes import target_faults
 
@@ -55,6 +57,7 @@ class RunConfig:
         group="training",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    load_in: str | None = option(LOAD_IN_HELP, None, group="model", choices=LOAD_IN)
     on_nan: str = option(
         "gradients that are not finite leave their step out; stop: end the run after three in a row",
         "stop",
@@ -105,6 +108,7 @@ class RunConfig:
             )
         if self.adapter and self.lora_init != "default":
             found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
+        found += load_in_faults(self)
         if self.resume and self.overwrite:
             found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
         for name in self.report_to:
@@ -228,6 +232,11 @@ class PruneConfig(RunConfig):
         if self.sparsity is None and self.target_params is None and self.target_bytes is None:
             object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether cuts slice the model in training; a 4-bit one cannot be."""
+        return self.shrink and self.load_in != "4bit"
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = super().faults()
@@ -242,7 +251,7 @@ class PruneConfig(RunConfig):
             found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
         if self.experts is not None and (self.target_params or self.target_bytes):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
-        if self.distill and self.shrink:
+        if self.distill and self.shrinks:
             found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")
         if self.allocation == "uniform" and (self.protect_first or self.protect_last):
             found.append(

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from .errors import InputError
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
-from .units import Linear, Member, Place, Pool, Units, base_linear, weight_of
+from .quantised import entries
+from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
 
 
 def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
@@ -145,15 +146,15 @@ def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
 def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
     attention = _submodule(layer, family.attention, prefix)
     head_dim = int(getattr(attention, family.head_dim_at))
-    heads = weight_of(linears[family.o]).shape[1] // head_dim
-    kv_heads = kv_heads_of(family, heads, head_dim, weight_of(linears[family.k]).shape[0])
+    heads = sides_of(linears[family.o])[1] // head_dim
+    kv_heads = kv_heads_of(family, heads, head_dim, sides_of(linears[family.k])[0])
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
-    shape = LayerShape(heads, kv_heads, int(weight_of(out).shape[1]) if out is not None else 0, head_dim)
+    shape = LayerShape(heads, kv_heads, sides_of(out)[1] if out is not None else 0, head_dim)
     whole = kv_heads > 0 and heads % kv_heads == 0
     for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
-        whole &= path not in linears or weight_of(linears[path]).shape[dim] == size
+        whole &= path not in linears or sides_of(linears[path])[dim] == size
     if not whole:
-        sizes = ", ".join(f"{path} {tuple(weight_of(linear).shape)}" for path, linear in linears.items())
+        sizes = ", ".join(f"{path} {sides_of(linear)}" for path, linear in linears.items())
         raise InputError(
             f"{prefix}: its linears ({sizes}) do not make whole groups of heads of {head_dim} and whole channels: "
             f"the checkpoint does not follow the {family.name} layout."
@@ -196,10 +197,10 @@ def _pool(
     members, unit_params = [], 0
     for piece in chosen:
         linear = linears[piece.linear]
-        shape = weight_of(linear).shape
+        shape = sides_of(linear)
         index = piece.index.reshape(units, -1)
-        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, int(shape[piece.dim])))
-        unit_params += index.shape[1] * (int(shape[1 - piece.dim]) + (piece.dim == 0 and linear.bias is not None))
+        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, shape[piece.dim]))
+        unit_params += index.shape[1] * (shape[1 - piece.dim] + (piece.dim == 0 and linear.bias is not None))
     return Pool((number,), kind, tuple(members), unit_params, sets, part)
 
 
@@ -216,4 +217,4 @@ def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
 
 
 def _parameters(linear: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in linear.parameters())
+    return sum(map(entries, linear.parameters()))

@@ -22,6 +22,7 @@ from .layout import LayerShape, common_shape
 from .models import ModelSource, load_config, load_tokenizer
 from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
+from .quantised import is_quantised
 from .sharding import is_sharded
 from .stock import LAYERS_KEY, accepts, head_dim_of, resized_config
 from .surgery import merged_and_sliced
@@ -88,6 +89,8 @@ def export_checkpoint(
         InputError: the output cannot be written, or no stock config takes the sizes.
         VerificationError: what was read back does not compute what was trained.
     """
+    if is_quantised(model):
+        raise InputError("the base is quantised: pruner.restore(source) puts the original weights in its place first.")
     if any(map(is_sharded, model.modules())):
         raise InputError("the base is sharded: call secateur.streaming.export_streamed, in every process.")
     check_output(output, overwrite=overwrite)

@@ -4,7 +4,7 @@ Activations are counted, not guessed: the forward pass runs on fake tensors (sha
 would keep for the backward pass is added up.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from .experts import expert_lists, unstack_experts
 from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
+from .quantised import quantised_bytes
 
 CPU_HEAP = 1.45
 """What the C library's heap takes for tensors that come and go, over what they hold: 1.23, 1.57 and 1.76 were measured
@@ -40,6 +42,8 @@ class Footprint:
     """Logits and their gradient while the backward pass begins, beyond what `activations` has."""
     allocator: int
     """What the allocator takes beyond what is asked of it; an experience on CPUs, 0 elsewhere."""
+    unpacked: int = field(default=0, kw_only=True)
+    """The largest linear of a quantised base, as the backward pass multiplies by it."""
 
     @property
     def total(self) -> int:
@@ -57,23 +61,26 @@ def training_footprint(
     device_type: str,
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
+    load_in: str | None = None,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
     Args:
         linears: names of the linears that have LoRA.
         micro_batch: sequences per forward pass.
-        dtype: of the computation; the base keeps its checkpoint's (wider for float32).
+        dtype: of the computation; the base keeps its checkpoint's (wider for float32; this one where it is quantised).
         gradient_checkpointing: of each layer its input is kept, and all of one layer at a time.
+        load_in: how the base is quantised.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
-            model_config, dtype=base_dtype(model_config, dtype), trust_remote_code=trust_remote_code
+            model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
         )
     base.config.use_cache = False
     unstack_experts(base)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
+    saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
     with FakeTensorMode():
@@ -101,18 +108,31 @@ def training_footprint(
     activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
     passing = activations + logits
     return Footprint(
-        weights=sum(_bytes(tensor) for tensor in state.values()) - trained,
+        weights=sum(_bytes(tensor) for tensor in state.values()) - trained - saved,
         lora=trained,
         gradients=trained,
         optimizer=2 * trained,
         activations=activations,
         logits=logits,
         allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
+        unpacked=unpacked,
     )
 
 
-def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype) -> torch.dtype:
-    """What the frozen base is held in when a run computes in `dtype`."""
+def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:
+    """Bytes by which quantising makes a base smaller, and those of its largest linear as it is multiplied by."""
+    head = base.get_output_embeddings()
+    weights = [
+        module.weight for module in base.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    saved = sum(_bytes(weight) - quantised_bytes(load_in, *weight.shape) for weight in weights)
+    return saved, max(map(_bytes, weights))
+
+
+def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None) -> torch.dtype:
+    """What the frozen base, or what of it is not quantised, is held in when a run computes in `dtype`."""
+    if load_in is not None:
+        return dtype
     return torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
 
 

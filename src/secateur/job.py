@@ -17,6 +17,7 @@ from .errors import InputError
 from .launcher import launched, rank
 from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .original import check_load_in
 from .output import check_output
 
 
@@ -69,7 +70,9 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
         check_spec(spec)
     check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     source = resolve_model(config.model)
-    return source, load_config(source, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_load_in(config.load_in, source, model_config)
+    return source, model_config
 
 
 def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:

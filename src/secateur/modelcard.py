@@ -77,9 +77,10 @@ def base_licence(base_folder: Path | None) -> str | None:
 def _what_was_done(result: dict[str, Any]) -> str:
     config, data = result["config"], result["data"]
     texts = ", ".join(part["name"] for part in data["training"])
+    held = f" over a base in {config['load_in']}, whose original weights are these" if config.get("load_in") else ""
     return (
         f"Pruned with [LoRAPrune](https://arxiv.org/abs/2305.18403) by secateur {result['environment']['secateur']} "
-        f"while LoRA (rank {config['rank']}) fine-tuned it: criterion `{config['criterion']}`, "
+        f"while LoRA (rank {config['rank']}) fine-tuned it{held}: criterion `{config['criterion']}`, "
         f"{config['schedule']} schedule, allocation `{config['allocation']}`, {data['steps']} steps on "
         f"{data['trained_tokens']:,} tokens of {texts}, learning rate {config['lr']}, seed {config['seed']}. "
         "LoRA is merged; the weights are ordinary."

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -110,12 +111,20 @@ def check_checkpoint(source: ModelSource) -> None:
             raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
 
 
-def load_model(source: ModelSource, *, dtype: str = "checkpoint", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: str = "checkpoint",
+    trust_remote_code: bool = False,
+    quantising: dict[str, Any] | None = None,
+) -> PreTrainedModel:
     """The causal language model in evaluation mode on the CPU.
 
     `dtype`: "checkpoint" keeps the checkpoint's own, else float32, bfloat16 or float16. A GGUF file is
     dequantised (float32 when the dtype is "checkpoint"). Only safetensors and GGUF are read, never a pickle.
 
+    Args:
+        quantising: `quantised.loading_options`, to quantise what is read, on the device that they name.
     Raises:
         InputError: a file is corrupt or missing, or weights and config.json do not fit each other.
     """
@@ -130,7 +139,7 @@ def load_model(source: ModelSource, *, dtype: str = "checkpoint", trust_remote_c
     if source.gguf_file:
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
-        options["use_safetensors"] = True
+        options |= {"use_safetensors": True, **(quantising or {})}
     model, info = _guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
     return model.eval()
@@ -175,6 +184,21 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any
 def default_device() -> torch.device:
     """The CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_device() -> torch.device:
+    """The CUDA device of this process among those that a launcher started, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def device_for(needed_bytes: int) -> torch.device:
+    """The default device where it has `needed_bytes` free, else the CPU."""
+    device = default_device()
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed_bytes:
+        return torch.device("cpu")
+    return device
 
 
 def _resolve_folder(name: str, path: Path) -> ModelSource:

@@ -17,7 +17,9 @@ from .fleet import fleet_record
 from .footprint import base_dtype, training_footprint
 from .job import checkpoint_dtype
 from .layout import LayerShape
+from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
+from .original import check_quantisable
 from .plan_text import plan_text
 from .prepare import plan_budget, scoring_options
 from .records import write_json
@@ -37,6 +39,7 @@ def plan(config: PlanConfig) -> str:
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_quantisable(config.load_in, source, model_config)
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
     device, dtype = default_device(), compute_dtype(config.dtype)
@@ -51,6 +54,7 @@ def plan(config: PlanConfig) -> str:
         device_type=device.type,
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
+        load_in=config.load_in,
     )
     record: dict[str, Any] = {
         "model": config.model,
@@ -62,11 +66,12 @@ def plan(config: PlanConfig) -> str:
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
         "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
+        "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
         "available_bytes": available,
         "devices": fleet_record(
             memory,
             devices=config.devices,
-            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype).itemsize,
+            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype, config.load_in).itemsize,
             accumulation=config.accumulation,
             available_bytes=available,
         ),

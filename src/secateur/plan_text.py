@@ -5,7 +5,7 @@ from typing import Any
 from .progress import human_bytes, human_seconds
 from .records import format_table
 
-PARTS = ("weights", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
+PARTS = ("weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])
 
 
@@ -44,17 +44,26 @@ def _sizes(record: dict[str, Any]) -> list[str]:
 
 def _memory(record: dict[str, Any]) -> list[str]:
     memory = record["memory"]
-    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS]
+    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name != "unpacked" or memory["unpacked"]]
     return [
         f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:",
         format_table(rows, header=("", "")),
+        *_held(record),
     ]
+
+
+def _held(record: dict[str, Any]) -> list[str]:
+    """What there is to know of a quantised base."""
+    if not record["held"]:
+        return []
+    return [f"  {record['held']}", "  unpacked: the largest linear, as the backward pass multiplies by it"]
 
 
 def _devices(record: dict[str, Any]) -> list[str]:
     devices, memory, available = record["devices"], record["memory"], human_bytes(record["available_bytes"])
     ways = [devices["replicated"], devices["sharded"]]
-    rows = [(f"  {name}", *(human_bytes(way[name]) for way in ways)) for name in DEVICE_PARTS]
+    parts = [name for name in DEVICE_PARTS if name != "unpacked" or memory["unpacked"]]
+    rows = [(f"  {name}", *(human_bytes(way[name]) for way in ways)) for name in parts]
     rows.append((f"  fits in {available}", *("yes" if way["fits"] else "no" for way in ways)))
     sent = devices["sent_bytes_per_step"]
     rows.append(("  sent per step: LoRA's gradients", *(human_bytes(sent[way]["all_reduce"]) for way in sent)))
@@ -65,6 +74,7 @@ def _devices(record: dict[str, Any]) -> list[str]:
         "  replicated: every device holds the whole model, as secateur does; sharded: each holds a share of the frozen",
         "  base, as FSDP2 would, which secateur does not do yet",
     ]
+    lines += _held(record)
     if memory["allocator"]:
         lines.append("  allocator: seen on CPUs; a GPU has no such part")
     return lines

@@ -17,6 +17,8 @@ from .experts import unstack_experts
 from .families import family_of
 from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
+from .load_in import load_in_words
+from .original import check_blocks
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
@@ -62,7 +64,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
     reason = planned.budget.units.family.no_heads
     notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
-    job_values = {**vars(job), "notes": (*job.notes, *notes)}
+    held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
 
 
@@ -102,6 +105,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         family_of(model_config.model_type)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    check_blocks(empty, config.load_in)
     unstack_experts(empty)
     family = family_for(empty, model_config.model_type, config.family)
     units = find_units(empty, family, config.attention)

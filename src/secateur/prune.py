@@ -21,13 +21,13 @@ from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
 from .export import ExportReport, export_checkpoint
-from .finetune import Distillation, add_lora, load_base, run_trainer
+from .finetune import Distillation, add_lora, load_base, load_original, run_trainer
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
 from .locks import locked
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype, name_of
+from .models import autocast, compute_dtype, device_for, name_of
 from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, scoring_options
 from .progress import Progress
@@ -62,7 +62,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
-    dense_perplexity = measure(base, job, dtype)
+    start_perplexity = measure(base, job, dtype)
     training = time.perf_counter()
     dropped = drop_by_routing(base, job, dtype, progress)
     model, pruner = fine_tune_and_prune(base, job, dtype, progress)
@@ -71,6 +71,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
+    device = base.device if config.load_in is None else _restore(base, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
@@ -79,12 +80,16 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
             small = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", trust_remote_code=report.format != "stock"
             )
-        nn.Module.to(small, base.device)
-        dense = load_base(job, dtype)
+        nn.Module.to(small, device)
+        dense = load_original(job, dtype, device)
+        dense_perplexity = start_perplexity if config.load_in is None else measure(dense, job, dtype)
         unstack_experts(small)
         result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["target"] = asdict(job.target)
+        if config.load_in is not None:
+            found = start_perplexity.to_dict() if start_perplexity else None
+            result["quantised"] = {"load_in": config.load_in, "perplexity": found}
         write_records(folder, job, pruner, result)
 
     with memory_for("writing the result", WRITE_LATER):
@@ -104,6 +109,13 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def _restore(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
+    """Put the original weights in a quantised base's place; where there is room to measure them on."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
+    return device_for(3 * parameter_count(base) * checkpoint_dtype(job.model_config).itemsize)
 
 
 def fine_tune_and_prune(
@@ -212,12 +224,13 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     config = job.config
     names = (
         "schedule prune_start prune_end frequency criterion ema compensate attention attention_sparsity "
-        "allocation protect_first protect_last floor across_layers round_to model_class family shrink"
+        "allocation protect_first protect_last floor across_layers round_to model_class family"
     )
     options = {name: getattr(config, name) for name in names.split()}
     return Pruner(
-        model, sparsity=job.target.sparsity, total_steps=job.total_steps, scoring=scoring_options(config), **options
-    )
+        model, sparsity=job.target.sparsity, total_steps=job.total_steps, scoring=scoring_options(config),
+        shrink=config.shrinks, **options,
+    )  # fmt: skip
 
 
 def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:

@@ -27,12 +27,14 @@ from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family
 from .masks import Masks
+from .models import ModelSource, resolve_model
+from .original import check_cuttable, restore_
 from .schedule import Schedule, make_schedule
 from .sharding import assign_, gathered, is_sharded
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
-from .surgery import check_mergeable, shrink_
+from .surgery import check_mergeable, removals, shrink_
 from .units import base_linear
 from .verify import default_probe
 
@@ -68,7 +70,7 @@ class Pruner:
         attention: `auto`, `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
         model_class: stock class the result will have (`keep`, or `mistral` for any head count).
         family: layout of a model type that secateur does not know.
-        shrink: slice at each cut (`step` then needs the optimiser), or mask.
+        shrink: slice at each cut (`step` then needs the optimiser), or mask; a base in 4 bits can only be masked.
 
     Attributes:
         units: the units at the start; all names and numbers of units refer to these.
@@ -113,6 +115,7 @@ class Pruner:
         self.shrink = shrink
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
         check_mergeable(model)
+        check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class
         self.budget_options = BudgetOptions(
             sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers
@@ -262,6 +265,27 @@ class Pruner:
             model_class=self.model_class,
             overwrite=overwrite,
         )
+
+    def restore(self, source: str | ModelSource, *, trust_remote_code: bool = False) -> None:
+        """After training on a quantised base: put the original weights in its place, on the CPU. Then `export`.
+
+        PEFT's own merge does not know such a model.
+
+        Args:
+            source: the model that was quantised: a folder or hub id.
+        Raises:
+            InputError, VerificationError: as `original.restore_`.
+        """
+        self.statistics.detach()
+        source = resolve_model(source) if isinstance(source, str) else source
+        stay = {} if self.masks else removals(self.units, self.keep)
+        restore_(self.model, stay, source, trust=trust_remote_code)
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        if self.masks is not None:
+            self.masks.remove()
+            self.masks = Masks(self.units.pools, self.modules)
+            self.masks.update(self.keep)
 
     def close(self) -> None:
         """Take everything that watches or masks off the model."""

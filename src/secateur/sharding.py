@@ -18,6 +18,7 @@ from .distributed import processes
 from .errors import InputError
 from .experts import ExpertList
 from .launcher import rank
+from .quantised import is_quantised
 
 
 def shard_base(model: nn.Module) -> int:
@@ -27,13 +28,15 @@ def shard_base(model: nn.Module) -> int:
     embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens.
 
     Raises:
-        InputError: a mixture of experts.
+        InputError: a mixture of experts; a quantised base.
     """
     if any(isinstance(module, ExpertList) for module in model.modules()):
         raise InputError(
             "a mixture of experts is not sharded: a linear is gathered by all processes together when it is used, and "
             "each process's tokens choose experts of their own. Leave shard_base out."
         )
+    if is_quantised(model):
+        raise InputError("a quantised base is not sharded: each process holds all of it. Leave shard_base out.")
     if processes() == 1:
         return 0
     found = [module for module in model.modules() if _shardable(module, _tied(model))]

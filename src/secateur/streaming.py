@@ -18,6 +18,7 @@ from .export import ExportReport, loads_with, small_class
 from .launcher import rank
 from .layered import MODULE, modeling_source, stock_class_of
 from .output import check_output, replaced_whole
+from .quantised import is_quantised
 from .stock import LAYERS_KEY
 from .surgery import merged_and_sliced
 from .units import Units
@@ -48,6 +49,8 @@ def export_streamed(
     Returns:
         the report in the first process, None in the others.
     """
+    if is_quantised(model):
+        raise InputError("the base is quantised: pruner.restore(source) puts the original weights in its place first.")
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     cls, config = small_class(base.config, units.family, units.shapes_after(keep), model_class)
     config.dtype = dtype

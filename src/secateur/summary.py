@@ -30,6 +30,8 @@ def adapt_summary(result: dict[str, Any]) -> str:
         lines.append(
             f"perplexity {before['perplexity']:.2f} -> {measured['perplexity']:.2f} on {data['evaluation']['data']}"
         )
+    if held := result.get("quantised"):
+        lines.append(_quantised_note(held))
     lines.append(
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
     )
@@ -83,6 +85,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
             f"{measured['seq_len']}, {measured['dtype']}"
         )
+    if held := result.get("quantised"):
+        notes.append(_quantised_note(held))
     if result["target"]["parameters"] is not None:
         notes.append(
             f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
@@ -93,6 +97,12 @@ def _notes(result: dict[str, Any]) -> list[str]:
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
     )
     return notes
+
+
+def _quantised_note(held: dict[str, Any]) -> str:
+    """What was trained on, where the base was quantised; all other figures are of weights that are not."""
+    had = f" (perplexity {held['perplexity']['perplexity']:.2f})" if held["perplexity"] else ""
+    return f"trained on the base in {held['load_in']}{had}; before and after are of weights that are not quantised"
 
 
 def _alternatives(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from .errors import InputError
 from .experts import expert_lists, stack_experts
 from .layout import LayerShape
+from .quantised import bits_of, is_quantised, slice_
 from .sharding import gathered, is_sharded, resharded
 from .units import Units, base_linear, weight_of
 
@@ -123,6 +124,7 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
 
 
 def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    assert not is_quantised(model), "a checkpoint is made of the original weights (original.restore_)"
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     stay = removals(units, keep)
     wrapped = lora_layers(base)
@@ -210,7 +212,10 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
     targets: list[tuple[nn.Module, str]] = []
     holders: list[nn.Module] = [linear]
     if not is_sharded(linear):
-        targets = [(linear, leaf) for leaf in ("weight", *(("bias",) if dim == 0 and linear.bias is not None else ()))]
+        targets = [(linear, "weight")] if not bits_of(linear) else []
+        targets += [(linear, "bias")] if dim == 0 and linear.bias is not None else []
+    if bits_of(linear):
+        slice_(linear, dim, index)
     if isinstance(module, LoraLayer):
         (adapter,) = module.active_adapters
         factor = (module.lora_B if dim == 0 else module.lora_A)[adapter]

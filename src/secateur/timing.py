@@ -46,14 +46,14 @@ def time_record(
         teacher=config.distill > 0,
         checkpointing=config.gradient_checkpointing,
     )
-    gone = units_gone(budget) if config.shrink else {}
+    gone = units_gone(budget) if config.shrinks else {}
     first = step_flops(sizes, budget.units, {}, config.init_rank or config.rank, work)
     last = step_flops(sizes, budget.units, gone, config.rank, work)
     flops = {"first_step": first.total, "last_step": last.total - last.scoring}
     if config.steps is not None:
         steps = config.steps
         schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, steps)
-        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrink)
+        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks)
     layer = list(sizes.linears.values())[: len(sizes.family.linears)]
     tokens = work.tokens // config.accumulation
     speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from .errors import InputError
 from .families import Family
 from .layout import LayerShape
+from .quantised import bits_of, dequantised
 
 ATTENTION_KINDS = ("kv_group", "query_head")
 Linear = nn.Linear | Conv1D
@@ -147,5 +148,18 @@ def base_linear(module: nn.Module) -> Linear:
 
 
 def weight_of(linear: Linear) -> Tensor:
-    """The frozen weight as (out, in): a view, also of a `Conv1D`'s, which is stored the other way round."""
+    """The frozen weight as (out, in): a view, also of a `Conv1D`'s, which is stored the other way round.
+
+    Of a quantised linear a float32 copy: keep it no longer than it is needed.
+    """
+    if bits_of(linear):
+        return dequantised(linear)
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def sides_of(linear: Linear) -> tuple[int, int]:
+    """(out, in) of a linear, without reading its weight."""
+    if bits_of(linear):
+        return int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
+    rows, columns = weight_of(linear).shape
+    return int(rows), int(columns)
