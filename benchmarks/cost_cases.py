@@ -250,7 +250,7 @@ def inference_models(setup: Setup) -> dict[str, nn.Module]:
     ffn = config.intermediate_size / 2 - (heads - config.num_attention_heads / 2) * per_head / (3 * config.hidden_size)
     small = shape | {
         "num_attention_heads": heads, "num_key_value_heads": kept, "head_dim": config.head_dim,
-        "intermediate_size": round(ffn),
+        "intermediate_size": 32 * round(ffn / 32),  # as `--round-to 32` makes it
     }  # fmt: skip
     linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     unmerged = get_peft_model(random_model(small), LoraConfig(r=setup.rank, target_modules=linears)).eval()

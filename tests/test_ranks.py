@@ -12,7 +12,7 @@ from tiny import tiny_llama
 from transformers import Trainer, TrainingArguments
 
 from secateur import PruningCallback
-from secateur.errors import InputError
+from secateur.errors import InputError, NumericsError
 from secateur.ranks import RANK_CRITERIA, RankPruner
 from secateur.ranks.recovery import compensation, newton_step, rise_of_each, rise_of_set
 from secateur.surgery import lora_factors
@@ -273,3 +273,16 @@ def test_a_fresh_process_reads_the_adapter(tmp_path) -> None:
     )
     torch.save(rows(2), tmp_path / "ids.pt")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_gradients_that_are_not_finite_are_named_and_leave_the_averages_alone() -> None:
+    model = adapted(r=8)
+    pruner = RankPruner(model, rank=4, total_steps=20, prune_start=10)
+    train(model, pruner, steps=2)
+    before = {path: own.tensors["curvature_a"].clone() for path, own in pruner._averages.items()}
+    model(rows(4), labels=rows(4)).loss.backward()
+    path, layer = list(pruner.layers.items())[3]
+    lora_factors(layer).b.grad[1, 2] = float("nan")
+    with pytest.raises(NumericsError, match=f"step 3: gradients of {path} are not finite"):
+        pruner.observe()
+    assert all(torch.equal(own.tensors["curvature_a"], before[path]) for path, own in pruner._averages.items())

@@ -23,8 +23,8 @@ class RankEvidence:
     """(r, r) inverse of the damped E[G_A G_Aᵀ]"""
     inverse_b: Tensor
     """(r, r) inverse of the damped E[G_Bᵀ G_B]"""
-    taylor: Tensor
-    """(r,) E[Σ|∂L/∂w · w|] over the component's entries"""
+    taylor: Tensor | None
+    """(r,) E[Σ|∂L/∂w · w|] over the component's entries, where it is needed"""
     second_z: Tensor | None
     """(r, r) E[z zᵀ] of z = A x, where it is needed"""
     inverse_z: Tensor | None
@@ -40,6 +40,8 @@ class RankCriterion:
     summary: str
     activations: bool = False
     """Whether z = A x is needed."""
+    first_order: bool = False
+    """Whether Σ|∂L/∂w · w| is needed."""
     curvature: str = "gradient"
     """What recovery takes for H: the gradients' second moment, or `activations` (z's, for B only)."""
 
@@ -66,6 +68,7 @@ def wanda(evidence: RankEvidence) -> Tensor:
 
 def taylor(evidence: RankEvidence) -> Tensor:
     """LLM-Pruner's first-order score: Σ|∂L/∂w · w| over a_j and b_j."""
+    assert evidence.taylor is not None
     return evidence.taylor.double()
 
 
@@ -88,6 +91,6 @@ RANK_CRITERIA.register(
     RankCriterion(sparsegpt, "second-order rise of the output's error", activations=True, curvature="activations"),
 )
 RANK_CRITERIA.register("wanda", RankCriterion(wanda, "‖b‖·‖A x‖", activations=True))
-RANK_CRITERIA.register("taylor", RankCriterion(taylor, "Σ|∂L/∂w · w| (LLM-Pruner)"))
+RANK_CRITERIA.register("taylor", RankCriterion(taylor, "Σ|∂L/∂w · w| (LLM-Pruner)", first_order=True))
 RANK_CRITERIA.register("magnitude", RankCriterion(magnitude, "‖b‖·‖a‖"))
 RANK_CRITERIA.register("random", RankCriterion(random, "uniform scores drawn from the seed"))

@@ -16,8 +16,8 @@ class Averages:
 
     steps: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """`curvature_a`, `curvature_b` (r, r), `gradient_b` (out, r), `gradient_a` (in, r), `taylor` (r,),
-    `second_z` (r, r)."""
+    """`curvature_a`, `curvature_b` (r, r), and where they are needed `gradient_b` (out, r), `gradient_a` (in, r),
+    `taylor` (r,), `second_z` (r, r)."""
 
     def mix(self, fresh: dict[str, Tensor], decay: float) -> None:
         """Take a step in. An average whose layer was sliced meanwhile (`prune --init-rank`) starts anew."""
@@ -25,7 +25,10 @@ class Averages:
         weight = max(1 - decay, 1 / self.steps)
         for name, value in fresh.items():
             old = self.tensors.get(name)
-            self.tensors[name] = value.clone() if old is None or old.shape != value.shape else old.lerp(value, weight)
+            if old is None or old.shape != value.shape:
+                self.tensors[name] = value.clone()
+            else:
+                old.lerp_(value, weight)
 
     def slice_(self, stay: Tensor) -> None:
         for name, value in self.tensors.items():
@@ -35,16 +38,24 @@ class Averages:
             self.tensors[name] = sliced.index_select(0, stay) if square else sliced
 
 
-def step_facts(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> dict[str, Tensor]:
+def step_facts(
+    a: Tensor, b: Tensor, grad_a: Tensor | None, grad_b: Tensor | None, *, gradients: bool, first_order: bool
+) -> dict[str, Tensor]:
+    """What one step shows of a layer's components, in float32 (float64 for float64 models).
+
+    Args:
+        gradients: whether the gradients themselves are wanted, too (the Newton step).
+        first_order: whether Σ|∂L/∂w · w| is.
+    """
+    assert grad_a is not None and grad_b is not None  # noqa: PT018
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b, grad_a, grad_b = (t.to(wide) for t in (a, b, grad_a, grad_b))
-    return {
-        "curvature_a": grad_a @ grad_a.T,
-        "curvature_b": grad_b.T @ grad_b,
-        "gradient_a": grad_a.T.contiguous(),
-        "gradient_b": grad_b.clone(),
-        "taylor": (grad_a * a).abs().sum(1) + (grad_b * b).abs().sum(0),
-    }
+    facts = {"curvature_a": grad_a @ grad_a.T, "curvature_b": grad_b.T @ grad_b}
+    if gradients:
+        facts |= {"gradient_a": grad_a.T, "gradient_b": grad_b}
+    if first_order:
+        facts["taylor"] = (grad_a * a).abs().sum(1) + (grad_b * b).abs().sum(0)
+    return facts
 
 
 def slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> None:

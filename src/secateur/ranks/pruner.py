@@ -127,19 +127,30 @@ class RankPruner:
         assert self.schedule is not None, "begin() comes first, or total_steps"
         if self.steps_done + 1 > self.schedule.last_cut or self.rank == max(self.start_ranks.values()):
             return
+        self._check_gradients()
+        wanted = {"gradients": self.recovery == "newton+compensate", "first_order": self.criterion.first_order}
+        for path, layer in self.layers.items():
+            lora = lora_factors(layer)
+            fresh = step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad, **wanted)
+            if path in self._seen_z:
+                fresh["second_z"] = torch.stack(self._seen_z[path]).mean(0)
+            self._averages[path].mix(fresh, self.decay)
+        self._seen_z.clear()
+
+    def _check_gradients(self) -> None:
+        """All there and finite; the device is asked once."""
+        norms = {}
         for path, layer in self.layers.items():
             lora = lora_factors(layer)
             if lora.a.grad is None or lora.b.grad is None:
                 raise InputError(f"{path}: LoRA has no gradient: call observe() after backward(), before zero_grad().")
-            fresh = step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad)
-            if path in self._seen_z:
-                fresh["second_z"] = torch.stack(self._seen_z[path]).mean(0)
-            if not all(torch.isfinite(value).all() for value in fresh.values()):
+            norms[path] = lora.a.grad.norm() + lora.b.grad.norm().to(lora.a.grad.device)
+        finite = torch.stack([norm.to(next(iter(norms.values())).device) for norm in norms.values()]).isfinite()
+        for path, good in zip(norms, finite.tolist(), strict=True):
+            if not good:
                 raise NumericsError(
                     f"step {self.steps_done + 1}: gradients of {path} are not finite: lower --lr, or use float32."
                 )
-            self._averages[path].mix(fresh, self.decay)
-        self._seen_z.clear()
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
@@ -267,7 +278,7 @@ class RankPruner:
             b=lora.b.detach(),
             inverse_a=self._inverse(facts["curvature_a"]),
             inverse_b=self._inverse(facts["curvature_b"]),
-            taylor=facts["taylor"],
+            taylor=facts.get("taylor"),
             second_z=second_z,
             inverse_z=None if second_z is None else self._inverse(second_z),
             seed=self.seed,
