@@ -5,7 +5,7 @@ Knows nothing of Trainer, data or files. In a loop:
     loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, removals, shrink_
-from .units import base_linear
+from .units import Pool, base_linear
 from .verify import default_probe
 
 
@@ -183,8 +183,8 @@ class Pruner:
         past = (step - 1) / step if self._all_alike else self.ema
         if not self.criterion.changes:
             past = 0.0
-        for pool in self.live.pools:
-            fresh = self.criterion.score(pool, evidence, self.scoring).to(torch.float32).cpu()
+        scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.live.pools}
+        for pool, fresh in self._on_the_host(scores_now):
             if not torch.isfinite(fresh).all():
                 raise NumericsError(
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
@@ -194,6 +194,13 @@ class Pruner:
             keep, scores = self.keep[pool.name], self.scores[pool.name]
             fresh = fresh[self.live_keep[pool.name]]
             scores[keep] = past * scores[keep] + (1 - past) * fresh
+
+    @staticmethod
+    def _on_the_host(scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
+        """Float32 scores, brought over from the device at once: a GPU is waited for once a step."""
+        device = next(iter(scores.values())).device
+        joined = torch.cat([score.to(device, torch.float32) for score in scores.values()]).cpu()
+        yield from zip(scores, joined.split([len(score) for score in scores.values()]), strict=True)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
         """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.

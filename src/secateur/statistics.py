@@ -165,11 +165,11 @@ class Statistics:
         return x.unflatten(0, (self._batch, -1)) if x.shape[0] == self._tokens else x.unsqueeze(0)
 
     def _input_tap(self, pool: Pool, gate: Member) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        path, index = gate.linear, gate.index
+        path = gate.linear
 
         def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             if "gate_grad" in self.needs:
-                sums = self._gate_sums(x, gradient, index)
+                sums = self._gate_sums(x, gradient, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if self.needs & {"input_moments", "second_moments"}:
                 seen = InputMoments.of(_some_tokens(x, mask), second="second_moments" in self.needs)
@@ -188,7 +188,7 @@ class Statistics:
         total = wide(x.new_zeros(index.shape[0]))
         for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
             columns = (wide(h) * g).sum(0)
-            units = columns[index.to(x.device)].sum(1)
+            units = columns[index].sum(1)
             total += units.square() if self.scoring.reduce == "squared" else units.abs()
         return total
 

@@ -6,8 +6,9 @@ a KV group (a KV head with its query heads) or a query head. The units of one ki
 secateur (scores, masks, slicing, parameter counts) is computed from these index tables.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -35,6 +36,13 @@ class Member:
     """How long that side of the linear is."""
     scored: bool = True
     """False for what is no linear (an embedding whose columns are heads): it goes along, and counts for nothing."""
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+
+    def index_on(self, device: torch.device) -> Tensor:
+        """`index` on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.index.to(device)
+        return self._copies[device]
 
     def entries(self, units: Tensor) -> Tensor:
         """Ascending positions along `dim` of the units that `units` (units,) marks."""

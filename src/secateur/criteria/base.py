@@ -149,7 +149,7 @@ def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor
         if side not in sides:
             sides[side] = entries(member)
         sums = sides[side]
-        units = sums[member.index.to(sums.device)].sum(1)
+        units = sums[member.index_on(sums.device)].sum(1)
         if scoring.normalize == "linear":
             units = units / units.norm().clamp_min(torch.finfo(units.dtype).tiny)
         total = units if total is None else total + units
@@ -163,7 +163,7 @@ def sum_gates(pool: Pool, columns: Callable[[Member], Tensor]) -> Tensor:
     Args:
         columns: gate -> one value per column of its linear.
     """
-    return torch.stack([(sums := columns(gate))[gate.index.to(sums.device)].sum(1) for gate in pool.gates]).sum(0)
+    return torch.stack([(sums := columns(gate))[gate.index_on(sums.device)].sum(1) for gate in pool.gates]).sum(0)
 
 
 def wide(value: Tensor) -> Tensor:

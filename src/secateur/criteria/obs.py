@@ -21,7 +21,7 @@ def obs(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
         second = evidence.moments[gate.linear].second
         assert second is not None, "second moments were asked for"
         weight = merged_weight(evidence.modules[gate.linear])
-        costs.append(removal_cost(weight.to(second.dtype), second, gate.index.to(second.device)))
+        costs.append(removal_cost(weight.to(second.dtype), second, gate.index_on(second.device)))
     return torch.stack(costs).sum(0)
 
 
