@@ -62,6 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cut until 0.4": PRUNED | {"prune_end": 0.4},
     "cut until 0.8": PRUNED | {"prune_end": 0.8},
     "alpha r/2": PRUNED | {"scaling": 0.5},
+    "alpha r/4": PRUNED | {"scaling": 0.25},
+    "alpha r/2, cut until 0.4": PRUNED | {"scaling": 0.5, "prune_end": 0.4},
     "alpha 2r": PRUNED | {"scaling": 2.0},
     "K1 1, K2 1": PRUNED | {"k1": 1, "k2": 1},
     "K1 1, K2 2": PRUNED | {"k1": 1, "k2": 2},
@@ -226,8 +228,8 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--stage", nargs="+", choices=("tune", "final", "variants"), default=["tune", "final"])
     parser.add_argument("--only", nargs="+", help="contenders or variants; default: all")
-    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--rates", nargs="+", type=float, help="default: the grid, or the best of it")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 to tune, else 1 to 3")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--summary", type=Path, help="also put all records into this file")
     given = parser.parse_args()
@@ -253,9 +255,9 @@ def run_stages(folder: Path, given: argparse.Namespace) -> None:
         specs = VARIANTS if stage == "variants" else CONTENDERS
         for name in [name for name in specs if not given.only or name in given.only]:
             tuned_as = "gradient" if stage == "variants" else name
-            rates = given.rates if stage == "tune" else [best_rate(folder, tuned_as)]
+            rates = given.rates or (RATES if stage == "tune" else [best_rate(folder, tuned_as)])
             for rate in rates:
-                for seed in [0] if stage == "tune" else given.seeds:
+                for seed in given.seeds or ([0] if stage == "tune" else SEEDS):
                     path = folder / f"{name.replace('/', ' over ')}, {rate:g}, {seed}.json"
                     if not path.exists():
                         write_json(path, run(base, task, name, specs[name], rate, seed))
