@@ -130,7 +130,7 @@ def restore_(
             path, _, leaf = name.rpartition(".")
             if path in linears:
                 continue
-            value = _sliced_as(read(_plain(name)), _plain(path), stay, (0, 1))
+            value = sliced_as(read(_plain(name)), _plain(path), stay, (0, 1))
             setattr(base.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
         for path, linear in linears.items():
             weight = read(f"{_plain(path)}.weight")
@@ -172,9 +172,21 @@ def _restored(
     Raises:
         VerificationError: the original is not what was quantised.
     """
-    weight = _sliced_as(weight.T if was_conv1d(linear) else weight, path, stay, (0, 1))
-    bias = None if bias is None else _sliced_as(bias, path, stay, (0,))
-    held = dequantised(linear).cpu()
+    weight = sliced_as(weight.T if was_conv1d(linear) else weight, path, stay, (0, 1))
+    bias = None if bias is None else sliced_as(bias, path, stay, (0,))
+    check_same(path, dequantised(linear).cpu(), weight)
+    return plain_in_place_of(linear, weight, bias)
+
+
+def check_same(path: str, held: Tensor, weight: Tensor) -> None:
+    """Refuse a weight that is not the one that was quantised.
+
+    Args:
+        held: (out, in), dequantised.
+        weight: (out, in) of the checkpoint.
+    Raises:
+        VerificationError: names the linear.
+    """
     same = held.shape == weight.shape
     off = float((held - weight.float()).norm() / weight.float().norm().clamp_min(1e-30)) if same else float("inf")
     if not off <= FURTHEST:
@@ -182,13 +194,13 @@ def _restored(
             f"{path}: the weight in the checkpoint is not the one that was quantised ({off:.2f} of its norm away, "
             f"{FURTHEST} allowed): the checkpoint has changed since it was loaded."
         )
-    return plain_in_place_of(linear, weight, bias)
 
 
-def _sliced_as(value: Tensor, path: str, stay: dict[tuple[str, int], Tensor], dims: tuple[int, ...]) -> Tensor:
+def sliced_as(value: Tensor, path: str, stay: dict[tuple[str, int], Tensor], dims: tuple[int, ...] = (0, 1)) -> Tensor:
+    """A linear's tensor with the positions that stay, (linear, dim) -> ascending, where there are some named."""
     for dim in dims:
         if (path, dim) in stay and dim < value.dim():
-            value = value.index_select(dim, stay[path, dim])
+            value = value.index_select(dim, stay[path, dim].to(value.device))
     return value
 
 

@@ -14,18 +14,22 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .benchmark import checkpoint_bytes
 from .distributed import barrier
 from .errors import InputError
-from .export import ExportReport, loads_with, small_class
+from .export import ExportReport, Finish, loads_with, small_class
 from .launcher import rank
 from .layered import MODULE, modeling_source, stock_class_of
+from .models import ModelSource
 from .output import check_output, replaced_whole
 from .quantised import is_quantised
+from .shards import Sides, merged_from_shards
 from .stock import LAYERS_KEY
 from .surgery import merged_and_sliced
 from .units import Units
-from .verify import Check, logits_of, verify
+from .verify import Check, logits_of, tensor_checksum, verify
 
 FILE_BYTES = 2 * 10**9
 """Of one safetensors file: what is held at most, beside the tensor at hand."""
+QUANTISED_KL = 1.0
+"""Mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original weights."""
 
 
 def export_streamed(
@@ -40,22 +44,40 @@ def export_streamed(
     model_class: str = "keep",
     overwrite: bool = False,
     file_bytes: int = FILE_BYTES,
+    source: ModelSource | None = None,
+    live: Sides | None = None,
+    trust: bool = False,
+    finish: Finish | None = None,
 ) -> ExportReport | None:
     """As `export_checkpoint`, without the small model in memory; under sharding every process must call it.
 
-    The fresh process compares with the trained model's own logits, so what merging and rounding change is within its
-    tolerance (`verify.GREEDY_TOLERANCE`), not apart from it.
+    The fresh process compares all weights with what was written, by checksum, and its logits with the trained model's
+    own, so what merging and rounding change is within its tolerance (`verify.GREEDY_TOLERANCE`), not apart from it. A
+    quantised base has other logits: they are compared by `QUANTISED_KL`.
 
+    Args:
+        file_bytes: most bytes of one file, and of what waits for it in memory.
+        source: read the frozen weights from this checkpoint, one tensor at a time, rather than from `model`, whose
+            base may then be quantised.
+        live: with `source`, what `model` has left of it where it was sliced while it trained (`surgery.removals`).
+        finish: called with the verified temporary folder, to put records beside the weights.
     Returns:
         the report in the first process, None in the others.
     """
-    if is_quantised(model):
-        raise InputError("the base is quantised: pruner.restore(source) puts the original weights in its place first.")
+    if is_quantised(model) and source is None:
+        raise InputError("the base is quantised: name the checkpoint it was made from (source=).")
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     cls, config = small_class(base.config, units.family, units.shapes_after(keep), model_class)
     config.dtype = dtype
     logits = logits_of(model, probe_ids)
-    tensors = merged_and_sliced(model, units, keep)
+    with torch.device("meta"):
+        skeleton = cls._from_config(config, dtype=dtype)
+    if source is None:
+        tensors = merged_and_sliced(model, units, keep)
+    else:
+        wanted = skeleton.state_dict().keys() - set(skeleton.all_tied_weights_keys)
+        ordered = [name for name in skeleton.state_dict() if name in wanted]
+        tensors = merged_from_shards(ordered, model, units, keep, live or {}, source, trust=trust)
     if rank() > 0:
         for _ in tensors:  # gathering a tensor takes all processes
             pass
@@ -63,20 +85,21 @@ def export_streamed(
         return None
     check_output(output, overwrite=overwrite)
     layered = LAYERS_KEY in config.to_dict()
-    with torch.device("meta"):
-        skeleton = cls._from_config(config, dtype=dtype)
     with replaced_whole(output) as folder:
-        _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
+        checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
         config.architectures = [cls.__name__]
         config.save_pretrained(folder)
         (base.generation_config or GenerationConfig()).to_json_file(folder / "generation_config.json")
         if layered:
-            source = modeling_source(stock_class_of(config).__name__, units.family)
-            (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
+            code = modeling_source(stock_class_of(config).__name__, units.family)
+            (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        check = Check(folder, probe_ids, logits.to(dtype), parameters, remote_code=layered, merged_here=False)
+        check = Check(
+            folder, probe_ids, logits.to(dtype), parameters, remote_code=layered, merged_here=False, checksum=checksum,
+            most_kl=QUANTISED_KL if is_quantised(model) else None,
+        )  # fmt: skip
         (verified,) = verify([check])
         report = ExportReport(
             folder=str(output),
@@ -89,25 +112,30 @@ def export_streamed(
             merge_difference=float("nan"),
             loads_with=loads_with(output, config, layered),
         )
+        if finish is not None:
+            finish(folder, report)
     barrier()
     return report
 
 
 def _write_tensors(
     tensors: Iterable[tuple[str, Tensor]], skeleton: PreTrainedModel, folder: Path, dtype: torch.dtype, most: int
-) -> None:
-    """Safetensors files of at most `most` bytes (or one tensor), and their index."""
+) -> int:
+    """Safetensors files of at most `most` bytes (or one tensor), and their index; -> their `weights_checksum`."""
     shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
     tied = set(skeleton.all_tied_weights_keys)
     places: dict[str, int] = {}
     waiting: dict[str, Tensor] = {}
-    files = total = held = 0
+    files = total = held = checksum = 0
+    parameters = {name for name, _ in skeleton.named_parameters()}
     for name, tensor in tensors:
         if shapes.get(name) != tensor.shape:
             raise InputError(f"{name} {tuple(tensor.shape)} does not fit a {type(skeleton).__name__}.")
         if name in tied:
             continue  # a file holds it once, under its other name
         value = tensor.to(dtype).cpu().contiguous().clone()
+        if name in parameters:
+            checksum ^= tensor_checksum(name, value)
         size = value.numel() * value.element_size()
         if waiting and held + size > most:
             _save(waiting, folder, files)
@@ -120,13 +148,14 @@ def _write_tensors(
     count = files + 1
     if count == 1:
         _part(folder, 0).rename(folder / "model.safetensors")
-        return
+        return checksum
     names = {}
     for number in range(count):
         names[number] = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         _part(folder, number).rename(folder / names[number])
     index = {"metadata": {"total_size": total}, "weight_map": {name: names[place] for name, place in places.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return checksum
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, number: int) -> None:

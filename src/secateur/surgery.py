@@ -92,10 +92,14 @@ def merged_weight(layer: nn.Module) -> Tensor:
     weight = gathered(weight_of(base_linear(layer)).detach())
     if not isinstance(layer, LoraLayer):
         return weight
-    lora = lora_factors(layer)
+    return merged(weight, lora_factors(layer))
+
+
+def merged(weight: Tensor, lora: LoraFactors) -> Tensor:
+    """W + s·B·A, (out, in), on W's device; wide as `merged_weight`."""
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     delta = lora.b.detach().to(wide) @ lora.a.detach().to(wide)
-    return torch.add(weight.to(wide), delta, alpha=lora.scaling)
+    return torch.add(weight.to(wide), delta.to(weight.device), alpha=lora.scaling)
 
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:

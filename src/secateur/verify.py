@@ -93,15 +93,18 @@ for job in jobs["jobs"]:
         chosen = again.gather(2, written[:, start:, None]).squeeze(2)
         greedy_gap = (again.amax(2) - chosen).max().item()
         checksum = 0
-        for name, weight in sorted(model.named_parameters()):
+        for name, weight in model.named_parameters():
             data = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            checksum = zlib.crc32(data, zlib.crc32(name.encode(), checksum))
+            checksum ^= zlib.crc32(data, zlib.crc32(name.encode()))
+        alike = logits.shape == expected.shape
+        p, q = expected.log_softmax(-1), logits.log_softmax(-1)
     results.append({
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "missing": sorted(info["missing_keys"]),
-        "shape_differs": list(logits.shape) != list(expected.shape),
-        "difference": (logits - expected).abs().max().item() if logits.shape == expected.shape else float("inf"),
+        "shape_differs": not alike,
+        "difference": (logits - expected).abs().max().item() if alike else float("inf"),
+        "kl": (p.exp() * (p - q)).sum(-1).mean().item() if alike else float("inf"),
         "scale": scale,
         "greedy_gap": greedy_gap,
         "checksum": checksum,
@@ -126,6 +129,8 @@ class Check:
     """`weights_checksum` of the model in memory; None: compare logits only."""
     merged_here: bool = True
     """False: `logits` are those of the model before LoRA was merged, which rounding moves further."""
+    most_kl: float | None = None
+    """Mean KL divergence (nats) allowed from `logits`, in place of a largest difference: of a quantised base's."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +160,15 @@ def weights_checksum(model: nn.Module) -> int:
     """CRC-32 of the names and bytes of all parameters, as the fresh process computes it. Sees a single wrong entry,
     which in bfloat16 no logit tolerance can."""
     checksum = 0
-    for name, weight in sorted(model.named_parameters()):
-        data = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        checksum = zlib.crc32(data.data, zlib.crc32(name.encode(), checksum))
+    for name, weight in model.named_parameters():
+        checksum ^= tensor_checksum(name, weight)
     return checksum
+
+
+def tensor_checksum(name: str, tensor: Tensor) -> int:
+    """One parameter's part of `weights_checksum`; parts are combined by exclusive or, in any order."""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(data.data, zlib.crc32(name.encode()))
 
 
 def verify(checks: list[Check]) -> list[Verified]:
@@ -175,7 +185,10 @@ def verify(checks: list[Check]) -> list[Verified]:
         faults = []
         if result["missing"]:
             faults.append(f"weights are missing: {', '.join(result['missing'][:3])}")
-        if not result["difference"] <= tolerance:
+        if check.most_kl is not None:
+            if not result["kl"] <= check.most_kl:
+                faults.append(f"it predicts {result['kl']:.3g} nats off what was trained (allowed: {check.most_kl:g})")
+        elif not result["difference"] <= tolerance:
             faults.append(f"logits differ by {result['difference']:.3g} (allowed: {tolerance:.3g})")
         if check.checksum not in (None, result["checksum"]):
             faults.append("weights are not those in memory (CRC-32 differs)")
