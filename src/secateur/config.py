@@ -136,6 +136,12 @@ class PruneConfig(RunConfig):
         None,
         group="pruning",
     )
+    stream_export: bool = option(
+        "make the result from the original checkpoint's files, one tensor at a time, and load no dense model for it: "
+        "for models that are large for this machine's memory",
+        False,
+        group="output",
+    )
     experts: int | None = option(
         "mixtures of experts: keep this many in each layer; those with the least routing weight go before training",
         None,
@@ -270,9 +276,19 @@ class PruneConfig(RunConfig):
                 "--init-rank goes with cuts while training, and with an adapter of our own: leave out "
                 "--schedule one-shot and --adapter."
             )
+        found += self._stream_faults()
         if self.attention == "none" and self.attention_sparsity:
             found.append("--attention-sparsity contradicts --attention none: leave one out.")
         return found
+
+    def _stream_faults(self) -> list[str]:
+        """What changes the frozen weights, and so is not in the files that `--stream-export` reads."""
+        if not self.stream_export:
+            return []
+        found = [f"--lora-init {self.lora_init}"] if self.lora_init in ("pissa", "olora") else []
+        found += [f"--compensate {self.compensate}"] if self.compensate != "none" else []
+        found += [f"--experts {self.experts}"] if self.experts is not None else []
+        return [f"{given} changes the weights that --stream-export reads anew: leave one out." for given in found]
 
 
 @dataclass(frozen=True, kw_only=True)

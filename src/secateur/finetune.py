@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
@@ -65,6 +65,16 @@ def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts
         if experts_apart:
             unstack_experts(model)
         nn.Module.to(model, device)
+    return model
+
+
+def without_weights(job: Job) -> PreTrainedModel:
+    """The original model's shapes, on the meta device."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            job.model_config, trust_remote_code=job.config.trust_remote_code
+        )
+    unstack_experts(model)
     return model
 
 

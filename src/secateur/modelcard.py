@@ -92,19 +92,17 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = [
         ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}"),
         ("bytes of weights", f"{dense['bytes']:,}", f"{pruned['bytes']:,}"),
-        (
-            f"forward pass, {speed['dense']['batch']} x {speed['dense']['seq_len']} tokens, {speed['dense']['dtype']}, "
-            f"{result['environment']['cpu']}",
-            f"{speed['dense']['median_ms']:.1f} ms",
-            f"{speed['pruned']['median_ms']:.1f} ms",
-        ),
     ]
-    if measured := dense["perplexity"]:
+    own = speed["pruned"]
+    before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
+    label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {result['environment']['cpu']}"
+    rows.append((label, before, f"{own['median_ms']:.1f} ms"))
+    if measured := pruned["perplexity"]:
         label = (
             f"perplexity, {result['data']['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
         )
-        after = pruned["perplexity"]["perplexity"]
-        rows.append((f"{label}{measured['seq_len']}", f"{measured['perplexity']:.2f}", f"{after:.2f}"))
+        before = f"{dense['perplexity']['perplexity']:.2f}" if dense["perplexity"] else "not measured"
+        rows.append((f"{label}{measured['seq_len']}", before, f"{measured['perplexity']:.2f}"))
     return rows
 
 

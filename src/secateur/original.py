@@ -220,8 +220,17 @@ def original_tensors(source: ModelSource, names: Collection[str], trust: bool) -
         yield state.__getitem__
         return
     with ExitStack() as stack:
-        files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(places.values())}
-        yield lambda name: cast(Tensor, files[places[name]].get_tensor(name))
+        opened: dict[Path, Any] = {}
+
+        def read(name: str) -> Tensor:
+            path = places[name]
+            if path not in opened:  # one at a time: pages of an open file stay in memory
+                stack.close()
+                opened.clear()
+                opened[path] = stack.enter_context(safe_open(path, framework="pt"))
+            return cast(Tensor, opened[path].get_tensor(name))
+
+        yield read
 
 
 def _places(source: ModelSource) -> dict[str, Path]:

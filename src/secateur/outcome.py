@@ -45,7 +45,8 @@ def outcome(
     """What `result.json` holds, but for the times.
 
     Args:
-        dense, small: the original model and the written checkpoint, both as loaded from disk.
+        dense, small: the original model (or only its shapes, on the meta device) and the written checkpoint, both as
+            loaded from disk.
         folder: where the checkpoint is now (it is put into place later).
     """
     shapes = pruner.units.shapes_after(pruner.keep)
@@ -159,21 +160,24 @@ def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) 
 
 
 def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included)."""
+    """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included).
+
+    Of a dense model without weights only the FLOPs are known.
+    """
     models = {"dense": dense, "pruned": small}
+    timed = {name: model for name, model in models.items() if not next(model.parameters()).is_meta}
     latency = forward_latency(
-        models, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
+        timed, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
     )
     shapes = {"dense": pruner.units.shapes, "pruned": pruner.units.shapes_after(pruner.keep)}
     flops = {
         name: forward_flops(model, job.config.seq_len, attention_width=[s.heads * s.head_dim for s in shapes[name]])
         for name, model in models.items()
     }
-    return {
-        **{name: latency[name].to_dict() | {"flops": flops[name]} for name in models},
-        "speedup": latency["dense"].median_ms / latency["pruned"].median_ms,
-        "flop_speedup": flops["dense"] / flops["pruned"],
-    }
+    found: dict[str, Any] = {name: latency[name].to_dict() | {"flops": flops[name]} for name in timed}
+    if "dense" in timed:
+        found["speedup"] = latency["dense"].median_ms / latency["pruned"].median_ms
+    return found | {"flop_speedup": flops["dense"] / flops["pruned"]}
 
 
 def _source_bytes(job: Job, base: nn.Module) -> int:

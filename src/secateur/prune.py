@@ -20,8 +20,8 @@ from .distributed import average_gradients_, join
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
-from .export import ExportReport, export_checkpoint
-from .finetune import Distillation, add_lora, load_base, load_original, run_trainer
+from .export import ExportReport, Finish, export_checkpoint
+from .finetune import Distillation, add_lora, load_base, load_original, run_trainer, without_weights
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
@@ -35,6 +35,8 @@ from .pruner import Cut, Pruner
 from .ranks import RankPruner
 from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from .saving import Interruption, SavingCallback
+from .streaming import export_streamed
+from .surgery import removals
 from .teacher import Teacher
 
 ROUTING_BATCHES = 8
@@ -71,7 +73,8 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
-    device = base.device if config.load_in is None else _restore(base, pruner, job)
+    streamed = config.stream_export
+    device = base.device if config.load_in is None or streamed else _restore(base, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
@@ -81,8 +84,10 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
                 folder, dtype="auto", trust_remote_code=report.format != "stock"
             )
         nn.Module.to(small, device)
-        dense = load_original(job, dtype, device)
-        dense_perplexity = start_perplexity if config.load_in is None else measure(dense, job, dtype)
+        dense = without_weights(job) if streamed else load_original(job, dtype, device)
+        dense_perplexity = start_perplexity
+        if config.load_in is not None:
+            dense_perplexity = None if streamed else measure(dense, job, dtype)
         unstack_experts(small)
         result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
@@ -93,22 +98,28 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         write_records(folder, job, pruner, result)
 
     with memory_for("writing the result", WRITE_LATER):
-        export_checkpoint(
-            model,
-            pruner.live,
-            pruner.live_keep,
-            job.output,
-            tokenizer=job.tokenizer,
-            model_class=config.model_class,
-            overwrite=config.overwrite,
-            probe_ids=probe_of(job),
-            dtype=checkpoint_dtype(job.model_config),
-            finish=finish,
-        )
+        _write(model, pruner, job, finish)
     if not config.save_steps:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
+    """The merged checkpoint: from the model in memory, or with `--stream-export` from the original's files."""
+    config = job.config
+    options: dict[str, Any] = {
+        "tokenizer": job.tokenizer, "model_class": config.model_class, "overwrite": config.overwrite,
+        "probe_ids": probe_of(job), "dtype": checkpoint_dtype(job.model_config), "finish": finish,
+    }  # fmt: skip
+    if not config.stream_export:
+        export_checkpoint(model, pruner.live, pruner.live_keep, job.output, **options)
+        return
+    live = {} if pruner.masks else removals(pruner.units, pruner.keep)
+    export_streamed(
+        model, pruner.live, pruner.live_keep, job.output, source=job.source, live=live,
+        trust=config.trust_remote_code, **options,
+    )  # fmt: skip
 
 
 def _restore(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:

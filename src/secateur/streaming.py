@@ -69,6 +69,8 @@ def export_streamed(
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     cls, config = small_class(base.config, units.family, units.shapes_after(keep), model_class)
     config.dtype = dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     logits = logits_of(model, probe_ids)
     with torch.device("meta"):
         skeleton = cls._from_config(config, dtype=dtype)

@@ -62,9 +62,14 @@ def _before_and_after(result: dict[str, Any]) -> str:
          _change(dense["parameters"], pruned["parameters"])),
         ("weights on disk", human_bytes(dense["bytes"]), human_bytes(pruned["bytes"]),
          _change(dense["bytes"], pruned["bytes"])),
-        ("forward pass", f"{speed['dense']['median_ms']:.1f} ms", f"{speed['pruned']['median_ms']:.1f} ms",
-         f"{speed['speedup']:.2f}x faster"),
     ]  # fmt: skip
+    if "dense" in speed:
+        before, after = f"{speed['dense']['median_ms']:.1f} ms", f"{speed['pruned']['median_ms']:.1f} ms"
+        rows.append(("forward pass", before, after, f"{speed['speedup']:.2f}x faster"))
+    else:
+        rows.append(("forward pass", "not loaded", f"{speed['pruned']['median_ms']:.1f} ms", ""))
+    if pruned["perplexity"] and not dense["perplexity"]:
+        rows.insert(0, ("perplexity", "not loaded", f"{pruned['perplexity']['perplexity']:.2f}", ""))
     if dense["perplexity"]:
         before, after = dense["perplexity"]["perplexity"], pruned["perplexity"]["perplexity"]
         rows.insert(0, ("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f} x"))
@@ -73,14 +78,14 @@ def _before_and_after(result: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> list[str]:
     """The conditions without which the figures are no figures."""
-    speed, sparsity, data = result["speed"]["dense"], result["sparsity"], result["data"]
+    speed, sparsity, data = result["speed"]["pruned"], result["sparsity"], result["data"]
     notes = [
         f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
         f"trained on {data['trained_tokens']:,} tokens in {data['steps']} steps",
         f"forward pass: batch {speed['batch']} x {speed['seq_len']} tokens, {speed['dtype']}, median of "
         f"{speed['repeats']}, alternating; by FLOPs {result['speed']['flop_speedup']:.2f}x",
     ]
-    if measured := result["dense"]["perplexity"]:
+    if measured := result["pruned"]["perplexity"]:
         notes.append(
             f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
             f"{measured['seq_len']}, {measured['dtype']}"
