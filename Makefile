@@ -21,8 +21,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
 
+# Two tests at a time, each on one thread: tiny models gain nothing from more.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability.py runs/reliability
