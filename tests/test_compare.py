@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 
 import pytest
 from tiny import save_tiny
@@ -9,8 +10,10 @@ from tiny import save_tiny
 from secateur import compare as compare_module
 from secateur.cli import main
 from secateur.compare import compare
+from secateur.config import PruneConfig
 from secateur.errors import InputError, NumericsError
-from secateur.grid import build_comparison
+from secateur.grid import build_comparison, differences
+from secateur.options import build
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
@@ -147,3 +150,10 @@ def test_a_cell_that_fails_leaves_the_others(inputs, tmp_path, monkeypatch) -> N
     text = compare(build_comparison({**inputs, "sparsity": "0.3", "baselines": ("dense",)}))
     assert "failed: step 3: the loss is nan" in text
     assert "magnitude" in text
+
+
+def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
+    now = json.loads(json.dumps(asdict(build(PruneConfig, {"model": "m", "data": ("d",), "output": "o"}))))
+    older = {name: value for name, value in now.items() if name not in ("packing", "load_in", "targets")}
+    assert differences(older, now) == []
+    assert differences(older, now | {"packing": "separate"}) == ["packing: joined -> separate"]

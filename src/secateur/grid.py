@@ -1,6 +1,6 @@
 """`secateur compare`'s options: which runs, and whether they compare. No torch here."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -10,7 +10,8 @@ from .options import build, flag, known_options, read_options
 from .registry import did_you_mean
 
 SAME_EVERYWHERE = (
-    "model", "data", "steps", "epochs", "batch_size", "seq_len", "response_only", "eval_seq_len", "eval_tokens",
+    "model", "data", "steps", "epochs", "batch_size", "seq_len", "response_only", "packing", "eval_seq_len",
+    "eval_tokens",
 )  # fmt: skip
 """Cells that differ in one of these are not comparable."""
 TARGETS = ("sparsity", "target_params", "target_bytes")
@@ -124,10 +125,18 @@ def _check_alike(cells: list[Cell]) -> None:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """`lr: 0.0005 -> 0.001` for every option of `prune` in which two recorded configs differ."""
+    """`lr: 0.0005 -> 0.001` for every option of `prune` in which two recorded configs differ.
+
+    An option that a record of an earlier version does not have was at its default then.
+    """
     ignored = {"output", "overwrite", "save_steps", "process_timeout"}
+
+    def value(config: dict[str, Any], option: Field[Any]) -> Any:
+        found = config.get(option.name, None if option.default is MISSING else option.default)
+        return list(found) if isinstance(found, tuple) else found
+
     return [
-        f"{f.name}: {one.get(f.name)} -> {other.get(f.name)}"
+        f"{f.name}: {value(one, f)} -> {value(other, f)}"
         for f in fields(PruneConfig)
-        if f.name not in ignored and one.get(f.name) != other.get(f.name)
+        if f.name not in ignored and value(one, f) != value(other, f)
     ]
