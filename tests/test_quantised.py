@@ -319,7 +319,7 @@ def test_adapt(place, tmp_path, capsys, load_in, merge) -> None:
 
 
 def test_two_processes(place, tmp_path) -> None:
-    more = ("--load-in", "8bit", "--dtype", "float32", "--sparsity", "0.3")
+    more = ("--load-in", "8bit", "--dtype", "float32", "--sparsity", "0.3", "--stream-export")
     done = launch(2, "-m", "secateur", *command(place, tmp_path / "out", *more))
     assert done.returncode == 0, done.stderr[-2000:]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.intermediate_size < 128

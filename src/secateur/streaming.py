@@ -20,6 +20,7 @@ from .layered import MODULE, modeling_source, stock_class_of
 from .models import ModelSource
 from .output import check_output, replaced_whole
 from .quantised import is_quantised
+from .sharding import is_sharded
 from .shards import Sides, merged_from_shards
 from .stock import LAYERS_KEY
 from .surgery import merged_and_sliced
@@ -58,7 +59,7 @@ def export_streamed(
     Args:
         file_bytes: most bytes of one file, and of what waits for it in memory.
         source: read the frozen weights from this checkpoint, one tensor at a time, rather than from `model`, whose
-            base may then be quantised.
+            base may then be quantised. Of a model that is not sharded the first process alone calls this.
         live: with `source`, what `model` has left of it where it was sliced while it trained (`surgery.removals`).
         finish: called with the verified temporary folder, to put records beside the weights.
     Returns:
@@ -116,7 +117,8 @@ def export_streamed(
         )
         if finish is not None:
             finish(folder, report)
-    barrier()
+    if source is None or any(map(is_sharded, model.modules())):
+        barrier()
     return report
 
 
