@@ -19,7 +19,7 @@ from .launcher import rank
 from .layered import MODULE, modeling_source, stock_class_of
 from .models import ModelSource
 from .output import check_output, replaced_whole
-from .quantised import is_quantised
+from .quantised import bits_of, is_quantised, quantised_linears
 from .sharding import is_sharded
 from .shards import Sides, merged_from_shards
 from .stock import LAYERS_KEY
@@ -29,8 +29,11 @@ from .verify import Check, logits_of, tensor_checksum, verify
 
 FILE_BYTES = 2 * 10**9
 """Of one safetensors file: what is held at most, beside the tensor at hand."""
-QUANTISED_KL = 1.0
-"""Mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original weights."""
+QUANTISED_KL = {8: 0.1, 4: 1.0}
+"""Bits -> mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original
+weights. SmolLM2-135M pruned by 30 % in 12 steps: 0.02 to 0.03 in 8 bits and 0.23 in 4, on four texts. FFN rows or value
+heads of one layer in wrong places: 0.10 to 0.22 and 0.31 to 0.36; of the first layer 1.0 to 4.9, of all 5.6 to 14. So
+it finds gross errors; that each tensor is sliced as the quantised one was, `original.check_same` sees."""
 
 
 def export_streamed(
@@ -101,7 +104,7 @@ def export_streamed(
         parameters = sum(parameter.numel() for parameter in skeleton.parameters())
         check = Check(
             folder, probe_ids, logits.to(dtype), parameters, remote_code=layered, merged_here=False, checksum=checksum,
-            most_kl=QUANTISED_KL if is_quantised(model) else None,
+            most_kl=_most_kl(model),
         )  # fmt: skip
         (verified,) = verify([check])
         report = ExportReport(
@@ -120,6 +123,11 @@ def export_streamed(
     if source is None or any(map(is_sharded, model.modules())):
         barrier()
     return report
+
+
+def _most_kl(model: nn.Module) -> float | None:
+    bits = {bits_of(linear) for _, linear in quantised_linears(model)}
+    return max((QUANTISED_KL[b] for b in bits if b), default=None)
 
 
 def _write_tensors(
