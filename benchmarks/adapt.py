@@ -28,7 +28,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
-from secateur.heap import keep_freed_pages
+from secateur.heap import freed_pages_kept
 from secateur.loss import causal_lm_loss
 from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, resolve_model
 from secateur.ranks import RankPruner
@@ -236,7 +236,8 @@ def main() -> None:
     folder = given.folder / given.task
     folder.mkdir(parents=True, exist_ok=True)
     if not given.table:
-        run_stages(folder, given)
+        with freed_pages_kept():
+            run_stages(folder, given)
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     print(tables(records, contenders=list(CONTENDERS), variants=list(VARIANTS)))
     if given.summary:
@@ -245,7 +246,6 @@ def main() -> None:
 
 
 def run_stages(folder: Path, given: argparse.Namespace) -> None:
-    keep_freed_pages()
     data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
     source = resolve_model(MODEL)
     task = TASKS[given.task](data, load_tokenizer(source))

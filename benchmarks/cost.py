@@ -30,7 +30,7 @@ from cost_tables import tables
 
 from secateur.benchmark import forward_flops, forward_latency
 from secateur.flops import Workload, model_sizes, run_flops, step_flops
-from secateur.heap import keep_freed_pages
+from secateur.heap import freed_pages_kept
 from secateur.memory import peak_bytes, reset_peak
 from secateur.models import compute_dtype, default_device
 from secateur.records import environment, write_json
@@ -62,14 +62,14 @@ def main() -> None:
     if given.peak_of:
         print(own_peak(setup.with_(checkpointing=given.checkpointing == ["on"]), given.peak_of))
         return
-    keep_freed_pages()
     key = f"{given.shape} on {device_name()}, {given.accumulation} x {given.batch} x {given.seq_len} tokens"
     known = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     for part in given.parts:
         kept = ("commit", "versions", "python", "cpu", "platform")
         own = environment()
         record = {"environment": {name: own[name] for name in kept if name in own}, "setup": vars(setup)}
-        record["rows"] = run_part(part, given, setup)
+        with freed_pages_kept():
+            record["rows"] = run_part(part, given, setup)
         known.setdefault(key, {})[part] = record
         if given.json:
             write_json(given.json, known)

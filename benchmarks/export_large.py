@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur import Pruner, streaming
-from secateur.heap import keep_freed_pages
 from secateur.memory import peak_bytes, reset_peak
 from secateur.models import INDEX, ModelSource, load_model
 from secateur.quantised import loading_options, settle_
@@ -125,5 +124,4 @@ def export(source: Path, output: Path) -> dict:
 
 
 if __name__ == "__main__":
-    keep_freed_pages()
     main()

@@ -19,7 +19,6 @@ from .config_adapt import AdaptConfig
 from .config_eval import EvalConfig, ReportConfig, SampleConfig
 from .config_speed import BenchConfig, PlanConfig
 from .errors import InputError, OutOfMemoryError, SecateurError
-from .heap import keep_freed_pages
 from .options import build
 from .registry import did_you_mean
 
@@ -38,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     try:
         command, config = _parse(arguments)
-        keep_freed_pages()
         return command(config)
     except SecateurError as error:
         return _fail(error, debug="--debug" in arguments)

@@ -20,6 +20,7 @@ from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
 from .guard import TRAIN_LESS, memory_for
+from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
 from .loss import causal_lm_loss
@@ -236,7 +237,7 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
-    with casting, memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
+    with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
