@@ -222,6 +222,12 @@ class PruneConfig(RunConfig):
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
+    lr_decay: str = option(
+        "cosine: over the whole run; after-cuts: the rate stays at its peak until the last cut, then falls as a cosine",
+        "cosine",
+        group="training",
+        choices=("cosine", "after-cuts"),
+    )
     init_rank: int | None = option(
         "rank that LoRA starts with; it is pruned to --rank between the same steps (as adapt does)", None, group="lora"
     )

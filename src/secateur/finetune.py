@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
-from .config import RunConfig
+from .config import PruneConfig, RunConfig
 from .contact import contact_kept
 from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
@@ -178,17 +178,22 @@ def lora_scaling(config: RunConfig, default: float) -> float:
 
 
 def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
-    """Trainer's options: AdamW, cosine decay, clipping at 1, every step logged."""
+    """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
+    warmup = steps_of(config.lr_warmup, total_steps)
+    after_cuts = isinstance(config, PruneConfig) and config.lr_decay == "after-cuts"
+    # With the one-shot schedule all steps of the training itself follow the cut.
+    last_cut = steps_of(config.prune_end, total_steps) if after_cuts and config.schedule != "one-shot" else 0
     return TrainingArguments(
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=steps_of(config.lr_warmup, total_steps),
+        lr_scheduler_type="warmup_stable_decay" if after_cuts else "cosine",
+        lr_scheduler_kwargs={"num_decay_steps": total_steps - max(warmup, last_cut)} if after_cuts else None,
+        warmup_steps=warmup,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
         ddp_timeout=config.process_timeout,
