@@ -11,7 +11,7 @@ from secateur.models import default_device
 
 LLAMA: dict[str, Any] = {"vocab_size": 32000, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+    "tiny": {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
              "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512},
     "smollm2-135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
                      "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
