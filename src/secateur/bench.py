@@ -199,5 +199,8 @@ def table(record: dict[str, Any], reference: str) -> str:
         add(label, {n: f["median_ms"] for n, f in found.items()}, lambda v: f"{v:.1f} ms")
     add("FLOPs of a prompt", {n: m["flops_per_prompt"] for n, m in models.items()}, lambda v: f"{v / 1e9:.1f} G")
     if any("decode" in m for m in models.values()):
-        add("decoding", {n: m["decode"]["tokens_per_s"] for n, m in models.items()}, lambda v: f"{v:.1f} tokens/s")
+        found = {n: m["decode"] for n, m in models.items()}
+        spread = max(f["spread_ms"] / f["median_ms"] for f in found.values())
+        label = f"decoding (spread {spread:.0%})"
+        add(label, {n: f["tokens_per_s"] for n, f in found.items()}, lambda v: f"{v:.1f} tokens/s")
     return format_table(rows, header=("", *models))

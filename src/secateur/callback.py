@@ -9,6 +9,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .schedule import Schedule
+from .surgery import check_shapes
 
 
 class Prunes(Protocol):
@@ -22,6 +23,12 @@ class Prunes(Protocol):
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Any: ...
     def share(self) -> None: ...
     def save(self, folder: Path) -> None: ...
+
+
+def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser itself, in whatever accelerate has wrapped it."""
+    plain: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return plain
 
 
 class PruningCallback(TrainerCallback):
@@ -45,16 +52,21 @@ class PruningCallback(TrainerCallback):
         self.pruner = pruner
         self.on_cut = on_cut
         self.leave_out = leave_out
+        self._checked = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._checked = False
         if self.pruner.schedule is None:
             self.pruner.begin(state.max_steps)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not self._checked:  # by now Trainer has loaded what a checkpoint holds
+            check_shapes(kwargs["model"], plain_optimizer(kwargs["optimizer"]))
+            self._checked = True
         if self.leave_out():
             self.pruner.skip()
         else:
@@ -63,10 +75,7 @@ class PruningCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        optimizer = kwargs["optimizer"]
-        if isinstance(optimizer, AcceleratedOptimizer):
-            optimizer = optimizer.optimizer
-        cut = self.pruner.step(optimizer)
+        cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
         if cut is not None and self.on_cut is not None:
             self.on_cut(cut)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from .guard import TRAIN_LESS, memory_for
 from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
-from .loss import causal_lm_loss
+from .loss import causal_lm_loss, labels_at, positions_with_labels
 from .models import autocast, default_device, load_model, name_of, training_device
 from .options import steps_of
 from .quantised import is_quantised, loading_options, settle_
@@ -279,7 +281,8 @@ class Distillation:
 
 
 class AutocastTrainer(Trainer):
-    """Trainer that runs the forward pass in bfloat16 without widening its outputs, and can ask a teacher.
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs, makes logits only where there are
+    labels, and can ask a teacher.
 
     `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
     vocabulary the logits are then the largest tensor of the step, twice.
@@ -288,6 +291,12 @@ class AutocastTrainer(Trainer):
     computation = torch.float32
     distillation: Distillation | None = None
     facts: Callable[[], dict[str, Any]] = dict
+
+    @cached_property
+    def _picks_positions(self) -> bool:
+        """Whether the model makes logits of some positions alone."""
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return "logits_to_keep" in signature(base.forward).parameters
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """What Trainer logs, with sparsity and sizes beside it."""
@@ -317,9 +326,11 @@ class AutocastTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs = dict(inputs)
+        if self._picks_positions and (positions := positions_with_labels(inputs["labels"])) is not None:
+            inputs |= {"labels": labels_at(inputs["labels"], positions), "logits_to_keep": positions}
         if self.distillation is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = dict(inputs)
         labels = inputs.pop("labels")
         with self.distillation.teacher():
             wanted = model(**inputs).logits

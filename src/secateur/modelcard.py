@@ -93,10 +93,11 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}"),
         ("bytes of weights", f"{dense['bytes']:,}", f"{pruned['bytes']:,}"),
     ]
-    own = speed["pruned"]
-    before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
-    label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {result['environment']['cpu']}"
-    rows.append((label, before, f"{own['median_ms']:.1f} ms"))
+    if own := speed.get("pruned"):
+        before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
+        where = result["environment"]["cpu"]
+        label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
+        rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:
         label = (
             f"perplexity, {result['data']['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "

@@ -26,7 +26,7 @@ LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
 def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
     """Perplexity on the run's evaluation text, if there is one."""
-    if job.eval_ids is None or rank() > 0:
+    if job.eval_ids is None or rank() > 0 or next(model.parameters()).is_meta:
         return None
     return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
 
@@ -45,8 +45,8 @@ def outcome(
     """What `result.json` holds, but for the times.
 
     Args:
-        dense, small: the original model (or only its shapes, on the meta device) and the written checkpoint, both as
-            loaded from disk.
+        dense, small: the original model and the written checkpoint, both as loaded from disk; of one that is on the
+            meta device only the shapes are known.
         folder: where the checkpoint is now (it is put into place later).
     """
     shapes = pruner.units.shapes_after(pruner.keep)
@@ -162,13 +162,12 @@ def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) 
 def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: torch.dtype) -> dict[str, Any]:
     """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included).
 
-    Of a dense model without weights only the FLOPs are known.
+    Of a model without weights only the FLOPs are known.
     """
     models = {"dense": dense, "pruned": small}
     timed = {name: model for name, model in models.items() if not next(model.parameters()).is_meta}
-    latency = forward_latency(
-        timed, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
-    )
+    turns: dict[str, Any] = {"seq_len": job.config.seq_len, "repeats": LATENCY_REPEATS, "dtype": dtype}
+    latency = forward_latency(timed, batch=LATENCY_BATCH, **turns) if timed else {}
     shapes = {"dense": pruner.units.shapes, "pruned": pruner.units.shapes_after(pruner.keep)}
     flops = {
         name: forward_flops(model, job.config.seq_len, attention_width=[s.heads * s.head_dim for s in shapes[name]])

@@ -10,21 +10,25 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from .compensation import NEEDS
 from .config_speed import PlanConfig
-from .criteria import CRITERIA
+from .criteria import CRITERIA, Scoring
+from .criteria.base import scored_members
 from .families import family_of
 from .fleet import fleet_record
-from .footprint import base_dtype, training_footprint
+from .footprint import Footprint, base_dtype, export_bytes, training_footprint
 from .job import checkpoint_dtype
 from .layout import LayerShape
 from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .original import check_quantisable
 from .plan_text import plan_text
-from .prepare import plan_budget, scoring_options
+from .prepare import PlannedBudget, plan_budget, scoring_options
 from .records import write_json
 from .sizes import parse_bytes
+from .statistics import second_moment_bytes
 from .stock import accepts
+from .streaming import FILE_BYTES
 from .timing import time_record
 from .units import Units
 
@@ -35,7 +39,8 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
-    scoring = CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    criterion = CRITERIA[config.criterion]
+    scoring = criterion.options(config.criterion, scoring_options(config))
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
@@ -55,6 +60,9 @@ def plan(config: PlanConfig) -> str:
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
         load_in=config.load_in,
+        scored=kept_gradients(units, scoring, criterion.needs),
+        moments=second_moment_bytes(units.pools) * ("second_moments" in criterion.needs | NEEDS[config.compensate]),
+        distilled=bool(config.distill),
     )
     record: dict[str, Any] = {
         "model": config.model,
@@ -66,6 +74,7 @@ def plan(config: PlanConfig) -> str:
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
         "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
+        "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
         "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
         "available_bytes": available,
         "devices": fleet_record(
@@ -89,6 +98,21 @@ def device_bytes() -> int:
     if default_device().type == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return int(psutil.virtual_memory().available)
+
+
+def kept_gradients(units: Units, scoring: Scoring, needs: frozenset[str]) -> list[str]:
+    """Paths of the linears whose weights' gradients stay on the device until the step is scored."""
+    if "batch_weight_grad" not in needs or scoring.offload:
+        return []
+    return list(dict.fromkeys(member.linear for pool in units.pools for member in scored_members(pool, scoring)))
+
+
+def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:
+    """Bytes that writing the result takes, as asked and streamed."""
+    trained = (planned.params if config.shrinks else planned.dense_params) + memory.lora // 4
+    streamed = memory.weights + memory.lora + FILE_BYTES
+    whole = export_bytes(trained, planned.params, dtype)
+    return {"bytes": streamed if config.stream_export else whole, "streamed_bytes": streamed}
 
 
 def layer_units(units: Units) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,17 @@ from typing import Any
 from .progress import human_bytes, human_seconds
 from .records import format_table
 
-PARTS = ("weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
+PARTS = (
+    "weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "teacher", "scoring", "moments",
+    "allocator", "total",
+)  # fmt: skip
+OPTIONAL = {
+    "unpacked": "the largest linear, as the backward pass multiplies by it",
+    "teacher": "the dense model's logits, which the loss compares with",
+    "scoring": "gradients of the weights, kept until the step is scored",
+    "moments": "second moments of the inputs of o and down: averages, and the step's own",
+}
+"""Parts that most runs do not have."""
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])
 
 
@@ -44,25 +54,34 @@ def _sizes(record: dict[str, Any]) -> list[str]:
 
 def _memory(record: dict[str, Any]) -> list[str]:
     memory = record["memory"]
-    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name != "unpacked" or memory["unpacked"]]
+    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name not in OPTIONAL or memory[name]]
     return [
         f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:",
         format_table(rows, header=("", "")),
         *_held(record),
+        *_export(record),
     ]
 
 
+def _export(record: dict[str, Any]) -> list[str]:
+    """What writing the result takes, and how it takes less."""
+    found, total = record["export"], record["memory"]["total"]
+    line = f"  writing the result takes about {human_bytes(found['bytes'])}, on the device and the host together"
+    if found["bytes"] <= max(total, found["streamed_bytes"]):
+        return [line]
+    return [f"{line}: more than training.", f"  --stream-export takes about {human_bytes(found['streamed_bytes'])}."]
+
+
 def _held(record: dict[str, Any]) -> list[str]:
-    """What there is to know of a quantised base."""
-    if not record["held"]:
-        return []
-    return [f"  {record['held']}", "  unpacked: the largest linear, as the backward pass multiplies by it"]
+    """What there is to know of a quantised base, and of parts that most runs do not have."""
+    words = [f"  {record['held']}"] if record["held"] else []
+    return words + [f"  {name}: {what}" for name, what in OPTIONAL.items() if record["memory"][name]]
 
 
 def _devices(record: dict[str, Any]) -> list[str]:
     devices, memory, available = record["devices"], record["memory"], human_bytes(record["available_bytes"])
     ways = [devices["replicated"], devices["sharded"]]
-    parts = [name for name in DEVICE_PARTS if name != "unpacked" or memory["unpacked"]]
+    parts = [name for name in DEVICE_PARTS if name not in OPTIONAL or memory[name]]
     rows = [(f"  {name}", *(human_bytes(way[name]) for way in ways)) for name in parts]
     rows.append((f"  fits in {available}", *("yes" if way["fits"] else "no" for way in ways)))
     sent = devices["sent_bytes_per_step"]

@@ -1,23 +1,25 @@
 """The main path: prune a model while LoRA fine-tunes it, write the small checkpoint, measure both."""
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .distributed import average_gradients_, join
 from .embedded import quiet_transformers
+from .errors import OutOfMemoryError
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
 from .export import ExportReport, Finish, export_checkpoint
@@ -79,17 +81,18 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
         pruner.close()
-        with quiet_transformers():
-            small = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", trust_remote_code=report.format != "stock"
-            )
-        nn.Module.to(small, device)
-        dense = without_weights(job) if streamed else load_original(job, dtype, device)
-        dense_perplexity = start_perplexity
-        if config.load_in is not None:
-            dense_perplexity = None if streamed else measure(dense, job, dtype)
-        unstack_experts(small)
-        result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
+
+        def measured(place: torch.device) -> dict[str, Any]:
+            alone = place.type == "meta"
+            small = load_result(folder, report, place)
+            dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
+            dense_perplexity = None if alone else start_perplexity
+            if config.load_in is not None:
+                dense_perplexity = None if streamed or alone else measure(dense, job, dtype)
+            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped)
+
+        place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
+        result.update(measured_somewhere(measured, place, progress))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["target"] = asdict(job.target)
         if config.load_in is not None:
@@ -103,6 +106,40 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def load_result(folder: Path, report: ExportReport, place: torch.device) -> nn.Module:
+    """The written checkpoint on a device; on the meta device its shapes alone."""
+    trust = report.format != "stock"
+    with quiet_transformers():
+        if place.type == "meta":
+            with place:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+                small = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        else:
+            small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+            nn.Module.to(small, place)
+    unstack_experts(small)
+    return cast(nn.Module, small)
+
+
+def measured_somewhere(
+    measured: Callable[[torch.device], dict[str, Any]], device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """What `measured` finds, on another device where the first has no room: the result is verified and must stay.
+
+    In the end the shapes alone say what they can, and `not_measured` why.
+    """
+    reason = ""
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        try:
+            return measured(place)
+        except (OutOfMemoryError, MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            reason = f"{type(error).__name__} on {place}: {' '.join(str(error).split())[:200]}"
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing without a GPU
+    progress.message(f"warning: the result is written and verified, but could not be measured ({reason})")
+    return measured(torch.device("meta")) | {"not_measured": reason}
 
 
 def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
