@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 from dataclasses import asdict
+from statistics import mean, stdev
 
 import pytest
 from tiny import save_tiny
@@ -10,6 +12,7 @@ from tiny import save_tiny
 from secateur import compare as compare_module
 from secateur.cli import main
 from secateur.compare import compare
+from secateur.comparison import write_comparison
 from secateur.config import PruneConfig
 from secateur.errors import InputError, NumericsError
 from secateur.grid import build_comparison, differences
@@ -49,12 +52,68 @@ def test_axes_cells_and_baselines(inputs) -> None:
     cells = build_comparison({**inputs, "cells": ("best: criterion=gate lora-init=pissa lr=0.01",)}).cells
     assert [cell.name for cell in cells] == [
         "dense", "dense+lora", "magnitude_sparsity0.3", "magnitude_sparsity0.5", "gate_sparsity0.3",
-        "gate_sparsity0.5", "best",
+        "gate_sparsity0.5", "best_sparsity0.3", "best_sparsity0.5",
     ]  # fmt: skip
     best = cells[-1].config
-    assert (best.criterion, best.lora_init, best.lr, best.sparsity) == ("gate", "pissa", 0.01, 0.3)
+    assert (best.criterion, best.lora_init, best.lr, best.sparsity) == ("gate", "pissa", 0.01, 0.5)
     assert cells[0].kind == "dense"
     assert cells[3].config.sparsity == 0.5
+
+
+def test_named_cells_and_the_trained_baseline_cross_with_conditions(inputs) -> None:
+    named = ("gate: criterion=gate", "own: criterion=lora lr=1e-4")
+    cells = build_comparison({**inputs, "criterion": "lora", "sparsity": "0.3", "lr": "2e-4,1e-3", "seed": "0,1",
+                              "cells": named}).cells  # fmt: skip
+    crossed = [f"{lr}_{seed}" for lr in ("lr2e-4", "lr1e-3") for seed in ("seed0", "seed1")]
+    assert [cell.name for cell in cells] == [
+        "dense", *(f"dense+lora_{c}" for c in crossed), *(f"gate_{c}" for c in crossed), "own_seed0", "own_seed1",
+    ]  # fmt: skip
+    assert [(cell.config.lr, cell.config.seed) for cell in cells[5:9]] == [(2e-4, 0), (2e-4, 1), (1e-3, 0), (1e-3, 1)]
+    assert {(cell.series, cell.contender) for cell in cells[7:9]} == {("gate_lr1e-3", "gate")}
+    assert (cells[-1].config.lr, cells[-1].series, cells[-1].contender) == (1e-4, "own", "own")
+
+
+def test_a_contender_gets_its_best_rate_and_seeds_are_paired(inputs, tmp_path) -> None:
+    given = {**inputs, "criterion": "lora", "sparsity": "0.3", "lr": "1e-3,2e-3", "seed": "0,1",
+             "cells": ("a: criterion=gate", "b: criterion=wanda"), "reference": "b"}  # fmt: skip
+    cells = build_comparison(given).cells
+    nll = {  # cell -> its loss with seed 0 and 1
+        "dense+lora_lr1e-3": (2.0, 2.0), "dense+lora_lr2e-3": (1.9, 2.0),
+        "a_lr1e-3": (3.0, 3.2), "a_lr2e-3": (3.1, 3.2), "b_lr1e-3": (3.5, 3.5), "b_lr2e-3": (3.1, 3.4),
+    }  # fmt: skip
+    for cell in cells:
+        loss = 2.5 if cell.kind == "dense" else nll[cell.series][cell.config.seed]
+        measured = {"perplexity": math.exp(loss), "mean_nll": loss, "stderr_nll": 0.1, "tokens_scored": 1,
+                    "segments": 1, "seq_len": 2, "dtype": "float32"}  # fmt: skip
+        (tmp_path / cell.name).mkdir()
+        record = {"name": cell.name, "kind": cell.kind, "status": "done", "config": asdict(cell.config),
+                  "parameters": 10, "perplexity": {"dir/t.txt": measured}, "training_data": [],
+                  "environment": {}}  # fmt: skip
+        (tmp_path / cell.name / "result.json").write_text(json.dumps(record))
+    text = write_comparison(tmp_path, cells, "b")
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    best = {row["contender"]: (row["lr"], row["ratio"].get("t.txt")) for row in found["best_rates"]}
+    assert best == {
+        "dense": (1e-3, pytest.approx(math.exp(2.5 - 1.95))),
+        "dense+lora": (2e-3, 1.0),
+        "a": (1e-3, pytest.approx(math.exp(3.1 - 1.95))),
+        "b": (2e-3, pytest.approx(math.exp(3.25 - 1.95))),
+    }
+    seeds = {row["name"]: row["difference"].get("t.txt") for row in found["over_seeds"]["series"]}
+    assert found["over_seeds"]["reference"] == "b_lr2e-3"  # the contender's best
+    assert seeds["a_lr1e-3"] == {"0": pytest.approx(-0.1), "1": pytest.approx(-0.2)}
+    line = next(line for line in text.splitlines() if line.startswith("a_lr1e-3 "))
+    assert f"×{math.exp(-0.15):.3f} (-0.1500 ± {stdev([0.1, 0.2]):.4f})" in line
+    assert f"{mean([math.exp(3.0), math.exp(3.2)]):.2f} ± " in line
+    assert f"{math.exp(3.1) / math.exp(1.95):.3f}" in text.split("Best learning rate")[1].split("Over seeds")[0]
+
+
+def test_what_an_untrained_baseline_does_not_feel_may_change() -> None:
+    one, other = ({**asdict(build(PruneConfig, {"model": "m", "data": ("d",), "output": "o"})), **changes}
+                  for changes in ({"lr": 0.1}, {"lr": 0.2, "floor": 0.5}))  # fmt: skip
+    assert differences(one, other, "dense") == []
+    assert differences(one, other, "dense+lora") == ["lr: 0.1 -> 0.2"]
+    assert len(differences(one, other)) == 2
 
 
 @pytest.mark.parametrize(
@@ -64,9 +123,12 @@ def test_axes_cells_and_baselines(inputs) -> None:
         ({"cells": ("a: seq_len=16",)}, "cells differ in --seq-len"),
         ({"cells": ("a: sparcity=0.1",)}, "unknown option 'sparcity'. Did you mean 'sparsity'"),
         ({"cells": ("a",)}, "write it as `name: option=value"),
-        ({"cells": ("dense: lr=0.1",)}, "two cells are called 'dense'"),
+        ({"cells": ("dense: criterion=gate sparsity=0.2",)}, "two cells are called 'dense'"),
         ({"criterion": "gate,magnitude", "lr": "0.1,-1"}, "cell .*--lr is -1"),
         ({"baselines": ("denze",)}, "--baselines denze"),
+        ({"reference": "gatt_sparsity0.3"}, "no cell is called that. Did you mean 'gate_sparsity0.3'"),
+        ({"cells": ("../x: lr=0.1",)}, r"'../x' is to be a folder's name"),
+        ({"cells": ("a/b: lr=0.1",)}, "to be a folder's name"),
     ],
 )
 def test_what_does_not_compare_is_refused(inputs, change, message) -> None:
@@ -120,7 +182,8 @@ def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
     assert "gate" not in out.split("cell", 1)[0] or "seed1" in out
     folder = tmp_path / "grid"
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
-    assert [row["cell"] for row in rows] == ["dense", "dense+lora", "seed0", "seed1"]
+    assert [row["cell"] for row in rows] == ["dense", "dense+lora_seed0", "dense+lora_seed1", "seed0", "seed1"]
+    assert "against run" in out
     assert "2 | " in (folder / "comparison.md").read_text().split("Over seeds")[1]
     for name in ("comparison.svg", "comparison.png"):
         assert (folder / name).stat().st_size > 1000

@@ -77,13 +77,13 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
         if share.number == 0:
-            write_comparison(folder, [cell.name for cell in comparison.cells])
+            write_comparison(folder, comparison.cells, comparison.settings.reference)
         gc.collect()
     if share.number > 0:
         return ""
     while not all(_recorded(folder, cell) for cell in comparison.cells):
         time.sleep(1)
-    return write_comparison(folder, [cell.name for cell in comparison.cells])
+    return write_comparison(folder, comparison.cells, comparison.settings.reference)
 
 
 def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _recorded(folder: Path, cell: Cell) -> bool:
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(asdict(cell.config)))
-    if changed := differences(record["config"], now):
+    if changed := differences(record["config"], now, cell.kind):
         raise InputError(
             f"{path.parent}: this cell was run with other options ({'; '.join(changed)}): choose another --output, "
             "or move that folder away to run it again."
