@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from statistics import mean, stdev
 
@@ -10,13 +14,16 @@ import pytest
 from tiny import save_tiny
 
 from secateur import compare as compare_module
+from secateur.checkpoints import MANIFEST, find_latest
 from secateur.cli import main
 from secateur.compare import compare
 from secateur.comparison import write_comparison
 from secateur.config import PruneConfig
 from secateur.errors import InputError, NumericsError
 from secateur.grid import build_comparison, differences
+from secateur.locks import locked
 from secateur.options import build
+from secateur.saving import SavingCallback
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
@@ -172,11 +179,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_table(inputs, tmp_path, monkey
 
 
 def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
-    flags = [
-        part
-        for key, value in {**inputs, "sparsity": "0.3", "seed": "0,1", "criterion": "gate"}.items()
-        for part in ("--" + key.replace("_", "-"), *(value if isinstance(value, tuple) else (value,)))
-    ]
+    flags = flags_of({**inputs, "sparsity": "0.3", "seed": "0,1", "criterion": "gate"})
     assert main(["compare", *flags, "--keep-checkpoints"]) == 0
     out = capsys.readouterr().out
     assert "gate" not in out.split("cell", 1)[0] or "seed1" in out
@@ -220,3 +223,115 @@ def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
     older = {name: value for name, value in now.items() if name not in ("packing", "load_in", "targets")}
     assert differences(older, now) == []
     assert differences(older, now | {"packing": "separate"}) == ["packing: joined -> separate"]
+
+
+def one_cell(inputs, **more):
+    """Options of a comparison of one pruned cell, with a checkpoint every second step."""
+    return {**inputs, "criterion": "gate", "compensate": "lstsq", "sparsity": "0.3", "baselines": (), "steps": "40",
+            "save_steps": "2", **more}  # fmt: skip
+
+
+def flags_of(given):
+    return [
+        part
+        for key, value in given.items()
+        for part in ("--" + key.replace("_", "-"), *(value if isinstance(value, tuple) else (value,)))
+    ]
+
+
+def record_of(folder, cell="run"):
+    return json.loads((folder / cell / "result.json").read_text())
+
+
+def test_a_cell_that_was_killed_goes_on_to_the_same_weights(inputs, tmp_path, capfd) -> None:
+    compare(build_comparison(one_cell(inputs)))
+    whole = record_of(tmp_path / "grid")
+    given = one_cell(inputs, output=str(tmp_path / "again"))
+    (tmp_path / "grid.yaml").write_text(json.dumps(given))
+    command = [sys.executable, "-m", "secateur", "compare", "--config", str(tmp_path / "grid.yaml")]
+    begun = tmp_path / "again" / "run" / "checkpoint.run"
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not list(begun.glob("checkpoint-*/" + MANIFEST)):
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "again" / "run" / "result.json").exists()
+    last = find_latest(begun)[0]
+    assert last is not None
+    capfd.readouterr()
+    compare(build_comparison({**given, "resume": True}))
+    assert f"resuming from {last.name}" in capfd.readouterr().out
+    again = record_of(tmp_path / "again")
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    assert [cut["removed"] for cut in again["units"]["cuts"]] == [cut["removed"] for cut in whole["units"]["cuts"]]
+    assert not begun.exists()
+
+
+class Died(Exception):
+    pass
+
+
+def test_the_trained_baseline_goes_on_too(inputs, tmp_path, monkeypatch) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ("dense+lora",), "save_steps": "2"}
+    compare(build_comparison(given))
+    whole = record_of(tmp_path / "grid", "dense+lora")
+    assert whole["step_seconds"] > 0
+    given["output"] = str(tmp_path / "again")
+    real = SavingCallback.on_save
+
+    def dying(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            raise Died
+
+    monkeypatch.setattr(SavingCallback, "on_save", dying)
+    with pytest.raises(Died):
+        compare(build_comparison(given))
+    monkeypatch.setattr(SavingCallback, "on_save", real)
+    with pytest.raises(InputError, match="options were others: lr: 0.001 -> 0.01"):
+        compare(build_comparison({**given, "lr": "0.01"}))
+    compare(build_comparison(given))
+    assert record_of(tmp_path / "again", "dense+lora")["weights_sha256"] == whole["weights_sha256"]
+    lines = (tmp_path / "again" / "dense+lora" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
+
+
+def test_recorded_cells_are_checked(inputs, tmp_path, monkeypatch) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ()}
+    compare(build_comparison(given))
+    folder, path = tmp_path / "grid", tmp_path / "grid" / "run" / "result.json"
+    coarse = {**given, "cells": ("run: criterion=magnitude", "coarse: criterion=gate round_to=32")}
+    with pytest.raises(InputError, match="cells run and coarse would lose .*same budget"):
+        compare(build_comparison(coarse))
+    (tmp_path / "new.txt").write_text(WORDS * 20)
+    more = (*given["evaluate_on"], str(tmp_path / "new.txt"))
+    with pytest.raises(InputError, match="not measured on --evaluate-on .*new.txt as it is now.*--allow-different"):
+        compare(build_comparison({**given, "evaluate_on": more}))
+    compare(build_comparison({**given, "evaluate_on": more, "allow_different": True}))
+    train = tmp_path / "train_text.txt"
+    before = train.read_text()
+    train.write_text(before + "more")
+    with pytest.raises(InputError, match="train_text.txt holds other text now than when this cell was run"):
+        compare(build_comparison(given))
+    train.write_text(before)
+    with locked(folder), pytest.raises(InputError, match="is in use by process"):
+        compare(build_comparison(given))
+    written = path.read_text()
+    for text, message in (
+        (written.replace('"record_format": 1', '"record_format": 99'), r"newer secateur \(record format 99"),
+        (written[:200], "this cell's record is damaged .*move that folder away"),
+        ("[]", "record is damaged"),
+        ('{"name": "run", "kind": "prune", "status": "done", "config": {}}', "damaged .*perplexity"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            compare(build_comparison(given))
+
+
+def test_a_short_text_is_noticed_before_the_first_cell(inputs, tmp_path, monkeypatch) -> None:
+    (tmp_path / "short.txt").write_text("a few words")
+    monkeypatch.setattr(compare_module, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    with pytest.raises(InputError, match=r"short.txt: 1\d tokens, fewer than one segment of 32"):
+        compare(build_comparison({**inputs, "evaluate_on": (str(tmp_path / "short.txt"),)}))
+    assert not list((tmp_path / "grid").glob("*"))

@@ -1,7 +1,6 @@
 """A comparison's records as tables (terminal, Markdown, CSV, JSON) and a plot."""
 
 import csv
-import json
 from collections.abc import Sequence
 from math import exp
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from .contenders import Series, dense_with_lora, rates_table, seeds_table, series_of
 from .grid import Cell
+from .recorded import RECORD, read_record
 from .records import format_table, markdown_table, write_json
 
 Row = dict[str, Any]
@@ -20,8 +20,8 @@ def write_comparison(folder: Path, cells: Sequence[Cell], reference: str | None 
     Args:
         reference: the cell that others are compared with seed by seed; by default the first that was pruned.
     """
-    paths = {cell.name: folder / cell.name / "result.json" for cell in cells}
-    records = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    paths = {cell.name: folder / cell.name / RECORD for cell in cells}
+    records = {name: read_record(path) for name, path in paths.items() if path.exists()}
     rows = [_row(record) for record in records.values()]
     if not rows:
         return "no cell has been run yet"

@@ -6,6 +6,7 @@ from typing import Any
 
 from .config import CompareConfig, PruneConfig, RunConfig
 from .errors import InputError, all_faults
+from .locks import LOCK
 from .options import build, flag, known_options, read_options
 from .registry import did_you_mean
 
@@ -129,7 +130,7 @@ def _named_cell(line: str) -> tuple[str, dict[str, str]]:
     if not colon or not pairs or any(not equals for _, equals, _ in pairs):
         raise InputError(f"--cells {line!r}: write it as `name: option=value option=value`.")
     name = name.strip()
-    if not name or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
+    if name in ("", LOCK) or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
         raise InputError(
             f"--cells {line!r}: {name!r} is to be a folder's name: use letters, digits, spaces and ._+- (no dot first)."
         )
