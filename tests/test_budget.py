@@ -1,5 +1,7 @@
 """A target becomes exact, legal counts, or an error that names what can be reached."""
 
+from statistics import mean, stdev
+
 import pytest
 import torch
 from tiny import tiny_llama
@@ -113,6 +115,55 @@ def test_global_keeps_the_floor(wide) -> None:
     scores["layer.3.ffn"][:380] = 1e-6  # nearly everything in layer 3 looks useless
     keep = budget.select(scores, {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}, 1.0)
     assert int(keep["layer.3.ffn"].sum()) == 96
+
+
+@pytest.mark.parametrize("mode", ["mean", "standard", "raw"])
+def test_global_order_is_by_score_per_parameter(wide, mode) -> None:
+    """Written out: every unit's rank, lowest first, until the budget is spent."""
+    budget = budget_for(wide, sparsity=0.3, allocation="global", floor=0.05, across_layers=mode)
+    pools = budget.units.pools
+    generator = torch.Generator().manual_seed(1)
+    scores = {
+        p.name: (torch.rand(p.size, generator=generator) + 0.1) * 1.5**p.layer * p.unit_params**0.9 for p in pools
+    }
+    ranked = []
+    for pool in pools:
+        own = [float(score) / pool.unit_params for score in scores[pool.name]]
+        layer = [p for p in pools if p.layer == pool.layer]
+        if mode == "mean":  # heads and channels of a layer have one level
+            level = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
+            own = [value / level for value in own]
+        elif mode == "standard":  # each has its own
+            own = [(value - mean(own)) / stdev(own) for value in own]
+        ranked += sorted((value, pool.name, unit) for unit, value in enumerate(own))[
+            : pool.size - budget.least[pool.name]
+        ]
+    params = {pool.name: pool.unit_params for pool in pools}
+    expected = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in pools}
+    goal, gone = 0.3 * budget.units.prunable_params, 0
+    for _, name, unit in sorted(ranked):
+        if gone + params[name] <= goal + min(params.values()) / 2:
+            expected[name][unit] = False
+            gone += params[name]
+    keep = budget.select(scores, {n: torch.ones_like(mask) for n, mask in expected.items()}, 1.0)
+    assert all(torch.equal(keep[name], expected[name]) for name in keep)
+    kinds = {name.rpartition(".")[2] for name, mask in keep.items() if not mask.all()}
+    assert kinds == {"kv_group", "ffn"}
+
+
+@pytest.mark.parametrize(("per_parameter", "first"), [(0.9, "kv_group"), (1.1, "ffn")])
+def test_heads_and_channels_compete_by_what_a_parameter_is_worth(wide, per_parameter, first) -> None:
+    for mode in ("mean", "raw"):
+        budget = budget_for(wide, sparsity=0.1, allocation="global", across_layers=mode)
+        scores = {
+            p.name: torch.full((p.size,), float(p.unit_params) * (per_parameter if p.kind == "kv_group" else 1.0))
+            for p in budget.units.pools
+        }
+        keep = budget.select(scores, {n: torch.ones_like(score, dtype=torch.bool) for n, score in scores.items()}, 1.0)
+        # what is left over by units that are too large goes to small ones: under one head's worth
+        others = [p for p in budget.units.pools if p.kind != first]
+        assert sum(int((~keep[p.name]).sum()) * p.unit_params for p in others) < 3072
+        assert any(not keep[p.name].all() for p in budget.units.of_kind(first))
 
 
 def test_round_to_snaps(wide) -> None:

@@ -317,8 +317,14 @@ class CompareConfig:
     evaluate_on: tuple[str, ...] = option("texts to measure perplexity on, after each run", group="comparison")
     output: str = option("folder for the cells' records, the tables and the plot", group="comparison")
     cells: tuple[str, ...] = option(
-        "more runs, each as 'name: option=value option=value'; what it leaves out is the grid's first value",
+        "more runs, each as 'name: option=value option=value', once for every value of the axes that it leaves out; "
+        "axes that say conditions alone (lr, seed, sparsity, steps, ...) then make no runs of their own",
         (),
+        group="comparison",
+    )
+    reference: str | None = option(
+        "with several seeds: the cell that the others are compared with, seed by seed; default: the first one pruned",
+        None,
         group="comparison",
     )
     baselines: tuple[str, ...] = option(

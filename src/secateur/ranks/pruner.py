@@ -14,7 +14,7 @@ from ..errors import InputError, NumericsError
 from ..schedule import Schedule, make_schedule, make_stepwise
 from ..state import load_state, restoring, save_state
 from ..surgery import check_mergeable, check_shapes, lora_factors, lora_layers
-from ..taps import MOMENT_TOKENS, tap
+from ..taps import some_tokens, tap
 from .criteria import RANK_CRITERIA, RankEvidence
 from .layers import Averages, last_update_norm, slice_components_, step_facts, tell_peft
 from .recovery import compensation, damped, newton_step, rise_of_set
@@ -327,8 +327,8 @@ class RankPruner:
 
             def seen(z: Tensor, gradient: Tensor, path: str = path) -> None:
                 flat = z.detach().flatten(0, -2)
-                flat = flat[:: max(1, -(-len(flat) // MOMENT_TOKENS))]
-                self._seen_z.setdefault(path, []).append((flat.T @ flat).float() / len(flat))
+                where, count = some_tokens(len(flat), z.shape[-2], self.steps_done)
+                self._seen_z.setdefault(path, []).append((flat[where].T @ flat[where]).float() / max(count, 1))
 
             def hook(module: nn.Module, args: Any, output: Tensor, seen: Any = seen) -> Tensor | None:
                 return tap(output, output, seen) if torch.is_grad_enabled() and output.requires_grad else None
