@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -58,13 +61,15 @@ class Spoils(TrainerCallback):
             next(p for p in self.model.parameters() if p.grad is not None).grad[0, 0] = torch.nan
 
 
-def norms_in_float64() -> None:
+@contextmanager
+def norms_in_float64() -> Iterator[None]:
     """Llama's norm computes in float32, whose round-off would be all that two runs differ by."""
 
     def forward(self, x):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
 
-    LlamaRMSNorm.forward = forward
+    with patch.object(LlamaRMSNorm, "forward", forward):
+        yield
 
 
 def adapted(**options: object) -> nn.Module:
@@ -111,13 +116,13 @@ def train(name: str, criterion: str, compensate: str, way: str, weight: str = ""
         compute_loss_func=causal_lm_loss,
         callbacks=[Spoils(model, CUTS[1] if name.startswith("nan-") else 0, weight), guard, pruning],
     )  # fmt: skip
-    trainer.train()
+    with norms_in_float64():
+        trainer.train()
     state = {path: value.contiguous() for path, value in model.state_dict().items() if "lm_head" not in path}
     return state | seen
 
 
 def main(folder: Path) -> None:
-    norms_in_float64()
     for name, case in CASES.items():
         found = train(name, *case)
         if rank() == 0:

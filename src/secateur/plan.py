@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from .config_speed import PlanConfig
 from .criteria import CRITERIA
 from .families import family_of
-from .fleet import fleet_record
+from .fleet import fleet_record, not_sharded
 from .footprint import base_dtype, training_footprint
 from .job import checkpoint_dtype
 from .layout import LayerShape
@@ -56,6 +56,11 @@ def plan(config: PlanConfig) -> str:
         trust_remote_code=config.trust_remote_code,
         load_in=config.load_in,
     )
+    speed = None if config.device_tflops is None else config.device_tflops * 1e12
+    time = time_record(
+        config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device, speed=speed
+    )
+    itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
         "model": config.model,
         "target": asdict(planned.target),
@@ -71,13 +76,15 @@ def plan(config: PlanConfig) -> str:
         "devices": fleet_record(
             memory,
             devices=config.devices,
-            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype, config.load_in).itemsize,
-            accumulation=config.accumulation,
+            largest_bytes=planned.sizes.largest_params * itemsize,
+            whole_bytes=planned.sizes.whole_params * itemsize,
+            gathers=config.accumulation * (3 if config.gradient_checkpointing else 2),
             available_bytes=available,
+            refused=not_sharded(experts=units.family.experts is not None, quantised=config.load_in is not None),
+            time=time,
+            bandwidth=parse_bytes(config.link_bandwidth, "--link-bandwidth"),
         ),
-        "time": time_record(
-            config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device
-        ),
+        "time": time,
     }
     if config.json:
         write_json(Path(config.json), record)
