@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from .errors import SecateurError
-from .launcher import launched
+from .launcher import launched, own_device
 
 TIMEOUT_S = 1800
 """How long a process waits for the others, where the user does not say (`--process-timeout`)."""
@@ -28,7 +28,9 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
     if launched() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_device())
+        # Without it a lost process ends the others from a thread of NCCL's own, and no error can be caught and named.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
@@ -53,11 +55,14 @@ def part_ways() -> Share:
         return Share()
     store, number, of = next(dist.rendezvous("env://"))
     found = Share(number, of, store)
-    local = os.environ.get("LOCAL_RANK")
+    # Nothing has asked CUDA yet: from here on, it knows this process's device only.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(own_device())
+    elif own_device() < len(visible):
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[own_device()]
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    if local is not None and torch.cuda.is_available():
-        torch.cuda.set_device(int(local))
     return found
 
 
@@ -157,6 +162,15 @@ def largest(number: int) -> int:
         return number
     found = torch.tensor(number, device=wire())
     dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def total(number: int) -> int:
+    """The sum of the processes' numbers."""
+    if processes() == 1:
+        return number
+    found = torch.tensor(number, device=wire())
+    dist.all_reduce(found)
     return int(found)
 
 

@@ -181,7 +181,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
     """Trainer's options: AdamW, cosine decay, clipping at 1, every step logged."""
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
@@ -203,6 +203,9 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         disable_tqdm=True,
         log_level="error",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one device: DataParallel's copies know no cuts
+    return arguments
 
 
 def run_trainer(

@@ -30,7 +30,7 @@ from .masks import Masks
 from .models import ModelSource, resolve_model
 from .original import check_cuttable, restore_
 from .schedule import Schedule, make_schedule
-from .sharding import assign_, gathered, is_sharded
+from .sharding import assign_, check_in_memory, gathered, is_sharded
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
@@ -114,6 +114,7 @@ class Pruner:
         self.units = self.live = self._find_units()
         self.shrink = shrink
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        check_in_memory(base)
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class

@@ -39,10 +39,26 @@ def shard_base(model: nn.Module) -> int:
         raise InputError("a quantised base is not sharded: each process holds all of it. Leave shard_base out.")
     if processes() == 1:
         return 0
+    check_in_memory(model)
     found = [module for module in model.modules() if _shardable(module, _tied(model))]
     for module in found:
         _shard(module)
     return len(found)
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse weights that are elsewhere until a forward pass asks for them.
+
+    Raises:
+        InputError: names the first of them, and the remedy.
+    """
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise InputError(
+            f"{away[0]} and {len(away) - 1} other weights are not in memory: device_map has put them off to the CPU or "
+            "to disk, from where they come for a forward pass only, so they can be neither scored nor cut. Give "
+            "device_map more memory (max_memory) or devices, quantise the base, or spread it by shard_base."
+        )
 
 
 def gathered(weight: Tensor) -> Tensor:
