@@ -86,7 +86,7 @@ def measure(model: torch.nn.Module, criterion: str | None) -> dict[str, object]:
 
 WAYS = ("averaged", "ddp", "ddp-no-sync")
 """By ourselves; DistributedDataParallel as it comes, which sends all weights when it is made; and told not to."""
-ROUNDS, TIMED_STEPS, TIMED_CUTS = 5, 16, (6, 9, 12)
+ROUNDS, TIMED_STEPS, TIMED_CUTS = 3, 10, (5, 7, 9)
 
 
 class Counted:
@@ -113,7 +113,7 @@ def wrapped(model: torch.nn.Module, way: str, counted: Counted | None) -> torch.
 def timed(way: str, layers: int, hidden: int, counted: Counted | None = None) -> dict[str, object]:
     """One run: seconds of each step (all of it but the cut) and of each cut, with what it takes to train on."""
     model = make(layers, hidden)
-    pruner = Pruner(model, sparsity=0.3, total_steps=TIMED_STEPS, prune_start=3, prune_end=12, frequency=3)
+    pruner = Pruner(model, sparsity=0.3, total_steps=TIMED_STEPS, prune_start=3, prune_end=9, frequency=2)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     trained = wrapped(model, way, counted)
     steps, cuts, sent = [], [], []
@@ -150,6 +150,8 @@ def compare_ways(output: Path, layers: int, hidden: int) -> None:
     for number in range(ROUNDS):
         for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
             runs[way].append(timed(way, layers, hidden))
+            if rank() == 0:
+                print(number, way, runs[way][-1], flush=True)
     counts = {way: timed(way, layers, hidden, Counted()) for way in WAYS}
     if rank() > 0:
         return

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py docs/results/scaling.json
 
-Each row is one command, which the record keeps. Speeds are given, not measured: 312 TFLOP/s (an A100's data sheet, dense
-bfloat16), and 50 GB/s between devices (a port of 400 Gbit/s for each; within a machine NVLink has several times that).
+Each row is one command, which the record keeps. Speeds are given, not measured: 312 TFLOP/s (an A100's data sheet,
+dense bfloat16), and 50 GB/s between devices (a port of 400 Gbit/s; within a machine NVLink has several times as much).
 """
 
 import argparse
@@ -48,8 +48,8 @@ def main() -> None:
             kept = ("before", "after", "sparsity", "memory", "devices", "time")
             rows.append({"command": command, "shape": SHAPES[name], **{key: plan[key] for key in kept}})
     output.write_text(json.dumps(rows, indent=1) + "\n")
-    print("| model | devices | replicated | sharded: weights + gathered + rest = total | fits in 80 GB | sent, a step | "
-          "computing + traffic, a step | 1,000 steps |")  # fmt: skip
+    print("| model | devices | replicated | sharded: weights + gathered + rest = total | fits in 80 GB | "
+          "sent, a step | computing + traffic, a step | 1,000 steps |")  # fmt: skip
     print("|---|---:|---:|---|---|---:|---:|---:|")
     for (name, count), row in zip(ROWS, rows, strict=True):
         devices, sharded = row["devices"], row["devices"]["sharded"]

@@ -22,7 +22,7 @@ WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and
 
 def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=550)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,14 @@ def test_sharded_is_whole(folders, name) -> None:
     assert_same(one, two)
 
 
+def test_read_into_shards_is_whole(folders) -> None:
+    """The checkpoint of the model that the other cases make in memory, with the same LoRA."""
+    _, held = facts(folders, "loaded")
+    assert held["held"] == facts(folders, "lora-shrink")[1]["held"], "each has its half from the start"
+    made, loaded = (load_file(folders[0] / f"{name}.safetensors") for name in ("lora-shrink", "loaded"))
+    assert_same(made, loaded)
+
+
 def test_a_mixture_of_experts_is_refused() -> None:
     """Its processes would wait for each other's experts."""
     with pytest.raises(InputError, match="mixture of experts is not sharded"):

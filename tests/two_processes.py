@@ -73,8 +73,11 @@ def norms_in_float64() -> Iterator[None]:
 
 
 def adapted(**options: object) -> nn.Module:
+    return with_lora(tiny_llama(layers=2, dtype=torch.float64, **options))
+
+
+def with_lora(base: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    base = tiny_llama(layers=2, dtype=torch.float64, **options)
     return get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"), autocast_adapter_dtype=False)
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tiny import tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
-from two_processes import CRITERIA_SHOWN, adapted, at_cut, norms_in_float64
+from two_processes import CRITERIA_SHOWN, adapted, at_cut, norms_in_float64, with_lora
 
 from secateur import Pruner
-from secateur.distributed import average_gradients_, join, leave, processes
+from secateur.distributed import average_gradients_, barrier, join, leave, processes
 from secateur.errors import InputError
 from secateur.launcher import rank
 from secateur.loss import causal_lm_loss
+from secateur.sharded_loading import load_sharded
 from secateur.sharding import gathered, shard_base
 from secateur.streaming import export_streamed
 
@@ -24,6 +26,7 @@ CASES |= {
     "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),
     "flap-bias-mask": ("flap", "bias", "mask"),
     "tied": ("lora", "none", "shrink"),
+    "loaded": ("lora", "none", "shrink"),  # from files into shards, never whole in a process
 }
 EXPORTED = ("lora-shrink", "tied")
 
@@ -48,10 +51,15 @@ class Traffic(TorchDispatchMode):
 
 def run(folder: Path, name: str) -> None:
     criterion, compensate, way = CASES[name]
-    model = adapted(tied=name == "tied", bias="bias" in name)
-    dense = base_bytes(model)
-    shard_base(model)
-    held = base_bytes(model)
+    if name == "loaded":
+        base = load_sharded(str(folder / "checkpoint"))
+        dense = held = base_bytes(base)
+        model = with_lora(base)
+    else:
+        model = adapted(tied=name == "tied", bias="bias" in name)
+        dense = base_bytes(model)
+        shard_base(model)
+        held = base_bytes(model)
     pruner = Pruner(
         model, sparsity=0.4, total_steps=STEPS, prune_start=0, prune_end=6, frequency=2, criterion=criterion,
         compensate=compensate, shrink=way == "shrink",
@@ -108,6 +116,9 @@ def base_bytes(model) -> int:
 
 if __name__ == "__main__":
     join()
+    if rank() == 0:
+        tiny_llama(layers=2, dtype=torch.float64).save_pretrained(Path(sys.argv[1]) / "checkpoint")
+    barrier()
     for case in CASES:
         run(Path(sys.argv[1]), case)
     leave()

@@ -25,11 +25,18 @@ def shard_base(model: nn.Module) -> int:
     """Shard the frozen linears and embeddings of a model with LoRA over the processes; returns how many there are.
 
     Call it in every process, after LoRA is added and before the optimiser is made. What the input and output
-    embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens.
+    embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens. The whole model
+    is in each process's memory before; `load_sharded` spreads it while it is read.
 
     Raises:
-        InputError: a mixture of experts; a quantised base.
+        InputError: a mixture of experts; a quantised base; weights that are not in memory.
     """
+    check_in_memory(model)
+    return spread_(model)
+
+
+def spread_(model: nn.Module) -> int:
+    """What `shard_base` does, also with weights that are not there yet."""
     if any(isinstance(module, ExpertList) for module in model.modules()):
         raise InputError(
             "a mixture of experts is not sharded: a linear is gathered by all processes together when it is used, and "
@@ -39,7 +46,6 @@ def shard_base(model: nn.Module) -> int:
         raise InputError("a quantised base is not sharded: each process holds all of it. Leave shard_base out.")
     if processes() == 1:
         return 0
-    check_in_memory(model)
     found = [module for module in model.modules() if _shardable(module, _tied(model))]
     for module in found:
         _shard(module)
