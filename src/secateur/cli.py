@@ -207,10 +207,11 @@ def _eval(config: EvalConfig) -> int:
 
 
 def _compare(comparison: "Comparison") -> int:
-    from .compare import compare
     from .distributed import part_ways
 
-    share = part_ways()
+    share = part_ways()  # before any import that looks for GPUs
+    from .compare import compare
+
     if share.number > 0:
         with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
             compare(comparison, share)

@@ -187,7 +187,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
     after_cuts = isinstance(config, PruneConfig) and config.lr_decay == "after-cuts"
     # With the one-shot schedule all steps of the training itself follow the cut.
     last_cut = steps_of(config.prune_end, total_steps) if after_cuts and config.schedule != "one-shot" else 0
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
@@ -210,6 +210,9 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         disable_tqdm=True,
         log_level="error",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one device: DataParallel's copies know no cuts
+    return arguments
 
 
 def run_trainer(

@@ -182,8 +182,8 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any
 
 
 def default_device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The CUDA device if there is one, this process's own among several, else the CPU."""
+    return training_device()
 
 
 def training_device() -> torch.device:

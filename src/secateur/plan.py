@@ -15,7 +15,7 @@ from .config_speed import PlanConfig
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .families import family_of
-from .fleet import fleet_record
+from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
 from .job import checkpoint_dtype
 from .layout import LayerShape
@@ -64,6 +64,11 @@ def plan(config: PlanConfig) -> str:
         moments=second_moment_bytes(units.pools) * ("second_moments" in criterion.needs | NEEDS[config.compensate]),
         distilled=bool(config.distill),
     )
+    speed = None if config.device_tflops is None else config.device_tflops * 1e12
+    time = time_record(
+        config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device, speed=speed
+    )
+    itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
         "model": config.model,
         "target": asdict(planned.target),
@@ -80,13 +85,15 @@ def plan(config: PlanConfig) -> str:
         "devices": fleet_record(
             memory,
             devices=config.devices,
-            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype, config.load_in).itemsize,
-            accumulation=config.accumulation,
+            largest_bytes=planned.sizes.largest_params * itemsize,
+            whole_bytes=planned.sizes.whole_params * itemsize,
+            gathers=config.accumulation * (3 if config.gradient_checkpointing else 2),
             available_bytes=available,
+            refused=not_sharded(experts=units.family.experts is not None, quantised=config.load_in is not None),
+            time=time,
+            bandwidth=parse_bytes(config.link_bandwidth, "--link-bandwidth"),
         ),
-        "time": time_record(
-            config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device
-        ),
+        "time": time,
     }
     if config.json:
         write_json(Path(config.json), record)

@@ -87,12 +87,22 @@ def _devices(record: dict[str, Any]) -> list[str]:
     sent = devices["sent_bytes_per_step"]
     rows.append(("  sent per step: LoRA's gradients", *(human_bytes(sent[way]["all_reduce"]) for way in sent)))
     rows.append(("  sent per step: weights", "0 B", human_bytes(sent["sharded"]["all_gather"])))
+    seconds = devices["seconds"]
+    rows += [
+        (f"  {words}", *(_seconds(seconds[way][key]) for way in sent))
+        for key, words in (("first_step", "first step"), ("run", f"{record['time']['steps']} steps"))
+        if key in seconds["sharded"]
+    ]
     lines = [
         f"Memory of each of {devices['count']} devices at the peak of a training step ({memory['dtype']}), about:",
         format_table(rows, header=("", "replicated", "sharded")),
-        "  replicated: every device holds the whole model, as secateur does; sharded: each holds a share of the frozen",
-        "  base, as FSDP2 would, which secateur does not do yet",
+        "  replicated: every device holds the whole model, as the commands do; sharded: each holds a share of the",
+        "  frozen base (FSDP2), as secateur.sharding.shard_base does in a loop of your own",
+        f"  seconds: each device its own batch, and traffic at {human_bytes(devices['link_bytes_per_s'])}/s "
+        "(--link-bandwidth) on top of it, none of it hidden",
     ]
+    if devices["not_sharded"]:
+        lines.append(f"  {devices['not_sharded']} is not sharded, so the second column is not to be had")
     lines += _held(record)
     if memory["allocator"]:
         lines.append("  allocator: seen on CPUs; a GPU has no such part")
@@ -103,11 +113,13 @@ def _time(time: dict[str, Any]) -> list[str]:
     flops, seconds = time["flops"], time["seconds"]
     names = {"first_step": "first step", "last_step": "last step", "run": f"{time['steps']} steps"}
     rows = [(f"  {words}", _flops(flops[key]), _seconds(seconds[key])) for key, words in names.items() if key in flops]
+    where, how = f"this machine ({time['device']})", "just measured in products of the model's shapes"
+    if not time["measured"]:
+        where, how = "a device", "as --device-tflops says"
     lines = [
-        f"Time on this machine ({time['device']}, {time['dtype']}), a rough estimate:",
+        f"Time on {where} ({time['dtype']}), a rough estimate:",
         format_table(rows, header=("", "", "")),
-        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, just measured in products of the model's shapes, and "
-        f"{time['training_efficiency']:.0%} of that",
+        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, {how}, and {time['training_efficiency']:.0%} of that",
         "  while training, as one CPU had it: half or twice the time is possible. Loading, evaluation, writing and",
         "  traffic between devices come on top.",
     ]

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
-from .distributed import average_gradients_, join
+from .contact import contact_kept
+from .distributed import average_gradients_, join, total
 from .embedded import quiet_transformers
 from .errors import OutOfMemoryError
 from .evaluate import Perplexity
@@ -28,7 +29,7 @@ from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
 from .locks import locked
-from .loss import causal_lm_loss
+from .loss import IGNORED, causal_lm_loss
 from .models import autocast, compute_dtype, device_for, name_of
 from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, scoring_options
@@ -191,7 +192,9 @@ def fine_tune_and_prune(
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
         if job.checkpoint is None:
-            progress.told(cut_words(score_and_cut(model, pruner, job, dtype, progress)))
+            with contact_kept(job):
+                cut = score_and_cut(model, pruner, job, dtype, progress)
+            progress.told(cut_words(cut))
     guard = NumericsGuard(job.config.on_nan, progress)
     pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), leave_out=lambda: guard.bad)]
     if rank_pruner is not None:
@@ -253,11 +256,13 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
     for batch in _batches(job, job.schedule.start):
-        for rows in batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation):
-            inputs, labels = job.blocks.batch(rows, model.device)
+        own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
+        parts = [job.blocks.batch(rows, model.device) for rows in own]
+        labelled = total(sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts))
+        for inputs, labels in parts:
             with autocast(model.device.type, dtype):
-                loss = causal_lm_loss(model(**inputs), labels) / job.config.accumulation
-            loss.backward()
+                loss = causal_lm_loss(model(**inputs), labels, labelled)
+            (loss * launched()).backward()  # counted over all processes, and gradients are averaged
         average_gradients_(model.parameters())
         pruner.observe()
         cut = pruner.step(optimizer)

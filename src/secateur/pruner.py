@@ -22,7 +22,7 @@ from .compensation import NEEDS, check_compensation, compensate_
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
 from .discovery import family_for, find_units
-from .distributed import average_, check_agreement
+from .distributed import average_, check_agreement, trained_weights, whole_weights
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family
@@ -30,7 +30,7 @@ from .masks import Masks
 from .models import ModelSource, resolve_model
 from .original import check_cuttable, restore_
 from .schedule import Schedule, make_schedule
-from .sharding import assign_, gathered, is_sharded
+from .sharding import assign_, check_in_memory, gathered, is_sharded
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
@@ -114,6 +114,7 @@ class Pruner:
         self.units = self.live = self._find_units()
         self.shrink = shrink
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        check_in_memory(base)
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class
@@ -144,7 +145,8 @@ class Pruner:
             self.begin(total_steps)
         self.steps_done = 0
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
-        self.scores = {pool.name: torch.zeros(pool.size) for pool in self.units.pools}
+        self._wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        self.scores = {pool.name: torch.zeros(pool.size, dtype=self._wide) for pool in self.units.pools}
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
@@ -177,7 +179,10 @@ class Pruner:
         """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
         assert self.schedule is not None, "begin() comes first"
         self.statistics.forget_step()
-        if not self.criterion.changes and self.schedule.is_cut(self.steps_done + 1):
+        if not self.schedule.is_cut(self.steps_done + 1):
+            return
+        self.statistics.average_()  # compensation reads moments, too, and all processes must read the same
+        if not self.criterion.changes:
             self._score(self.steps_done + 1)
 
     def _score(self, step: int) -> None:
@@ -197,11 +202,10 @@ class Pruner:
             fresh = fresh[self.live_keep[pool.name]]
             scores[keep] = past * scores[keep] + (1 - past) * fresh
 
-    @staticmethod
-    def _on_the_host(scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
-        """Float32 scores, brought over from the device at once: a GPU is waited for once a step."""
+    def _on_the_host(self, scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
+        """Scores, brought over from the device at once: a GPU is waited for once a step."""
         device = next(iter(scores.values())).device
-        joined = torch.cat([score.to(device, torch.float32) for score in scores.values()]).cpu()
+        joined = torch.cat([score.to(device, self._wide) for score in scores.values()]).cpu()
         yield from zip(scores, joined.split([len(score) for score in scores.values()]), strict=True)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
@@ -227,8 +231,10 @@ class Pruner:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         before = self.keep
         self.keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
-        check_agreement(self.keep, self.steps_done)
+        check_agreement(self.keep, self.steps_done, trained_weights(self.model))
         self._apply(before, optimizer)
+        if self.compensate != "none":
+            check_agreement(self.keep, self.steps_done, whole_weights(self.rewritten().items()))
         cut = self._record(before)
         self.cuts.append(cut)
         if self.steps_done >= self.schedule.last_cut:
@@ -326,7 +332,7 @@ class Pruner:
         before = self.keep
         self.steps_done = int(state["steps_done"])
         self.keep = {name: mask.clone() for name, mask in state["keep"].items()}
-        self.scores = {name: scores.clone() for name, scores in state["scores"].items()}
+        self.scores = {name: scores.to(self._wide, copy=True) for name, scores in state["scores"].items()}
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)

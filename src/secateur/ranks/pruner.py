@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..distributed import average_, check_agreement
+from ..distributed import average_, check_agreement, trained_weights
 from ..errors import InputError, NumericsError
 from ..schedule import Schedule, make_schedule, make_stepwise
 from ..state import load_state, restoring, save_state
@@ -175,7 +175,7 @@ class RankPruner:
                 self._remove(path, gone, optimizer)
         tell_peft(self.model, self.layers)
         check_shapes(self.model, optimizer)
-        check_agreement(chosen, self.steps_done)
+        check_agreement(chosen, self.steps_done, trained_weights(self.model))
         now = self.ranks
         cut = RankCut(self.steps_done, {path: before[path] - now[path] for path in now}, now)
         self.cuts.append(cut)
