@@ -62,8 +62,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    reason = planned.budget.units.family.no_heads
-    notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
+    reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
+    notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
@@ -87,6 +87,7 @@ def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
         config.floor,
         config.round_to,
         config.across_layers,
+        config.attention,
     )
 
 
