@@ -11,7 +11,7 @@ from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_qu
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
-from .discovery import family_for, find_units
+from .discovery import check_text_model, family_for, find_units
 from .errors import InputError
 from .experts import unstack_experts
 from .families import family_of
@@ -102,6 +102,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
             f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
             "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
         )
+    check_text_model(model_config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     with torch.device("meta"):
