@@ -1,5 +1,6 @@
 """A target becomes exact, legal counts, or an error that names what can be reached."""
 
+import re
 from statistics import mean, stdev
 
 import pytest
@@ -16,7 +17,8 @@ from secateur.stock import accepts
 def budget_for(model, attention="kv_group", model_class="keep", **options):
     family = family_of("llama")
     units = find_units(model, family, attention)
-    return make_budget(units, BudgetOptions(**options), lambda shape: accepts(model.config, family, shape, model_class))
+    options = BudgetOptions(**options, attention=attention)
+    return make_budget(units, options, lambda shape: accepts(model.config, family, shape, model_class))
 
 
 def select(budget, seed=0, progress=1.0, keep=None):
@@ -98,6 +100,21 @@ def test_attention_gets_the_nearest_legal_count_not_above(wide) -> None:
     assert budget_for(wide, sparsity=0.4, model_class="mistral").quota["layer.0.kv_group"] == 1
     assert budget_for(wide, sparsity=0.5).quota["layer.0.kv_group"] == 2
     assert budget_for(wide, sparsity=0.4, attention_sparsity=0.5).quota["layer.0.kv_group"] == 2
+    refused = r"--attention-sparsity 0.25: .*Reachable: 0.000, 0.500, 0.750. .*config class refuses 6 query heads, 3 KV"
+    with pytest.raises(InputError, match=rf"{refused}.*64.*use --allocation protected .*or --model-class mistral"):
+        budget_for(wide, sparsity=0.4, attention_sparsity=0.25)
+
+
+def test_where_no_head_can_go_it_is_said() -> None:
+    eight = tiny_llama(layers=2, hidden=64, heads=8, kv_heads=8, head_dim=8, ffn=384)
+    for attention in ("auto", "kv_group"):  # 7 of 8 heads, 6 of 8 ...: 4 would do, but are too few for the target
+        heads_stay = budget_for(eight, sparsity=0.3, attention=attention).heads_stay
+        assert re.search("refuses 7 query heads.*: use --allocation protected.*or --model-class mistral", heads_stay)
+    assert budget_for(eight, sparsity=0.3, model_class="mistral").heads_stay == ""
+    assert budget_for(eight, sparsity=0.5).heads_stay == ""
+    one = tiny_llama(layers=2, hidden=64, heads=4, kv_heads=1, ffn=384)
+    with pytest.raises(InputError, match="--attention kv_group: the only KV head of a layer has to stay: .*query_head"):
+        budget_for(one, sparsity=0.2, attention="kv_group")
 
 
 def test_protected_layers_are_left_alone_and_made_up_for(wide) -> None:

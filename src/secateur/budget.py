@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .layout import LayerShape, common_shape
+from .stock import Verdict
 from .units import ATTENTION_KINDS, Pool, Units
 
 TOLERANCE = 0.005
 """How far the reached sparsity may be from the target without `round_to`."""
 
-Legal = Callable[[LayerShape], bool]
+Legal = Callable[[LayerShape], Verdict]
 
 
 class Unreachable(InputError):
@@ -50,6 +51,7 @@ class BudgetOptions:
     floor: float = 0.1
     round_to: int = 1
     across_layers: str = "mean"
+    attention: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,7 @@ class Budget:
         least: pool name -> units that always stay (global allocation).
         across_layers: how scores of different layers compare (global allocation): relative to the layer's `mean`, in
             `standard` deviations from it, or `raw`.
+        heads_stay: why no attention unit goes, where a stock checkpoint cannot be without those that were due.
     """
 
     units: Units
@@ -70,6 +73,7 @@ class Budget:
     least: dict[str, int] = field(default_factory=dict)
     round_to: int = 1
     across_layers: str = "mean"
+    heads_stay: str = ""
 
     @property
     def removed_params(self) -> int:
@@ -209,12 +213,12 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
     goal = options.sparsity * units.prunable_params
     if options.allocation == "global":
         return _global_budget(units, options, attention, ffn, goal)
-    quota = _attention_quota(units, options, attention, goal, legal)
+    quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= _ffn_quota(ffn, goal - taken, options.round_to)
     if options.allocation == "uniform":
         _check_stock(units, quota, legal)
-    budget = Budget(units, quota, round_to=options.round_to)
+    budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
     _check_reached(budget, options, ffn)
     return budget
 
@@ -235,31 +239,68 @@ def _open_layers(units: Units, options: BudgetOptions) -> range:
 
 def _attention_quota(
     units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
-) -> dict[str, int]:
-    """Attention units to remove from each open layer: the nearest legal count not above the target."""
+) -> tuple[dict[str, int], str]:
+    """Attention units to remove from each open layer: the nearest legal count not above the target.
+
+    Returns:
+        pool name -> units; `Budget.heads_stay`.
+    Raises:
+        InputError: what was asked for is not possible, with the reason.
+    """
     layers = sorted({layer for pool in attention for layer in pool.layers})
     open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in layers)
     quota: dict[str, int] = {}
+    heads_stay = ""
     for pool in attention:
-        shape = units.shapes[pool.layer]
         params = sum(units.attention_params[layer] for layer in pool.layers)
+        verdicts = {count: _verdict(units, options, pool, count, legal) for count in range(0, pool.size, pool.sets)}
         reachable = {  # share of the attention's parameters -> units
-            min(1.0, count * pool.unit_params / params): count
-            for count in range(0, pool.size, pool.sets)
-            if count == 0 or options.allocation != "uniform" or legal(shape.without(pool.kind, count))
+            min(1.0, count * pool.unit_params / params): count for count, verdict in verdicts.items() if verdict
         }
+        refused = {count * pool.unit_params / params: v.refusal for count, v in verdicts.items() if not v}
         wanted = options.attention_sparsity
         if wanted is None:
-            quota[pool.name] = max(count for share, count in reachable.items() if share <= goal / open_params + 1e-9)
+            share = goal / open_params + 1e-9
+            quota[pool.name] = max(count for reached, count in reachable.items() if reached <= share)
+            if not quota[pool.name] and (len(reachable) == 1 or min(refused, default=1.0) <= share):
+                heads_stay = _with_remedy(units, next(iter(refused.values()))) if refused else _last_head(units, pool)
+                if options.attention != "auto" and len(reachable) == 1:
+                    raise InputError(f"--attention {options.attention}: {heads_stay}")
             continue
         nearest = min(reachable, key=partial(_distance, wanted))
         if _distance(wanted, nearest) > TOLERANCE:
+            why = f" {_with_remedy(units, refused[min(refused, key=partial(_distance, wanted))])}" if refused else ""
             raise InputError(
                 f"--attention-sparsity {wanted}: not reachable with {pool.kind} units in "
-                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}."
+                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}.{why}"
             )
         quota[pool.name] = reachable[nearest]
-    return quota
+    return quota, heads_stay
+
+
+def _verdict(units: Units, options: BudgetOptions, pool: Pool, count: int, legal: Legal) -> Verdict:
+    """Whether `count` units of a pool may go from every layer that may lose some."""
+    if count == 0 or options.allocation != "uniform":
+        return Verdict()
+    return legal(units.shapes[pool.layer].without(pool.kind, count))
+
+
+def _last_head(units: Units, pool: Pool) -> str:
+    """Why nothing can go where every set has one unit."""
+    heads = units.shapes[pool.layer].heads
+    other = ": --attention query_head takes query heads" if "query_head" in units.family.kinds and heads > 1 else ""
+    return f"the only KV head of a layer has to stay{other}."
+
+
+def _with_remedy(units: Units, refusal: str) -> str:
+    """Why a stock checkpoint cannot have some shape, and what can."""
+    if units.family.alike_only:
+        return f"{refusal.rstrip('.')}."
+    twin = f", or --model-class {units.family.twin}" if units.family.twin else ""
+    return (
+        f"{refusal.rstrip('.')}: use --allocation protected or global, which come with a modelling file (with "
+        f"--protect-first 0 --protect-last 0 all layers lose alike){twin}."
+    )
 
 
 def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
@@ -274,11 +315,11 @@ def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
 def _check_stock(units: Units, quota: dict[str, int], legal: Legal) -> None:
     """All layers alike must be a stock checkpoint's."""
     shape = shape_by_quota(units, quota)
-    if not legal(shape):
+    if not (verdict := legal(shape)):
+        why = _with_remedy(units, verdict.refusal)
         raise InputError(
             f"--allocation uniform: no stock {units.family.name} checkpoint can have {shape.heads} heads and an FFN of "
-            f"{shape.ffn} channels: use --allocation protected or global, which come with a modelling file (with "
-            "--protect-first 0 --protect-last 0 all layers lose alike)."
+            f"{shape.ffn} channels: {why}"
         )
 
 

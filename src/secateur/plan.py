@@ -167,6 +167,5 @@ def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quo
 
 
 def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:
-    return accepts(
-        model_config, family_of(model_config.model_type, config.family), shape, model_class=config.model_class
-    )
+    family = family_of(model_config.model_type, config.family)
+    return bool(accepts(model_config, family, shape, model_class=config.model_class))

@@ -11,7 +11,7 @@ from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_qu
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
-from .discovery import family_for, find_units
+from .discovery import check_text_model, family_for, find_units
 from .errors import InputError
 from .experts import unstack_experts
 from .families import family_of
@@ -62,8 +62,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    reason = planned.budget.units.family.no_heads
-    notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
+    reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
+    notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
@@ -87,6 +87,7 @@ def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
         config.floor,
         config.round_to,
         config.across_layers,
+        config.attention,
     )
 
 
@@ -101,6 +102,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
             f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
             "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
         )
+    check_text_model(model_config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     with torch.device("meta"):

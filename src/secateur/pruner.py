@@ -119,8 +119,9 @@ class Pruner:
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class
         self.budget_options = BudgetOptions(
-            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers
-        )
+            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers,
+            attention,
+        )  # fmt: skip
         self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
         self.criterion = CRITERIA[criterion]
