@@ -81,7 +81,9 @@ def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]
 
 
 def _baseline(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) -> Cell:
-    first = {key: values[0] for key, values in axes.items() if key in (*SAME_EVERYWHERE, "lr", "seed")}
+    # A criterion scores nothing in a baseline; but LoRA on chosen linears alone does not go with every criterion.
+    names = (*SAME_EVERYWHERE, "lr", "seed", *(("criterion",) if "targets" in shared else ()))
+    first = {key: values[0] for key, values in axes.items() if key in names}
     return Cell(name, _cell(name, {**shared, **first}, {}).config, kind=name)
 
 

@@ -14,6 +14,7 @@ from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
 from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
@@ -40,6 +41,8 @@ class Job:
     """Where to go on from."""
     notes: tuple[str, ...]
     """What the user should hear before the run starts."""
+    adapter: GivenAdapter | None
+    """What LoRA starts from (`--adapter`)."""
 
     @property
     def output(self) -> Path:
@@ -69,6 +72,8 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
         check_spec(spec)
     check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_load_in(config.load_in, source, model_config)
@@ -109,9 +114,12 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
     checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    notes = (*notes, *([adapter.words] if adapter else []))
     return Job(
-        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes
-    )
+        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
+        adapter,
+    )  # fmt: skip
 
 
 def checkpoint_dtype(model_config: PreTrainedConfig) -> torch.dtype:

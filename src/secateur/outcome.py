@@ -67,6 +67,7 @@ def outcome(
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
+        **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner),
