@@ -95,8 +95,9 @@ class RunConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens", "process_timeout"):
+        for name in ("batch_size", "accumulation", "rank", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
+        found += at_least(self, "seq_len", 2)  # the first token is not predicted
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
         found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)

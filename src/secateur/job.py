@@ -71,13 +71,21 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
     """
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
         check_spec(spec)
-    check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+    check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
     if config.dtype == "float16" and not torch.cuda.is_available():
         raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_load_in(config.load_in, source, model_config)
     return source, model_config
+
+
+def _inputs(config: RunConfig) -> dict[str, str]:
+    """What is read from paths -> its flag; a model's folder has rules of its own."""
+    found = dict.fromkeys(config.data, "--data")
+    single = {"--eval-data": config.eval_data, "--adapter": config.adapter}
+    single |= {"--model": config.model} if config.model.lower().endswith(".gguf") else {}
+    return found | {name: given for given, name in single.items() if name}
 
 
 def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:
@@ -89,7 +97,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
         InputError: anything about them that would make the run fail later.
     """
     check_checkpoint(source)
-    folder = Path(source.path) if Path(source.path).is_dir() else None
+    # Of a GGUF file's folder nothing else is the model's: a result may well lie beside the file.
+    folder = Path(source.path) if source.is_local and not source.gguf_file else None
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
     if not config.resume:

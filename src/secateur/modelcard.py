@@ -20,11 +20,11 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         base_folder: the dense checkpoint, if it is a local folder.
     """
     config, export = result["config"], result["export"]
-    licence = base_licence(base_folder) or "other"
+    licence = base_licence(base_folder) or {"license": "other"}
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "license": licence,
+        **licence,
         "tags": ["secateur", "pruned", "lora"],
     }
     if not Path(config["model"]).exists():
@@ -47,7 +47,7 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         export["loads_with"],
         "```",
         "",
-        _licence_line(licence),
+        _licence_line(licence, known=base_folder is not None),
     ]
     modelling = folder / f"{MODULE}.py"
     if modelling.exists():
