@@ -208,3 +208,48 @@ def test_impossible_shapes_are_refused(wide) -> None:
         budget_for(wide, sparsity=0.2, allocation="protected", protect_first=8, protect_last=2)
     with pytest.raises(InputError, match="as many KV heads as query heads .* use --attention kv_group"):
         budget_for(tiny_llama(heads=4, kv_heads=4), "query_head", sparsity=0.2)
+
+
+def test_a_given_share_of_attention_is_held_to_the_target(wide) -> None:
+    """Of 4 groups in 10 layers 0.6 is 24; at a target of 0.05 they alone are too much."""
+    with pytest.raises(
+        InputError, match=r"0\.05 is not reachable with --attention-sparsity 0\.6, which .*: at least 0\.08\d+\. Ask"
+    ):
+        budget_for(wide, sparsity=0.05, attention_sparsity=0.6, allocation="global")
+    budget = budget_for(wide, sparsity=0.3, attention_sparsity=0.6, allocation="global")
+    keep, _ = select(budget)
+    assert sum(int((~mask).sum()) for name, mask in keep.items() if "kv_group" in name) == 24
+    assert abs(budget.units.removed_params(keep) / budget.units.prunable_params - 0.3) <= 0.005
+    with pytest.raises(
+        InputError, match=r"--attention-sparsity 0\.9: not reachable with a floor of 0\.5: at most 0\.5"
+    ):
+        budget_for(wide, sparsity=0.5, attention_sparsity=0.9, allocation="global", floor=0.5)
+
+
+def test_a_floor_is_rounded_up_and_in_whole_steps(wide) -> None:
+    three = tiny_llama(layers=4, hidden=48, heads=6, kv_heads=3, ffn=96, head_dim=8)
+    for floor, least in ((0.4, 2), (0.3, 1), (0.7, 3), (1 / 3, 1)):
+        assert budget_for(three, sparsity=0.1, allocation="global", floor=floor).least["layer.0.kv_group"] == least
+    budget = budget_for(wide, "none", sparsity=0.5, allocation="global", floor=0.25, round_to=64)
+    assert budget.least["layer.0.ffn"] == 128  # of 384, 96 would do, but for whole 64
+    scores = {p.name: torch.ones(p.size) for p in budget.units.pools}
+    scores["layer.3.ffn"][:380] = 1e-6
+    keep = budget.select(scores, {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}, 1.0)
+    assert int(keep["layer.3.ffn"].sum()) == 128
+    with pytest.raises(InputError, match=r"--sparsity 0\.6 is not reachable with a floor of 0\.25: at most 0\.5\d+"):
+        budget_for(wide, "none", sparsity=0.6, allocation="global", floor=0.25, round_to=64)
+    assert budget_for(wide, "none", sparsity=0.6, allocation="global", floor=0.25)  # reachable without the steps
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
+def test_widths_that_no_multiple_fits_are_refused(wide, allocation) -> None:
+    with pytest.raises(InputError, match=r"--round-to: widths of whole 400 channels .* the FFN has 384"):
+        budget_for(wide, "none", sparsity=0.2, round_to=400, allocation=allocation)
+
+
+def test_a_width_is_never_above_what_is_there(wide) -> None:
+    """0.8 of 384 is 307: with 200 the nearest multiple would be 400; 0.95 rounds to no cut at all with 128."""
+    with pytest.raises(InputError, match="not reachable"):
+        budget_for(wide, "none", sparsity=0.15, round_to=200)
+    with pytest.raises(InputError, match="not reachable"):
+        budget_for(wide, "none", sparsity=0.04, round_to=128)

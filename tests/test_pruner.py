@@ -188,7 +188,9 @@ def test_refusals() -> None:
         pruner_for(adapted(targets=["q_proj", "v_proj"]))
     pruner_for(adapted(targets=["q_proj", "v_proj"]), criterion="magnitude")
     rows_only = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
-    pruner_for(adapted(targets=rows_only), scoring=Scoring(linears="rows"))
+    for scoring in (Scoring(linears="rows"), None):  # o and down take part in the cut, though rows alone are scored
+        with pytest.raises(InputError, match=r"LoRA does not cover model.layers.0.self_attn.o_proj and 7 other"):
+            pruner_for(adapted(targets=rows_only), scoring=scoring)
     dora = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules="all-linear", use_dora=True))
     with pytest.raises(InputError, match=r"q_proj: only plain LoRA can be pruned"):
         pruner_for(dora)

@@ -1,6 +1,5 @@
 """The main path of `secateur adapt`: train a LoRA adapter from a high rank down to a low one, and write it."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -20,9 +19,11 @@ from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .config_adapt import AdaptConfig
+from .coverage import planned_lora
 from .errors import InputError
 from .evaluate import Perplexity
-from .finetune import add_lora, load_base, lora_scaling, run_trainer
+from .finetune import add_lora, load_base, lora_config, lora_scaling, run_trainer
+from .given_adapter import read_adapter, starting_from_adapter
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .launcher import rank as process_rank
@@ -56,15 +57,17 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     Raises:
         InputError: anything about model, data, options, adapter or output that would make the run fail later.
     """
-    init_rank = _rank_of_adapter(config) if config.adapter else config.init_rank
+    config = starting_from_adapter(config)
+    if config.adapter:
+        _check_adapter(config)
     source, model_config = open_model(config)
-    needed = _check_ranks(config, model_config, init_rank)
+    needed = _check_ranks(config, model_config)
     job = read_inputs(config, source, model_config, needed)
     schedule = rank_schedule(
         config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps,
-        init_rank=init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
+        init_rank=config.init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
     )  # fmt: skip
-    return AdaptJob(**vars(job), schedule=schedule, init_rank=init_rank)
+    return AdaptJob(**vars(job), schedule=schedule, init_rank=config.init_rank)
 
 
 def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
@@ -203,33 +206,22 @@ def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
     )
 
 
-def _rank_of_adapter(config: AdaptConfig) -> int:
-    """The rank of `--adapter`, after a check that it is one that can be pruned."""
-    path = Path(str(config.adapter)).expanduser() / "adapter_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kind, rank = found["peft_type"], int(found.get("r", 0))
-    except FileNotFoundError:
-        raise InputError(
-            f"--adapter {config.adapter}: no adapter_config.json there: give a PEFT adapter's folder."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--adapter {config.adapter}: adapter_config.json cannot be read: copy it again.") from None
-    if kind != "LORA" or found.get("use_dora"):
-        name = "DoRA" if kind == "LORA" else kind
-        raise InputError(f"--adapter {config.adapter} is {name}: only plain LoRA has ranks that can be pruned.")
-    if found.get("rank_pattern"):
+def _check_adapter(config: AdaptConfig) -> None:
+    """Whether the rank of `--adapter` is one that can be pruned to `--rank`."""
+    adapter = read_adapter(str(config.adapter))
+    if adapter.patterned:
         raise InputError(
             f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
             "equal ranks in all."
         )
-    if rank < config.rank:
-        raise InputError(f"--adapter {config.adapter} has rank {rank}, below --rank {config.rank}: it only falls.")
-    return rank
+    if adapter.rank < config.rank:
+        raise InputError(
+            f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
+        )
 
 
-def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank: int) -> int:
-    """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
+def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
+    """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
@@ -242,11 +234,13 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank:
     }  # fmt: skip
     for path, module in linears.items():
         smaller = min(module.weight.shape)
-        if init_rank > smaller:
+        if config.init_rank > smaller:
             raise InputError(
-                f"--init-rank {init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank above "
-                f"{smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
+                f"--init-rank {config.init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank "
+                f"above {smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
             )
-    if config.merge:
-        return parameter_count(empty) * checkpoint_dtype(model_config).itemsize
-    return 4 * init_rank * sum(sum(module.weight.shape) for module in linears.values())
+    needed = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
+    if not config.merge:
+        needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
+    planned_lora(empty, config, lora_config(config, "all-linear"))
+    return needed

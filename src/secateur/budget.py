@@ -30,12 +30,15 @@ class Unreachable(InputError):
         nearest: the sparsities on both sides of it, or the most that can be reached.
         how: `with ...`, what the limit comes from.
         remedy: what to do, whatever the target was given as.
+        bound: a single nearest one is what can be reached `at most` or `at least`.
     """
 
-    def __init__(self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str) -> None:
-        self.nearest, self.how, self.remedy = nearest, how, remedy
+    def __init__(
+        self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str, bound: str = "at most"
+    ) -> None:
+        self.nearest, self.how, self.remedy, self.bound = nearest, how, remedy, bound
         digits = [f"{value:.4f}" for value in sorted(nearest)]
-        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"at most {digits[0]}"
+        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
@@ -210,6 +213,11 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
         )
     attention = [pool for pool in pools if pool.kind in ATTENTION_KINDS]
     ffn = [pool for pool in pools if pool.kind == "ffn"]
+    if options.round_to > (width := min((pool.size for pool in ffn), default=options.round_to)):
+        raise InputError(
+            f"--round-to: widths of whole {options.round_to} channels are asked for, and the FFN has {width}: "
+            "use a smaller multiple."
+        )
     goal = options.sparsity * units.prunable_params
     if options.allocation == "global":
         return _global_budget(units, options, attention, ffn, goal)
@@ -333,16 +341,13 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     quota = {}
     for pool in ffn:
         width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
-        quota[pool.name] = max(0, pool.size - width)
+        quota[pool.name] = pool.size - min(width, pool.size // round_to * round_to)
     return quota
 
 
 def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """One pot of parameters that all units compete for; two when the attention's share is given."""
-    least = {
-        pool.name: max(pool.sets, -(-round(options.floor * pool.size) // pool.sets) * pool.sets)
-        for pool in attention + ffn
-    }
+    least = {pool.name: _least(pool, options) for pool in attention + ffn}
     spare = {
         kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
         for kind, pools in (("attention", attention), ("ffn", ffn))
@@ -352,7 +357,21 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
     if options.attention_sparsity is not None and attention:
         unit = attention[0].unit_params * attention[0].sets
         params = sum(units.attention_params[pool.layer] for pool in attention)
-        taken = min(int(options.attention_sparsity * params / unit + 0.5) * unit, spare["attention"])
+        wanted = int(options.attention_sparsity * params / unit + 0.5) * unit
+        taken = min(wanted, spare["attention"])
+        if wanted - taken > unit:
+            raise InputError(
+                f"--attention-sparsity {options.attention_sparsity}: not reachable with a floor of {options.floor}: at "
+                f"most {taken / params:.3f}. Stay within that, or lower --floor."
+            )
+        if taken > goal:
+            raise Unreachable(
+                options.sparsity,
+                (taken / units.prunable_params,),
+                f"with --attention-sparsity {options.attention_sparsity}, which alone takes more",
+                "Ask for that, or lower --attention-sparsity.",
+                "at least",
+            )
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
     if goal > most:
@@ -363,6 +382,13 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
             "Stay within that, or lower --floor.",
         )
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
+
+
+def _least(pool: Pool, options: BudgetOptions) -> int:
+    """Units of a pool that stay whatever they score: the floor's, in whole sets and (channels) whole steps of width."""
+    step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
+    floor = max(1, math.ceil(options.floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
+    return min(pool.size, -(-floor // step) * step)
 
 
 def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:
@@ -377,7 +403,7 @@ def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> N
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
     step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
-    if abs(budget.sparsity - options.sparsity) <= allowed:
+    if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
         return
     other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
     full = all(pool.size - budget.quota[pool.name] <= options.round_to for pool in ffn)

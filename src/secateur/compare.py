@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +29,7 @@ from .errors import InputError, NumericsError
 from .evaluate import perplexity
 from .export import build_small, round_
 from .finetune import add_lora, load_base, load_original
+from .given_adapter import starting_from_adapter
 from .grid import Cell, Comparison
 from .job import checkpoint_dtype, make_work, open_model
 from .locks import locked
@@ -55,6 +56,8 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     Raises:
         InputError: inputs of a cell that cannot work; cells or recorded ones that do not compare.
     """
+    cells = tuple(replace(cell, config=starting_from_adapter(cell.config)) for cell in comparison.cells)
+    comparison = replace(comparison, cells=cells)
     folder = Path(comparison.settings.output)
     for spec in comparison.settings.evaluate_on:
         check_spec(spec)

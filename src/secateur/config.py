@@ -6,6 +6,7 @@ A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML k
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 from .load_in import HELP as LOAD_IN_HELP
 from .load_in import LOAD_IN, load_in_faults
@@ -20,6 +21,9 @@ DEFAULT_SPARSITY = 0.2
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command that trains can be told."""
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Of a config that `options.build` made: the options that were given, by flag or YAML, whatever their value."""
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
@@ -91,8 +95,9 @@ class RunConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens", "process_timeout"):
+        for name in ("batch_size", "accumulation", "rank", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
+        found += at_least(self, "seq_len", 2)  # the first token is not predicted
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
         found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)

@@ -21,6 +21,7 @@ from .contact import contact_kept
 from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
+from .given_adapter import load_adapter
 from .guard import TRAIN_LESS, memory_for
 from .heap import freed_pages_kept
 from .job import Job
@@ -118,27 +119,20 @@ def add_lora(
     """
     if config.packing == "separate":
         check_packing(base)
-    model = _with_adapter(base, config, linears, scaling)
+    model = load_adapter(base, config.adapter, trainable=True) if config.adapter else None
+    if model is None:
+        model = _with_lora(base, config, lora_config(config, linears, scaling))
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
 
 
-def _with_adapter(
-    base: PreTrainedModel, config: RunConfig, linears: Sequence[str] | str, scaling: float | None
-) -> PeftModel:
-    if config.adapter:
-        try:
-            return PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"--adapter {config.adapter}: not a LoRA adapter that fits this model ({reason})."
-            ) from None
+def lora_config(config: RunConfig, linears: Sequence[str] | str, scaling: float | None = None) -> LoraConfig:
+    """The LoRA that a run without `--adapter` begins with; the arguments are `add_lora`'s."""
     if scaling is None:
         scaling = lora_scaling(config, 2.0)
     first_rank = getattr(config, "init_rank", None) or config.rank
-    lora = LoraConfig(
+    return LoraConfig(
         r=first_rank,
         lora_alpha=whole(scaling * first_rank),  # type: ignore[arg-type]  # PEFT takes fractions
         lora_dropout=config.dropout,
@@ -146,6 +140,9 @@ def _with_adapter(
         target_modules=list(config.targets) or (linears if isinstance(linears, str) else list(linears)),
         task_type="CAUSAL_LM",
     )
+
+
+def _with_lora(base: PreTrainedModel, config: RunConfig, lora: LoraConfig) -> PeftModel:
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
@@ -181,8 +178,6 @@ def lora_scaling(config: RunConfig, default: float) -> float:
 
 def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
     """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
-    if dtype == torch.float16 and not torch.cuda.is_available():
-        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
     warmup = steps_of(config.lr_warmup, total_steps)
     after_cuts = isinstance(config, PruneConfig) and config.lr_decay == "after-cuts"
     # With the one-shot schedule all steps of the training itself follow the cut.

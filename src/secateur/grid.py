@@ -99,7 +99,9 @@ def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]
 def _baselines(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) -> list[Cell]:
     """A baseline for each condition that it can feel: for a model that is not trained, no learning rate or seed."""
     felt = UNTRAINED if name == "dense" else TRAINED
-    first = {key: values[0] for key, values in axes.items() if key in CONDITIONS}
+    # A criterion scores nothing in a baseline; but LoRA on chosen linears alone does not go with every criterion.
+    names = (*CONDITIONS, *(("criterion",) if "targets" in shared else ()))
+    first = {key: values[0] for key, values in axes.items() if key in names}
     return _crossed(name, {**shared, **first}, {key: axes[key] for key in axes if key in felt}, kind=name)
 
 

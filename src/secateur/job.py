@@ -14,6 +14,7 @@ from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
 from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
@@ -40,6 +41,8 @@ class Job:
     """Where to go on from."""
     notes: tuple[str, ...]
     """What the user should hear before the run starts."""
+    adapter: GivenAdapter | None
+    """What LoRA starts from (`--adapter`)."""
 
     @property
     def output(self) -> Path:
@@ -68,11 +71,21 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
     """
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
         check_spec(spec)
-    check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+    check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_load_in(config.load_in, source, model_config)
     return source, model_config
+
+
+def _inputs(config: RunConfig) -> dict[str, str]:
+    """What is read from paths -> its flag; a model's folder has rules of its own."""
+    found = dict.fromkeys(config.data, "--data")
+    single = {"--eval-data": config.eval_data, "--adapter": config.adapter}
+    single |= {"--model": config.model} if config.model.lower().endswith(".gguf") else {}
+    return found | {name: given for given, name in single.items() if name}
 
 
 def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:
@@ -84,7 +97,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
         InputError: anything about them that would make the run fail later.
     """
     check_checkpoint(source)
-    folder = Path(source.path) if Path(source.path).is_dir() else None
+    # Of a GGUF file's folder nothing else is the model's: a result may well lie beside the file.
+    folder = Path(source.path) if source.is_local and not source.gguf_file else None
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
     if not config.resume:
@@ -109,9 +123,12 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
     checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    notes = (*notes, *([adapter.words] if adapter else []))
     return Job(
-        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes
-    )
+        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
+        adapter,
+    )  # fmt: skip
 
 
 def checkpoint_dtype(model_config: PreTrainedConfig) -> torch.dtype:

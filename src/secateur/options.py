@@ -56,6 +56,7 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
         faults.append(f"{label} is required: {metadata['help']}.")
     all_faults(faults)
     config = cls(**converted)
+    object.__setattr__(config, "given", frozenset(converted))
     all_faults(config.faults())  # type: ignore[attr-defined]
     return config
 

@@ -1,5 +1,6 @@
 """What a run came to: the figures of the written checkpoint beside the dense model's."""
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -67,6 +68,7 @@ def outcome(
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
+        **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner),
@@ -132,14 +134,21 @@ def units_record(pruner: Pruner) -> dict[str, Any]:
 
 def token_counts(job: Job) -> dict[str, int]:
     """How much text there was and how much of it was trained on."""
-    per_step = job.tokens_per_step
+    per_step, trained = job.tokens_per_step, _trained_steps(job.work / "metrics.jsonl")
     return {
         "documents": job.blocks.n_documents,
         "available_tokens": job.blocks.n_tokens,
         "tokens_per_step": per_step,
-        "trained_tokens": per_step * job.total_steps,
+        "trained_tokens": per_step * trained,
+        "trained_steps": trained,
         "steps": job.total_steps,
     }
+
+
+def _trained_steps(metrics: Path) -> int:
+    """Optimiser steps that changed the weights: not those that only scored (one-shot), nor those that were left out."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return sum(not line.get("left_out") for line in lines)
 
 
 def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) -> dict[str, Any]:
@@ -180,8 +189,10 @@ def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: 
 
 
 def _source_bytes(job: Job, base: nn.Module) -> int:
-    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local folder."""
+    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local model."""
     folder = Path(job.source.path)
+    if job.source.gguf_file:
+        return (folder / job.source.gguf_file).stat().st_size
     found = checkpoint_bytes(folder) if folder.is_dir() else 0
     return found or sum(p.numel() * p.element_size() for p in base.parameters())
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,13 +11,20 @@ from .errors import InputError
 
 
 def check_output(
-    output: Path, *, overwrite: bool, model_folder: Path | None = None, needed_bytes: int | None = None
+    output: Path,
+    *,
+    overwrite: bool,
+    model_folder: Path | None = None,
+    needed_bytes: int | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> None:
     """Refuse an output that cannot or must not be written. Creates nothing.
 
+    Args:
+        inputs: path -> the flag it was given with; what `overwrite` must not delete. Other names do no harm.
     Raises:
         InputError: a file, a non-empty folder without `overwrite`, a folder in (or around) the model's, a
-            place without write permission or with less than `needed_bytes` free.
+            place without write permission or with less than `needed_bytes` free, a folder with an input in it.
     """
     if output.is_symlink() and not output.exists():
         raise InputError(f"--output {output} is a broken link: choose another folder.")
@@ -31,6 +38,13 @@ def check_output(
         target, model = output.resolve(), model_folder.resolve()
         if target == model or target.is_relative_to(model) or model.is_relative_to(target):
             raise InputError(f"--output {output} and the model folder {model_folder} overlap: choose a folder apart.")
+    for name, given in (inputs or {}).items():
+        path = Path(name).expanduser()
+        # A link in the output would go; what a link elsewhere points to would go too.
+        if path.exists() and any(place.is_relative_to(output.resolve()) for place in (_unlinked(path), path.resolve())):
+            raise InputError(
+                f"--output {output} holds {given} {name}, which would be deleted with it: choose another folder."
+            )
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -42,6 +56,11 @@ def check_output(
             f"--output {output}: the result needs about {needed_bytes / 1e9:.1f} GB and {parent} has "
             f"{free / 1e9:.1f} GB free: make room, or choose another place."
         )
+
+
+def _unlinked(path: Path) -> Path:
+    """Where a file or a link itself lies, whatever it points to."""
+    return path.absolute().parent.resolve() / path.name
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from .criteria.base import scored_members
 from .families import family_of
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
+from .given_adapter import starting_from_adapter
 from .job import checkpoint_dtype
 from .layout import LayerShape
 from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .original import check_quantisable
 from .plan_text import plan_text
-from .prepare import PlannedBudget, plan_budget, scoring_options
+from .prepare import PlannedBudget, lora_names, plan_budget, scoring_options
 from .records import write_json
 from .sizes import parse_bytes
 from .statistics import second_moment_bytes
@@ -39,6 +40,7 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
+    config = starting_from_adapter(config)
     criterion = CRITERIA[config.criterion]
     scoring = criterion.options(config.criterion, scoring_options(config))
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
@@ -48,7 +50,7 @@ def plan(config: PlanConfig) -> str:
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
     device, dtype = default_device(), compute_dtype(config.dtype)
-    linears = list(config.targets) or [path.rsplit(".", 1)[-1] for path in units.family.linears]
+    linears = list(config.targets) or lora_names(units.family)
     memory = training_footprint(
         model_config,
         linears=linears,

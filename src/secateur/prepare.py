@@ -4,24 +4,28 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .benchmark import parameter_count
 from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_quota
 from .compensation import check_compensation
 from .config import PruneConfig
+from .coverage import check_coverage, planned_lora
 from .criteria import CRITERIA, Scoring
 from .discovery import check_text_model, family_for, find_units
 from .errors import InputError
 from .experts import unstack_experts
-from .families import family_of
+from .families import Family, family_of
+from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
+from .given_adapter import starting_from_adapter
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
 from .original import check_blocks
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
+from .units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,7 @@ def prepare(config: PruneConfig) -> PruneJob:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    config = starting_from_adapter(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
@@ -121,7 +126,25 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":
         _check_class(model_config, budget, config)
-    return PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
+    planned = PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
+    _check_lora(empty, config, units)
+    return planned
+
+
+def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> None:
+    """Whether LoRA can go where the run needs it; uses `empty` up.
+
+    Raises:
+        InputError: see `planned_lora` and `check_coverage`.
+    """
+    covered = planned_lora(empty, config, lora_config(config, lora_names(units.family)))
+    if "lora_grad" in CRITERIA[config.criterion].needs:
+        check_coverage(units.linears, covered)
+
+
+def lora_names(family: Family) -> list[str]:
+    """Names of the linears that get LoRA unless `--targets` says otherwise: every linear of every unit."""
+    return [path.rsplit(".", 1)[-1] for path in family.linears]
 
 
 def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:

@@ -32,7 +32,7 @@ from .locks import locked
 from .loss import IGNORED, causal_lm_loss
 from .models import autocast, compute_dtype, device_for, name_of
 from .outcome import measure, outcome, report_on, write_records
-from .prepare import PruneJob, scoring_options
+from .prepare import PruneJob, lora_names, scoring_options
 from .progress import Progress
 from .pruner import Cut, Pruner
 from .ranks import RankPruner
@@ -171,7 +171,7 @@ def fine_tune_and_prune(
     base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
 ) -> tuple[PeftModel, Pruner]:
     """Everything between loading the model and writing the result; the records go to `job.work`."""
-    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    linears = lora_names(job.budget.units.family)
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget, BudgetOptions, make_budget
 from .compensation import NEEDS, check_compensation, compensate_
+from .coverage import check_coverage
 from .criteria import CRITERIA, Scoring
-from .criteria.base import scored_members
 from .discovery import family_for, find_units
 from .distributed import average_, check_agreement, trained_weights, whole_weights
 from .errors import InputError, NumericsError
@@ -419,15 +419,7 @@ class Pruner:
         }
 
     def _check_coverage(self) -> None:
-        """Refuse LoRA that leaves out a linear whose LoRA gradients the criterion reads."""
-        if "lora_grad" not in self.criterion.needs:
-            return
-        wanted = (m.linear for pool in self.units.pools for m in scored_members(pool, self.scoring))
-        missing = [path for path in dict.fromkeys(wanted) if not isinstance(self.modules[path], LoraLayer)]
-        if missing:
-            raise InputError(
-                f"LoRA does not cover {missing[0]}"
-                + (f" and {len(missing) - 1} other linears" if len(missing) > 1 else "")
-                + ", whose units are scored from LoRA gradients: leave --targets out, so that every linear of "
-                "every unit gets LoRA, or choose another --criterion."
-            )
+        """Refuse LoRA that leaves out a linear of a unit, also one that `Scoring.linears` does not score by."""
+        if "lora_grad" in self.criterion.needs:
+            covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
+            check_coverage(self.units.linears, covered)
