@@ -17,7 +17,8 @@ from .distributed import join, leave
 from .documents import check_spec, read_documents
 from .errors import InputError, all_faults
 from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise
-from .harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
+from .harness import TaskOptions, check_tasks, run_tasks
+from .task_figures import TaskFigure, paired_rows
 from .launcher import rank
 from .models import (
     ModelSource,
