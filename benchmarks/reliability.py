@@ -38,7 +38,7 @@ POINTS = {
     "while a checkpoint is written": ("torch", "save", 8),
     "before a checkpoint's manifest": ("secateur.saving", "seal", 5),
     "during rotation": ("secateur.checkpoints.shutil", "rmtree", 3),
-    "during the export": ("secateur.export", "_save_weights", 1),
+    "during the export": ("secateur.export", "save_model", 1),
     "while the export is checked": ("secateur.export", "verify", 1),
 }
 """Where -> module or class, function, and which call of it is killed just before it returns its work."""
@@ -152,8 +152,9 @@ def killed_and_resumed(
     if resumed.returncode:
         return "-", f"resume failed: {resumed.stderr.strip().splitlines()[-1][:200]}"
     words = [line for line in resumed.stderr.splitlines() if "resuming from checkpoint-" in line]
-    step = words[0].rpartition("-")[2].strip() if words else "0"
-    return step, "equal" if weights(output) == reference[way] else "DIFFERENT"
+    if not words:
+        return "0", "resumed from nothing"
+    return words[0].rpartition("-")[2].strip(), "equal" if weights(output) == reference[way] else "DIFFERENT"
 
 
 def child(point: str, arguments: list[str]) -> None:
@@ -170,7 +171,7 @@ def child(point: str, arguments: list[str]) -> None:
             nonlocal calls
             calls += 1
             if calls == call:
-                if point in ("while a checkpoint is written", "during rotation"):
+                if point in ("while a checkpoint is written", "during rotation", "during the export"):
                     half_done(name, args)
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
@@ -183,6 +184,8 @@ def half_done(name: str, args: tuple[Any, ...]) -> None:
     """Leave what a kill in the middle of the operation would leave."""
     if name == "save":
         Path(args[1]).write_bytes(b"half a file")
+    elif name == "save_model":
+        (args[1] / "model.safetensors").write_bytes(b"half a file")
     else:
         next(path for path in Path(args[0]).iterdir() if path.is_file()).unlink()
 

@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def work_folder(output: Path) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is."""
+    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is.
+
+    An earlier manifest goes first: of a folder that is written a second time it says nothing any more.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for half_written in folder.glob(f".{MANIFEST}.*"):
+        half_written.unlink()
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -72,16 +79,27 @@ def find_latest(work: Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(work: Path, keep: int = KEPT) -> None:
-    """Delete what is older than the newest `keep` complete checkpoints, and half-written ones."""
-    complete = [path for path in _by_step(work) if (path / MANIFEST).exists()]
-    if not complete:
-        return
-    newest = complete[-keep:]
-    for path in _by_step(work):
-        if path not in newest:
-            # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
+    """Delete what is older than the newest `keep` complete checkpoints, and half-written or damaged ones.
+
+    A manifest alone makes none complete: the files must be as it says, or the only good one might go. Where none is
+    complete nothing goes.
+    """
+    newest = list(islice((path for path in reversed(_by_step(work)) if fault_of(path) is None), keep))
+    if newest:
+        _delete(path for path in _by_step(work) if path not in newest)
+
+
+def drop_damaged(work: Path, checkpoint: Path) -> None:
+    """Before a run goes on from `checkpoint`: delete later ones that are not complete, which it will write anew."""
+    paths = _by_step(work)
+    _delete(path for path in paths[paths.index(checkpoint) + 1 :] if fault_of(path) is not None)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
 
 
 def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .checkpoints import FAILURE, check_same_run, find_latest, work_folder, write_run
+from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
@@ -184,6 +184,7 @@ def make_work(job: Job) -> None:
         return
     (job.work / FAILURE).unlink(missing_ok=True)
     if job.checkpoint is not None:
+        drop_damaged(job.work, job.checkpoint)
         return
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name != LOCK:
