@@ -69,6 +69,7 @@ LAYER = "model.layers.1.mlp.up_proj"
 
 def poisoning(model, steps, guard, value=float("nan"), backward=False):
     """From now on a layer's output, or its gradient, has such a value in those steps."""
+
     def forward(module, args, output):
         if guard.step_now() not in steps:
             return output
@@ -221,8 +222,8 @@ def test_a_real_loss_scaler_skips_its_start(tmp_path) -> None:
         scaler.update()
         callback.on_optimizer_step(arguments, state, TrainerControl(), optimizer=optimizer)
         optimizer.zero_grad()
-    assert left_out and left_out == list(range(len(left_out)))
-    assert len(left_out) < 4
+    assert left_out == list(range(len(left_out)))
+    assert 0 < len(left_out) < 4
     assert pruner.sparsity == pytest.approx(0.4, abs=0.01)
 
 

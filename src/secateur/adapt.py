@@ -231,8 +231,15 @@ def _rank_of_adapter(config: AdaptConfig) -> int:
 
 def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank: int) -> int:
     """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {config.model!r}: no causal language model can be made from its config.json ({reason}): check it, "
+            "or download it again."
+        ) from None
     check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {

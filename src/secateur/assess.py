@@ -22,6 +22,7 @@ from .launcher import rank
 from .models import (
     ModelSource,
     check_checkpoint,
+    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -203,6 +204,8 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
         found = [evaluation_tokens(config.data[0], s.tokenizer, max_tokens=config.max_tokens) for s in subjects]
         runs, info = [ids for ids, _ in found], found[0][1]
         raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
+    for subject, ids in zip(subjects, runs, strict=True):
+        check_tokens(ids, subject.config, subject.name)
     if len(runs) == 2 and not torch.equal(runs[0], runs[1]):
         raise InputError(
             f"{config.model} and {config.against} cut the text into different tokens, so their perplexities do not "

@@ -70,9 +70,9 @@ class PruningCallback(TrainerCallback):
             self.pruner.begin(state.max_steps)
         if self.pruner.steps_done < state.global_step:
             raise InputError(
-                f"Trainer goes on from step {state.global_step} and the pruner stands at step {self.pruner.steps_done}, "
-                "so its masks and averages would begin anew: call pruner.load(checkpoint) before "
-                "trainer.train(resume_from_checkpoint=checkpoint)."
+                f"Trainer goes on from step {state.global_step} and the pruner stands at step "
+                f"{self.pruner.steps_done}, so its masks and averages would begin anew: call "
+                "pruner.load(checkpoint) before trainer.train(resume_from_checkpoint=checkpoint)."
             )
         if self.seals and args.save_total_limit == 1:
             # Trainer deletes the one before while the new one still lacks the pruner's state.

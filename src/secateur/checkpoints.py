@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import InputError
 from .launcher import launched
+from .reading import PARSER_ERRORS
 from .records import write_json
 
 MANIFEST = "secateur-manifest.json"
@@ -62,7 +63,7 @@ def fault_of(folder: Path) -> str | None:
             path = folder / name
             if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         return "it was not finished"
     return None
 
@@ -102,9 +103,13 @@ def _delete(paths: Iterable[Path]) -> None:
         shutil.rmtree(path)
 
 
-def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:
-    """Note what the run is, before its first step."""
-    write_json(work / RUN, {"options": options, "data": data, "processes": launched()})
+def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], model: str | None = None) -> None:
+    """Note what the run is, before its first step.
+
+    Args:
+        model: `models.contents_of` the model.
+    """
+    write_json(work / RUN, {"options": options, "data": data, "model": model, "processes": launched()})
 
 
 @contextmanager
@@ -119,8 +124,14 @@ def failure_noted(work: Path) -> Iterator[None]:
         raise
 
 
-def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], harmless: tuple[str, ...]) -> None:
-    """Refuse to go on with other options or other data.
+def check_same_run(
+    work: Path,
+    options: dict[str, Any],
+    data: list[dict[str, Any]],
+    harmless: tuple[str, ...],
+    model: str | None = None,
+) -> None:
+    """Refuse to go on with other options, other data or another model under the same name.
 
     Raises:
         InputError: with the list of what differs.
@@ -128,7 +139,9 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
     try:
         before = json.loads((work / RUN).read_text(encoding="utf-8"))
         old_options, old_data, processes = before["options"], before["data"], before.get("processes", 1)
-    except (OSError, ValueError, KeyError, TypeError):
+        if not isinstance(old_options, dict) or not isinstance(processes, int):
+            raise TypeError
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         raise InputError(
             f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
             "start anew with --overwrite."
@@ -144,6 +157,8 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
     ]
     if old_data != now["data"]:
         changed.append("the contents of --data")
+    if None not in (model, before.get("model")) and before["model"] != model:
+        changed.append("the contents of --model (config.json, or the names and shapes of its weights)")
     if changed:
         raise InputError(
             f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
@@ -157,6 +172,8 @@ def _check_processes(work: Path, old: dict[str, Any], now: dict[str, Any], proce
     Raises:
         InputError: it cannot, with the reason.
     """
+    if not isinstance(old.get("batch_size"), int):
+        raise InputError(f"--resume: {work / RUN} is damaged (batch_size): start anew with --overwrite.")
     batch, wanted = now["batch_size"] * launched(), old["batch_size"] * processes
     if batch != wanted:
         raise InputError(

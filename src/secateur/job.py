@@ -16,7 +16,7 @@ from .documents import check_spec, fingerprint
 from .errors import InputError
 from .launcher import launched, rank
 from .locks import LOCK
-from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .models import ModelSource, check_checkpoint, contents_of, load_config, load_tokenizer, resolve_model
 from .original import check_load_in
 from .output import check_output
 
@@ -108,7 +108,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     per_epoch = len(blocks) // (config.batch_size * launched())
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
-    checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
+    contents = contents_of(source, model_config)
+    checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
     return Job(
         config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes
     )
@@ -157,13 +158,15 @@ HARMLESS = (
 """Options that may change on resume."""
 
 
-def _find_checkpoint(config: RunConfig, data: list[dict[str, Any]]) -> tuple[Path | None, tuple[str, ...]]:
+def _find_checkpoint(
+    config: RunConfig, data: list[dict[str, Any]], contents: str | None
+) -> tuple[Path | None, tuple[str, ...]]:
     """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
     work = work_folder(Path(config.output))
     checkpoint, skipped = find_latest(work)
     if checkpoint is None:
         return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
-    check_same_run(work, asdict(config), data, HARMLESS)
+    check_same_run(work, asdict(config), data, HARMLESS, contents)
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
 
 
@@ -190,4 +193,4 @@ def make_work(job: Job) -> None:
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
-    write_run(job.work, asdict(job.config), job.data)
+    write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))
