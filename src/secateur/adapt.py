@@ -31,7 +31,7 @@ from .load_in import load_in_words
 from .locks import locked
 from .models import compute_dtype, name_of
 from .original import check_blocks, restore_, with_plain_lora
-from .outcome import keep_metrics, measure, report_on, token_counts
+from .outcome import keep_metrics, measure, numerics, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
 from .ranks.pruner import rank_schedule
@@ -113,6 +113,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     def finish(folder: Path, report: AdapterReport) -> None:
         result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        result["numerics"] = numerics(job)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", ranks_record(pruner))
         keep_metrics(job, folder)
@@ -148,14 +149,14 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     if job.checkpoint is not None:
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
     progress.message(_plan_words(job, pruner))
-    guard = NumericsGuard(config.on_nan, progress)
-    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+    guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
+    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     watched = WatchedRanks(pruner)
-    recording = RecordingCallback(watched, job, progress, evaluate)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
-        callbacks = [guard, DivergenceWatch(progress), pruning, recording, saving, interruption]
+        callbacks = [guard, divergence, pruning, recording, saving, interruption]
         run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)
     interruption.check(pruner.steps_done)
     return pruner
@@ -222,8 +223,15 @@ def _check_adapter(config: AdaptConfig) -> None:
 
 def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
     """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {config.model!r}: no causal language model can be made from its config.json ({reason}): check it, "
+            "or download it again."
+        ) from None
     check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {

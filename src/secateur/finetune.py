@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
 from .given_adapter import load_adapter
-from .guard import TRAIN_LESS, memory_for
+from .guard import LOAD_LESS, TRAIN_LESS, NumericsGuard, memory_for
 from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
@@ -47,7 +47,7 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
     """
     if job.config.load_in is None:
         return load_original(job, dtype, default_device(), experts_apart=experts_apart)
-    with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
+    with memory_for("loading the model", LOAD_LESS):
         model = load_model(
             job.source,
             dtype=name_of(dtype),
@@ -61,7 +61,7 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
 
 def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts_apart: bool = True) -> PreTrainedModel:
     """The model that is not quantised, in its checkpoint's own precision (or wider, for float32 runs)."""
-    with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
+    with memory_for("loading the model", LOAD_LESS):
         model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
         model.config.use_cache = False
         if dtype == torch.float32 and model.dtype != torch.float64:
@@ -239,6 +239,7 @@ def run_trainer(
     trainer.computation = dtype
     trainer.distillation = distillation
     trainer.facts = facts
+    trainer.guard = next((callback for callback in callbacks if isinstance(callback, NumericsGuard)), None)
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
@@ -289,6 +290,7 @@ class AutocastTrainer(Trainer):
     computation = torch.float32
     distillation: Distillation | None = None
     facts: Callable[[], dict[str, Any]] = dict
+    guard: NumericsGuard | None = None
 
     @cached_property
     def _picks_positions(self) -> bool:
@@ -306,11 +308,19 @@ class AutocastTrainer(Trainer):
             return super()._wrap_model(model, training, dataloader)
         return model if isinstance(model, _Alone) else _Alone(model)
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(model, *args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.guard is not None:
+            self.guard.rerun = partial(self._once_more, model)
+            self.guard.saw(loss, inputs)
         if self.accelerator.sync_gradients:
             average_gradients_(model.parameters())
         return loss
+
+    def _once_more(self, model: nn.Module, inputs: Any) -> Any:
+        """The loss of a micro-batch again, in the same precision."""
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         if self.computation == torch.bfloat16:

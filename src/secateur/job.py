@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .checkpoints import FAILURE, check_same_run, find_latest, work_folder, write_run
+from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
@@ -17,7 +17,7 @@ from .errors import InputError
 from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
 from .locks import LOCK
-from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .models import ModelSource, check_checkpoint, contents_of, load_config, load_tokenizer, resolve_model
 from .original import check_load_in
 from .output import check_output
 
@@ -122,7 +122,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     per_epoch = len(blocks) // (config.batch_size * launched())
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
-    checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
+    contents = contents_of(source, model_config)
+    checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
     adapter = read_adapter(config.adapter) if config.adapter else None
     notes = (*notes, *([adapter.words] if adapter else []))
     return Job(
@@ -174,13 +175,15 @@ HARMLESS = (
 """Options that may change on resume."""
 
 
-def _find_checkpoint(config: RunConfig, data: list[dict[str, Any]]) -> tuple[Path | None, tuple[str, ...]]:
+def _find_checkpoint(
+    config: RunConfig, data: list[dict[str, Any]], contents: str | None
+) -> tuple[Path | None, tuple[str, ...]]:
     """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
     work = work_folder(Path(config.output))
     checkpoint, skipped = find_latest(work)
     if checkpoint is None:
         return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
-    check_same_run(work, asdict(config), data, HARMLESS)
+    check_same_run(work, asdict(config), data, HARMLESS, contents)
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
 
 
@@ -201,9 +204,10 @@ def make_work(job: Job) -> None:
         return
     (job.work / FAILURE).unlink(missing_ok=True)
     if job.checkpoint is not None:
+        drop_damaged(job.work, job.checkpoint)
         return
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
-    write_run(job.work, asdict(job.config), job.data)
+    write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))

@@ -102,11 +102,21 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
 
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:
     """result.json, units.json, metrics.jsonl and the model card, beside the weights."""
+    result["numerics"] = numerics(job)
     write_json(folder / "result.json", result)
     write_json(folder / "units.json", units_record(pruner))
     keep_metrics(job, folder)
     source = Path(job.source.path) if Path(job.source.path).is_dir() else None
     (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
+
+
+def numerics(job: Job) -> dict[str, Any]:
+    """Steps that were left out, and where the loss diverged: as metrics.jsonl has them, over all resumed parts."""
+    lines = [json.loads(line) for line in (job.work / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "left_out": [{"step": line["step"], "reason": line["left_out"]} for line in lines if "left_out" in line],
+        "diverged_at": next((line["step"] for line in lines if "diverges" in line), None),
+    }
 
 
 def keep_metrics(job: Job, folder: Path) -> None:

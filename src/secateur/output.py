@@ -1,13 +1,15 @@
 """Output folders: checked before the run, swapped into place whole at its end."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from .errors import InputError
+from .errors import InputError, SecateurError, disk_is_full
+from .locks import held
 
 
 def check_output(
@@ -68,17 +70,40 @@ def replaced_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
     What stood there before is moved aside first and removed only when the new folder is in place. On an error
-    the temporary folder goes and `output` is as it was.
+    the temporary folder goes and `output` is as it was. One process at a time writes to an output; what one that was
+    killed left behind goes.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written to.
+        InputError: the disk is full, the place cannot be written to, or another process writes there.
     """
     output = output.resolve()  # a link stays, and what it points to is replaced
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
+    prefix = f".{output.name}.secateur-"
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(output.with_name(prefix + "lock"), f"--output {output}"))
+            _clean_up(output, prefix)
+            temporary = Path(mkdtemp(dir=output.parent, prefix=prefix))
+        except OSError as error:
+            raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
+        yield from _written(output, temporary)
+
+
+def _clean_up(output: Path, prefix: str) -> None:
+    """Remove what killed processes left; their lock is ours now, so nobody works there.
+
+    A kill between the two renames of a replacement leaves the earlier result under its other name: it comes back.
+    """
+    for path in sorted(output.parent.glob(f"{glob.escape(prefix)}*.old")):
+        if not output.exists():
+            path.rename(output)
+    for path in output.parent.glob(f"{glob.escape(prefix)}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _written(output: Path, temporary: Path) -> Iterator[Path]:
+    """Hand out the temporary folder, then swap it into place."""
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -92,9 +117,14 @@ def replaced_whole(output: Path) -> Iterator[Path]:
                 old.rename(output)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except SecateurError:
+        raise
+    except Exception as error:  # each library that writes has an error of its own for a full disk
+        if not isinstance(error, OSError) and not disk_is_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(
-            f"--output {output} could not be written: {error.strerror or error}. What was there before is untouched."
+            f"--output {output} could not be written: {reason}. What was there before is untouched."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

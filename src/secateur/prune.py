@@ -187,7 +187,8 @@ def fine_tune_and_prune(
             rank_pruner.load(job.checkpoint)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     watched = WatchedUnits(pruner, dense_parameters)
-    recording = RecordingCallback(watched, job, progress, evaluate)
+    guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     steps = job.total_steps
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
@@ -195,15 +196,14 @@ def fine_tune_and_prune(
             with contact_kept(job):
                 cut = score_and_cut(model, pruner, job, dtype, progress)
             progress.told(cut_words(cut))
-    guard = NumericsGuard(job.config.on_nan, progress)
-    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), leave_out=lambda: guard.bad)]
+    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
     if rank_pruner is not None:
         pruning.append(
-            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
         )
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
-        callbacks = [guard, DivergenceWatch(progress), *pruning, recording, saving, interruption]
+        callbacks = [guard, divergence, *pruning, recording, saving, interruption]
         if steps:
             run_trainer(
                 model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,

@@ -192,12 +192,14 @@ class Pruner:
         if not self.criterion.changes:
             past = 0.0
         scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.live.pools}
-        for pool, fresh in self._on_the_host(scores_now):
+        on_the_host = list(self._on_the_host(scores_now))
+        for pool, fresh in on_the_host:  # all are looked at before any average changes
             if not torch.isfinite(fresh).all():
                 raise NumericsError(
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
                     "lower --lr, or compute in float32 (--dtype float32)."
                 )
+        for pool, fresh in on_the_host:
             # A removed unit keeps the average it went with; the others go on.
             keep, scores = self.keep[pool.name], self.scores[pool.name]
             fresh = fresh[self.live_keep[pool.name]]

@@ -78,15 +78,22 @@ class RecordingCallback(TrainerCallback):
 
     Args:
         evaluate: perplexity on the evaluation text now, or None without one.
+        troubles: what the guards have to say of the step.
     """
 
     def __init__(
-        self, watched: Watched, job: Job, progress: Progress, evaluate: Callable[[], Perplexity | None]
+        self,
+        watched: Watched,
+        job: Job,
+        progress: Progress,
+        evaluate: Callable[[], Perplexity | None],
+        troubles: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.watched = watched
         self.job = job
         self.progress = progress
         self.evaluate = evaluate
+        self.troubles = troubles
         place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
         self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
@@ -118,6 +125,7 @@ class RecordingCallback(TrainerCallback):
             **self.watched.facts(),
             "seconds": seconds,
             "tokens_per_s": self.job.tokens_per_step / seconds,
+            **self.troubles(),
         }
         if grad_norm is not None and not math.isfinite(grad_norm):
             line["left_out"] = True  # the update changed nothing (see `NumericsGuard`)
