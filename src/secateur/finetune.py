@@ -176,20 +176,26 @@ def lora_scaling(config: RunConfig, default: float) -> float:
     return float(alpha / (config.rank**0.5 if config.rslora else config.rank))
 
 
+def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
+    """The step until which `--lr-decay after-cuts` keeps the learning rate up; None: it decays from the start."""
+    if not isinstance(config, PruneConfig) or config.lr_decay != "after-cuts":
+        return None
+    # With the one-shot schedule all steps of the training itself follow the cut.
+    return 0 if config.schedule == "one-shot" else steps_of(config.prune_end, total_steps)
+
+
 def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
     """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
     warmup = steps_of(config.lr_warmup, total_steps)
-    after_cuts = isinstance(config, PruneConfig) and config.lr_decay == "after-cuts"
-    # With the one-shot schedule all steps of the training itself follow the cut.
-    last_cut = steps_of(config.prune_end, total_steps) if after_cuts and config.schedule != "one-shot" else 0
+    held = steps_at_peak(config, total_steps)
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
-        lr_scheduler_type="warmup_stable_decay" if after_cuts else "cosine",
-        lr_scheduler_kwargs={"num_decay_steps": total_steps - max(warmup, last_cut)} if after_cuts else None,
+        lr_scheduler_type="cosine" if held is None else "warmup_stable_decay",
+        lr_scheduler_kwargs=None if held is None else {"num_decay_steps": total_steps - max(warmup, held)},
         warmup_steps=warmup,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
