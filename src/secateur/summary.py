@@ -23,7 +23,7 @@ def adapt_summary(result: dict[str, Any]) -> str:
     lines = [
         "",
         f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
-        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in {data.get('trained_steps', data['steps'])} steps",
+        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
     ]
     if measured := result["adapted"]["perplexity"]:
         before = result["dense"]["perplexity"]
@@ -81,7 +81,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     speed, sparsity, data = result["speed"]["pruned"], result["sparsity"], result["data"]
     notes = [
         f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
-        f"trained on {data['trained_tokens']:,} tokens in {data.get('trained_steps', data['steps'])} steps",
+        f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
         f"forward pass: batch {speed['batch']} x {speed['seq_len']} tokens, {speed['dtype']}, median of "
         f"{speed['repeats']}, alternating; by FLOPs {result['speed']['flop_speedup']:.2f}x",
     ]
