@@ -15,7 +15,7 @@ def local(folder, front: str):
 
 
 def card_of(folder) -> str:
-    return plain_card(str(folder), 200, 100, "", "", folder)
+    return plain_card(str(folder), 100, "", "", folder)
 
 
 def test_a_local_model_s_licence_goes_on_whole(tmp_path) -> None:
@@ -44,7 +44,7 @@ def test_a_hub_model_s_licence_is_asked_for(monkeypatch) -> None:
     assert base_licence("org/model", None) == {"license": "gemma"}
     assert base_licence("org/bare", None) == base_licence("org/gone", None) == {}
     assert asked == ["org/model", "org/bare", "org/gone"]
-    card = plain_card("org/model", 200, 100, "", "", None)
+    card = plain_card("org/model", 100, "", "", None)
     assert "license: gemma" in card
     assert "base_model: org/model" in card
 

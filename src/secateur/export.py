@@ -106,7 +106,7 @@ def export_checkpoint(
     round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
-    finish = finish or partial(_write_card, base, units.removed_params(keep))
+    finish = finish or partial(_write_card, base)
     return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
 
 
@@ -150,20 +150,19 @@ def export_config(config: ExportConfig) -> ExportReport:
     def carry_card(made: Path, report: ExportReport) -> None:
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
-        (made / "README.md").write_text(
-            padded_card(text, loads_with(output.name, padded.config, False)), encoding="utf-8"
-        )
+        text = padded_card(text, loads_with(output.name, padded.config, False))
+        (made / "README.md").write_text(text, encoding="utf-8")
 
     return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
 
 
-def _write_card(base: PreTrainedModel, removed: int, folder: Path, report: ExportReport) -> None:
+def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> None:
     """The model card of what no run's records describe."""
     name = str(base.config._name_or_path)
     place = Path(name) if name and Path(name).is_dir() else None
     what = f"Its format is `{report.format}`; what was trained, and on which data, is not recorded here."
     loads = loads_with(Path(report.folder).name, base.config, report.format == "layered")
-    card = plain_card(name, report.parameters + removed, report.parameters, what, loads, place)
+    card = plain_card(name, report.parameters, what, loads, place)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

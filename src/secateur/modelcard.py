@@ -57,18 +57,18 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
     return "\n".join(lines) + "\n"
 
 
-def plain_card(name: str, before: int, after: int, what: str, loads_with: str, base_folder: Path | None) -> str:
+def plain_card(name: str, parameters: int, what: str, loads_with: str, base_folder: Path | None) -> str:
     """The card of a checkpoint that no recorded run wrote (`Pruner.export`).
 
     Args:
         name: of the base model: a folder's path, a hub id, or empty.
-        before, after: parameters of the base model and of the checkpoint.
+        parameters: of the checkpoint.
         what: criterion and format, in a clause.
     """
     front = _front(name, base_licence(name, base_folder))
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# {Path(name).name or 'A model'}, pruned\n\n"
-        f"Pruned with secateur {version('secateur')}: {after:,} of {before:,} parameters are left. {what}\n\n"
+        f"Pruned with secateur {version('secateur')}: {parameters:,} parameters are left. {what}\n\n"
         f"```python\n{loads_with}\n```\n\n{_licence_line(front)}\n"
     )
 

@@ -23,7 +23,8 @@ def adapt_summary(result: dict[str, Any]) -> str:
     lines = [
         "",
         f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
-        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
+        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in "
+        f"{data['trained_steps']} steps",
     ]
     if measured := result["adapted"]["perplexity"]:
         before = result["dense"]["perplexity"]
