@@ -17,8 +17,8 @@ quickstart: $(READY)
 	$(BIN)/secateur quickstart
 
 lint: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 # Two tests at a time, each on one thread: tiny models gain nothing from more.

@@ -20,6 +20,8 @@ from secateur.options import build
 from secateur.records import markdown_table, write_json
 
 MODEL = "smollm2-135m-instruct"
+RUN = "run.json"
+"""The record of a cell that is trained and not pruned."""
 CELLS: dict[str, dict[str, object]] = {"dense": {}, "dense+lora": {}}
 for _sparsity in (0.2, 0.5):
     for _allocation in ("uniform", "protected", "global"):
@@ -97,12 +99,15 @@ def run_cell(name: str, folder: Path, data: Path, steps: int) -> None:
 
 def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
     """The same LoRA training without pruning, merged and saved."""
+    from dataclasses import asdict
+
     from transformers import set_seed
 
     from secateur.finetune import add_lora, load_base, run_trainer
     from secateur.job import make_work
     from secateur.models import compute_dtype
     from secateur.prepare import prepare
+    from secateur.records import environment
 
     job = prepare(options(name, folder, data, steps))
     make_work(job)
@@ -113,6 +118,9 @@ def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
     run_trainer(model, job, dtype, [])
     model.merge_and_unload().save_pretrained(folder)
     job.tokenizer.save_pretrained(folder)
+    tokens = {"tokens_per_step": job.tokens_per_step, "trained_tokens": job.tokens_per_step * job.total_steps}
+    record = {"training": job.data, "documents": job.blocks.n_documents, **tokens, "steps": job.total_steps}
+    write_json(folder / RUN, {"config": asdict(job.config), "environment": environment(), "data": record})
 
 
 def summary(folder: Path) -> dict[str, object]:
@@ -125,13 +133,16 @@ def summary(folder: Path) -> dict[str, object]:
         (measured,) = record["models"].values()
         text = {key: value for key, value in record["data"].items() if key in ("sha256", "tokens")}
         cell = {"evaluation": {**measured, "data": "wikitext2_raw_test.txt", **text}}
-        if (result := folder / name / "result.json").exists():
+        cell |= {key: record["environment"][key] for key in ("commit", "versions")}
+        found_runs = (path for file in ("result.json", RUN) if (path := folder / name / file).exists())
+        if (result := next(found_runs, None)) is not None:
             run = json.loads(result.read_text())
             for part in run["data"]["training"]:
                 part["name"] = Path(part["name"]).name
             private = ("data", "output", "model", "eval_data")
             cell |= {"config": {key: value for key, value in run["config"].items() if key not in private}}
-            cell |= {key: run[key] for key in ("data", "sparsity", "shapes", "alternatives", "train_seconds")}
+            told = ("data", "sparsity", "shapes", "alternatives", "train_seconds")
+            cell |= {key: run[key] for key in told if key in run}  # a run without pruning has the first alone
             cell |= {key: run["environment"][key] for key in ("commit", "versions")}
         found[name] = cell
     return found

@@ -80,6 +80,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     # models
     "an encoder": (prune(model="{t}/encoder"), "t5 is an encoder-decoder"),
     "unsupported type": (prune(model="{t}/unsupported"), "transformers does not know its architecture"),
+    "a misspelt type": (prune(model="{t}/misspelt"), "Did you mean 'llama'? "),
+    "a type without a layout": (prune(model="{t}/ctrl"), "unknown model type 'ctrl'"),
+    "how to add a layout": (prune(model="{t}/ctrl"), "docs/add-a-family.md"),
     "no model type": (prune(model="{t}/notype"), "model_type"),
     "config is not JSON": (prune(model="{t}/badconfig"), "not valid JSON"),
     "truncated weights": (prune(model="{t}/truncated"), "model.safetensors is corrupt"),
@@ -200,6 +203,11 @@ def bad_models(folder: Path) -> None:
         (path / "config.json").write_text(json.dumps(config))
 
     edit(copy("unsupported"), model_type="secateur_test", architectures=["Nothing"])
+    edit(copy("misspelt"), model_type="lama")
+    (folder / "ctrl").mkdir()
+    (folder / "ctrl" / "config.json").write_text(
+        '{"model_type": "ctrl", "vocab_size": 9, "n_embd": 8, "dff": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}'
+    )
     edit(copy("notype"), model_type=None, architectures=None)
     edit(copy("encoder"), model_type="t5", architectures=["T5ForConditionalGeneration"])
     (copy("badconfig") / "config.json").write_text('{"model_type": "lla')

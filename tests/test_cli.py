@@ -64,7 +64,13 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     units = json.loads((out / "units.json").read_text())
     removed = [u for cut in units["cuts"] for name, ids in cut["removed"].items() for u in ids]
     assert len(removed) == sum(p["units"] - len(p["kept"]) for p in units["pools"].values())
-    assert "sha256" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "sha256" in card
+    assert "Pruned with [LoRAPrune]" in card
+    assert "of text.txt," in card
+    assert "perplexity, text.txt," in card
+    assert str(tmp_path) not in card  # paths are private
+    assert str(place) not in card
     assert "<h1>model, " in (out / "report.html").read_text()
     assert not out.with_name("out.run").exists()
     text = str(place / "text.txt")
@@ -83,6 +89,12 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "again" / "result.json").read_text())["dense"]["parameters"] == count(model)
     assert main(["export", "--model", str(out), "--output", str(tmp_path / "padded"), "--format", "padded"]) == 0
     padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    padded_card = (tmp_path / "padded" / "README.md").read_text()
+    assert padded_card.split("```")[0].startswith(card.split("```")[0].rstrip())  # front matter, what was done, figures
+    assert "This is the `padded` form" in padded_card
+    assert 'from_pretrained("padded")' in padded_card
+    assert "trust_remote_code" not in padded_card
+    assert "sha256" not in padded_card
     ids = torch.arange(3, 60).unsqueeze(0)
     torch.testing.assert_close(padded(ids).logits, model(ids).logits, rtol=0.0, atol=2e-4)
 
@@ -98,6 +110,8 @@ def test_a_pruned_model_is_pruned_again_from_yaml(place, tmp_path, capsys) -> No
     assert main(["prune", "--config", str(tmp_path / "run.yaml"), "--output", str(second), "--dtype", "float32"]) == 0
     result = json.loads((second / "result.json").read_text())
     assert result["config"]["criterion"] == "magnitude"
+    assert "LoRAPrune" not in (second / "README.md").read_text()
+    assert "criterion `magnitude` (the size of the adapted weight" in (second / "README.md").read_text()
     assert result["dense"]["parameters"] == json.loads((first / "result.json").read_text())["pruned"]["parameters"]
     assert json.loads((second / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 

@@ -353,3 +353,21 @@ def test_importing_data_loads_no_torch():
 
     code = "import sys, secateur.data; print({'torch', 'transformers', 'datasets'} & {*sys.modules} or 'none')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "none"
+
+
+def test_the_split_that_a_name_stands_for_is_recorded(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, split: [{"text": "some text"}])
+    tokenizer = tiny_tokenizer()
+    for spec, expected in (
+        ("stdlib-docs", "stdlib-docs:held-out"),
+        ("stdlib-docs:train", "stdlib-docs:train"),
+        ("org/name", "org/name:test"),
+        ("org/name:validation", "org/name:validation"),
+        ("org/name:config:test", "org/name:config:test"),
+    ):
+        assert evaluation_tokens(spec, tokenizer, max_tokens=8)[1]["data"] == expected
+    path = tmp_path / "a.txt"
+    path.write_text("some text")
+    assert evaluation_tokens(str(path), tokenizer)[1]["data"] == str(path)

@@ -69,6 +69,12 @@ def test_pruning_starts_from_the_adapter_and_says_its_rank(place, tmp_path, caps
     assert set(result["config"]["targets"]) == {f"{name}_proj" for name in (*"qkvo", "gate", "up", "down")}
     assert result["adapter"] == {"name": "adapter", "rank": 16, "ranks": [16], "alpha": 24.0}
     assert "LoRA (rank 16, from an adapter" in (out / "README.md").read_text()
+    units = json.loads((out / "units.json").read_text())
+    first, name = units["cuts"][0], "layer.1.ffn"
+    before = torch.tensor(units["scores_before_cuts"][name])
+    assert first["scores"][name] == before[first["removed"][name]].tolist()  # the scores they went with
+    assert sorted(first["scores"][name]) == before.sort().values[: len(first["removed"][name])].tolist()  # the lowest
+    assert before.min() > 0
     # Next to nothing was learnt, so what was written is the base with the adapter merged, less what was cut.
     written, base, factors = (
         load_file(folder / name)
@@ -77,7 +83,7 @@ def test_pruning_starts_from_the_adapter_and_says_its_rank(place, tmp_path, caps
     )  # fmt: skip
     path = "model.layers.1.mlp.gate_proj"
     delta = factors[f"base_model.model.{path}.lora_B.weight"] @ factors[f"base_model.model.{path}.lora_A.weight"]
-    kept = json.loads((out / "units.json").read_text())["pools"]["layer.1.ffn"]["kept"]
+    kept = units["pools"][name]["kept"]
     expected = (base[f"{path}.weight"] + 24 / 16 * delta)[kept]
     assert len(kept) < 96
     torch.testing.assert_close(written[f"{path}.weight"], expected, rtol=1e-4, atol=1e-5)

@@ -90,6 +90,9 @@ def test_a_cut_changes_the_function_and_the_work(tmp_path) -> None:
     after = sum(p.numel() for n, p in model.named_parameters() if "lora" not in n)
     report = pruner.export(tmp_path / "small", tokenizer=tiny_tokenizer())
     assert report.parameters == after
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert f"{after:,} parameters are left" in card
+    assert 'from_pretrained("small")' in card
     assert size - after == pruner.removed_params == round(pruner.sparsity * pruner.units.prunable_params)
     assert (model(rows(1)).logits - before).abs().max() > 0.1
 

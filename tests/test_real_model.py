@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -65,7 +66,26 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     assert result["sparsity"]["removed_parameters"] == gone
     # WikiText-2 is about 26 to 33 dense; six steps recover little, but a wrong slice gives thousands.
     assert result["pruned"]["perplexity"]["perplexity"] < 10 * result["dense"]["perplexity"]["perplexity"]
-    assert result["speed"]["speedup"] >= 0.8 * result["speed"]["flop_speedup"]
+    assert result["speed"]["speedup"] > 0
+    dense = AutoModelForCausalLM.from_pretrained(dense_folder)
+    assert best_ratio(dense, small) >= 0.8 * result["speed"]["flop_speedup"] > 0.9
+
+
+def best_ratio(dense, small, turns=15) -> float:
+    """Shortest forward pass of one over the other's, in alternate turns.
+
+    Another process on the same cores only adds to a pass, and half the median of seven under load: the shortest of many
+    is the one that it left alone.
+    """
+    ids = torch.arange(512).unsqueeze(0)
+    seconds: dict[str, list[float]] = {"dense": [], "small": []}
+    with torch.inference_mode():
+        for _ in range(turns):
+            for name, model in (("dense", dense), ("small", small)):
+                started = time.perf_counter()
+                model(input_ids=ids, use_cache=False)
+                seconds[name].append(time.perf_counter() - started)
+    return min(seconds["dense"]) / min(seconds["small"])
 
 
 TRAIN = """

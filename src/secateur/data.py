@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .documents import Document, Message, read_documents
+from .documents import Document, Message, read_documents, with_split
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def evaluation_tokens(
 
     A file's text goes in as it is, rows are joined by a blank line (WikiText's usual form), no end-of-sequence
     tokens between; conversations go through the chat template. `sha256` and `characters` are of the whole text.
-    A name without a split means the test (held-out) split.
+    A name without a split means the test (held-out) split, and the record says so.
 
     Raises:
         InputError: as `read_documents`; fewer than two tokens.
@@ -133,7 +133,7 @@ def evaluation_tokens(
         raise InputError(f"evaluation data {spec} has {len(ids)} tokens: two are needed at least.")
     joined = "one text" if len(parts) == 1 else f"{len(parts)} rows joined by a blank line"
     info = {
-        "data": spec,
+        "data": with_split(spec, evaluation=True),
         "joined": joined + (", through the chat template" if chat else ""),
         "characters": len(text),
         "tokens": len(ids),

@@ -114,6 +114,17 @@ def read_documents(spec: str, *, evaluation: bool = False) -> list[Document]:
     return documents
 
 
+def with_split(spec: str, *, evaluation: bool = False) -> str:
+    """The name with the split that it stands for where it names none; a path as it is."""
+    name, _, split = spec.partition(":")
+    if name == STDLIB:
+        return spec if split else f"{STDLIB}:{'held-out' if evaluation else 'train'}"
+    parts = HUB_NAME.fullmatch(spec)
+    if Path(spec).expanduser().exists() or parts is None or parts["split"]:
+        return spec
+    return f"{spec}:{'test' if evaluation else 'train'}"
+
+
 def fingerprint(specs: Sequence[str], *, evaluation: bool = False) -> list[dict[str, Any]]:
     """Per spec: name, rows, characters and the sha256 of the raw texts one after the other (UTF-8)."""
     found = []

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from .errors import InputError
 from .families import Family, family_of
 from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
 from .layout import LayerShape, common_shape
+from .modelcard import padded_card, plain_card
 from .models import ModelSource, load_config, load_tokenizer
 from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
@@ -104,6 +106,7 @@ def export_checkpoint(
     round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
+    finish = finish or partial(_write_card, base)
     return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
 
 
@@ -143,7 +146,24 @@ def export_config(config: ExportConfig) -> ExportReport:
     ids = default_probe(tokenizer, old.get_text_config().vocab_size)
     merge = compare("the padded", padded, "the layered", layered, ids)
     round_(padded, dtype)
-    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, None)
+
+    def carry_card(made: Path, report: ExportReport) -> None:
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
+        text = padded_card(text, loads_with(output.name, padded.config, False))
+        (made / "README.md").write_text(text, encoding="utf-8")
+
+    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
+
+
+def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> None:
+    """The model card of what no run's records describe."""
+    name = str(base.config._name_or_path)
+    place = Path(name) if name and Path(name).is_dir() else None
+    what = f"Its format is `{report.format}`; what was trained, and on which data, is not recorded here."
+    loads = loads_with(Path(report.folder).name, base.config, report.format == "layered")
+    card = plain_card(name, report.parameters, what, loads, place)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def small_class(
@@ -294,7 +314,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def loads_with(output: Path, config: PreTrainedConfig, layered: bool) -> str:
+def loads_with(output: Path | str, config: PreTrainedConfig, layered: bool) -> str:
     trust = ", trust_remote_code=True" if layered else ""
     auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     return (

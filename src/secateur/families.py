@@ -105,7 +105,9 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry(
-    "model type", "To prune another architecture of a known layout, pass --family with one of these."
+    "model type",
+    "To prune another architecture of a known layout, pass --family with one of these; to add a layout, see "
+    "docs/add-a-family.md.",
 )
 FAMILIES.register("llama", Family(name="llama", twin="mistral"))
 for _model_type in ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo"):

@@ -1,14 +1,20 @@
 """The model card of a pruned checkpoint: what was done, what was measured, under which licence."""
 
 import json
+import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .criteria import CRITERIA
 from .embedded import BASE_MODEL, EMBEDDED_MODEL
 from .given_adapter import rank_words
 from .layered import MODULE, source_hash
+from .models import HUB_ID, HUB_TIMEOUT_S
+
+log = logging.getLogger("secateur")
 
 
 def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -> str:
@@ -20,15 +26,9 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         base_folder: the dense checkpoint, if it is a local folder.
     """
     config, export = result["config"], result["export"]
-    licence = base_licence(base_folder) or {"license": "other"}
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        **licence,
-        "tags": ["secateur", "pruned", "lora"],
-    }
-    if not Path(config["model"]).exists():
-        front["base_model"] = BASE_MODEL if config["model"] == EMBEDDED_MODEL else config["model"]
+    front = _front(config["model"], base_licence(config["model"], base_folder))
+    # The folder's own name: where it was written says nothing to others.
+    loads_with = export["loads_with"].replace(json.dumps(export["folder"]), json.dumps(Path(export["folder"]).name))
     name = Path(config["model"]).name
     lines = [
         "---",
@@ -44,10 +44,10 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         *(f"| {label} | {before} | {after} |" for label, before, after in _figures(result)),
         "",
         "```python",
-        export["loads_with"],
+        loads_with,
         "```",
         "",
-        _licence_line(licence, known=base_folder is not None),
+        _licence_line(front),
     ]
     modelling = folder / f"{MODULE}.py"
     if modelling.exists():
@@ -57,32 +57,113 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
     return "\n".join(lines) + "\n"
 
 
-def base_licence(base_folder: Path | None) -> str | None:
-    """The licence that a local base model states, in its model card or in the manifest of the embedded model."""
+def plain_card(name: str, parameters: int, what: str, loads_with: str, base_folder: Path | None) -> str:
+    """The card of a checkpoint that no recorded run wrote (`Pruner.export`).
+
+    Args:
+        name: of the base model: a folder's path, a hub id, or empty.
+        parameters: of the checkpoint.
+        what: criterion and format, in a clause.
+    """
+    front = _front(name, base_licence(name, base_folder))
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# {Path(name).name or 'A model'}, pruned\n\n"
+        f"Pruned with secateur {version('secateur')}: {parameters:,} parameters are left. {what}\n\n"
+        f"```python\n{loads_with}\n```\n\n{_licence_line(front)}\n"
+    )
+
+
+def padded_card(card: str, loads_with: str) -> str:
+    """A layered checkpoint's card as that of its padded form: how that one loads, without a modelling file."""
+    said = (
+        "This is the `padded` form: every layer is zero-padded to the widest, so it computes the same and loads in the "
+        "stock class without code of its own. It is larger and no faster than the layered checkpoint, whose figures "
+        "are above; that one's `result.json` and `units.json` have the whole configuration."
+    )
+    code = f"```python\n{loads_with}\n```"
+    blocks = [block for block in card.split("\n\n") if not block.startswith((f"`{MODULE}.py`", "`result.json`"))]
+    at = next((number for number, block in enumerate(blocks) if block.startswith("```python")), None)
+    if at is None:
+        return card.rstrip() + f"\n\n{said}\n\n{code}\n"
+    blocks[at : at + 1] = [said, code]
+    return "\n\n".join(blocks).rstrip() + "\n"
+
+
+def base_licence(name: str, base_folder: Path | None) -> dict[str, Any]:
+    """What the base model's card says of its licence: `license` and, of one without an identifier, name and link.
+
+    Args:
+        name: a hub id, asked for its card where there is no folder; nothing is waited for long.
+    """
     if base_folder is None:
-        return None
+        return _licence_in(_hub_front(name))
     try:
         text = (base_folder / "README.md").read_text(encoding="utf-8")
         front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-        if isinstance(front, dict) and isinstance(front.get("license"), str):
-            return str(front["license"])
+        if found := _licence_in(front):
+            return found
     except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
         pass
     try:
         manifest = json.loads((base_folder / "secateur.json").read_text(encoding="utf-8"))
-        return str(manifest["licence"]).lower()
+        return {"license": str(manifest["licence"]).lower()}
     except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _licence_in(front: Any) -> dict[str, Any]:
+    keys = ("license", "license_name", "license_link")
+    return {key: front[key] for key in keys if front.get(key)} if isinstance(front, dict) else {}
+
+
+def _hub_front(name: str) -> dict[str, Any] | None:
+    """A hub model's card data. A run that is done does not fail over it."""
+    if not HUB_ID.fullmatch(name):
         return None
+    try:
+        from huggingface_hub import HfApi, ModelCard, try_to_load_from_cache
+
+        if isinstance(cached := try_to_load_from_cache(name, "README.md"), str):
+            return dict(ModelCard.load(cached).data.to_dict())
+        found = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).card_data
+        return dict(found.to_dict()) if found else None
+    except Exception as error:  # the HTTP client's classes differ between versions
+        log.info("the licence of %s is not known: %s", name, error)
+        return None
+
+
+def _front(model: str, licence: dict[str, Any]) -> dict[str, Any]:
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "other",
+        **licence,
+        "tags": ["secateur", "pruned", "lora"],
+    }
+    if model and not Path(model).expanduser().exists():
+        front["base_model"] = BASE_MODEL if model == EMBEDDED_MODEL else model
+    return front
+
+
+def _public(spec: str) -> str:
+    """A data set's name; of a local path its last part alone: where it lies is its owner's business."""
+    path = Path(spec).expanduser()
+    return path.name if path.exists() or path.is_absolute() else spec
 
 
 def _what_was_done(result: dict[str, Any]) -> str:
     config, data = result["config"], result["data"]
-    texts = ", ".join(part["name"] for part in data["training"])
+    texts = ", ".join(_public(part["name"]) for part in data["training"])
     held = f" over a base in {config['load_in']}, whose original weights are these" if config.get("load_in") else ""
+    criterion = config["criterion"]
+    paper = "with [LoRAPrune](https://arxiv.org/abs/2305.18403) " if criterion == "lora" else ""
+    meaning = f" ({CRITERIA[criterion].summary})" if criterion != "lora" and criterion in CRITERIA else ""
+    when = "in one cut, before" if config["schedule"] == "one-shot" else "while"
     return (
-        f"Pruned with [LoRAPrune](https://arxiv.org/abs/2305.18403) by secateur {result['environment']['secateur']} "
-        f"while LoRA ({_lora_words(result)}) fine-tuned it{held}: criterion `{config['criterion']}`, "
-        f"{config['schedule']} schedule, allocation `{config['allocation']}`, {data['steps']} steps on "
+        f"Pruned {paper}by secateur {result['environment']['secateur']} "
+        f"{when} LoRA ({_lora_words(result)}) fine-tuned it{held}: criterion `{criterion}`{meaning}, "
+        f"{config['schedule']} schedule, allocation `{config['allocation']}`, "
+        f"{data.get('trained_steps', data['steps'])} steps on "
         f"{data['trained_tokens']:,} tokens of {texts}, learning rate {config['lr']}, seed {config['seed']}. "
         "LoRA is merged; the weights are ordinary."
     )
@@ -107,15 +188,16 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
         rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:
-        label = (
-            f"perplexity, {result['data']['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
-        )
+        text = _public(result["data"]["evaluation"]["data"])
+        label = f"perplexity, {text}, {measured['tokens_scored']:,} tokens in segments of "
         before = f"{dense['perplexity']['perplexity']:.2f}" if dense["perplexity"] else "not measured"
         rows.append((f"{label}{measured['seq_len']}", before, f"{measured['perplexity']:.2f}"))
     return rows
 
 
-def _licence_line(licence: str) -> str:
-    if licence == "other":
-        return "The licence is that of the base model, which was not found beside its weights."
-    return f"The base model's licence applies: {licence}."
+def _licence_line(front: dict[str, Any]) -> str:
+    licence, name, link = (front.get(key) for key in ("license", "license_name", "license_link"))
+    if licence == "other" and not (name or link):
+        return "The licence is that of the base model, whose card does not state it or was not found."
+    words = ", ".join(licence) if isinstance(licence, list) else name if licence == "other" and name else licence
+    return f"The base model's licence applies: {words}{f' ({link})' if link else ''}."

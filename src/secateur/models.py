@@ -26,6 +26,7 @@ from transformers import (
 
 from .embedded import EMBEDDED_MODEL, embedded_model_dir, quiet_transformers
 from .errors import InputError
+from .families import FAMILIES
 from .guard import LOAD_LESS, memory_for
 from .progress import safe
 from .reading import PARSER_ERRORS
@@ -376,9 +377,12 @@ def _guarded(
         if "not a valid JSON" in text:
             raise InputError(f"{source.path}/config.json is not valid JSON: copy or download it again.") from None
         if "model_type" in text or "model type" in text:
+            named = re.search(r"model type `([^`]+)`", text)
+            hint = did_you_mean(named[1], FAMILIES) if named else ""
             raise InputError(
-                f"{place}: transformers does not know its architecture ({_one_line(error)}). "
-                "Check model_type in config.json, or update transformers."
+                f"{place}: transformers does not know its architecture ({_one_line(error)}). {hint}"
+                "Check model_type in config.json, or update transformers; what secateur prunes is in `secateur families`, "
+                "and docs/add-a-family.md says how to add to it."
             ) from None
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "

@@ -1,16 +1,20 @@
 """`secateur quickstart`: the whole path on a model and a text that need no hub."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from .benchmark import generate_text
 from .config import PruneConfig, QuickstartConfig
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
+from .errors import InputError
 from .models import compute_dtype, load_model, load_tokenizer, resolve_model
 from .options import build
 from .output import check_output
 from .prepare import prepare
 from .progress import Progress
 from .prune import prune
+from .records import plain
 from .summary import loading_lines, run_summary
 
 PROMPT = "What does the `with` statement do in Python?"
@@ -22,6 +26,9 @@ def quickstart(config: QuickstartConfig) -> None:
     Raises:
         InputError: the output folder is in use, or the model cannot be fetched.
     """
+    if config.output == QuickstartConfig.output and not config.overwrite and holds_quickstart(Path(config.output)):
+        print(f"replacing the earlier quickstart's result in {config.output}")
+        config = replace(config, overwrite=True)
     check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     print(
         "secateur quickstart: LoRAPrune on SmolLM2-135M-Instruct with the text of Python's documentation\n"
@@ -38,6 +45,16 @@ def quickstart(config: QuickstartConfig) -> None:
         text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=compute_dtype("auto"))
         print(f"{label + ':':8} {' '.join(text.split())}")
     print(loading_lines(result))
+
+
+def holds_quickstart(folder: Path) -> bool:
+    """Whether a folder holds what an earlier quickstart wrote, which no one needs to keep."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"]
+        wanted = plain(asdict(quickstart_options(QuickstartConfig(output=found["output"], steps=found["steps"]))))
+        return all(found[key] == wanted[key] for key in ("model", "data", "eval_data", "sparsity", "attention"))
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return False
 
 
 def quickstart_options(config: QuickstartConfig) -> PruneConfig:

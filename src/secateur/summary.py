@@ -24,7 +24,7 @@ def adapt_summary(result: dict[str, Any]) -> str:
         "",
         f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
         f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in "
-        f"{data.get('trained_steps', data['steps'])} steps",
+        f"{data['trained_steps']} steps",
     ]
     if measured := result["adapted"]["perplexity"]:
         before = result["dense"]["perplexity"]
@@ -82,7 +82,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     sparsity, data = result["sparsity"], result["data"]
     notes = [
         f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
-        f"trained on {data['trained_tokens']:,} tokens in {data.get('trained_steps', data['steps'])} steps",
+        f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
     ]
     if speed := result["speed"].get("pruned"):
         notes.append(
