@@ -286,3 +286,21 @@ def test_gradients_that_are_not_finite_are_named_and_leave_the_averages_alone() 
     with pytest.raises(NumericsError, match=f"step 3: gradients of {path} are not finite"):
         pruner.observe()
     assert all(torch.equal(own.tensors["curvature_a"], before[path]) for path, own in pruner._averages.items())
+
+
+def test_padding_is_no_activation() -> None:
+    """E[z zᵀ] of padded rows is that of their own tokens; without a mask it is not."""
+    short = rows(4)[:, :7]
+    padded = torch.cat([short, torch.zeros_like(short)], dim=1)
+    mask = torch.cat([torch.ones_like(short), torch.zeros_like(short)], dim=1)
+    labels = padded.masked_fill(mask == 0, -100)
+    found = []
+    for inputs in ({"input_ids": short}, {"input_ids": padded, "attention_mask": mask}, {"input_ids": padded}):
+        model = adapted()
+        pruner = prune_to(model, criterion="wanda")
+        model(**inputs, labels=labels[:, : inputs["input_ids"].shape[1]]).loss.backward()
+        pruner.observe()
+        found.append([own.tensors["second_z"] for own in pruner._averages.values()])
+    for alone, masked, everything in zip(*found, strict=True):
+        torch.testing.assert_close(masked, alone, rtol=1e-6, atol=1e-9)
+        assert (everything - alone).norm() > 0.05 * alone.norm()

@@ -19,10 +19,10 @@ class RankEvidence:
     """(r, in)"""
     b: Tensor
     """(out, r)"""
-    inverse_a: Tensor
-    """(r, r) inverse of the damped E[G_A G_Aᵀ]"""
-    inverse_b: Tensor
-    """(r, r) inverse of the damped E[G_Bᵀ G_B]"""
+    inverse_a: Tensor | None
+    """(r, r) inverse of the damped E[G_A G_Aᵀ], where it is needed"""
+    inverse_b: Tensor | None
+    """(r, r) inverse of the damped E[G_Bᵀ G_B], where it is needed"""
     taylor: Tensor | None
     """(r,) E[Σ|∂L/∂w · w|] over the component's entries, where it is needed"""
     second_z: Tensor | None
@@ -40,6 +40,8 @@ class RankCriterion:
     summary: str
     activations: bool = False
     """Whether z = A x is needed."""
+    second_order: bool = False
+    """Whether the inverses of the gradients' second moments are needed for the score."""
     first_order: bool = False
     """Whether Σ|∂L/∂w · w| is needed."""
     curvature: str = "gradient"
@@ -51,6 +53,7 @@ RANK_CRITERIA: Registry[RankCriterion] = Registry("rank criterion")
 
 def gradient(evidence: RankEvidence) -> Tensor:
     """PrunedLoRA: the second-order rise of the loss in both factors."""
+    assert evidence.inverse_a is not None and evidence.inverse_b is not None  # noqa: PT018
     return rise_of_each(evidence.b, evidence.inverse_b) + rise_of_each(evidence.a.T, evidence.inverse_a)
 
 
@@ -85,7 +88,9 @@ def random(evidence: RankEvidence) -> Tensor:
     return torch.rand(len(evidence.a), generator=generator, dtype=torch.float64).to(evidence.a.device)
 
 
-RANK_CRITERIA.register("gradient", RankCriterion(gradient, "second-order rise of the loss (PrunedLoRA)"))
+RANK_CRITERIA.register(
+    "gradient", RankCriterion(gradient, "second-order rise of the loss (PrunedLoRA)", second_order=True)
+)
 RANK_CRITERIA.register(
     "sparsegpt",
     RankCriterion(sparsegpt, "second-order rise of the output's error", activations=True, curvature="activations"),

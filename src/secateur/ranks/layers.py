@@ -39,18 +39,26 @@ class Averages:
 
 
 def step_facts(
-    a: Tensor, b: Tensor, grad_a: Tensor | None, grad_b: Tensor | None, *, gradients: bool, first_order: bool
+    a: Tensor,
+    b: Tensor,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
+    *,
+    curvature: bool,
+    gradients: bool,
+    first_order: bool,
 ) -> dict[str, Tensor]:
     """What one step shows of a layer's components, in float32 (float64 for float64 models).
 
     Args:
+        curvature: whether the gradients' second moments are wanted.
         gradients: whether the gradients themselves are wanted, too (the Newton step).
         first_order: whether Σ|∂L/∂w · w| is.
     """
     assert grad_a is not None and grad_b is not None  # noqa: PT018
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
     a, b, grad_a, grad_b = (t.to(wide) for t in (a, b, grad_a, grad_b))
-    facts = {"curvature_a": grad_a @ grad_a.T, "curvature_b": grad_b.T @ grad_b}
+    facts = {"curvature_a": grad_a @ grad_a.T, "curvature_b": grad_b.T @ grad_b} if curvature else {}
     if gradients:
         facts |= {"gradient_a": grad_a.T, "gradient_b": grad_b}
     if first_order:

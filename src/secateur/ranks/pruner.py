@@ -14,10 +14,10 @@ from ..errors import InputError, NumericsError
 from ..schedule import Schedule, make_schedule, make_stepwise
 from ..state import load_state, restoring, save_state
 from ..surgery import check_mergeable, check_shapes, lora_factors, lora_layers
-from ..taps import some_tokens, tap
 from .criteria import RANK_CRITERIA, RankEvidence
 from .layers import Averages, last_update_norm, slice_components_, step_facts, tell_peft
 from .recovery import compensation, damped, newton_step, rise_of_set
+from .watch import Activations
 
 RECOVERIES = ("none", "compensate", "newton+compensate")
 STATE = "rank_pruner"
@@ -92,20 +92,31 @@ class RankPruner:
         self.steps_done = 0
         self.cuts: list[RankCut] = []
         self._averages = {path: Averages() for path in self.layers}
-        self._seen_z: dict[str, list[Tensor]] = {}
-        self._handles: list[Any] = []
+        self._activations = Activations()
         self._make_schedule: Callable[[int], Schedule] = lambda total: rank_schedule(
             schedule, prune_start, prune_end, frequency, total, init_rank=start, rank=rank, k1=k1, k2=k2
         )
         self.schedule: Schedule | None = None
         if total_steps is not None:
             self.begin(total_steps)
-        if self.criterion.activations:
-            self._watch()
+        if self.criterion.activations and self._cuts_ahead:
+            self._activations.attach(model, self.layers, lambda: self.steps_done)
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
         self.schedule = self._make_schedule(total_steps)
+        self._watch_while_needed()
+
+    def _watch_while_needed(self) -> None:
+        """Activations pile up where nobody takes them: after the last cut, or where nothing is to go."""
+        if not self._cuts_ahead:
+            self._activations.detach()
+
+    @property
+    def _cuts_ahead(self) -> bool:
+        """Whether anything is still to be cut; otherwise nothing need be watched."""
+        done = self.schedule is not None and self.steps_done >= self.schedule.last_cut
+        return not done and self.rank < max(self.start_ranks.values())
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -125,17 +136,27 @@ class RankPruner:
             NumericsError: a gradient is not finite; names layer and step.
         """
         assert self.schedule is not None, "begin() comes first, or total_steps"
-        if self.steps_done + 1 > self.schedule.last_cut or self.rank == max(self.start_ranks.values()):
+        if not self._cuts_ahead:
             return
         self._check_gradients()
-        wanted = {"gradients": self.recovery == "newton+compensate", "first_order": self.criterion.first_order}
+        seen_z = self._activations.take()
+        wanted = {
+            "curvature": self._wants_curvature,
+            "gradients": self.recovery == "newton+compensate",
+            "first_order": self.criterion.first_order,
+        }
         for path, layer in self.layers.items():
             lora = lora_factors(layer)
             fresh = step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad, **wanted)
-            if path in self._seen_z:
-                fresh["second_z"] = torch.stack(self._seen_z[path]).mean(0)
+            if path in seen_z:
+                fresh["second_z"] = seen_z[path]
             self._averages[path].mix(fresh, self.decay)
-        self._seen_z.clear()
+
+    @property
+    def _wants_curvature(self) -> bool:
+        """Whether the score or the recovery uses the gradients' second moments."""
+        recovers = self.recovery != "none" and self.criterion.curvature == "gradient"
+        return self.criterion.second_order or recovers
 
     def _check_gradients(self) -> None:
         """All there and finite; the device is asked once."""
@@ -154,7 +175,7 @@ class RankPruner:
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
-        self._seen_z.clear()
+        self._activations.forget()
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> RankCut | None:
         """Count an optimiser update, and cut when the schedule says so.
@@ -192,9 +213,7 @@ class RankPruner:
 
     def close(self) -> None:
         """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._activations.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on from here."""
@@ -225,6 +244,7 @@ class RankPruner:
                 for key, value in state["averages"].items()
                 if key.startswith(prefix) and "." not in key.removeprefix(prefix)
             }
+        self._watch_while_needed()
 
     def save(self, folder: Path) -> None:
         """Write the state as rank_pruner.safetensors and rank_pruner.json."""
@@ -271,16 +291,16 @@ class RankPruner:
 
     def _score(self, path: str) -> Tensor:
         lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
-        second_z = facts.get("second_z")
+        second_order = self.criterion.second_order
         evidence = RankEvidence(
             path=path,
             a=lora.a.detach(),
             b=lora.b.detach(),
-            inverse_a=self._inverse(facts["curvature_a"]),
-            inverse_b=self._inverse(facts["curvature_b"]),
+            inverse_a=self._inverse(facts["curvature_a"]) if second_order else None,
+            inverse_b=self._inverse(facts["curvature_b"]) if second_order else None,
             taylor=facts.get("taylor"),
-            second_z=second_z,
-            inverse_z=None if second_z is None else self._inverse(second_z),
+            second_z=facts.get("second_z"),
+            inverse_z=self._inverse(facts["second_z"]) if self.criterion.curvature == "activations" else None,
             seed=self.seed,
         )
         return self.criterion.score(evidence)
@@ -303,11 +323,13 @@ class RankPruner:
     def _recover_(self, path: str, stay: Tensor, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Rewrite the columns that stay of the factor whose predicted rise is lower; both would correct twice."""
         lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
-        on_b = facts["second_z"] if self.criterion.curvature == "activations" else facts["curvature_b"]
-        inverses = {"b": self._inverse(on_b), "a": self._inverse(facts["curvature_a"])}
         factors = {"b": lora.b.detach(), "a": lora.a.detach().T}
-        rises = {name: rise_of_set(factors[name], inverses[name], gone) for name in factors}
-        chosen = "a" if self.criterion.curvature == "gradient" and rises["a"] < rises["b"] else "b"
+        if self.criterion.curvature == "activations":
+            inverses = {"b": self._inverse(facts["second_z"])}
+        else:
+            inverses = {name: self._inverse(facts[f"curvature_{name}"]) for name in factors}
+        rises = {name: rise_of_set(factors[name], inverse, gone) for name, inverse in inverses.items()}
+        chosen = "a" if "a" in rises and rises["a"] < rises["b"] else "b"
         change = compensation(factors[chosen], inverses[chosen], gone)[:, stay]
         if self.recovery == "newton+compensate":
             parameter = lora.b if chosen == "b" else lora.a
@@ -319,21 +341,6 @@ class RankPruner:
                 lora.b.data[:, stay] += change.to(lora.b)
             else:
                 lora.a.data[stay] += change.T.to(lora.a)
-
-    def _watch(self) -> None:
-        """Second moments of z = A x, from the passes that train."""
-        for path, layer in self.layers.items():
-            (adapter,) = layer.active_adapters
-
-            def seen(z: Tensor, gradient: Tensor, path: str = path) -> None:
-                flat = z.detach().flatten(0, -2)
-                where, count = some_tokens(len(flat), z.shape[-2], self.steps_done)
-                self._seen_z.setdefault(path, []).append((flat[where].T @ flat[where]).float() / max(count, 1))
-
-            def hook(module: nn.Module, args: Any, output: Tensor, seen: Any = seen) -> Tensor | None:
-                return tap(output, output, seen) if torch.is_grad_enabled() and output.requires_grad else None
-
-            self._handles.append(layer.lora_A[adapter].register_forward_hook(hook))
 
 
 def rank_schedule(
