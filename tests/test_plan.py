@@ -119,7 +119,7 @@ def planned_memory(place, tmp_path, *more) -> dict:
     [("scoring", {"criterion": "taylor-accumulated"}), ("moments", {"criterion": "gate", "compensate": "lstsq"})],
 )
 def test_what_scoring_keeps_is_what_a_step_holds(place, bare, tmp_path, capsys, part, options) -> None:
-    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.9, **options)
+    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, **options)
     ids = torch.randint(3, 99, (2, 32))
     for _ in range(2):  # the first step makes the averages
         held = pruner.statistics
@@ -149,7 +149,7 @@ def test_a_teachers_logits_count(place, tmp_path) -> None:
 
 def test_what_writing_takes_is_what_it_holds(place, bare, tmp_path, capsys, monkeypatch) -> None:
     plan = planned_memory(place, tmp_path)
-    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.9, shrink=False)
+    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, shrink=False)
     scores = {pool.name: torch.rand(pool.size) for pool in pruner.units.pools}
     pruner.keep = pruner.budget.select(scores, pruner.keep, 1.0)
     pruner.masks.update(pruner.keep)
