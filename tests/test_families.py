@@ -38,17 +38,23 @@ T5: dict[str, object] = {
     "d_model": 48, "d_kv": 16, "d_ff": 240, "num_layers": 3, "num_heads": 6, "dropout_rate": 0.0, "vocab_size": 128,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
+SOFT_CAPS: dict[str, object] = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+SOME_WINDOWS: dict[str, object] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 TYPES: dict[str, dict[str, object]] = {
     "llama": {"attention_bias": True},
+    "llama/rope": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
     "mistral": {"sliding_window": 8},
     "qwen2": {"head_dim": None, "hidden_size": 96},
+    "qwen2/layer_types": {"head_dim": None, "hidden_size": 96, **SOME_WINDOWS},
     "qwen3": {},
+    "qwen3/layer_types": SOME_WINDOWS,
     "granite": {"head_dim": None, "hidden_size": 96, "attention_multiplier": 0.25, "residual_multiplier": 0.7,
                 "logits_scaling": 2.0},
     "smollm3": {"head_dim": None, "hidden_size": 96, "no_rope_layer_interval": 2},
     "gemma": {},
-    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8},
-    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8, **SOFT_CAPS},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2, **SOFT_CAPS},
     "olmo": {},
     "olmo2": {},
     "phi3": {"sliding_window": 8},
@@ -399,6 +405,36 @@ def test_uniform_keeps_what_stock_cannot_lose(name) -> None:
     pruner = Pruner(tiny(name), sparsity=0.3, criterion="magnitude")
     assert isinstance(pruner.units.family, Family)
     assert pruner.budget.sparsity == pytest.approx(0.3, abs=0.005)
+
+
+def test_the_variants_are_what_they_say() -> None:
+    for name in ("qwen2/layer_types", "qwen3/layer_types", "gemma3_text"):
+        assert len(set(tiny(name).config.layer_types)) == 2, "full attention and sliding windows"
+    for name, keys in {"llama/rope": ("rope_parameters",), "gemma2": SOFT_CAPS, "gemma3_text": SOFT_CAPS}.items():
+        model = tiny(name)
+        plain = AutoConfig.for_model(model.config.model_type).to_dict()
+        values = {**model.config.to_dict(), **{key: plain[key] for key in keys}}
+        if "rope_parameters" in keys:
+            values["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+        other = type(model)(type(model.config)(**values)).eval()
+        other.load_state_dict(model.state_dict())
+        expected = logits_of(model, IDS)
+        assert (logits_of(other, IDS) - expected).abs().max() > 0.01 * expected.abs().max(), keys
+
+
+def test_a_llama_with_scaled_frequencies_becomes_a_mistral() -> None:
+    """Whose config takes the five query heads that Llama's refuses."""
+    base = tiny("llama/rope")
+    units = find_units(base, FAMILIES["llama"], "kv_group")
+    keep = {pool.name: torch.arange(pool.size) > 0 for pool in units.pools}
+    masks = Masks(units.pools, {path: base.get_submodule(path) for path in units.linears})
+    masks.update(keep)
+    expected = logits_of(base, IDS)
+    shapes, tensors = units.shapes_after(keep), merged_and_sliced(base, units, keep)
+    small = build_small(base.config, units.family, shapes, tensors, torch.float32, "mistral")
+    assert type(small).__name__ == "MistralForCausalLM"
+    assert small.config.rope_parameters == base.config.rope_parameters
+    torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
 
 
 def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import InputError
+from .experts import ExpertList
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
 from .quantised import entries
@@ -37,7 +38,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none":
                 heads.append(_head_pool(attention, len(places), place, linears, shape))
-            ffn = _ffn_pools(len(places), place, linears, shape)
+            ffn = _ffn_pools(len(places), layer, place, linears, shape)
             if stack.head_bias is None and attention != "none":
                 pools.append(heads.pop())
             pools += ffn
@@ -190,17 +191,20 @@ def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear],
     return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
 
 
-def _ffn_pools(number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> list[Pool]:
+def _ffn_pools(
+    number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape
+) -> list[Pool]:
     """The channels of a layer's FFN, or of each of its experts."""
     family = place.family
     if not shape.ffn:
         return []
     if family.experts is None:
         return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
-    count = sum(path.endswith(family.mlp_out.rsplit(".", 1)[-1]) for path in linears)
+    experts = layer.get_submodule(family.experts)
+    numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
     return [
-        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{expert}")
-        for expert in range(count)
+        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
+        for expert, name in enumerate(numbers)
     ]
 
 

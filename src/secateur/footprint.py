@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from .experts import expert_lists, unstack_experts
+from .families import Family
 from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
@@ -62,6 +63,7 @@ def training_footprint(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     load_in: str | None = None,
+    family: Family | None = None,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
@@ -71,13 +73,14 @@ def training_footprint(
         dtype: of the computation; the base keeps its checkpoint's (wider for float32; this one where it is quantised).
         gradient_checkpointing: of each layer its input is kept, and all of one layer at a time.
         load_in: how the base is quantised.
+        family: the model's layout, where its model type does not say it.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
         )
     base.config.use_cache = False
-    unstack_experts(base)
+    unstack_experts(base, family)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
     saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)

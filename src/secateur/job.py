@@ -14,6 +14,7 @@ from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .families import Family
 from .launcher import launched, rank
 from .locks import LOCK
 from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
@@ -40,6 +41,11 @@ class Job:
     """Where to go on from."""
     notes: tuple[str, ...]
     """What the user should hear before the run starts."""
+
+    @property
+    def family(self) -> Family | None:
+        """The model's layout, where more than its model type says it."""
+        return None
 
     @property
     def output(self) -> Path:

@@ -55,6 +55,7 @@ def plan(config: PlanConfig) -> str:
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
         load_in=config.load_in,
+        family=units.family,
     )
     record: dict[str, Any] = {
         "model": config.model,

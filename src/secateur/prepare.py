@@ -13,8 +13,8 @@ from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
 from .discovery import check_text_model, family_for, find_units
 from .errors import InputError
-from .experts import unstack_experts
-from .families import family_of
+from .experts import check_expert_count, unstack_experts
+from .families import Family, family_of
 from .flops import ModelSizes, model_sizes
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
@@ -32,6 +32,11 @@ class PruneJob(Job):
     schedule: Schedule
     budget: Budget
     target: Target
+
+    @property
+    def family(self) -> Family:
+        """The model's layout."""
+        return self.budget.units.family
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +113,10 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
-    unstack_experts(empty)
     family = family_for(empty, model_config.model_type, config.family)
+    unstack_experts(empty, family)
+    if config.experts is not None:
+        check_expert_count(model_config, family, config.experts)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize

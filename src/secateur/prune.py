@@ -19,7 +19,7 @@ from .checkpoints import failure_noted
 from .distributed import average_gradients_, join
 from .embedded import quiet_transformers
 from .evaluate import Perplexity
-from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
+from .experts import Dropped, drop_experts, expert_lists, share_counts, unstack_experts, unused_experts
 from .export import ExportReport, Finish, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, load_original, run_trainer, without_weights
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
@@ -88,7 +88,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         dense_perplexity = start_perplexity
         if config.load_in is not None:
             dense_perplexity = None if streamed else measure(dense, job, dtype)
-        unstack_experts(small)
+        unstack_experts(small, job.family)
         result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["target"] = asdict(job.target)
@@ -195,6 +195,7 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
 
 def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:
     """Warn of experts that no token of the training was given to: their scores say nothing."""
+    share_counts(model)
     unused = unused_experts(model)
     if unused:
         examples = ", ".join(f"{path} {numbers}" for path, numbers in list(unused.items())[:3])

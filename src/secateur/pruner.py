@@ -24,6 +24,7 @@ from .criteria.base import scored_members
 from .discovery import family_for, find_units
 from .distributed import average_, check_agreement
 from .errors import InputError, NumericsError
+from .experts import expert_lists, share_counts
 from .export import ExportReport, export_checkpoint
 from .families import Family
 from .masks import Masks
@@ -311,6 +312,7 @@ class Pruner:
             "cuts": [vars(cut) for cut in self.cuts],
             "moments": self.statistics.state_tensors(),
             "moment_steps": self.statistics.steps,
+            "chosen": {path: experts.chosen for path, experts in expert_lists(self.model).items()},
             "compensated": {name: gathered(parameter.detach()) for name, parameter in self.rewritten().items()},
         }
 
@@ -329,6 +331,8 @@ class Pruner:
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)
+        for path, experts in expert_lists(self.model).items():
+            experts.chosen = state["chosen"][path].clone()
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
         for path, parameter in self.rewritten().items():
             assign_(parameter, state["compensated"][path])
@@ -341,6 +345,7 @@ class Pruner:
         if self._own_scores:
             average_([self.scores[pool.name] for pool in self.units.pools])
         self.statistics.average_()
+        share_counts(self.model)
 
     @property
     def _own_scores(self) -> bool:
