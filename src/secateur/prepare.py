@@ -11,7 +11,7 @@ from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_qu
 from .compensation import check_compensation
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
-from .discovery import check_text_model, family_for, find_units
+from .discovery import check_class, check_text_model, family_for, find_units
 from .errors import InputError
 from .experts import check_expert_count, unstack_experts
 from .families import Family, family_of
@@ -20,7 +20,7 @@ from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
 from .original import check_blocks
 from .schedule import Schedule, make_schedule
-from .stock import accepts, resized_config
+from .stock import accepts
 from .target import Target, in_words_of, resolve_target
 
 
@@ -127,30 +127,6 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":
-        _check_class(model_config, budget, config)
+        wanted = shape_by_quota(budget.units, budget.quota)
+        check_class(model_config, family, wanted, config.model_class, trust_remote_code=config.trust_remote_code)
     return PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
-
-
-def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:
-    """Whether the stock class of a model type builds the sizes that its config is given, as the named family says.
-
-    Raises:
-        InputError: it builds others, so the result could not be written.
-    """
-    family = budget.units.family
-    wanted = shape_by_quota(budget.units, budget.quota)
-    with torch.device("meta"):
-        small = AutoModelForCausalLM.from_config(
-            resized_config(model_config, family, wanted, config.model_class), trust_remote_code=config.trust_remote_code
-        )
-    unstack_experts(small, family)
-    try:
-        found = find_units(small, family, "none").shapes[0]
-    except InputError:
-        found = None
-    if found != wanted:
-        raise InputError(
-            f"--family {config.family}: with {wanted} in its config, a {model_config.model_type} is built as "
-            f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
-            "modelling file."
-        )

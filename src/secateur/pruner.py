@@ -17,11 +17,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .budget import Budget, BudgetOptions, make_budget
+from .budget import Budget, BudgetOptions, make_budget, shape_by_quota
 from .compensation import NEEDS, check_compensation, compensate_
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
-from .discovery import family_for, find_units
+from .discovery import check_class, family_for, find_units
 from .distributed import average_, check_agreement
 from .errors import InputError, NumericsError
 from .experts import expert_lists, share_counts
@@ -124,6 +124,9 @@ class Pruner:
         )  # fmt: skip
         self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
+        if isinstance(family, str) and allocation == "uniform":
+            wanted = shape_by_quota(self.units, self.budget.quota)
+            check_class(base.config, self.units.family, wanted, model_class)
         self.criterion = CRITERIA[criterion]
         self.scoring = self.criterion.options(criterion, scoring or Scoring())
         self._check_coverage()
