@@ -7,14 +7,26 @@ import pytest
 import torch
 from test_families import IDS, SIZES, TYPES, tiny
 from tiny import tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from secateur import Pruner
 from secateur.cli import main
+from secateur.config import PruneConfig
 from secateur.discovery import find_units
 from secateur.errors import InputError
-from secateur.experts import ExpertList, drop_experts, expert_lists, stack_experts, unstack_experts
+from secateur.experts import (
+    ExpertList,
+    drop_experts,
+    expert_lists,
+    stack_experts,
+    unstack_experts,
+    unused_experts,
+)
+from secateur.export import build_small
 from secateur.families import FAMILIES
+from secateur.finetune import load_base, without_weights
+from secateur.masks import Masks
+from secateur.prepare import plan_budget, prepare
 from secateur.surgery import merged_and_sliced
 from secateur.verify import logits_of
 
@@ -91,6 +103,96 @@ def test_refusals() -> None:
         Pruner(apart, sparsity=0.2, criterion="magnitude", allocation="global")
 
 
+def counted(model):
+    for experts in expert_lists(model).values():
+        experts.counting = True
+    model(IDS)
+    for experts in expert_lists(model).values():
+        experts.counting = False
+        experts.chosen.zero_()
+    return model
+
+
+def test_experts_are_not_dropped_unseen() -> None:
+    stock, apart = stacked("qwen3_moe")
+    for model in (stock, apart):  # not taken apart; taken apart, but nothing has run
+        with pytest.raises(InputError, match="--experts 3: nothing has counted what the router gives.*unstack_experts"):
+            drop_experts(model, FAMILIES["qwen3_moe"], 3)
+        assert model.config.num_experts == 4
+    with pytest.raises(InputError, match="--experts 3: a mistral has no experts: leave --experts out"):
+        drop_experts(tiny("mistral"), FAMILIES["mistral"], 3)
+    settings = PruneConfig(model="m", data=("d",), output="o", sparsity=0.5, experts=4)
+    with pytest.raises(InputError, match="--experts 4: a mistral has no experts"):
+        plan_budget(settings, tiny("mistral").config)
+    with pytest.raises(InputError, match="--experts 4: the model has 4 experts .* give a number from 2 to 3"):
+        plan_budget(settings, apart.config)
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_who_stays_keeps_its_number_and_its_balance(name, tmp_path) -> None:
+    """Numbers in records are those from before any expert went; the loss of balance counts those that stay."""
+    _, model = stacked(name)
+    lists = list(expert_lists(counted(model)).values())
+    lists[0].mass[1] = 0.0
+    gone = drop_experts(model, FAMILIES[name], 3)
+    path = next(iter(gone))
+    assert gone[path] == [1]
+    assert expert_lists(model)[path].numbers == (0, 2, 3)
+    pools = find_units(model, FAMILIES[name], "none").pools
+    assert [pool.name for pool in pools[:3]] == ["layer.0.expert0.ffn", "layer.0.expert2.ffn", "layer.0.expert3.ffn"]
+    expert_lists(model)[path].chosen[:2] = 5
+    assert unused_experts(model)[path] == [3]
+    small = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
+    small.load_state_dict(dict(stack_experts(model.state_dict().items(), FAMILIES[name])))
+    expected = small(IDS, labels=IDS, output_router_logits=True)
+    found = model(IDS, labels=IDS, output_router_logits=True)
+    torch.testing.assert_close(found.aux_loss, expected.aux_loss)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_what_was_counted_goes_into_a_checkpoint(tmp_path) -> None:
+    options = {"sparsity": 0.3, "total_steps": 4, "criterion": "magnitude"}
+    saved, resumed = (Pruner(tiny("mixtral"), **options) for _ in range(2))
+    saved.model.train()(IDS)
+    counts = {path: experts.chosen.clone() for path, experts in expert_lists(saved.model).items()}
+    assert all(int(chosen.sum()) == 2 * IDS.numel() for chosen in counts.values())
+    saved.share()
+    saved.save(tmp_path)
+    resumed.load(tmp_path)
+    for path, experts in expert_lists(resumed.model).items():
+        assert torch.equal(experts.chosen, counts[path])
+
+
+def test_other_layouts_of_experts_are_refused() -> None:
+    options = {"num_local_experts": 4, "num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 24}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **options))
+    with pytest.raises(InputError, match="the experts of this mixtral are GptOssExperts with .*gate_up_proj_bias"):
+        unstack_experts(model, FAMILIES["mixtral"])
+    for change in ({"is_transposed": True}, {"is_concatenated": False}):
+        stock, _ = stacked("mixtral")
+        vars(stock.model.layers[0].mlp.experts).update(change)
+        with pytest.raises(InputError, match="the experts of this mixtral are MixtralExperts"):
+            unstack_experts(stock)
+
+
+def test_an_unknown_mixture_of_a_known_layout(tmp_path) -> None:
+    """`--family` reaches the experts wherever the model is built: plan, training, measuring."""
+    options = {k: v for k, v in {**SIZES, **TYPES["olmoe"]}.items() if v is not None}
+    config = AutoConfig.for_model("flex_olmo", **options)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 40)
+    settings = PruneConfig(
+        model=str(tmp_path / "model"), data=(str(tmp_path / "text.txt"),), output=str(tmp_path / "out"), family="olmoe",
+        sparsity=0.3, steps=2, batch_size=2, seq_len=32, experts=3, prune_start=1, prune_end=2, frequency=1,
+    )  # fmt: skip
+    job = prepare(settings)
+    base = load_base(job, torch.float32)
+    assert len(expert_lists(base)) == len(expert_lists(without_weights(job))) == 3
+    assert len(find_units(base, job.family).of_kind("ffn")) == 12
+
+
 def test_the_command(tmp_path, capsys) -> None:
     """Experts go before training, channels during it, and one that is never chosen is named."""
     options = {k: v for k, v in {**SIZES, **TYPES["mixtral"], "num_local_experts": 6}.items() if v is not None}
@@ -151,13 +253,59 @@ class ListOfMlps(torch.nn.ModuleList):
         return total
 
 
+LISTED = replace(
+    FAMILIES["mixtral"],
+    mlp_in=("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+    mlp_out="mlp.experts.{}.down_proj",
+)
+
+
+class ListedConfig(MixtralConfig):
+    model_type = "mixtral_as_a_list"
+
+
+class ListedMixtral(MixtralForCausalLM):
+    """A class of its own, as a checkpoint with such experts comes with."""
+
+    config_class = ListedConfig
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        width, ffn = config.hidden_size, config.intermediate_size
+        sizes = (ffn, width), (ffn, width), (width, ffn)
+        for layer in self.model.layers:
+            mlps = (Mlp(*(torch.zeros(size) for size in sizes)) for _ in range(config.num_local_experts))
+            layer.mlp.experts = ListOfMlps(mlps)
+
+
+def test_a_list_of_experts_is_written_as_one(tmp_path) -> None:
+    AutoConfig.register(ListedConfig.model_type, ListedConfig, exist_ok=True)
+    AutoModelForCausalLM.register(ListedConfig, ListedMixtral, exist_ok=True)
+    values = tiny("mixtral").config.to_dict()
+    model = ListedMixtral(ListedConfig(**{k: v for k, v in values.items() if k != "model_type"})).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    assert unstack_experts(model, LISTED) == 0
+    with pytest.raises(InputError, match="--experts 3: nothing has counted"):
+        drop_experts(model, LISTED, 3)
+    dense = logits_of(model, IDS)
+    units = find_units(model, LISTED, "kv_group")
+    keep = {pool.name: torch.arange(pool.size) >= pool.size // 3 for pool in units.pools}
+    masks = Masks(units.pools, {path: model.get_submodule(path) for path in units.linears})
+    masks.update(keep)
+    expected = logits_of(model, IDS)
+    tensors = merged_and_sliced(model, units, keep)
+    small = build_small(model.config, LISTED, units.shapes_after(keep), tensors, torch.float32, "keep")
+    small.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.model.layers[2].mlp.experts[3].up_proj.out_features == 160
+    torch.testing.assert_close(logits_of(again, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+    assert (expected - dense).abs().max() > 2e-3 * dense.abs().max()
+
+
 def test_experts_that_are_a_list_already() -> None:
-    name = "mixtral"
-    family = replace(
-        FAMILIES[name],
-        mlp_in=("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
-        mlp_out="mlp.experts.{}.down_proj",
-    )
+    name, family = "mixtral", LISTED
 
     def listed():
         model = tiny(name)

@@ -8,21 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama
+from tiny import tiny_llama, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from secateur import Pruner
 from secateur.benchmark import parameter_count
-from secateur.config import PruneConfig
+from secateur.config import ExportConfig, PruneConfig
 from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.experts import unstack_experts
-from secateur.export import build_small, save_model
+from secateur.export import build_small, export_config, save_model
 from secateur.families import FAMILIES, Family
 from secateur.layered import LAYERS_KEY, stock_class_of
 from secateur.masks import Masks
 from secateur.padding import padded_shape, padded_state
 from secateur.prepare import plan_budget
+from secateur.stock import FAMILY_KEY
 from secateur.surgery import merged_and_sliced
 from secateur.verify import Check, logits_of, verify, weights_checksum
 
@@ -38,17 +39,23 @@ T5: dict[str, object] = {
     "d_model": 48, "d_kv": 16, "d_ff": 240, "num_layers": 3, "num_heads": 6, "dropout_rate": 0.0, "vocab_size": 128,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
+SOFT_CAPS: dict[str, object] = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+SOME_WINDOWS: dict[str, object] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 TYPES: dict[str, dict[str, object]] = {
     "llama": {"attention_bias": True},
+    "llama/rope": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
     "mistral": {"sliding_window": 8},
     "qwen2": {"head_dim": None, "hidden_size": 96},
+    "qwen2/layer_types": {"head_dim": None, "hidden_size": 96, **SOME_WINDOWS},
     "qwen3": {},
+    "qwen3/layer_types": SOME_WINDOWS,
     "granite": {"head_dim": None, "hidden_size": 96, "attention_multiplier": 0.25, "residual_multiplier": 0.7,
                 "logits_scaling": 2.0},
     "smollm3": {"head_dim": None, "hidden_size": 96, "no_rope_layer_interval": 2},
     "gemma": {},
-    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8},
-    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2},
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8, **SOFT_CAPS},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "sliding_window_pattern": 2, **SOFT_CAPS},
     "olmo": {},
     "olmo2": {},
     "phi3": {"sliding_window": 8},
@@ -401,6 +408,36 @@ def test_uniform_keeps_what_stock_cannot_lose(name) -> None:
     assert pruner.budget.sparsity == pytest.approx(0.3, abs=0.005)
 
 
+def test_the_variants_are_what_they_say() -> None:
+    for name in ("qwen2/layer_types", "qwen3/layer_types", "gemma3_text"):
+        assert len(set(tiny(name).config.layer_types)) == 2, "full attention and sliding windows"
+    for name, keys in {"llama/rope": ("rope_parameters",), "gemma2": SOFT_CAPS, "gemma3_text": SOFT_CAPS}.items():
+        model = tiny(name)
+        plain = AutoConfig.for_model(model.config.model_type).to_dict()
+        values = {**model.config.to_dict(), **{key: plain[key] for key in keys}}
+        if "rope_parameters" in keys:
+            values["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+        other = type(model)(type(model.config)(**values)).eval()
+        other.load_state_dict(model.state_dict())
+        expected = logits_of(model, IDS)
+        assert (logits_of(other, IDS) - expected).abs().max() > 0.01 * expected.abs().max(), keys
+
+
+def test_a_llama_with_scaled_frequencies_becomes_a_mistral() -> None:
+    """Whose config takes the five query heads that Llama's refuses."""
+    base = tiny("llama/rope")
+    units = find_units(base, FAMILIES["llama"], "kv_group")
+    keep = {pool.name: torch.arange(pool.size) > 0 for pool in units.pools}
+    masks = Masks(units.pools, {path: base.get_submodule(path) for path in units.linears})
+    masks.update(keep)
+    expected = logits_of(base, IDS)
+    shapes, tensors = units.shapes_after(keep), merged_and_sliced(base, units, keep)
+    small = build_small(base.config, units.family, shapes, tensors, torch.float32, "mistral")
+    assert type(small).__name__ == "MistralForCausalLM"
+    assert small.config.rope_parameters == base.config.rope_parameters
+    torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
 def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
     options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
     del options["head_dim"], options["rms_norm_eps"]
@@ -410,11 +447,60 @@ def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
         Pruner(model, sparsity=0.2, criterion="magnitude")
     assert Pruner(model, sparsity=0.2, criterion="magnitude", family="llama").units.shapes[0].key() == (6, 3, 240)
     settings = PruneConfig(model="m", data=("d",), output="o", family="llama", sparsity=0.5)
-    with pytest.raises(
-        InputError, match=r"with 4 query heads.* of 16 and .* built as 4 .* of 24 and.*--attention none"
-    ):
-        plan_budget(settings, config)  # it takes the size of a head from the width over the heads
+    # It takes the size of a head from the width over the heads.
+    built = r"with 4 query heads.* of 16 and .* built as 4 .* of 24 and.*--attention none"
+    with pytest.raises(InputError, match=built):
+        plan_budget(settings, config)
+    with pytest.raises(InputError, match=built):
+        Pruner(model, sparsity=0.5, criterion="magnitude", family="llama")
     plan_budget(replace(settings, attention="none", sparsity=0.3), config)
+
+
+def test_norms_over_all_heads_are_not_taken_for_another_layout() -> None:
+    options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo3", **options))
+    with pytest.raises(InputError, match="'olmo3', whose modules look like the olmo2 layout: pass --family olmo2"):
+        Pruner(model, sparsity=0.2, criterion="magnitude")
+    with pytest.raises(InputError, match="its query and key norms run over the whole width"):
+        Pruner(model, sparsity=0.2, criterion="magnitude", family="olmo2", attention="kv_group")
+    Pruner(model, sparsity=0.2, criterion="magnitude", family="olmo2")
+
+
+def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path) -> None:
+    options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
+    del options["head_dim"], options["rms_norm_eps"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **options)).eval()
+    units = find_units(model, FAMILIES["llama"], "none")
+    keep = {pool.name: torch.arange(pool.size) >= 20 * (pool.layer + 1) for pool in units.pools}
+    shapes, tensors = units.shapes_after(keep), merged_and_sliced(model, units, keep)
+    small = build_small(model.config, units.family, shapes, tensors, torch.float32, "keep")
+    save_model(small, tmp_path / "layered", units.family)
+    tiny_tokenizer().save_pretrained(tmp_path / "layered")
+    report = export_config(ExportConfig(model=str(tmp_path / "layered"), output=str(tmp_path / "padded")))
+    assert (report.format, report.model_class) == ("padded", "StableLmForCausalLM")
+    padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
+    assert padded.config.intermediate_size == 220
+    assert not {LAYERS_KEY, FAMILY_KEY} & padded.config.to_dict().keys()
+    expected = logits_of(small, IDS)
+    torch.testing.assert_close(logits_of(padded, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
+def test_a_shared_bias_that_is_trained_stays_so() -> None:
+    model = tiny("t5").requires_grad_(True)
+    pruner = Pruner(
+        model, sparsity=0.3, total_steps=2, prune_start=0, prune_end=1, frequency=1, criterion="taylor",
+        attention_sparsity=1 / 3,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    pruner.observe()
+    optimizer.step()
+    pruner.step(optimizer)
+    bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    assert bias.requires_grad
+    assert bias.shape[1] == 4
+    assert any(bias is parameter for parameter in optimizer.param_groups[0]["params"])
+    assert optimizer.state[bias]["exp_avg"].shape == bias.shape
 
 
 def test_a_text_model_inside_another_is_saved_first(tmp_path) -> None:

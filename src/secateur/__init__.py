@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .callback import PruningCallback
     from .criteria import CRITERIA, Scoring
     from .errors import SecateurError
-    from .experts import unstack_experts
+    from .experts import unstack_experts, unused_experts
     from .families import FAMILIES, Family
     from .pruner import Pruner
     from .ranks import RankPruner
@@ -26,6 +26,7 @@ __all__ = [
     "Scoring",
     "SecateurError",
     "unstack_experts",
+    "unused_experts",
 ]
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "Scoring": "criteria",
     "SecateurError": "errors",
     "unstack_experts": "experts",
+    "unused_experts": "experts",
 }
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from .errors import InputError
+from .experts import ExpertList, unstack_experts
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
 from .quantised import entries
+from .stock import resized_config
 from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
 
 
@@ -37,7 +39,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none":
                 heads.append(_head_pool(attention, len(places), place, linears, shape))
-            ffn = _ffn_pools(len(places), place, linears, shape)
+            ffn = _ffn_pools(len(places), layer, place, linears, shape)
             if stack.head_bias is None and attention != "none":
                 pools.append(heads.pop())
             pools += ffn
@@ -85,17 +87,59 @@ def family_for(model: nn.Module, model_type: str, override: str | Family | None 
     return family_of(model_type, override)
 
 
+def check_class(
+    config: PreTrainedConfig,
+    family: Family,
+    wanted: LayerShape,
+    model_class: str = "keep",
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Whether the stock class of a model type builds the sizes that its config is given, as the named family says.
+
+    Raises:
+        InputError: it builds others, so the result could not be written.
+    """
+    with torch.device("meta"):
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        small = auto.from_config(
+            resized_config(config, family, wanted, model_class), trust_remote_code=trust_remote_code
+        )
+    unstack_experts(small, family)
+    try:
+        found = find_units(small, family, "none").shapes[0]
+    except InputError:
+        found = None
+    if found != wanted:
+        raise InputError(
+            f"--family {family.name}: with {wanted} in its config, a {config.model_type} is built as "
+            f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
+            "modelling file."
+        )
+
+
 def _looks_like(model: nn.Module) -> str | None:
     """The first known layout whose modules and sizes the model has."""
     for name, family in FAMILIES.items():
         try:
-            find_units(model, family)
+            shape = find_units(model, family).shapes[0]
         except (InputError, AttributeError):
             continue
         attention = model.get_submodule(f"{family.layers}.0.{family.attention}")
-        if all(hasattr(attention, key.split(".")[0]) for key in family.attributes):
+        known = all(hasattr(attention, key.split(".")[0]) for key in family.attributes)
+        if known and (family.no_heads or not _runs_over_heads(attention, family, shape)):
             return name
     return None
+
+
+def _runs_over_heads(attention: nn.Module, family: Family, shape: LayerShape) -> bool:
+    """Whether an attention module has a parameter over all heads that the layout does not name (OLMo's norms)."""
+    lengths = {shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim} - {shape.head_dim}
+    linears = tuple(f"{path.removeprefix(family.attention + '.')}." for path in family.attention_linears)
+    return any(
+        not name.startswith(linears) and not lengths.isdisjoint(parameter.shape)
+        for name, parameter in attention.named_parameters()
+    )
 
 
 def attention_kind(family: Family, attention: str) -> str:
@@ -190,17 +234,20 @@ def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear],
     return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
 
 
-def _ffn_pools(number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> list[Pool]:
+def _ffn_pools(
+    number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape
+) -> list[Pool]:
     """The channels of a layer's FFN, or of each of its experts."""
     family = place.family
     if not shape.ffn:
         return []
     if family.experts is None:
         return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
-    count = sum(path.endswith(family.mlp_out.rsplit(".", 1)[-1]) for path in linears)
+    experts = layer.get_submodule(family.experts)
+    numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
     return [
-        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{expert}")
-        for expert in range(count)
+        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
+        for expert, name in enumerate(numbers)
     ]
 
 

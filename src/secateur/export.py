@@ -26,7 +26,7 @@ from .output import check_output, replaced_whole
 from .padding import padded_shape, padded_state
 from .quantised import is_quantised
 from .sharding import is_sharded
-from .stock import LAYERS_KEY, accepts, head_dim_of, resized_config
+from .stock import FAMILY_KEY, LAYERS_KEY, accepts, head_dim_of, resized_config
 from .surgery import merged_and_sliced
 from .units import Units
 from .verify import (
@@ -123,7 +123,7 @@ def export_config(config: ExportConfig) -> ExportReport:
         raise InputError(
             f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
         )
-    family = family_of(old.model_type)
+    family = family_of(old.model_type, old.to_dict().get(FAMILY_KEY))
     head_dim = head_dim_of(old, family)
     try:
         listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
@@ -183,6 +183,8 @@ def small_class(
         new_config = resized_config(config, family, None)
         cls = layered_class(new_config, family)
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
+        if family.name != config.model_type:
+            setattr(new_config, FAMILY_KEY, family.name)
         new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
     new_config.use_cache = True
     return cls, new_config

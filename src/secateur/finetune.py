@@ -67,7 +67,7 @@ def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts
         if dtype == torch.float32 and model.dtype != torch.float64:
             model.float()
         if experts_apart:
-            unstack_experts(model)
+            unstack_experts(model, job.family)
         nn.Module.to(model, device)
     return model
 
@@ -78,7 +78,7 @@ def without_weights(job: Job) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             job.model_config, trust_remote_code=job.config.trust_remote_code
         )
-    unstack_experts(model)
+    unstack_experts(model, job.family)
     return model
 
 

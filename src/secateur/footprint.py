@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from .experts import expert_lists, unstack_experts
+from .families import Family
 from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
@@ -73,6 +74,7 @@ def training_footprint(
     scored: Collection[str] = (),
     moments: int = 0,
     distilled: bool = False,
+    family: Family | None = None,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
@@ -85,13 +87,14 @@ def training_footprint(
         scored: paths of the linears whose weights' gradients are kept until the step is scored.
         moments: bytes of the inputs' second moments.
         distilled: whether the dense model's logits are made too.
+        family: the model's layout, where its model type does not say it.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
         )
     base.config.use_cache = False
-    unstack_experts(base)
+    unstack_experts(base, family)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
     saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)

@@ -14,6 +14,7 @@ from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .families import Family
 from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
 from .locks import LOCK
@@ -43,6 +44,11 @@ class Job:
     """What the user should hear before the run starts."""
     adapter: GivenAdapter | None
     """What LoRA starts from (`--adapter`)."""
+
+    @property
+    def family(self) -> Family | None:
+        """The model's layout, where more than its model type says it."""
+        return None
 
     @property
     def output(self) -> Path:

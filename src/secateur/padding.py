@@ -33,9 +33,10 @@ def padded_shape(
     for shape in sorted(candidates, key=lambda s: (s.heads + s.kv_heads, s.heads)):
         if accepts(config, family, shape, model_class):
             return shape
+    remedy = f"pass --model-class {family.twin}" if family.twin else "keep the layered checkpoint"
     raise InputError(
         f"--format padded: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to twice "
-        "that: pass --model-class mistral."
+        f"that: {remedy}."
     )
 
 

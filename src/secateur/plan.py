@@ -65,6 +65,7 @@ def plan(config: PlanConfig) -> str:
         scored=kept_gradients(units, scoring, criterion.needs),
         moments=second_moment_bytes(units.pools) * ("second_moments" in criterion.needs | NEEDS[config.compensate]),
         distilled=bool(config.distill),
+        family=units.family,
     )
     speed = None if config.device_tflops is None else config.device_tflops * 1e12
     time = time_record(

@@ -12,9 +12,9 @@ from .compensation import check_compensation
 from .config import PruneConfig
 from .coverage import check_coverage, planned_lora
 from .criteria import CRITERIA, Scoring
-from .discovery import check_text_model, family_for, find_units
+from .discovery import check_class, check_text_model, family_for, find_units
 from .errors import InputError
-from .experts import unstack_experts
+from .experts import check_expert_count, unstack_experts
 from .families import Family, family_of
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
@@ -23,7 +23,7 @@ from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
 from .original import check_blocks
 from .schedule import Schedule, make_schedule
-from .stock import accepts, resized_config
+from .stock import accepts
 from .target import Target, in_words_of, resolve_target
 from .units import Units
 
@@ -36,6 +36,11 @@ class PruneJob(Job):
     schedule: Schedule
     budget: Budget
     target: Target
+
+    @property
+    def family(self) -> Family:
+        """The model's layout."""
+        return self.budget.units.family
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +118,10 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
-    unstack_experts(empty)
     family = family_for(empty, model_config.model_type, config.family)
+    unstack_experts(empty, family)
+    if config.experts is not None:
+        check_expert_count(model_config, family, config.experts)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
@@ -125,7 +132,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":
-        _check_class(model_config, budget, config)
+        wanted = shape_by_quota(budget.units, budget.quota)
+        check_class(model_config, family, wanted, config.model_class, trust_remote_code=config.trust_remote_code)
     planned = PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
     _check_lora(empty, config, units)
     return planned
@@ -145,28 +153,3 @@ def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> No
 def lora_names(family: Family) -> list[str]:
     """Names of the linears that get LoRA unless `--targets` says otherwise: every linear of every unit."""
     return [path.rsplit(".", 1)[-1] for path in family.linears]
-
-
-def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:
-    """Whether the stock class of a model type builds the sizes that its config is given, as the named family says.
-
-    Raises:
-        InputError: it builds others, so the result could not be written.
-    """
-    family = budget.units.family
-    wanted = shape_by_quota(budget.units, budget.quota)
-    with torch.device("meta"):
-        small = AutoModelForCausalLM.from_config(
-            resized_config(model_config, family, wanted, config.model_class), trust_remote_code=config.trust_remote_code
-        )
-    unstack_experts(small, family)
-    try:
-        found = find_units(small, family, "none").shapes[0]
-    except InputError:
-        found = None
-    if found != wanted:
-        raise InputError(
-            f"--family {config.family}: with {wanted} in its config, a {model_config.model_type} is built as "
-            f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
-            "modelling file."
-        )

@@ -22,7 +22,7 @@ from .distributed import average_gradients_, join, total
 from .embedded import quiet_transformers
 from .errors import OutOfMemoryError
 from .evaluate import Perplexity
-from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
+from .experts import Dropped, drop_experts, expert_lists, share_counts, unstack_experts, unused_experts
 from .export import ExportReport, Finish, export_checkpoint
 from .finetune import Distillation, add_lora, load_base, load_original, run_trainer, without_weights
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
@@ -85,7 +85,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
 
         def measured(place: torch.device) -> dict[str, Any]:
             alone = place.type == "meta"
-            small = load_result(folder, report, place)
+            small = load_result(job, folder, report, place)
             dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
             dense_perplexity = None if alone else start_perplexity
             if config.load_in is not None:
@@ -109,7 +109,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def load_result(folder: Path, report: ExportReport, place: torch.device) -> nn.Module:
+def load_result(job: PruneJob, folder: Path, report: ExportReport, place: torch.device) -> nn.Module:
     """The written checkpoint on a device; on the meta device its shapes alone."""
     trust = report.format != "stock"
     with quiet_transformers():
@@ -120,7 +120,7 @@ def load_result(folder: Path, report: ExportReport, place: torch.device) -> nn.M
         else:
             small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
             nn.Module.to(small, place)
-    unstack_experts(small)
+    unstack_experts(small, job.family)
     return cast(nn.Module, small)
 
 
@@ -235,6 +235,7 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
 
 def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:
     """Warn of experts that no token of the training was given to: their scores say nothing."""
+    share_counts(model)
     unused = unused_experts(model)
     if unused:
         examples = ", ".join(f"{path} {numbers}" for path, numbers in list(unused.items())[:3])

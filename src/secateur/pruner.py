@@ -17,13 +17,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .budget import Budget, BudgetOptions, make_budget
+from .budget import Budget, BudgetOptions, make_budget, shape_by_quota
 from .compensation import NEEDS, check_compensation, compensate_
 from .coverage import check_coverage
 from .criteria import CRITERIA, Scoring
-from .discovery import family_for, find_units
+from .discovery import check_class, family_for, find_units
 from .distributed import average_, check_agreement, trained_weights, whole_weights
 from .errors import InputError, NumericsError
+from .experts import expert_lists, share_counts
 from .export import ExportReport, export_checkpoint
 from .families import Family
 from .masks import Masks
@@ -124,6 +125,9 @@ class Pruner:
         )  # fmt: skip
         self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
+        if isinstance(family, str) and allocation == "uniform":
+            wanted = shape_by_quota(self.units, self.budget.quota)
+            check_class(base.config, self.units.family, wanted, model_class)
         self.criterion = CRITERIA[criterion]
         self.scoring = self.criterion.options(criterion, scoring or Scoring())
         self._check_coverage()
@@ -321,6 +325,7 @@ class Pruner:
             "cuts": [vars(cut) for cut in self.cuts],
             "moments": self.statistics.state_tensors(),
             "moment_steps": self.statistics.steps,
+            "chosen": {path: experts.chosen for path, experts in expert_lists(self.model).items()},
             "compensated": {name: gathered(parameter.detach()) for name, parameter in self.rewritten().items()},
         }
 
@@ -339,6 +344,8 @@ class Pruner:
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)
+        for path, experts in expert_lists(self.model).items():
+            experts.chosen = state["chosen"][path].clone()
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
         for path, parameter in self.rewritten().items():
             assign_(parameter, state["compensated"][path])
@@ -351,6 +358,7 @@ class Pruner:
         if self._own_scores:
             average_([self.scores[pool.name] for pool in self.units.pools])
         self.statistics.average_()
+        share_counts(self.model)
 
     @property
     def _own_scores(self) -> bool:

@@ -11,6 +11,8 @@ from .layout import LayerShape
 
 LAYERS_KEY = "secateur_layers"
 """Config key under which a checkpoint whose layers differ lists its layer shapes."""
+FAMILY_KEY = "secateur_family"
+"""Config key of such a checkpoint's layout, where its model type does not say it."""
 
 
 def resized_config(
@@ -25,7 +27,15 @@ def resized_config(
         InputError: the config class refuses these sizes, or the family has no such twin.
     """
     changes = _changes(config, family, shape) if shape is not None else {}
-    dropped = ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", LAYERS_KEY)
+    dropped = (
+        "model_type",
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "_name_or_path",
+        LAYERS_KEY,
+        FAMILY_KEY,
+    )
     values = {key: value for key, value in config.to_dict().items() if key not in dropped}
     model_type = config.model_type
     if model_class != "keep":

@@ -211,8 +211,12 @@ class Sliced:
 
 def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, Sliced]) -> None:
     if isinstance(module, nn.Embedding):
-        module.weight = nn.Parameter(module.weight.data.index_select(dim, index.to(module.weight.device)), False)
+        whole = module.weight
+        small = whole.data.index_select(dim, index.to(whole.device))
+        module.weight = nn.Parameter(small, requires_grad=whole.requires_grad)
         module.embedding_dim = len(index)
+        if whole.requires_grad:
+            swapped[whole] = Sliced(module.weight, dim, index)
         return
     linear = base_linear(module)
     if is_sharded(linear):
