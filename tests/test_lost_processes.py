@@ -13,6 +13,8 @@ from test_several_processes import children, command
 from tiny import save_tiny
 
 from secateur.checkpoints import fault_of
+from secateur.cli import main
+from secateur.errors import LostProcessError
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,19 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(place, tmp_path) 
     }
     assert len(steps) == 1, said[-2000:]
     assert fault_of(tmp_path / "out.run" / f"checkpoint-{steps.pop()}") is None
+
+
+def test_a_process_lost_while_one_shot_scores_is_named(place, tmp_path, monkeypatch, capsys) -> None:
+    """Scoring comes before Trainer, which is watched already."""
+
+    def lost(*args: object) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]")
+
+    monkeypatch.setattr("secateur.contact.processes", lambda: 2)
+    monkeypatch.setattr("secateur.prune.score_and_cut", lost)
+    code = main(command(place, tmp_path / "out", batch=2, more=("--schedule", "one-shot")))
+    assert code == LostProcessError.exit_code
+    assert "process 0 of 2 stops: another one ended, or did not answer" in capsys.readouterr().err
 
 
 def test_a_launchers_signal_does_not_cut_short_what_a_survivor_says(tmp_path) -> None:
