@@ -8,7 +8,7 @@ from tiny import tiny_llama
 
 from secateur.criteria import CRITERIA, Evidence, Scoring
 from secateur.criteria import lora as lora_module
-from secateur.criteria.lora import entry_sums
+from secateur.criteria.lora import entry_sums, projected
 from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.families import family_of
@@ -108,6 +108,38 @@ def test_scale_normalisation_cancels_rank_and_scaling(reduce: str) -> None:
     assert sums[16] / sums[128] > 0.4
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_projected_gradient_is_what_lora_sees_whatever_its_scale(zero) -> None:
+    """G less its part orthogonal to A's rows and B's columns, by orthonormal bases; ∂B = s·G·Aᵀ, ∂A = s·Bᵀ·G."""
+    torch.manual_seed(0)
+    o, i, r, s = 12, 20, 3, 1.7
+    g, w, a = torch.randn(o, i).double(), torch.randn(o, i).double(), torch.randn(r, i).double()
+    b = torch.zeros(o, r).double() if zero else torch.randn(o, r).double()
+    on_a, on_b = torch.linalg.qr(a.T).Q, torch.linalg.qr(b).Q * (not zero)
+    off_a, off_b = torch.eye(i).double() - on_a @ on_a.T, torch.eye(o).double() - on_b @ on_b.T
+    expected = ((g - off_b @ g @ off_a) * (w + s * b @ a)).square()
+    for c in (1.0, 1e3):
+        factors = a * c, b / c, s * (b / c).T @ g, s * g @ (a * c).T
+        left, right = projected(*factors, s)
+        for dim in (0, 1):
+            sums = entry_sums(w, *factors, scaling=s, dim=dim, stand_in=(left, right))
+            torch.testing.assert_close(sums, expected.sum(1 - dim), rtol=1e-9, atol=1e-9)
+
+
+def test_projected_scores_do_not_feel_the_factors_scale(adapted) -> None:
+    units, modules = adapted
+    before = {pool.name: score_of("lora", pool, modules, normalize="projected") for pool in units.pools}
+    for module in modules.values():
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        for parameter, scale in ((a, 4.0), (b, 0.25)):  # B·A stays, and gradients scale the other way round
+            parameter.data *= scale
+            parameter.grad /= scale
+    for pool in units.pools:
+        torch.testing.assert_close(score_of("lora", pool, modules, normalize="projected"), before[pool.name], rtol=1e-4,
+                                   atol=0.0)  # fmt: skip
+        assert not torch.allclose(before[pool.name], score_of("lora", pool, modules), rtol=0.1)
+
+
 def test_magnitude_is_the_merged_weight(adapted) -> None:
     units, modules = adapted
     pool = units.of_kind("ffn")[1]
@@ -133,8 +165,9 @@ def test_errors_name_the_remedy(adapted) -> None:
     units, modules = adapted
     with pytest.raises(InputError, match="unknown criterion 'magnitud'. Did you mean 'magnitude'"):
         CRITERIA["magnitud"]
-    with pytest.raises(InputError, match="magnitude takes none or linear"):
-        score_of("magnitude", units.pools[0], modules, normalize="scale")
+    for normalize in ("scale", "projected"):
+        with pytest.raises(InputError, match=f"--normalize {normalize} .*: magnitude takes none or linear"):
+            score_of("magnitude", units.pools[0], modules, normalize=normalize)
     modules["model.layers.0.mlp.up_proj"].lora_A["default"].weight.grad = None
     with pytest.raises(InputError, match=r"model.layers.0.mlp.up_proj.*observe\(\) after backward"):
         score_of("lora", units.of_kind("ffn")[0], modules)

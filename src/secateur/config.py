@@ -198,10 +198,11 @@ class PruneConfig(RunConfig):
         choices=("squared", "abs"),
     )
     normalize: str = option(
-        "before the linears of a unit are added: none, linear (L2 norm), scale (s²·r/in)",
+        "before the linears of a unit are added: none, linear (L2 norm), scale (s²·r/in), projected (what LoRA's "
+        "gradients say of ∂L/∂W, whatever the factors' scale; without --eta)",
         "none",
         group="criterion",
-        choices=("none", "linear", "scale"),
+        choices=("none", "linear", "scale", "projected"),
     )
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")

@@ -19,8 +19,8 @@ class Scoring:
     reduce: str = "squared"
     """`squared` (paper) or `abs` (released code) of a first-order term."""
     normalize: str = "none"
-    """Each linear's unit scores before they are added: `none`, `linear` (divided by their L2 norm) or
-    `scale` (divided by the expected scale of the LoRA gradient)."""
+    """Each linear's unit scores before they are added: `none`, `linear` (divided by their L2 norm), `scale` (divided by
+    the expected scale of the LoRA gradient) or `projected` (from ∂L/∂W as projected on what LoRA sees of it)."""
     eta: float = 1.0
     """Weight of the −∂B·∂A term (Eq. 10)."""
     linears: str | None = None
@@ -125,8 +125,10 @@ class Criterion:
         Raises:
             InputError: an option is not for this criterion.
         """
-        if scoring.normalize == "scale" and "lora_grad" not in self.needs:
-            raise InputError(f"--normalize scale undoes the scale of LoRA gradients: {name} takes none or linear.")
+        if scoring.normalize in ("scale", "projected") and "lora_grad" not in self.needs:
+            raise InputError(
+                f"--normalize {scoring.normalize} undoes the scale of LoRA gradients: {name} takes none or linear."
+            )
         if scoring.offload and "batch_weight_grad" not in self.needs:
             raise InputError(f"--offload-gradients is for taylor-accumulated: {name} keeps no gradients of weights.")
         return replace(scoring, linears=scoring.linears or self.linears)

@@ -32,6 +32,7 @@ def entry_sums(
     eta: float = 1.0,
     reduce: str = "squared",
     dim: int = 0,
+    stand_in: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sums over one axis of Î = [(∂B·A + B·∂A − η·∂B·∂A) ⊙ (W + s·B·A)]², or of its absolute value (Eq. 10).
 
@@ -42,6 +43,7 @@ def entry_sums(
 
     Args:
         dim: 0 for one sum per row, 1 for one per column.
+        stand_in: left (o, n) and right (n, i) factor of another stand-in for ∂L/∂W.
     Returns:
         (o,) or (i,) sums, >= 0.
     """
@@ -50,6 +52,8 @@ def entry_sums(
     a, b, grad_a, grad_b = (t.detach().to(dtype) for t in (a, b, grad_a, grad_b))
     left = torch.cat([grad_b, b], dim=1)
     right = torch.cat([a - eta * grad_a, grad_a])
+    if stand_in is not None:
+        left, right = (t.to(dtype) for t in stand_in)
     sums = b.new_zeros(rows if dim == 0 else columns)
     step = max(1, BLOCK_ENTRIES.get(b.device.type, BLOCK_ENTRIES["cpu"]) // columns)
     for start in range(0, rows, step):
@@ -62,6 +66,18 @@ def entry_sums(
         else:
             sums += term.sum(0)
     return sums
+
+
+def projected(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Factors of G·P_A + P_B·G − P_B·G·P_A, with P_A on the row space of A and P_B on the column space of B.
+
+    All of G = ∂L/∂W that LoRA's gradients ∂B = s·G·Aᵀ and ∂A = s·Bᵀ·G say, whatever the factors' scale:
+    ∂B·A′ + B′·(∂A − s·Bᵀ·∂B·A′) with A′ = (A·Aᵀ)⁺·A / s and B′ = B·(Bᵀ·B)⁺ / s. At B = 0 it is G·P_A.
+    """
+    a, b, grad_a, grad_b = (t.detach().double() for t in (a, b, grad_a, grad_b))
+    rows = torch.linalg.pinv(a @ a.T, hermitian=True) @ a / scaling
+    columns = b @ torch.linalg.pinv(b.T @ b, hermitian=True) / scaling
+    return torch.cat([grad_b, columns], dim=1), torch.cat([rows, grad_a - scaling * (b.T @ grad_b) @ rows])
 
 
 def lora_guided(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
@@ -78,6 +94,8 @@ def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
         )
     linear = base_linear(module)
     options: dict[str, Any] = {"scaling": lora.scaling, "eta": scoring.eta, "reduce": scoring.reduce, "dim": member.dim}
+    if scoring.normalize == "projected":
+        options["stand_in"] = projected(lora.a, lora.b, lora.a.grad, lora.b.grad, lora.scaling)
     if bits_of(linear):
         sums = entry_sums(DequantisedRows(linear), lora.a, lora.b, lora.a.grad, lora.b.grad, **options)
     elif (place := local_rows(weight := weight_of(linear).detach())) is None:
@@ -100,6 +118,9 @@ def _own_sums(local: Tensor, rows: slice, size: int, lora: LoraFactors, options:
     """
     assert lora.a.grad is not None
     assert lora.b.grad is not None
+    if "stand_in" in options:
+        left, right = options["stand_in"]
+        options = options | {"stand_in": (left[rows], right)}
     own = entry_sums(local, lora.a, lora.b[rows], lora.a.grad, lora.b.grad[rows], **options) * processes()
     if options["dim"] == 1:
         return own
