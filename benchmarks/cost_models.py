@@ -62,7 +62,8 @@ def fill(model: PreTrainedModel, device: torch.device) -> None:
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     rotary = type(model.model.rotary_emb)
-    model.model.rotary_emb = rotary(model.config, device=device)
+    with device:
+        model.model.rotary_emb = rotary(model.config)
 
 
 def in_8bit(linear: nn.Linear, device: torch.device) -> nn.Module:

@@ -37,6 +37,17 @@ def test_a_case_that_watches_nothing_is_refused(monkeypatch) -> None:
         stepper.turn("lora")
 
 
+@pytest.mark.parametrize("load_in", ["8bit", "4bit"])
+def test_a_quantised_base_has_the_cases_that_it_can_have(load_in) -> None:
+    pytest.importorskip("bitsandbytes")
+    setup = cost_cases.Setup("tiny", 1, 16, 1, load_in, False)
+    rows = cost.steps_rows(setup, ["plain LoRA", "lora", "gate + lstsq"], 1)
+    assert rows["lora"]["seconds"] > 0
+    (whole,) = cost.steps_rows(setup.with_(load_in="none"), ["plain LoRA"], 1).values()
+    assert rows["lora"]["weight_bytes"] < whole["weight_bytes"]
+    assert "compensate" in rows["gate + lstsq"]["failed"]
+
+
 def test_a_missing_library_is_a_row_that_failed(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     rows = cost.steps_rows(cost_cases.Setup("tiny", 1, 16, 1, "4bit", False), ["plain LoRA", "shrinking"], 1)
