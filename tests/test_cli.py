@@ -152,11 +152,34 @@ def test_every_option_has_a_flag(capsys) -> None:
 
 
 def test_lists(capsys) -> None:
-    assert main(["families"]) == 0
     assert main(["criteria"]) == 0
-    printed = capsys.readouterr().out
-    assert "llama" in printed
-    assert "lora_grad" in printed
+    assert "lora_grad" in capsys.readouterr().out
+
+
+def test_families_are_listed_with_kinds_formats_and_limits(capsys) -> None:
+    from secateur.families import FAMILIES
+
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    blocks = {}
+    for line in printed[: printed.index("")]:
+        if not line.startswith(" "):
+            name, _, rest = line.partition(" ")
+            blocks[name] = rest
+        else:
+            blocks[name] += "; " + line.strip()
+    assert blocks.keys() == set(FAMILIES)
+    for name, family in FAMILIES.items():
+        for kind in family.kinds:
+            assert f"{kind} ({', '.join(family.formats[kind])})" in blocks[name]
+        assert ("no heads: " in blocks[name]) == (family.no_heads is not None)
+        assert ("whole experts, before training: --experts (stock)" in blocks[name]) == (family.experts is not None)
+        assert ("from Python only" in blocks[name]) == (name == "t5")
+    assert blocks["llama"].strip() == (
+        "kv_group (stock, layered, padded); query_head (stock, layered, padded); ffn (stock, layered, padded)"
+    )
+    assert "with qk_layernorm in its config no head goes in stock format" in blocks["phi"]
+    assert "kv_group (layered, padded)" in blocks["gpt2"]
 
 
 def test_trackers(place, tmp_path, capsys) -> None:

@@ -20,6 +20,7 @@ from secateur.experts import unstack_experts
 from secateur.export import build_small, export_config, save_model
 from secateur.families import FAMILIES, Family
 from secateur.layered import LAYERS_KEY, stock_class_of
+from secateur.layout import LayerShape
 from secateur.masks import Masks
 from secateur.padding import padded_shape, padded_state
 from secateur.prepare import plan_budget
@@ -483,6 +484,19 @@ def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path) -> None:
     assert not {LAYERS_KEY, FAMILY_KEY} & padded.config.to_dict().keys()
     expected = logits_of(small, IDS)
     torch.testing.assert_close(logits_of(padded, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
+def test_padding_finds_the_one_head_count_or_says_what_else() -> None:
+    config, family = tiny("gpt2").config, FAMILIES["gpt2"]
+    few = (LayerShape(2, 2, 100, 16), LayerShape(1, 1, 80, 16))
+    assert padded_shape(config, family, few, "keep").key() == (6, 6, 100)  # the width over the size of a head
+    odd = (LayerShape(2, 2, 100, 17),)
+    with pytest.raises(InputError, match="gpt2's config class takes no head count from 2 to 5: keep the layered"):
+        padded_shape(config, family, odd, "keep")
+    one = tiny("llama/rope").config
+    one.hidden_size = 47
+    with pytest.raises(InputError, match="llama's config class takes no head .*: pass --model-class mistral"):
+        padded_shape(one, FAMILIES["llama"], (LayerShape(4, 2, 100, 16),), "keep")
 
 
 def test_a_shared_bias_that_is_trained_stays_so() -> None:

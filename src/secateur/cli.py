@@ -273,8 +273,8 @@ def _families(_: None) -> int:
     for name, family in FAMILIES.items():
         units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
         print(f"{name:12} {units}")
-        if family.no_heads:
-            print(f"{'':12} no heads: {family.no_heads}")
+        for note in family.notes:
+            print(f"{'':12} {note}")
     print("\nkind of unit (formats in which a model without some of them can be written)")
     print("stock: loads anywhere; layered: with a modelling file (trust_remote_code); padded: stock, zeros kept")
     return 0

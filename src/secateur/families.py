@@ -94,6 +94,19 @@ class Family:
         return (*(() if self.no_heads else ("kv_group", *(("query_head",) if grouped else ()))), "ffn")
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What else a user should know: one line each."""
+        derived = self.head_dim_derived_if
+        found = {
+            f"no heads: {self.no_heads}": self.no_heads,
+            f"with {derived} in its config no head goes in stock format": derived,
+            "whole experts, before training: --experts (stock)": self.experts,
+            f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
+            "from Python only: the commands train causal language models": self.stacks,
+        }
+        return tuple(note for note, holds in found.items() if holds)
+
+    @property
     def formats(self) -> dict[str, tuple[str, ...]]:
         """Kind of unit -> how a model without some can be written: `stock`, `layered`, `padded`."""
         if self.alike_only:

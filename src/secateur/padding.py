@@ -18,16 +18,17 @@ def padded_shape(
     """The smallest shape that holds every layer's heads per group, KV heads and channels, and that stock takes.
 
     Raises:
-        InputError: no head count up to twice the widest layer's is legal.
+        InputError: no head count up to twice the widest layer's (or the whole model's) is legal.
     """
     repeats = max(shape.heads // shape.kv_heads for shape in shapes)
     kv_heads, ffn = max(shape.kv_heads for shape in shapes), max(shape.ffn for shape in shapes)
     if family.ffn is None:
         ffn = family.ffn_of_width * config.hidden_size
     most = repeats if family.kv_heads is None else 2 * repeats
+    most_kv = max(2 * kv_heads, config.hidden_size // shapes[0].head_dim // repeats)  # where the width says how many
     candidates = [
         LayerShape(kv * n_rep, kv, ffn, shapes[0].head_dim)
-        for kv in range(kv_heads, 2 * kv_heads + 1)
+        for kv in range(kv_heads, most_kv + 1)
         for n_rep in range(repeats, most + 1)
     ]
     for shape in sorted(candidates, key=lambda s: (s.heads + s.kv_heads, s.heads)):
@@ -35,8 +36,8 @@ def padded_shape(
             return shape
     remedy = f"pass --model-class {family.twin}" if family.twin else "keep the layered checkpoint"
     raise InputError(
-        f"--format padded: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to twice "
-        f"that: {remedy}."
+        f"--format padded: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to "
+        f"{most_kv * most}: {remedy}."
     )
 
 
