@@ -90,15 +90,17 @@ ROUNDS, TIMED_STEPS, TIMED_CUTS = 3, 10, (5, 7, 9)
 
 
 class Counted:
-    """A hook that does what DistributedDataParallel does without one, and adds up the bytes of its buckets."""
+    """Bytes of the buckets that DistributedDataParallel sends."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
-    def __call__(self, state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        self.bytes += bucket.buffer().nbytes
-        work = torch.distributed.all_reduce(bucket.buffer().div_(processes()), async_op=True)
-        return work.get_future().then(lambda future: future.value()[0])
+
+def count(counted: Counted, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """What DistributedDataParallel does without a hook, and counts."""
+    counted.bytes += bucket.buffer().nbytes
+    work = torch.distributed.all_reduce(bucket.buffer().div_(processes()), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 def wrapped(model: torch.nn.Module, way: str, counted: Counted | None) -> torch.nn.Module:
@@ -106,7 +108,7 @@ def wrapped(model: torch.nn.Module, way: str, counted: Counted | None) -> torch.
         return model
     ddp = DistributedDataParallel(model, init_sync=way == "ddp")
     if counted is not None:
-        ddp.register_comm_hook(None, counted)
+        ddp.register_comm_hook(counted, count)
     return ddp
 
 
@@ -146,13 +148,13 @@ def timed(way: str, layers: int, hidden: int, counted: Counted | None = None) ->
 
 def compare_ways(output: Path, layers: int, hidden: int) -> None:
     """The ways in turns, so that other work on the machine meets all of them alike."""
+    counts = {way: timed(way, layers, hidden, Counted()) for way in WAYS}
     runs: dict[str, list[dict[str, object]]] = {way: [] for way in WAYS}
     for number in range(ROUNDS):
         for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
             runs[way].append(timed(way, layers, hidden))
             if rank() == 0:
                 print(number, way, runs[way][-1], flush=True)
-    counts = {way: timed(way, layers, hidden, Counted()) for way in WAYS}
     if rank() > 0:
         return
     record: dict[str, object] = {

@@ -112,7 +112,7 @@ def test_one_shot_scores_the_batches_of_all(tmp_path) -> None:
     """Its scoring comes before Trainer: two processes with batch 2 score what one with batch 4 does, and each label
     counts alike, however many a process has."""
     save_tiny(tmp_path / "model", layers=2, dtype=torch.float64)
-    rows = [{"prompt": "say it", "response": WORDS[: 4 + 7 * (i % 4)]} for i in range(64)]
+    rows = [{"instruction": "say it", "output": WORDS[: 4 + 7 * (i % 4)]} for i in range(64)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     more = ("--schedule", "one-shot", "--criterion", "taylor", "--data", str(tmp_path / "rows.jsonl"),
             "--response-only")  # fmt: skip

@@ -96,7 +96,9 @@ def facts(folders, name):
 def test_the_plan_command_is_what_two_processes_take(folders, tmp_path) -> None:
     """`secateur plan --devices 2` from the configuration alone, against what the processes held and sent."""
     _, found = facts(folders, "lora-shrink")
-    tiny_llama(layers=2, dtype=torch.float64).config.save_pretrained(tmp_path)
+    config = tiny_llama(layers=2).config
+    config.dtype = torch.float64
+    config.save_pretrained(tmp_path)
     options = ["--sparsity", "0.4", "--rank", "4", "--batch-size", "4", "--seq-len", "24", "--devices", "2"]
     more = ["--dtype", "bfloat16", "--json", str(tmp_path / "plan.json")]  # so that the base stays in float64
     assert main(["plan", "--model", str(tmp_path), *options, *more]) == 0
