@@ -249,3 +249,19 @@ def test_refusals(folders, texts, tmp_path, capsys) -> None:
     ):
         assert main(["eval", "--model", dense, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_processes_that_only_share_the_text_do_not_wait_for_tasks(folders, texts, monkeypatch, process) -> None:
+    """The harness asks the first process alone, and sums over processes wait for all of them."""
+    done: list[str] = []
+    real = segment_nlls
+    monkeypatch.setattr("secateur.assess.rank", lambda: process)
+    monkeypatch.setattr("secateur.assess.leave", lambda: done.append("leave"))
+    monkeypatch.setattr("secateur.assess.check_tasks", lambda options: None)
+    monkeypatch.setattr("secateur.assess.segment_nlls", lambda *a, **k: done.append("text") or real(*a, **k))
+    monkeypatch.setattr("secateur.assess.run_tasks", lambda *a: done.append("tasks") or ({}, []))
+    monkeypatch.setattr("secateur.assess.task_lines", lambda *a: [])
+    dense, pruned = map(str, folders)
+    assert main(["eval", "--model", pruned, "--against", dense, "--preset", "ptb-128", "--tasks", "piqa"]) == 0
+    assert done == ["text", "text", "leave", *(["tasks", "tasks"] if process == 0 else [])]
