@@ -78,6 +78,14 @@ class Browser:
     def evaluate(self, expression: str) -> Any:
         return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """A key, down and up: Tab or Enter."""
+        code = {"Tab": 9, "Enter": 13}[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        what = {"key": key, "code": key, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", **what, **text)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **what)
+
     def screenshot(self, path: Path, width: int = 1000, height: int = 0, scheme: str = "light") -> None:
         """The page `width` pixels wide; its whole height unless one is given."""
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

@@ -15,7 +15,7 @@ from secateur.cli import main
 from secateur.documents import Document, fingerprint
 from secateur.errors import InputError
 from secateur.evaluate import paired, segment_nlls
-from secateur.overlap import overlap_with_training
+from secateur.overlap import overlap_of_rows, overlap_with_training
 from secateur.presets import PRESETS, preset_text
 from secateur.records import write_json
 
@@ -35,7 +35,8 @@ def texts(tmp_path, monkeypatch):
     draw = random.Random(0)
     lines = [" " + " ".join(draw.choices(words, k=12)) + " " for _ in range(40)]
     (folder / "wikitext2_raw_test.txt").write_text(" \n = Title = \n \n" + "\n".join(lines) + "\n")
-    (folder / "ptb_test.txt").write_text("\n".join(lines) + "\n")
+    for split in ("test", "valid"):
+        (folder / f"ptb_{split}.txt").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("SECATEUR_DATA", str(folder))
     return folder
 
@@ -91,11 +92,15 @@ def test_presets_join_rows_as_the_hub_has_them(texts) -> None:
     assert preset_text("wikitext2-2048")[0] == "\n\n = A = \n\n\n\n\n x y \n\n\n z \n"
     assert preset_text("ptb-1024")[0] == "no it was n't but <unk>"
     assert preset_text("ptb-lines-128")[0] == "no it was n't\n\nbut <unk>"
+    (texts / "ptb_valid.txt").write_text(" it \n is <unk> \n")
+    text, info = preset_text("ptb-valid-2048")
+    assert (text, info["split"], info["data"]) == ("it\n\nis <unk>", "validation", "$SECATEUR_DATA/ptb_valid.txt")
     assert {preset.seq_len for preset in PRESETS.values()} == {128, 1024, 2048}
 
 
 def test_presets_of_the_real_files(data_dir) -> None:
-    for name, rows in (("wikitext2-128", 4358), ("wikitext2-unk-128", 4358), ("ptb-128", 3761)):
+    for name, rows in (("wikitext2-128", 4358), ("wikitext2-unk-128", 4358), ("ptb-128", 3761),
+                       ("ptb-valid-128", 3370)):  # fmt: skip
         text, info = preset_text(name)
         assert info["joined"].startswith(f"{rows:,} rows")
         assert text.strip()
@@ -157,12 +162,79 @@ def test_warnings_of_windows_and_tokenizers() -> None:
     other = tiny_tokenizer()
     other.add_tokens(["new"])
     subjects = [Subject("a", None, config, tiny_tokenizer()), Subject("b", None, tiny_llama().config, other)]
-    found = find_warnings(subjects, Text(torch.zeros(0), 128, {}, []))
+    same = (torch.zeros(3), torch.zeros(3))
+    found = find_warnings(subjects, Text(same, 128, {}, []))
     assert "a sees at most the last 64 tokens" in found[0]
-    assert "a and b have different tokenizers" in found[1]
+    assert "a and b have different tokenizers, though they cut this text alike" in found[1]
+    assert "each reads the tasks' prompts in tokens of its own" in find_warnings(subjects, None)[0]
     assert len(found) == 2
     alike = [Subject("a", None, tiny_llama().config, tiny_tokenizer())] * 2
-    assert find_warnings(alike, Text(torch.zeros(0), 128, {}, [])) == []
+    assert find_warnings(alike, Text(same, 128, {}, [])) == []
+    assert find_warnings(alike, None) == []
+
+
+def test_texts_cut_differently_are_warned_of_and_not_paired(folders, tmp_path, capsys) -> None:
+    """The other tokenizer knows "the " as one token."""
+    dense, other = folders[0], tmp_path / "other"
+    tiny_llama(ffn=64, seed=1).save_pretrained(other)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["the "])
+    tokenizer.save_pretrained(other)
+    text, output = tmp_path / "text.txt", tmp_path / "eval.json"
+    text.write_text("over the hill and the sea " * 40)
+    assert main(["eval", "--model", str(other), "--against", str(dense), "--data", str(text), "--seq-len", "64",
+                 "--dtype", "float32", "--output", str(output)]) == 0  # fmt: skip
+    record = json.loads(output.read_text())
+    assert record["paired"] is None
+    assert "have different tokenizers and cut the text into 800 and 1,040 tokens" in record["warnings"][0]
+    for folder, tokens in ((other, 800), (dense, 1040)):
+        found = record["models"][str(folder)]
+        assert found["segments"] == tokens // 64
+        assert found["nats_per_byte"] == pytest.approx(found["mean_nll"] * tokens / 1040)
+    printed = capsys.readouterr().out
+    assert "nats per byte" in printed
+    assert "ratio" not in printed
+
+
+def test_tokens_without_an_embedding_are_one_message(folders, tmp_path, capsys) -> None:
+    folder = tmp_path / "odd"
+    tiny_llama(vocab=64).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    text = tmp_path / "text.txt"
+    text.write_text("zz top " * 30)
+    for command in (["eval", "--data", str(text), "--seq-len", "16"], ["sample", "--prompts", "zz"]):
+        assert main([*command, "--model", str(folder)]) == 2
+        assert "has embeddings of 64 tokens: it is another model's tokenizer" in capsys.readouterr().err
+    ids = torch.full((32,), 64)
+    with pytest.raises(InputError, match="gives token 64, and the model has embeddings of 64 tokens"):
+        segment_nlls(tiny_llama(vocab=64), ids, seq_len=16, dtype=torch.float32)
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(folders, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("secateur.assess.load_model", None)  # no model is loaded
+    dense = str(folders[0])
+    for command in (["eval", "--preset", "ptb-128"], ["sample", "--prompts", "a"], ["bench"]):
+        for output, message in ((tmp_path / "none" / "x.json", "there is no folder"), (tmp_path, "is a folder")):
+            assert main([*command, "--model", dense, "--output", str(output)]) == 2
+            assert message in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["eval", "--preset", "ptb-128", "--model", dense, "--output", str(tmp_path / "file")]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+
+
+def test_rows_of_tasks_in_the_training_text_are_counted(tmp_path) -> None:
+    words = [f"w{i}" for i in range(30)]
+    seen = tmp_path / "seen.txt"
+    seen.write_text(" ".join(words))
+    trained_on(tmp_path, seen)
+    texts = {"boolq": [" ".join(words[5:20]), " ".join(reversed(words)), "short one"], "piqa": ["nothing " * 20]}
+    found = overlap_of_rows(texts, str(tmp_path))
+    assert (found.found, found.rows) == ({"boolq": 1, "piqa": 0}, {"boolq": 2, "piqa": 1})
+    [line] = found.warnings
+    assert line.startswith("1 of the 2 rows of boolq of 13 words or more share 13 in a row with the text")
+    assert overlap_of_rows(texts, str(tmp_path / "none")) is None
+    seen.unlink()
+    assert "is not known" in overlap_of_rows(texts, str(tmp_path)).warnings[0]
 
 
 def test_refusals(folders, texts, tmp_path, capsys) -> None:
@@ -172,7 +244,24 @@ def test_refusals(folders, texts, tmp_path, capsys) -> None:
         (["--preset", "wikitext2-127"], "Did you mean 'wikitext2-128'?"),
         (["--preset", "ptb-128", "--data", "x.txt"], "leave one out"),
         (["--preset", "ptb-128", "--seq-len", "64"], "--seq-len 64 contradicts --preset ptb-128"),
+        (["--preset", "ptb-128", "--against", dense + "/"], "give two models"),
         (["--preset", "ptb-2048"], "segments of 2048 tokens are longer than the 512 positions"),
     ):
         assert main(["eval", "--model", dense, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_processes_that_only_share_the_text_do_not_wait_for_tasks(folders, texts, monkeypatch, process) -> None:
+    """The harness asks the first process alone, and sums over processes wait for all of them."""
+    done: list[str] = []
+    real = segment_nlls
+    monkeypatch.setattr("secateur.assess.rank", lambda: process)
+    monkeypatch.setattr("secateur.assess.leave", lambda: done.append("leave"))
+    monkeypatch.setattr("secateur.assess.check_tasks", lambda options: None)
+    monkeypatch.setattr("secateur.assess.segment_nlls", lambda *a, **k: done.append("text") or real(*a, **k))
+    monkeypatch.setattr("secateur.assess.run_tasks", lambda *a: done.append("tasks") or ({}, []))
+    monkeypatch.setattr("secateur.assess.task_lines", lambda *a: [])
+    dense, pruned = map(str, folders)
+    assert main(["eval", "--model", pruned, "--against", dense, "--preset", "ptb-128", "--tasks", "piqa"]) == 0
+    assert done == ["text", "text", "leave", *(["tasks", "tasks"] if process == 0 else [])]

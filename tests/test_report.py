@@ -13,8 +13,9 @@ from secateur.errors import InputError
 from secateur.records import FORMAT
 from secateur.report import plots, write_report
 from secateur.report.facts import Scores, layers_over_time
-from secateur.report.quality import measures
+from secateur.report.quality import headline, measures
 from secateur.report.runs import load_runs
+from secateur.task_figures import SEVEN_TASKS
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m\"'&{{ 7 * 7 }}$x$\ud800"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -370,3 +371,129 @@ def test_records_of_other_versions(tmp_path) -> None:
     assert main(["report", str(tmp_path / "new")]) == 2
     failed = write_run(tmp_path / "failed", {**records(), "status": "failed", "reason": "no finite loss"})
     assert "This run's status is failed: no finite loss" in page_of(failed).text
+
+
+SEVEN = {name: (metric, 0.3 + i / 100) for i, (name, metric) in enumerate(SEVEN_TASKS.items())}
+
+
+def task(metric: str, value: float, **more: object) -> dict[str, object]:
+    return {"metric": metric, "value": value, "stderr": 0.035, "rows": 200, "num_fewshot": 0, "version": 1.0,
+            "source": "lm-evaluation-harness 0.4", "metrics": {f"{metric},none": value}, **more}  # fmt: skip
+
+
+def with_tasks(folder: Path, *, older: bool = False) -> Path:
+    """An eval record in the run's folder, as `eval --model RUN --against smollm2` writes it."""
+    dense = {name: task(metric, value + 0.07) for name, (metric, value) in SEVEN.items()}
+    pruned = {name: task(metric, value) for name, (metric, value) in SEVEN.items()}
+    if older:  # preferred acc_norm; the standard error of acc is not noted
+        pruned["piqa"] = task("acc_norm", 0.9, metrics={"acc,none": SEVEN["piqa"][1], "acc_norm,none": 0.9})
+    record = {
+        "config": {"model": "here", "against": "smollm2"},
+        "models": {"here": {"tasks": pruned}, "smollm2": {"tasks": dense}},
+        "folders": {"here": str(folder.resolve())},
+        "paired_average": {"difference": -0.07, "stderr": 0.01, "within_noise": False},
+    }
+    (folder / "eval-tasks.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_seven_task_average_leads(tmp_path) -> None:
+    folder = with_tasks(write_run(tmp_path / "run"))
+    [run] = load_runs([str(folder)])
+    found = measures(run)
+    assert [measure.label for measure in headline(found)] == ["Perplexity, wiki.txt", "Seven-task average"]
+    average = found[1]
+    assert (average.dense, average.pruned) == (pytest.approx(0.40), pytest.approx(0.33))
+    assert average.pruned_stderr == pytest.approx(0.035 / 7**0.5)
+    page = page_of(folder)
+    assert "Seven-task average 33.0 % from 40.0 % −7.0 points" in page.text
+    assert "−7.0 ± 1.0 points (paired, one standard error): outside the noise" in page.text
+    assert "zero-shot, 1,400 rows; boolq acc, piqa acc, hellaswag acc_norm" in page.text
+    with_tasks(folder, older=True)
+    assert [m.pruned for m in measures(load_runs([str(folder)])[0])][1] == pytest.approx(0.33)
+    record = json.loads((folder / "eval-tasks.json").read_text())
+    del record["models"]["here"]["tasks"]["boolq"]
+    (folder / "eval-tasks.json").write_text(json.dumps(record))
+    labels = [m.label for m in headline(measures(load_runs([str(folder)])[0]))]
+    assert labels == ["Perplexity, wiki.txt", "piqa, acc_norm"]
+
+
+def test_perplexity_comes_with_its_error_and_split(tmp_path) -> None:
+    result = records()
+    result["data"]["evaluation"] |= {"text": "WikiText-2 raw", "split": "test", "joined": "4 rows joined"}
+    for side in ("dense", "pruned"):
+        result[side]["perplexity"]["stderr_nll"] = 0.01
+    page = page_of(write_run(tmp_path / "run", result))
+    assert "25.95 ± 0.26" in page.text
+    assert "31.42 ± 0.31" in page.text
+    assert "test split, 4 rows joined, 12,264 tokens" in page.text
+
+
+def test_records_about_other_models_are_named(tmp_path) -> None:
+    folder, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    record = {"config": {"model": "x"}, "models": {"x": {"perplexity": 9.0}, "y": {"perplexity": 8.0}}}
+    (folder / "eval-x.json").write_text(json.dumps(record))
+    said = "eval-x.json is not shown: it is about x and y, not this run's checkpoint or its dense model."
+    assert said in page_of(folder).text
+    assert said in page_of(folder, other).text
+    shared = tmp_path / "shared.json"
+    shared.write_text(json.dumps({"models": {str(other): {"perplexity": 9.0}}}))
+    assert "shared.json is not shown" in page_of(folder, records=[str(shared)]).text
+    (folder / "eval-x.json").unlink()
+    assert "is not shown" not in page_of(folder, other, records=[str(shared)]).text, "it is about one of the two"
+
+
+def test_kinds_that_are_not_in_all_layers(tmp_path) -> None:
+    """Channels went from layers 5 and 10 only: columns and ticks stand at layers, not at places in the record."""
+    found = units()
+    found["pools"] = {
+        **{f"layer.{n}.kv_group": {"units": 2, "kept": [0]} for n in range(12)},
+        **{f"layer.{n}.ffn": {"units": 10, "kept": list(range(n))} for n in (5, 10)},
+    }
+    found["scores_before_cuts"] = {"layer.5.ffn": [-0.5 - i / 100 for i in range(10)]}
+    folder = write_run(tmp_path / "run", with_units=False)
+    (folder / "units.json").write_text(json.dumps(found))
+    page = page_of(folder)
+    drawn = r'FFN channels, layer 10: (.*?) left</title>\s*<rect class="ground" x="(\d+)"'
+    [(at_ten, left)] = re.findall(drawn, page.source)
+    tick = re.findall(r'<text class="tick" x="(\d+)" y="\d+">10</text>', page.source)[0]
+    assert (at_ten, int(left) + 9) == ("10 of 10", int(tick))
+    assert re.search(r'<th scope="row">5</th>\s*<td>1 of 2</td>\s*<td>5 of 10</td>', page.source)
+    assert re.search(r'<th scope="row">6</th>\s*<td>1 of 2</td>\s*<td></td>', page.source)
+
+
+def test_scores_below_zero_are_drawn() -> None:
+    layers = [Scores(0, [-1.0, -0.5] * 40, [-3.0] * 40), Scores(1, [2.0] * 80, [1.0] * 40)]
+    for draw in (plots.score_histogram, plots.score_layers):
+        assert plots.png(lambda figure, draw=draw: draw(layers, "channels", figure), (4, 3))
+
+
+def test_no_cuts_are_not_counted(tmp_path) -> None:
+    assert "Loss and sparsity over the run." in page_of(unfinished(tmp_path / "run")).text
+    assert "with its 2 cuts" in page_of(write_run(tmp_path / "done")).text
+
+
+def test_ranks_beside_units(tmp_path) -> None:
+    """`prune --init-rank` cuts both."""
+    folder = write_run(tmp_path / "run")
+    ranks = {"start": {"model.layers.0.q_proj": 8}, "cuts": [{"step": 20, "ranks": {"model.layers.0.q_proj": 3}}]}
+    (folder / "ranks.json").write_text(json.dumps(ranks))
+    page = page_of(folder)
+    assert "25 FFN channels, 5 rank of q proj" in page.text
+    assert "3 of 8" in page.text
+    assert "75 of 100" in page.text
+
+
+def test_a_cell_of_compare_is_a_run(tmp_path) -> None:
+    measured = {"perplexity": 26.0, "stderr_nll": 0.01, "tokens_scored": 1000, "seq_len": 128, "dtype": "bfloat16",
+                "text": {"data": "wiki.txt", "joined": "one text"}}  # fmt: skip
+    common = {"status": "done", "config": records()["config"], "environment": records()["environment"]}
+    dense = {"name": "dense", "kind": "dense", "parameters": 134515008, "perplexity": {"wiki.txt": measured}, **common}
+    cell = {"name": "lora", "kind": "prune", "parameters": 113260608, "sparsity": 0.2, "units": units(),
+            "training_data": records()["data"]["training"], "shapes": records()["shapes"],
+            "perplexity": {"wiki.txt": measured | {"perplexity": 31.5}}, **common}  # fmt: skip
+    folders = [write_run(tmp_path / record["name"], record, with_units=False) for record in (dense, cell)]
+    page = page_of(folders[1])
+    for shown in ("113.3M from 134.5M", "31.50 from 26.00", "75 of 100", "20.00% of the prunable", "sha256 c74d"):
+        assert shown in page.text, shown
+    assert "26.00" in page_of(*folders).text

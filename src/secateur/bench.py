@@ -18,7 +18,7 @@ from .given_adapter import load_adapter, read_adapter
 from .memory import peak_bytes, reset_peak
 from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model
 from .progress import human_bytes
-from .records import environment, format_table, write_json
+from .records import check_record, environment, format_table, write_json
 
 PROMPT = 64
 """Tokens before those that are generated."""
@@ -31,8 +31,7 @@ def bench(config: BenchConfig) -> str:
         InputError: a model cannot be loaded, the prompt is longer than its positions, the output exists.
     """
     output = Path(config.output) if config.output else None
-    if output is not None and output.exists() and not config.overwrite:
-        raise InputError(f"--output {output} exists: choose another name, or pass --overwrite.")
+    check_record(config.output, overwrite=config.overwrite)
     dtype = compute_dtype(config.dtype)
     names = [name for name in (config.against, config.model) if name is not None]
     if len(set(names)) < len(names):

@@ -12,6 +12,8 @@ from .checkpoints import seal
 from .distributed import barrier
 from .errors import InputError, NumericsError
 from .guard import NumericsGuard
+from .pruner import Pruner
+from .ranks import RankPruner
 from .schedule import Schedule
 from .surgery import check_shapes
 
@@ -34,6 +36,15 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser itself, in whatever accelerate has wrapped it."""
     plain: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     return plain
+
+
+def scalars(pruner: Prunes) -> dict[str, float]:
+    """How much has gone, in numbers to plot."""
+    if isinstance(pruner, RankPruner):
+        return {"rank": sum(pruner.ranks.values()) / len(pruner.ranks)}
+    if isinstance(pruner, Pruner):
+        return {"sparsity": pruner.sparsity, "removed_parameters": pruner.removed_params}
+    return {}
 
 
 class PruningCallback(TrainerCallback):
@@ -113,6 +124,26 @@ class PruningCallback(TrainerCallback):
         cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
         if cut is not None and self.on_cut is not None:
             self.on_cut(cut)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put how much has gone beside the loss, in what other callbacks get after this one and in the history.
+
+        Trainer's trackers (`report_to`) stand before its own `callbacks=`: to have this in them too, put the callback
+        first with `trainer.callback_handler.callbacks.insert(0, PruningCallback(pruner))`.
+        """
+        if logs is None or "loss" not in logs:
+            return
+        for name, value in scalars(self.pruner).items():
+            logs.setdefault(name, value)
+            if state.log_history:
+                state.log_history[-1].setdefault(name, value)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the pruner's state into Trainer's checkpoint: its adapter has the shapes that this state says."""

@@ -1,10 +1,18 @@
 """The options of the commands that look at what a run wrote: eval, sample, report. See `config`."""
 
+import os
 from dataclasses import dataclass
 
 from .options import at_least, choice_faults, flag, option
 from .presets import PRESETS
 from .registry import did_you_mean
+
+
+def same_model(model: str, against: str | None) -> list[str]:
+    """A fault where one model is given twice, be it by two names of its folder."""
+    if against is None or os.path.realpath(model) != os.path.realpath(against):
+        return []
+    return [f"--model and --against are both {model}: give two models, or leave --against out."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +25,7 @@ class EvalConfig:
         "text to measure perplexity on: file, .jsonl, folder, hub data set, or stdlib-docs:held-out", (), group="data"
     )
     preset: str | None = option(
-        "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-1024; from $SECATEUR_DATA or the hub",
+        "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-valid-128; from $SECATEUR_DATA or the hub",
         None,
         group="data",
     )
@@ -57,7 +65,12 @@ class EvalConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self) + at_least(self, "seq_len", 2) + at_least(self, "max_tokens", 2)
+        found = (
+            choice_faults(self)
+            + same_model(self.model, self.against)
+            + at_least(self, "seq_len", 2)
+            + at_least(self, "max_tokens", 2)
+        )
         found += at_least(self, "batch_size", 1) + at_least(self, "num_fewshot", 0) + at_least(self, "limit", 1)
         if self.data and self.preset:
             found.append(f"--data and --preset {self.preset} each name a text: leave one out.")
@@ -112,7 +125,12 @@ class SampleConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self) + at_least(self, "max_new_tokens", 1) + at_least(self, "seed", 0)
+        found = (
+            choice_faults(self)
+            + same_model(self.model, self.against)
+            + at_least(self, "max_new_tokens", 1)
+            + at_least(self, "seed", 0)
+        )
         if not self.prompts and not self.prompt_file:
             found.append("no prompt given: use --prompts or --prompt-file.")
         if self.temperature < 0:

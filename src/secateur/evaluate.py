@@ -11,14 +11,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .distributed import processes, sum_
-from .errors import InputError, NumericsError
+from .errors import InputError, NumericsError, all_faults
 from .launcher import rank
 from .models import autocast
+from .task_figures import LEAST_PAIRS, NOISE
 
-NOISE = 2.0
-"""Standard errors under which a difference counts as noise."""
-LEAST_PAIRS = 10
-"""With fewer pairs their own spread says too little about the noise."""
 CHUNK_POSITIONS = 512
 """Positions whose logits are widened to float32 at once."""
 
@@ -37,8 +34,13 @@ class Perplexity:
     dtype: str
     seconds: float
 
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity itself, to first order."""
+        return self.perplexity * self.stderr_nll
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"stderr": self.stderr}
 
 
 def perplexity(
@@ -80,8 +82,8 @@ def segment_nlls(
         dtype: of the computation; bfloat16 and float16 go through autocast.
         spread: over all processes, which must all call this; each gets the whole result, the same as of one process.
     Raises:
-        InputError: fewer tokens than a segment, or a segment of fewer than 2 tokens or longer than the model's
-            context.
+        InputError: fewer tokens than a segment, a segment of fewer than 2 tokens or longer than the model's context,
+            tokens that the model has no embedding of.
         NumericsError: a loss is not finite; names the segment.
     """
     if seq_len < 2:
@@ -92,6 +94,7 @@ def segment_nlls(
     longest = getattr(cast(PreTrainedModel, model).config, "max_position_embeddings", None)
     if longest is not None and seq_len > longest:
         raise InputError(f"--seq-len {seq_len} is longer than the model's {longest} positions: use at most {longest}.")
+    all_faults(token_faults(token_ids[: segments * seq_len], _embeddings(model), "the model"))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -116,6 +119,22 @@ def segment_nlls(
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")
     return total / (seq_len - 1)
+
+
+def token_faults(token_ids: Tensor, embeddings: int | None, name: str) -> list[str]:
+    """What to say of tokens that a model has no embedding of: its tokenizer is another model's."""
+    most = int(token_ids.max()) if len(token_ids) else -1
+    if embeddings is None or most < embeddings:
+        return []
+    return [
+        f"the tokenizer gives token {most}, and {name} has embeddings of {embeddings:,} tokens: it is another model's "
+        "tokenizer, or tokens were added to it and not to the model."
+    ]
+
+
+def _embeddings(model: nn.Module) -> int | None:
+    table = cast(PreTrainedModel, model).get_input_embeddings()
+    return getattr(table, "num_embeddings", None)
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,16 @@ def _figure(name: str, found: dict[str, Any], options: TaskOptions) -> TaskFigur
         metrics=numbers,
         row_values=values if is_mean else (),
         stderrs=errors,
+        row_texts=tuple(_row_text(row["doc"]) for row in found["samples"][name] if row["filter"] == filter_name),
     )
+
+
+def _row_text(row: Any) -> str:
+    """All that a row says, field after field."""
+    if isinstance(row, str):
+        return row
+    parts = row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()
+    return " ".join(filter(None, map(_row_text, parts)))
 
 
 def _numbers(result: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:

@@ -7,6 +7,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn import functional
 
+from .errors import all_faults
+from .evaluate import token_faults
+
 
 class PaddedHFLM(HFLM):
     """The harness's Hugging Face model, with batches padded to few lengths.
@@ -25,6 +28,7 @@ class PaddedHFLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
         for (prompt, _), context, continuation in requests:
+            self._check([*context, *continuation])
             if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
                 self.cut_prompts.add(prompt)
         return super()._loglikelihood_tokens(requests, *arguments, **options)
@@ -41,6 +45,7 @@ class PaddedHFLM(HFLM):
         ids, mask = super().tok_batch_encode(strings, padding_side, None, **options)
         if left_truncate_len is None:
             return ids, mask
+        self._check(ids.flatten().tolist())
         lengths = mask.sum(dim=1).tolist()
         self.cut_prompts.update(p for p, n in zip(strings, lengths, strict=True) if n > left_truncate_len)
         ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
@@ -49,6 +54,10 @@ class PaddedHFLM(HFLM):
             ids = functional.pad(ids, (more, 0), value=self.tokenizer.pad_token_id)
             mask = functional.pad(mask, (more, 0))
         return ids, mask
+
+    def _check(self, ids: list[int]) -> None:
+        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        all_faults(token_faults(torch.tensor(ids), embeddings, "the model"))
 
     def _padded(self, length: int, most: int) -> int:
         """`length` rounded up to the multiple."""

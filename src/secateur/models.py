@@ -97,20 +97,6 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     return config
 
 
-def check_tokens(ids: torch.Tensor, model_config: PretrainedConfig, name: str) -> None:
-    """No token may lie outside the embedding; the tokenizer may be another model's.
-
-    Raises:
-        InputError: one does.
-    """
-    size, largest = model_config.get_text_config().vocab_size, int(ids.max()) if ids.numel() else 0
-    if largest >= size:
-        raise InputError(
-            f"model {name!r}: its tokenizer gives token {largest} and its embedding has {size} rows: the tokenizer is "
-            "another model's, or the embedding was not resized to it."
-        )
-
-
 def _check_causal(source: ModelSource, config: PretrainedConfig) -> None:
     """Refuse what does not predict the next token: transformers would load an encoder as if it did."""
     if config.is_encoder_decoder:
@@ -381,8 +367,8 @@ def _guarded(
             hint = did_you_mean(named[1], FAMILIES) if named else ""
             raise InputError(
                 f"{place}: transformers does not know its architecture ({_one_line(error)}). {hint}"
-                "Check model_type in config.json, or update transformers. `secateur families` lists what can be pruned; "
-                "docs/add-a-family.md says how to add to it."
+                "Check model_type in config.json, or update transformers. `secateur families` lists what can be "
+                "pruned; docs/add-a-family.md says how to add to it."
             ) from None
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "

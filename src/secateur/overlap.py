@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,56 @@ def overlap_with_training(text: str, model: str, words: int = WORDS) -> Overlap 
     if data is None:
         return None
     wanted = set(_sequences(text, words))
-    names = tuple(str(part.get("name")) for part in data)
+    found, note = _found(wanted, data, words)
+    return Overlap(model, _names(data), words, len(wanted), len(found), note)
+
+
+@dataclass(frozen=True)
+class RowOverlap:
+    """Rows of each task that share a sequence of `words` words with the training text."""
+
+    model: str
+    training: tuple[str, ...]
+    words: int
+    found: dict[str, int]
+    rows: dict[str, int]
+    """Rows that are long enough to hold a sequence."""
+    note: str = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each task that has such rows."""
+        texts = ", ".join(self.training)
+        if self.note:
+            return [f"overlap of the tasks with the text that {self.model} was trained on is not known: {self.note}."]
+        return [
+            f"{count:,} of the {self.rows[task]:,} rows of {task} of {self.words} words or more share {self.words} in "
+            f"a row with the text that {self.model} was trained on ({texts}): its figure may flatter it."
+            for task, count in self.found.items()
+            if count
+        ]
+
+
+def overlap_of_rows(texts: Mapping[str, Sequence[str]], model: str, words: int = WORDS) -> RowOverlap | None:
+    """The same as `overlap_with_training` for the rows of tasks, {task: a text per row}."""
+    data = _training_record(Path(model))
+    if data is None:
+        return None
+    by_row = {task: [set(_sequences(text, words)) for text in rows] for task, rows in texts.items()}
+    found, note = _found(set().union(*(row for rows in by_row.values() for row in rows)), data, words)
+    return RowOverlap(
+        model,
+        _names(data),
+        words,
+        {task: sum(not found.isdisjoint(row) for row in rows) for task, rows in by_row.items()},
+        {task: sum(bool(row) for row in rows) for task, rows in by_row.items()},
+        note,
+    )
+
+
+def _found(wanted: set[int], data: Sequence[dict[str, Any]], words: int) -> tuple[set[int], str]:
+    """Which of the wanted sequences the training text has, and why that is not to be relied on, if so."""
     found: set[int] = set()
-    note = ""
     for part in data:
         digest = hashlib.sha256()
         try:
@@ -63,12 +110,14 @@ def overlap_with_training(text: str, model: str, words: int = WORDS) -> Overlap 
                 digest.update(document.raw.encode())
                 found.update(wanted.intersection(_sequences(document.raw, words)))
         except InputError as error:
-            note = str(error).rstrip(".")
-            break
+            return found, str(error).rstrip(".")
         if digest.hexdigest() != part.get("sha256"):
-            note = f"{part.get('name')} is not what it was then"
-            break
-    return Overlap(model, names, words, len(wanted), len(found), note)
+            return found, f"{part.get('name')} is not what it was then"
+    return found, ""
+
+
+def _names(data: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(str(part.get("name")) for part in data)
 
 
 def _sequences(text: str, words: int) -> Iterator[int]:

@@ -106,11 +106,13 @@ for _seq_len in SEQ_LENS:
             f"{_name}-{_seq_len}",
             Preset(_text, "test", _file, _hub, _wikitext_rows, "\n\n", "joined by a blank line", _seq_len),
         )
-    for _name, _by, _joined in (
-        ("ptb", " ", "joined by one space"),  # SparseGPT, Wanda
-        ("ptb-lines", "\n\n", "joined by a blank line"),  # GPTQ, LLM-Pruner (these on the validation split)
+    for _name, _split, _by, _joined in (
+        ("ptb", "test", " ", "joined by one space"),  # SparseGPT, Wanda
+        ("ptb-lines", "test", "\n\n", "joined by a blank line"),
+        ("ptb-valid", "validation", "\n\n", "joined by a blank line"),  # GPTQ, LLM-Pruner
     ):
+        _file = "ptb_valid.txt" if _split == "validation" else "ptb_test.txt"
         PRESETS.register(
             f"{_name}-{_seq_len}",
-            Preset("Penn Treebank", "test", "ptb_test.txt", None, _ptb_rows, _by, _joined, _seq_len),
+            Preset("Penn Treebank", _split, _file, None, _ptb_rows, _by, _joined, _seq_len),
         )

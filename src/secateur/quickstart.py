@@ -10,11 +10,12 @@ from .embedded import EMBEDDED_MODEL, embedded_model_dir
 from .errors import InputError
 from .models import compute_dtype, load_model, load_tokenizer, resolve_model
 from .options import build
+from .outcome import report_on
 from .output import check_output
 from .prepare import prepare
 from .progress import Progress
 from .prune import prune
-from .records import plain
+from .records import environment, plain, write_json
 from .summary import loading_lines, run_summary
 
 PROMPT = "What does the `with` statement do in Python?"
@@ -39,11 +40,16 @@ def quickstart(config: QuickstartConfig) -> None:
     result = prune(job, Progress(job.total_steps))
     print(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
+    answers = {}
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
         source = resolve_model(str(folder))
         model, tokenizer = load_model(source), load_tokenizer(source)
         text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=compute_dtype("auto"))
         print(f"{label + ':':8} {' '.join(text.split())}")
+        answers[label] = text
+    record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment()}
+    write_json(job.output / "sample.json", record)
+    report_on(job.output, Progress(job.total_steps))  # again, with these answers
     print(loading_lines(result))
 
 

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .benchmark import encode_prompt, generate_text
 from .config_eval import SampleConfig
-from .errors import InputError
+from .errors import InputError, all_faults
+from .evaluate import token_faults
 from .models import (
     ModelSource,
     check_checkpoint,
-    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -23,7 +23,7 @@ from .models import (
 )
 from .progress import safe
 from .reading import parse_json, read_text
-from .records import environment, write_json
+from .records import check_record, environment, write_json
 
 
 def sample_models(config: SampleConfig) -> str:
@@ -34,8 +34,7 @@ def sample_models(config: SampleConfig) -> str:
     Raises:
         InputError: a prompt that cannot be read or is too long for a model, an output that exists.
     """
-    if config.output and Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
+    check_record(config.output, overwrite=config.overwrite)
     prompts = read_prompts(config)
     names = [*([config.against] if config.against else []), config.model]
     sources = {name: resolve_model(name) for name in names}
@@ -112,9 +111,9 @@ def _open(name: str, source: ModelSource, prompts: list[str], config: SampleConf
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     longest = getattr(model_config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts, 1):
-        ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"]
-        check_tokens(ids, model_config, name)
-        tokens = ids.shape[1]
+        ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"][0]
+        all_faults(token_faults(ids, getattr(model_config.get_text_config(), "vocab_size", None), name))
+        tokens = len(ids)
         if longest is not None and tokens + config.max_new_tokens > longest:
             raise InputError(
                 f"prompt {number} has {tokens} tokens, with --max-new-tokens {config.max_new_tokens} more than the "

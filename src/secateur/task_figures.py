@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .evaluate import LEAST_PAIRS, NOISE
-
+NOISE = 2.0
+"""Standard errors under which a difference counts as noise."""
+LEAST_PAIRS = 10
+"""With fewer pairs their own spread says too little about the noise."""
 SEVEN_TASKS = {
     "boolq": "acc",
     "piqa": "acc",
@@ -47,9 +49,11 @@ class TaskFigure:
     """The metric of each row, in the task's order; empty when its mean is not the figure."""
     stderrs: dict[str, float] = field(default_factory=dict)
     """Standard errors of `metrics` that have one."""
+    row_texts: tuple[str, ...] = field(default=(), repr=False)
+    """What each row says, to look for in the text that a model was trained on."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "row_values"}
+        return {key: value for key, value in asdict(self).items() if key not in ("row_values", "row_texts")}
 
 
 def figure_metric(task: str, known: Mapping[str, float]) -> str:
@@ -87,6 +91,7 @@ def joined(parts: Sequence[TaskFigure]) -> TaskFigure:
         files=first.files,
         metrics={key: sum(part.metrics[key] * part.rows for part in parts) / rows for key in first.metrics},
         row_values=values,
+        row_texts=tuple(text for part in parts for text in part.row_texts),
     )
 
 

@@ -138,6 +138,18 @@ def layers(run: Run) -> dict[str, list[Cell]]:
     return found
 
 
+def layer_rows(found: dict[str, list[Cell]]) -> list[tuple[int, list[Cell | None]]]:
+    """The same as rows of a table, (layer, a cell or None per kind); kinds need not be in all layers."""
+    places: dict[tuple[int, int], list[Cell | None]] = {}
+    for column, cells in enumerate(found.values()):
+        seen: dict[int, int] = {}
+        for cell in cells:
+            place = (cell.layer, seen.get(cell.layer, 0))  # a layer of experts has several
+            seen[cell.layer] = place[1] + 1
+            places.setdefault(place, [None] * len(found))[column] = cell
+    return [(layer, places[layer, i]) for layer, i in sorted(places)]
+
+
 def _heads(run: Run, groups: list[Cell]) -> list[Cell]:
     """Query heads of each layer where whole KV groups went: as many to a group as the result's shapes say."""
     shapes = rows(run.result, "shapes")

@@ -72,12 +72,14 @@ def write_report(
 
 def run_page(run: Run, found: dict[str, Plot]) -> str:
     """HTML of the page of one run."""
+    measures = quality.measures(run)
     return _environment().get_template("run.html").render(
         title=facts.title(run),
         subtitle=facts.subtitle(run),
-        notices=run.notices,
+        notices=[*run.notices, *quality.unmatched(run)],
         headline=facts.headline(run),
-        measures=quality.measures(run),
+        measures=measures,
+        leading=quality.headline(measures),
         warnings=quality.warnings(run),
         layers=facts.layers(run),
         layers_over_time=facts.layers_over_time(run),
@@ -101,7 +103,7 @@ def comparison_page(runs: Sequence[Run], found: dict[str, Plot]) -> str:
     return _environment().get_template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         subtitle=", ".join(dict.fromkeys(facts.model_name(run) for run in runs)),
-        notices=[f"{run.name}: {notice}" for run in runs for notice in run.notices],
+        notices=[f"{run.name}: {notice}" for run in runs for notice in run.notices] + _unmatched_by_all(runs),
         names=[run.name for run in runs],
         figures=_figure_rows(runs),
         keys=list(dict.fromkeys(key for measures in by_run for key in measures)),
@@ -120,7 +122,8 @@ def run_plots(run: Run) -> dict[str, Plot]:
     if _has(run, "loss"):
         draw = partial(plots.training, run.metrics, steps)
         sinking = "rank" if _has(run, "rank") else "sparsity"
-        found.append(Plot("training", draw, WIDE, f"Loss and {sinking} over the run, with its {len(steps)} cuts."))
+        cuts = {0: "", 1: ", with its one cut"}.get(len(steps), f", with its {len(steps)} cuts")
+        found.append(Plot("training", draw, WIDE, f"Loss and {sinking} over the run{cuts}."))
     if _has(run, "eval_perplexity"):
         draw = partial(plots.evaluations, run.metrics)
         found.append(Plot("evaluations", draw, FLAT, "Perplexity measured while the run went on."))
@@ -129,7 +132,7 @@ def run_plots(run: Run) -> dict[str, Plot]:
         if not any(value > 0 for layer in layers for value in layer.kept + layer.gone):
             continue
         word = facts.words(kind)
-        if any(layer.threshold and len(layer.kept + layer.gone) > plots.FEW_UNITS for layer in layers):
+        if any((layer.threshold or 0) > 0 and len(layer.kept + layer.gone) > plots.FEW_UNITS for layer in layers):
             caption = (
                 f"Scores of {word} before the first cut. Had these alone decided, all that went would lie to the left "
                 "of the threshold; later scores moved some. The outermost bars hold what lies beyond."
@@ -155,6 +158,18 @@ def comparison_plots(runs: Sequence[Run]) -> dict[str, Plot]:
     if trained:
         found.append(Plot("losses", partial(plots.losses, trained), WIDE, "Training loss of each run."))
     return {plot.name: plot for plot in [*found, *_quality_plots(runs)]}
+
+
+def _unmatched_by_all(runs: Sequence[Run]) -> list[str]:
+    """Of records given for all runs: those about none of them. One in a run's folder must be about that run."""
+    by_run = [quality.unmatched(run) for run in runs]
+    known = dict.fromkeys(line for lines in by_run for line in lines)
+    both = list(zip(runs, by_run, strict=True))
+    return [line for line in known if all(line in lines or not _has_record(run, line) for run, lines in both)]
+
+
+def _has_record(run: Run, line: str) -> bool:
+    return any(line.startswith(f"{text(record, 'file')} ") for record in run.extras)
 
 
 def _quality_plots(runs: Sequence[Run]) -> list[Plot]:
@@ -224,7 +239,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     style: dict[str, Any] = {"style": Markup(folder.joinpath("style.css").read_text(encoding="utf-8"))}
-    environment.globals.update(style, version=__version__)
+    environment.globals.update(style, version=__version__, layer_rows=facts.layer_rows)
     return environment
 
 

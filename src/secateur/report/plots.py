@@ -202,7 +202,7 @@ def score_histogram(layers: Sequence[Scores], word: str, figure: Figure) -> None
     axes = figure.subplots()
     sides: dict[str, list[float]] = {"kept": [], "gone": []}
     for layer in layers:
-        if layer.threshold:
+        if layer.threshold is not None and layer.threshold > 0:  # criteria may score below 0
             for side, values in (("kept", layer.kept), ("gone", layer.gone)):
                 sides[side] += [math.log10(value / layer.threshold) for value in values if value > 0]
     colours = {"kept": SERIES[0], "gone": GONE}
@@ -248,7 +248,7 @@ def _bands(axes: Axes, layers: Sequence[Scores]) -> None:
     axes.fill_between(where, columns[0], columns[4], color=SERIES[0], alpha=0.15, linewidth=0, label="5 to 95 %")
     axes.fill_between(where, columns[1], columns[3], color=SERIES[0], alpha=0.3, linewidth=0, label="25 to 75 %")
     axes.plot(where, columns[2], color=SERIES[0], linewidth=2, label="median")
-    cut = [(layer.layer, layer.threshold) for layer in drawn if layer.threshold]
+    cut = [(layer.layer, layer.threshold) for layer in drawn if (layer.threshold or 0) > 0]
     if cut:
         axes.plot(*zip(*cut, strict=True), color=GONE, linewidth=2, linestyle="--", label="threshold")
 

@@ -1,10 +1,12 @@
 """Perplexities and task figures of the dense and the pruned model, gathered from a run's own and eval's records."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..task_figures import SEVEN_TASKS
 from .runs import Run, at, items, number, rows, text
 
 
@@ -34,12 +36,14 @@ class Measure:
         if value is None:
             return ""
         if self.lower_is_better:
-            return f"{value:.2f}" if value < 1e4 else f"{value:,.0f}"
+            if value >= 1e4:
+                return f"{value:,.0f}"
+            return f"{value:.2f}" + (f" ± {stderr:.2f}" if stderr is not None else "")
         return f"{100 * value:.1f} %" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
 
 
 def measures(run: Run) -> list[Measure]:
-    """Every figure that the records hold for this run: perplexities first, then tasks.
+    """Every figure that the records hold for this run: perplexities first, then the seven-task average and tasks.
 
     Figures with the same label and conditions are one row: the dense model may have been measured in a file of
     its own.
@@ -60,7 +64,28 @@ def measures(run: Run) -> list[Measure]:
             verdict=known.verdict or measure.verdict,
         )
     useful = [measure for measure in merged.values() if measure.pruned is not None]
-    return sorted(useful, key=lambda measure: not measure.lower_is_better)
+    return [
+        *(measure for measure in useful if measure.lower_is_better),
+        *_average(run),
+        *(measure for measure in useful if not measure.lower_is_better),
+    ]
+
+
+def headline(found: list[Measure]) -> list[Measure]:
+    """What stands at the top of the page: the first perplexity, and the seven-task average or else the first task."""
+    perplexities = [measure for measure in found if measure.lower_is_better]
+    shares = [measure for measure in found if not measure.lower_is_better]
+    return perplexities[:1] + shares[:1]
+
+
+def unmatched(run: Run) -> list[str]:
+    """Names of eval's records that speak of neither this run's checkpoint nor the model that it was made from."""
+    return [
+        f"{text(record, 'file') or 'A record'} is not shown: it is about "
+        f"{' and '.join(name for name, _ in items(record, 'models'))}, not this run's checkpoint or its dense model."
+        for record in run.extras
+        if items(record, "models") and not _sides(run, record)
+    ]
 
 
 def warnings(run: Run) -> list[str]:
@@ -89,17 +114,67 @@ def _all(run: Run) -> Iterator[Measure]:
 
 def _sides(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """An eval record's figures of this run's own checkpoint and of the model that it was pruned from."""
-    places = {run.folder.resolve()}
+    places = {str(run.folder.resolve())}
     if folder := text(run.result, "export", "folder"):
-        places.add(Path(folder).resolve())
+        places.add(str(Path(folder).resolve()))
     dense = text(run.result, "config", "model")
     found = {}
     for name, figures in items(record, "models"):
-        if Path(name).resolve() in places:
+        place = text(record, "folders", name) or str(Path(name).resolve())
+        if place in places:
             found["pruned"] = figures
-        elif name == dense:
+        elif dense is not None and (name == dense or place == str(Path(dense).resolve())):
             found["dense"] = figures
     return found
+
+
+def _average(run: Run) -> Iterator[Measure]:
+    """The seven-task average where all seven are known of the result, be it from several records."""
+    known: dict[str, dict[str, tuple[float, float, float]]] = {"dense": {}, "pruned": {}}
+    verdict = ""
+    for record in run.extras:
+        sides = _sides(run, record)
+        for side, figures in sides.items():
+            for name, task in items(figures, "tasks"):
+                if (figure := _in_papers_metric(name, task)) is not None:
+                    known[side].setdefault(name, figure)
+        if at(record, "models", text(record, "config", "model") or "") is sides.get("pruned"):
+            verdict = verdict or _task_verdict(at(record, "paired_average"))
+    dense, pruned = known["dense"], known["pruned"]
+    if set(pruned) != set(SEVEN_TASKS):
+        return
+    rows = {name: figure[2] for name, figure in pruned.items()}
+    alike = {name: figure[2] for name, figure in dense.items()} == rows
+    metrics = ", ".join(f"{name} {metric}" for name, metric in SEVEN_TASKS.items())
+    before, after = _mean(dense) if alike else None, _mean(pruned)
+    yield Measure(
+        label="Seven-task average",
+        conditions=f"zero-shot, {sum(rows.values()):,.0f} rows; {metrics}",
+        lower_is_better=False,
+        dense=before[0] if before else None,
+        pruned=after[0],
+        dense_stderr=before[1] if before else None,
+        pruned_stderr=after[1],
+        verdict=verdict if before else "",
+    )
+
+
+def _in_papers_metric(name: str, task: Any) -> tuple[float, float, float] | None:
+    """(value, standard error, rows) of one of the seven tasks; an older record has the value among its metrics."""
+    metric, rows = SEVEN_TASKS.get(name), number(task, "rows")
+    if metric is None or not rows or rows < 2 or number(task, "num_fewshot"):
+        return None
+    value, stderr = number(task, "metrics", f"{metric},none"), number(task, "stderrs", f"{metric},none")
+    if text(task, "metric") == metric:
+        value, stderr = number(task, "value"), number(task, "stderr")
+    if value is None or not 0 <= value <= 1:
+        return None
+    return value, stderr if stderr is not None else math.sqrt(value * (1 - value) / (rows - 1)), rows
+
+
+def _mean(figures: dict[str, tuple[float, float, float]]) -> tuple[float, float]:
+    values = figures.values()
+    return sum(v[0] for v in values) / len(values), math.sqrt(sum(v[1] ** 2 for v in values)) / len(values)
 
 
 def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
@@ -107,9 +182,10 @@ def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
     name = text(data, "text") or PurePath(text(data, "data") or "evaluation text").name
     one = pruned if number(pruned, "perplexity") is not None else dense
     scored, seq_len = number(one, "tokens_scored") or 0, number(one, "seq_len") or 0
+    split = text(data, "split")
     conditions = (
-        f"{text(data, 'joined') or 'joining not stated'}, {scored:,.0f} tokens scored in segments of {seq_len:,.0f}, "
-        f"{text(one, 'dtype')}"
+        f"{split + ' split, ' if split else ''}{text(data, 'joined') or 'joining not stated'}, {scored:,.0f} tokens "
+        f"scored in segments of {seq_len:,.0f}, {text(one, 'dtype')}"
     )
     return Measure(
         label=f"Perplexity, {name}",
@@ -117,8 +193,16 @@ def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
         lower_is_better=True,
         dense=number(dense, "perplexity"),
         pruned=number(pruned, "perplexity"),
+        dense_stderr=_perplexity_stderr(dense),
+        pruned_stderr=_perplexity_stderr(pruned),
         verdict=verdict,
     )
+
+
+def _perplexity_stderr(figures: Any) -> float | None:
+    """To first order, where the record has it of the mean loss alone."""
+    of_mean, value = number(figures, "stderr_nll"), number(figures, "perplexity")
+    return of_mean * value if of_mean is not None and value is not None else None
 
 
 def _tasks(dense: Any, pruned: Any, paired: Any) -> Iterator[Measure]:

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..progress import safe
 from ..reading import parse_json, read_text
 from ..records import FORMAT
+from .cells import from_cell, is_cell
 
 LARGEST = 1e30
 """Beyond every count, size and time there can be."""
@@ -40,7 +41,7 @@ def load_runs(folders: Sequence[str], records: Sequence[str] = ()) -> list[Run]:
     Raises:
         InputError: a folder that is no run's, a record that is not JSON of the expected kind or of a newer version.
     """
-    shared = [_read_object(Path(path)) for path in records]
+    shared = [_extra(Path(path)) for path in records]
     names = _names([Path(folder) for folder in folders])
     return [_load_run(Path(folder), name, shared) for folder, name in zip(folders, names, strict=True)]
 
@@ -86,17 +87,30 @@ def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
         return _load_unfinished(folder, name, shared)
     units, ranks, metrics = folder / "units.json", folder / "ranks.json", folder / "metrics.jsonl"
     result = _read_object(folder / "result.json")
-    removed = _read_object(units) if units.is_file() else rank_units(_read_object(ranks)) if ranks.is_file() else {}
+    removed = _read_object(units) if units.is_file() else {}
+    if ranks.is_file():
+        removed = joined_units(removed, rank_units(_read_object(ranks)))
     own = sorted({path for pattern in EXTRA_RECORDS for path in folder.glob(pattern) if path.is_file()})
+    extras = [_extra(path) for path in own]
+    notices = _notices(result)
+    if is_cell(result):
+        dense = folder.parent / "dense" / "result.json"
+        result, removed, measured = from_cell(result, _read_object(dense) if dense.is_file() else {}, folder)
+        extras = [*measured, *extras]
     return Run(
         folder=folder,
         name=name,
         result=result,
         units=removed,
         metrics=_read_lines(metrics) if metrics.is_file() else [],
-        extras=[*map(_read_object, own), *shared],
-        notices=_notices(result),
+        extras=[*extras, *shared],
+        notices=notices,
     )
+
+
+def _extra(path: Path) -> dict[str, Any]:
+    """A record of `eval` or `sample`, with its file's name."""
+    return _read_object(path) | {"file": path.name}
 
 
 def _load_unfinished(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
@@ -125,6 +139,18 @@ def _notices(result: dict[str, Any]) -> tuple[str, ...]:
     if number(result, "environment", "record_format") is None:
         found.append("These records are of an older version of secateur: what it did not note is missing here.")
     return tuple(found)
+
+
+def joined_units(units: dict[str, Any], ranks: dict[str, Any]) -> dict[str, Any]:
+    """Units of the model and ranks of its adapter, both pruned in one run (`prune --init-rank`)."""
+    cuts: dict[float, dict[str, Any]] = {}
+    for cut in [*rows(units, "cuts"), *rows(ranks, "cuts")]:
+        step = number(cut, "step") or 0
+        known = cuts.setdefault(step, {"step": step, "removed": {}})
+        known |= {key: value for key, value in cut.items() if key not in ("step", "removed")}
+        known["removed"] |= dict(items(cut, "removed"))
+    pools = dict(items(units, "pools")) | dict(items(ranks, "pools"))
+    return units | {"pools": pools, "cuts": [cuts[step] for step in sorted(cuts)]}
 
 
 def rank_units(ranks: dict[str, Any]) -> dict[str, Any]:
