@@ -19,10 +19,10 @@ from .errors import InputError, all_faults
 from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise
 from .harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
 from .launcher import rank
+from .model_checks import check_tokens
 from .models import (
     ModelSource,
     check_checkpoint,
-    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -30,6 +30,7 @@ from .models import (
     load_tokenizer,
     resolve_model,
 )
+from .output import check_output_file
 from .overlap import Overlap, overlap_with_training
 from .presets import PRESETS, preset_text
 from .records import environment, format_table, write_json
@@ -86,8 +87,8 @@ def evaluate_models(config: EvalConfig) -> str:
     Raises:
         InputError: before any weights are loaded, for all that can be known then.
     """
-    if config.output and Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
     if config.data:
         check_spec(config.data[0])
     tasks = _task_options(config)

@@ -20,6 +20,7 @@ from .layout import LayerShape
 from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .original import check_quantisable
+from .output import check_output_file
 from .plan_text import plan_text
 from .prepare import plan_budget, scoring_options
 from .records import write_json
@@ -35,6 +36,8 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
+    if config.json:
+        check_output_file("--json", Path(config.json), overwrite=True)
     scoring = CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)

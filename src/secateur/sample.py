@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from .benchmark import encode_prompt, generate_text
 from .config_eval import SampleConfig
 from .errors import InputError
+from .model_checks import check_tokens
 from .models import (
     ModelSource,
     check_checkpoint,
-    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -21,6 +21,7 @@ from .models import (
     load_tokenizer,
     resolve_model,
 )
+from .output import check_output_file
 from .progress import safe
 from .reading import parse_json, read_text
 from .records import environment, write_json
@@ -34,8 +35,8 @@ def sample_models(config: SampleConfig) -> str:
     Raises:
         InputError: a prompt that cannot be read or is too long for a model, an output that exists.
     """
-    if config.output and Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
     prompts = read_prompts(config)
     names = [*([config.against] if config.against else []), config.model]
     sources = {name: resolve_model(name) for name in names}
