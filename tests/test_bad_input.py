@@ -131,7 +131,7 @@ def table() -> dict[str, tuple[list[str], str]]:
             found[f"{command}: output at {name}"] = (given, words)
     for command, flag in (("eval", "output"), ("sample", "output"), ("bench", "output"), ("plan", "json")):
         for place in ("{t}", "{t}/short.txt/out.json", "{t}/hollow/none/out.json", "/proc/out.json"):
-            found[f"{command}: a record at {place}"] = (changed(COMMANDS[command], {flag: place}), place[:5])
+            found[f"{command}: a record at {place}"] = (changed(COMMANDS[command], {flag: place}), f"--{flag} ")
     return found
 
 
