@@ -214,7 +214,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(folders, tmp_path, ca
     monkeypatch.setattr("secateur.assess.load_model", None)  # no model is loaded
     dense = str(folders[0])
     for command in (["eval", "--preset", "ptb-128"], ["sample", "--prompts", "a"], ["bench"]):
-        for output, message in ((tmp_path / "none" / "x.json", "there is no folder"), (tmp_path, "is a folder")):
+        for output, message in ((tmp_path / "none" / "x.json", "cannot be written"), (tmp_path, "is a folder")):
             assert main([*command, "--model", dense, "--output", str(output)]) == 2
             assert message in capsys.readouterr().err
     (tmp_path / "file").touch()

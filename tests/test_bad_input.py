@@ -1,12 +1,20 @@
 """Bad input, one table for all commands: exit code 2, one message with the value and the remedy, nothing written."""
 
+import ctypes
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, get_peft_model
-from tiny import save_tiny, tiny_llama
+from safetensors.torch import save_file
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 from secateur.cli import main
 from secateur.embedded import stdlib_docs
@@ -40,7 +48,95 @@ def evaluate(**changes: str) -> list[str]:
     return changed(["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"], changes)
 
 
+COMMANDS = {
+    "prune": PRUNE,
+    "adapt": ADAPT,
+    "compare": ["compare", "--evaluate-on", "{d}", *PRUNE[1:]],
+    "plan": ["plan", "--model", "{m}", "--sparsity", "0.4"],
+    "eval": ["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"],
+    "sample": ["sample", "--model", "{m}", "--prompts", "hello", "--max-new-tokens", "4"],
+    "bench": ["bench", "--model", "{m}", "--seq-len", "16", "--repeats", "1", "--no-memory", "--batch-sizes", "1"],
+    "export": ["export", "--model", "{m}", "--output", "{o}"],
+    "report": ["report"],
+    "quickstart": ["quickstart", "--output", "{o}"],
+}
+READS = {
+    "plan": ("config",), "export": ("config",), "bench": ("config", "weights", "loaded"),
+    "compare": ("config", "weights", "tokenizer"),
+    **dict.fromkeys(("prune", "adapt", "eval", "sample"), ("config", "weights", "tokenizer", "loaded")),
+}  # fmt: skip
+"""What of a model a command looks at before it writes anything (export: of a checkpoint whose layers are alike)."""
+MODELS: dict[str, tuple[str, str, str]] = {
+    "an unknown model path": ("./nowhere/model", "nowhere", "config"),
+    "an encoder-decoder": ("{t}/encoder", "t5 is an encoder-decoder", "config"),
+    "an encoder": ("{t}/bert", "bert is an encoder", "config"),
+    "an unsupported type": ("{t}/unsupported", "transformers does not know its architecture", "config"),
+    "no model type": ("{t}/notype", "model_type", "config"),
+    "a config that is not JSON": ("{t}/badconfig", "not valid JSON", "config"),
+    "an adapter as model": ("{t}/adapter", "", "config"),
+    "a text file as model": ("{t}/short.txt", "", "config"),
+    "a hub name that cannot be one": ("a b c", "a b c", "config"),
+    "a name longer than the system takes": ("n" * 5000, "", "config"),
+    "truncated weights": ("{t}/truncated", "model.safetensors is corrupt", "weights"),
+    "a truncated header": ("{t}/header", "model.safetensors is corrupt", "weights"),
+    "a missing shard": ("{t}/shards", "is missing", "weights"),
+    "pickled weights only": ("{t}/pickled", "pickles only", "weights"),
+    "weights in GGUF beside a config": ("{t}/mixed", "give one, such as", "weights"),
+    "no weights": ("{t}/noweights", "has no weights", "weights"),
+    "weights that are whole numbers": ("{t}/integers", "are whole numbers (I32)", "weights"),
+    "weights of another shape": ("{t}/mismatch", "do not have the shape", "loaded"),
+    "a config without a field": ("{t}/nofield", "do not have the shape", "loaded"),
+    "a missing tensor": ("{t}/missing", "not in the checkpoint", "loaded"),
+    "no tokenizer": ("{t}/notokenizer", "no tokenizer", "tokenizer"),
+    "a tokenizer larger than the embedding": ("{t}/small", "its embedding has 32 rows", "tokenizer"),
+}
+DATA: dict[str, tuple[str, str]] = {
+    "an unknown data path": ("{t}/none.jsonl", "none.jsonl"),
+    "data that is a pipe": ("{t}/pipe.txt", "no regular file"),
+    "data that is a link to itself": ("{t}/loop.txt", "loop.txt"),
+    "empty data": ("{t}/empty.txt", "empty"),
+    "not UTF-8": ("{t}/latin.txt", "UTF-8"),
+    "truncated JSON": ("{t}/cut.jsonl", "cut.jsonl:2 is not valid JSON"),
+    "a number of 5,000 digits": ("{t}/digits.jsonl", "digits.jsonl:1"),
+    "one bad file in a folder": ("{t}/formats", "bad.jsonl:1"),
+    "a data name longer than the system takes": ("n" * 5000, ""),
+}
+FLAGS = {"prune": "data", "adapt": "data", "eval": "data", "compare": "evaluate_on"}
+YAMLS = {
+    "a pipe": ("pipe.txt", "pipe or a device"),
+    "a folder": ("hollow", "is a folder"),
+    "a date that is none": ("date.yaml", "not valid YAML"),
+    "nested too deeply": ("deep.yaml", "nested too deeply"),
+    "a number of 5,000 digits": ("digits.yaml", "digits.yaml"),
+    "a boolean with a tag": ("tag.yaml", "not valid YAML"),
+}
+
+
+def table() -> dict[str, tuple[list[str], str]]:
+    """Each case for every command that takes such a thing."""
+    found = {}
+    for command, reads in READS.items():
+        for name, (model, words, what) in MODELS.items():
+            if what in reads:
+                found[f"{command}: {name}"] = (changed(COMMANDS[command], {"model": model}), words)
+    for command, flag in FLAGS.items():
+        for name, (spec, words) in DATA.items():
+            found[f"{command}: {name}"] = (changed(COMMANDS[command], {flag: spec}), words)
+    for command in COMMANDS:
+        for name, (file, words) in YAMLS.items():
+            found[f"{command}: YAML that is {name}"] = ([*COMMANDS[command], "--config", "{t}/" + file], words)
+    for command in ("prune", "adapt", "compare", "export", "quickstart"):
+        for name, words in (("short.txt", "is a file"), ("short.txt/out", ""), ("loop.txt", "broken link")):
+            given = changed(COMMANDS[command], {"output": "{t}/" + name})
+            found[f"{command}: output at {name}"] = (given, words)
+    for command, flag in (("eval", "output"), ("sample", "output"), ("bench", "output"), ("plan", "json")):
+        for place in ("{t}", "{t}/short.txt/out.json", "{t}/hollow/none/out.json", "/proc/out.json"):
+            found[f"{command}: a record at {place}"] = (changed(COMMANDS[command], {flag: place}), f"--{flag} ")
+    return found
+
+
 CASES: dict[str, tuple[list[str], str]] = {
+    **table(),
     # file system
     "unknown model path": (prune(model="./nowhere/model"), "./nowhere/model"),
     "unknown data path": (prune(data="{t}/none.jsonl"), "none.jsonl"),
@@ -78,7 +174,6 @@ CASES: dict[str, tuple[list[str], str]] = {
     "response only on text": ([*prune(), "--response-only"], "response"),
     "too little evaluation text": (prune(eval_data="{t}/short.txt"), "fewer than one segment"),
     # models
-    "an encoder": (prune(model="{t}/encoder"), "t5 is an encoder-decoder"),
     "unsupported type": (prune(model="{t}/unsupported"), "transformers does not know its architecture"),
     "a misspelt type": (prune(model="{t}/misspelt"), "Did you mean 'llama'? "),
     "a type without a layout": (prune(model="{t}/ctrl"), "unknown model type 'ctrl'"),
@@ -135,7 +230,20 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a rank above the first": (adapt(rank="9"), "--rank 9 is above --init-rank 8"),
     "a rank above a layer": (adapt(init_rank="33"), "adds nothing there"),
     "an adapter with a start": (prune(adapter="{t}/adapter", lora_init="pissa"), "leave one out"),
+    "a learning rate beyond floats": ([*prune(), "--config", "{t}/float.yaml"], "--lr is a int beyond any measure"),
+    "steps of 4,000 digits": (prune(steps="9" * 4000), "--steps is '999"),
     # other commands
+    "export: sizes of layers that are none": (["export", "--model", "{t}/sizes", "--output", "{o}"], "must give every"),
+    "sample: a prompt file that is a pipe": (
+        ["sample", "--model", "{m}", "--prompt-file", "{t}/pipe.txt"], "is a pipe or a device",
+    ),
+    "sample: a prompt of 5,000 digits": (
+        ["sample", "--model", "{m}", "--prompt-file", "{t}/digits.jsonl"], "digits.jsonl:1 is not valid JSON",
+    ),
+    "report: a record that is a pipe": (["report", "{t}/run", "--records", "{t}/pipe.txt"], "is a pipe or a device"),
+    "report: a record of 5,000 digits": (["report", "{t}/run", "--records", "{t}/digits.jsonl"], "not valid JSON"),
+    "report: a run's metrics of 5,000 digits": (["report", "{t}/long"], "metrics.jsonl:1 is not valid JSON"),
+    "report: a page where none can be": (["report", "{t}/run", "--output", "/proc/page.html"], "/proc/page.html"),
     "eval: short text": (evaluate(data="{t}/short.txt"), "fewer than one segment"),
     "eval: no model": (evaluate(model="{t}/none/x"), "no such folder"),
     "eval: unknown other model": (evaluate(against="{t}/none/x"), "no such folder"),
@@ -181,14 +289,22 @@ def bad_files(folder: Path) -> None:
         "surrogate.jsonl": b'{"text": "\\ud800"}', "deep.jsonl": b"[" * 100_000,
         "huge.jsonl": b'{"text": "' + b"a" * 3_000_000, "notext.jsonl": b'{"text": ""}\n{"text": " "}',
         "keys.yaml": b"sparcity: 0.2\n", "types.yaml": b"ema: [1, 2]\n", "list.yaml": b"- 1\n- 2\n",
+        "date.yaml": b"lr: 2024-13-45\n", "deep.yaml": b"lr: " + b"[" * 3000 + b"]" * 3000,
+        "digits.yaml": b"lr: " + b"9" * 5000, "digits.jsonl": b'{"text": ' + b"9" * 5000 + b"}",
+        "float.yaml": b"lr: 0x" + b"f" * 5000, "tag.yaml": b"resume: !!bool maybe\n",
         "broken.yaml": b"a: [1,\nb", "fake.gguf": b"no GGUF at all",
     }  # fmt: skip
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     os.mkfifo(folder / "pipe.txt")
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
-    for name in ("hollow", "full", "damaged"):
+    for name in ("hollow", "full", "damaged", "run", "long", "formats"):
         (folder / name).mkdir()
+    for name in ("run", "long"):
+        (folder / name / "result.json").write_text("{}")
+    (folder / "long" / "metrics.jsonl").write_text('{"loss": ' + "9" * 5000 + "}")
+    (folder / "formats" / "a.txt").write_text("fine")
+    (folder / "formats" / "bad.jsonl").write_text("not JSON")
     (folder / "full" / "precious.txt").write_text("keep me")
     (folder / "damaged" / "result.json").write_text('{"status": "do')
 
@@ -221,6 +337,15 @@ def bad_models(folder: Path) -> None:
     (copy("noweights") / "model.safetensors").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy("notokenizer") / name).unlink() if name == "tokenizer.json" else (folder / "notokenizer" / name).unlink()
+    edit(copy("nofield"), vocab_size=None)
+    edit(copy("sizes"), secateur_layers=[{"heads": "many"}, {}])
+    (copy("header") / "model.safetensors").write_bytes((10**6).to_bytes(8, "little") + b'{"a":')
+    whole = {"model.embed_tokens.weight": torch.zeros(128, 64, dtype=torch.int32)}
+    save_file(whole, copy("integers") / "model.safetensors")
+    (copy("mixed") / "model.safetensors").rename(folder / "mixed" / "model-Q4.gguf")
+    bert = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=128)
+    BertForMaskedLM(bert).save_pretrained(folder / "bert")
+    tiny_tokenizer().save_pretrained(folder / "bert")
     copy("small", vocab=32)
     edit(copy("baddtype"), dtype="float99")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -260,17 +385,77 @@ def test_debug_shows_the_traceback(place, tmp_path, capsys) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-@pytest.mark.parametrize("what", ["data", "output"])
-def test_permissions(what, place, tmp_path, capsys) -> None:
-    locked = tmp_path / "locked"
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Without root's right to read and write everything (effective capabilities of this thread, on Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, data) == 0
+    before = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = before
+        assert libc.capset(header, data) == 0
+
+
+LOCKED = {
+    "data": (prune(data="{l}/text.txt"), "{l}"),
+    "a data file": (prune(data="{t}/secret.txt"), "secret.txt cannot be read"),
+    "evaluation data": (evaluate(data="{l}/text.txt"), "{l}"),
+    "output": (prune(output="{l}/out"), "{l}"),
+    "export's output": (["export", "--model", "{m}", "--output", "{l}/out"], "{l}"),
+    "adapt's output": (adapt(output="{l}/out"), "{l}"),
+    "model": (["bench", "--model", "{l}/model"], "{l}"),
+    "eval's model": (evaluate(model="{l}/model"), "{l}"),
+    "config": ([*prune(), "--config", "{l}/run.yaml"], "{l}"),
+    "a config file": ([*prune(), "--config", "{t}/secret.txt"], "secret.txt cannot be read"),
+    "prompts": (["sample", "--model", "{m}", "--prompt-file", "{t}/secret.txt"], "secret.txt cannot be read"),
+    "record": (evaluate(output="{l}/eval.json"), "{l}"),
+    "plan's record": ([*COMMANDS["plan"], "--json", "{l}/plan.json"], "{l}"),
+    "run": (["report", "{l}/run"], "{l}"),
+    "adapter": (prune(adapter="{l}/adapter"), "{l}"),
+}
+
+
+@pytest.mark.parametrize("name", list(LOCKED))
+def test_permissions(name, place, tmp_path, capsys) -> None:
+    words, expected = LOCKED[name]
+    locked, secret = tmp_path / "locked", tmp_path / "secret.txt"
     locked.mkdir()
-    (locked / "text.txt").write_text("x")
-    locked.chmod(0o000)
-    changes = {"data": str(locked / "text.txt")} if what == "data" else {"output": str(locked / "out")}
-    argv = [w.format(m=place / "model", d=place / "text.txt", o=tmp_path / "out", t=place) for w in prune(**changes)]
-    assert main(argv) == 2
-    assert str(locked) in capsys.readouterr().err
+    secret.write_text("x")
+    for path in (locked, secret):
+        path.chmod(0o000)
+    names = {"m": place / "model", "d": place / "text.txt", "o": tmp_path / "out", "t": tmp_path, "l": locked}
+    with ordinary():
+        code = main([word.format(**names) for word in words])
+    locked.chmod(0o700)
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert expected.format(**names) in said
+    assert said.count("secateur: error:") == 1
+    assert not any(locked.iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gated_model(capsys, monkeypatch) -> None:
+    def gated(*args, **kwargs):
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    def forbidden(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at ...")
+
+    for info, config in ((gated, AutoConfig.from_pretrained), (lambda *args, **kwargs: None, forbidden)):
+        with monkeypatch.context() as patch:
+            patch.setattr(HfApi, "model_info", info)
+            patch.setattr(AutoConfig, "from_pretrained", config)
+            assert main(["plan", "--model", "org/gated", "--sparsity", "0.2"]) == 2
+        said = capsys.readouterr().err
+        assert "is gated: accept its terms on https://huggingface.co/org/gated" in said
+        assert "hf auth login" in said
 
 
 def test_spaces_and_unicode_in_paths(place, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
 from secateur import saving
@@ -118,6 +119,27 @@ def test_other_options_are_refused(place, tmp_path, monkeypatch) -> None:
     prepare(build(PruneConfig, options(place, tmp_path / "out", save_steps=5, resume=True)))
     with pytest.raises(InputError, match="leave one out"):
         build(PruneConfig, options(place, tmp_path / "out", resume=True, overwrite=True))
+
+
+def test_another_model_under_the_same_name_is_refused(place, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("secateur.prune.export_checkpoint", lambda *a, **k: (_ for _ in ()).throw(Died()))
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    given = options(place, tmp_path / "out", model=str(model), steps=4)
+    job = prepare(build(PruneConfig, given))
+    with pytest.raises(Died):
+        prune(job, Progress(job.total_steps, stream=open(os.devnull, "w")))  # noqa: SIM115
+    again = build(PruneConfig, given | {"resume": True})
+    prepare(again)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    with pytest.raises(InputError, match=r"options were others: the contents of --model"):
+        prepare(again)
+    (model / "config.json").write_text(config)
+    state = load_file(model / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in state.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="the contents of --model"):
+        prepare(again)
 
 
 def test_half_written_checkpoints_are_skipped_and_rotation_keeps_complete_ones(tmp_path) -> None:

@@ -31,9 +31,10 @@ from .models import (
     load_tokenizer,
     resolve_model,
 )
+from .output import check_output_file
 from .overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
 from .presets import PRESETS, preset_text
-from .records import check_record, environment, write_json
+from .records import environment, write_json
 from .task_figures import TaskFigure, paired_average, paired_rows, seven_task_average
 
 DEFAULT_SEQ_LEN = 1024
@@ -96,7 +97,8 @@ def evaluate_models(config: EvalConfig) -> str:
     Raises:
         InputError: before any weights are loaded, for all that can be known then.
     """
-    check_record(config.output, overwrite=config.overwrite)
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
     if config.data:
         check_spec(config.data[0])
     tasks = _task_options(config)

@@ -17,8 +17,9 @@ from .errors import InputError
 from .given_adapter import load_adapter, read_adapter
 from .memory import peak_bytes, reset_peak
 from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model
+from .output import check_output_file
 from .progress import human_bytes
-from .records import check_record, environment, format_table, write_json
+from .records import environment, format_table, write_json
 
 PROMPT = 64
 """Tokens before those that are generated."""
@@ -31,7 +32,8 @@ def bench(config: BenchConfig) -> str:
         InputError: a model cannot be loaded, the prompt is longer than its positions, the output exists.
     """
     output = Path(config.output) if config.output else None
-    check_record(config.output, overwrite=config.overwrite)
+    if output is not None:
+        check_output_file("--output", output, overwrite=config.overwrite)
     dtype = compute_dtype(config.dtype)
     names = [name for name in (config.against, config.model) if name is not None]
     if len(set(names)) < len(names):

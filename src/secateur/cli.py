@@ -7,6 +7,7 @@ import argparse
 import errno
 import logging
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,7 +30,16 @@ if TYPE_CHECKING:
     from .grid import Comparison
 
 INTERRUPTED = 130
-FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+FILE_SYSTEM = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)
 """Refusals that name a place which the user chose."""
 
 
@@ -150,8 +160,16 @@ def _as_ours(error: Exception, arguments: list[str]) -> SecateurError | None:
     """What a user can mend but no command has put into words: memory, and a file system's refusals."""
     if isinstance(error, OSError) and (error.errno in FILE_SYSTEM or disk_is_full(error)):
         reason = error.strerror or str(error)
-        place = f"{error.filename}: " if error.filename else ""
-        return InputError(f"{place}{reason}: check the path, its permissions and the room on its disk.")
+        place = str(error.filename or "")
+        place = f"{place[:200]} ... ({len(place):,} characters)" if len(place) > 200 else place
+        return InputError(
+            f"{place + ': ' if place else ''}{reason}: check the path, its permissions and the room on its disk."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return InputError(
+            "an adapter's or model's file is a pickle, which can run code when it is opened: refused. Where you trust "
+            "it, convert it once with save_pretrained, which writes safetensors, and give that."
+        )
     if out_of_memory(error):
         command = COMMANDS.get(arguments[0] if arguments else "")
         part, remedy = (command.memory if command else None) or ("running", "Choose a smaller model.")

@@ -22,7 +22,8 @@ START_UP = 20
 
 
 class NumericsGuard(TrainerCallback):
-    """Leaves out a step whose loss, gradient or score is NaN or infinite: the update changes nothing.
+    """Leaves out a step whose loss or gradient is NaN or infinite, so that the update changes nothing; one with such a
+    score is left out of the averages only.
 
     Comes before the pruner's callback, which then leaves the step out of the averages. The start-up steps that a
     float16 loss scaler skips on its way to a scale that fits are not counted, up to `START_UP` of them.

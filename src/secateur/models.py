@@ -1,6 +1,5 @@
 """Models and tokenizers by folder, GGUF file, hub id or embedded name; what to compute them in."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,8 +26,8 @@ from .embedded import EMBEDDED_MODEL, embedded_model_dir, quiet_transformers
 from .errors import InputError
 from .families import FAMILIES
 from .guard import LOAD_LESS, memory_for
+from .model_checks import check_causal, check_kinds, gated, hash_of_headers
 from .progress import safe
-from .reading import PARSER_ERRORS
 from .registry import did_you_mean
 
 log = logging.getLogger("secateur")
@@ -38,9 +36,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 HUB_TIMEOUT_S = 10
-WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
-HEADER_BYTES = 1 << 20
-"""Of a config.json, or of a GGUF file, whose names and shapes come first."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +88,8 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     """
     _check_hub(source)
     config = _guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
-    _check_causal(source, config)
+    check_causal(source.name, config)
     return config
-
-
-def _check_causal(source: ModelSource, config: PretrainedConfig) -> None:
-    """Refuse what does not predict the next token: transformers would load an encoder as if it did."""
-    if config.is_encoder_decoder:
-        raise InputError(
-            f"model {source.name!r}: {config.model_type} is an encoder-decoder, and secateur's commands work on causal "
-            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
-        )
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise InputError(
-            f"model {source.name!r}: {config.model_type} is an encoder, and secateur's commands work on causal "
-            "language models: give a decoder-only one, such as a Llama."
-        )
 
 
 def check_checkpoint(source: ModelSource) -> None:
@@ -134,12 +115,7 @@ def check_checkpoint(source: ModelSource) -> None:
                 kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
-        whole = [name for name, kind in kinds.items() if name.endswith(".weight") and kind in WHOLE_NUMBERS]
-        if whole and not _is_quantised(folder):
-            raise InputError(
-                f"{path}: {whole[0]} and {len(whole) - 1} other weights are whole numbers ({kinds[whole[0]]}), and "
-                "config.json names no quantization: give a checkpoint in float32, bfloat16 or float16."
-            )
+        check_kinds(path, kinds)
 
 
 def contents_of(source: ModelSource, model_config: PretrainedConfig) -> str | None:
@@ -149,15 +125,8 @@ def contents_of(source: ModelSource, model_config: PretrainedConfig) -> str | No
     """
     if not source.is_local:
         return getattr(model_config, "_commit_hash", None)
-    folder, digest = Path(source.path), hashlib.sha256()
-    files = [source.gguf_file] if source.gguf_file else ["config.json", *_weight_files(folder)]
-    for name in files:
-        path = folder / name
-        digest.update(f"{name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            weights = name.endswith(".safetensors")
-            digest.update(file.read(int.from_bytes(file.read(8), "little") if weights else HEADER_BYTES))
-    return digest.hexdigest()
+    folder = Path(source.path)
+    return hash_of_headers(folder, [source.gguf_file] if source.gguf_file else ["config.json", *_weight_files(folder)])
 
 
 def load_model(
@@ -294,14 +263,6 @@ def _weight_files(folder: Path) -> list[str]:
     raise InputError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its files.")
 
 
-def _is_quantised(folder: Path) -> bool:
-    """Whether config.json says how the weights are packed."""
-    try:
-        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, *PARSER_ERRORS, TypeError):
-        return False
-
-
 def _check_hub(source: ModelSource) -> None:
     """One short question to the hub: transformers' own retries keep a user without network for a minute."""
     if source.is_local:
@@ -314,7 +275,7 @@ def _check_hub(source: ModelSource) -> None:
     try:
         HfApi().model_info(source.path, timeout=HUB_TIMEOUT_S)
     except GatedRepoError:
-        raise _gated(source) from None
+        raise gated(source.name, source.path) from None
     except RepositoryNotFoundError:
         raise InputError(
             f"model {source.name!r} is not on the hub, or private: check the spelling, or log in with `hf auth login`."
@@ -329,13 +290,6 @@ def _check_hub(source: ModelSource) -> None:
             f"model {source.name!r} is no local folder, and the hub cannot be reached "
             f"({_one_line(error)}): check the name and the network, or give a local folder or {EMBEDDED_MODEL}."
         ) from None
-
-
-def _gated(source: ModelSource) -> InputError:
-    return InputError(
-        f"model {source.name!r} is gated: accept its terms on https://huggingface.co/{source.path}, log in with "
-        "`hf auth login`, and try again; or give a local folder."
-    )
 
 
 def _guarded(
@@ -355,7 +309,7 @@ def _guarded(
     except Exception as error:  # transformers raises many classes, some of its own
         text, place = str(error), f"{what} {source.name!r}"
         if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
-            raise _gated(source) from None
+            raise gated(source.name, source.path) from None
         if "trust_remote_code" in text:
             raise InputError(
                 f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryFile, mkdtemp
 
 from .errors import InputError, SecateurError, disk_is_full
 from .locks import held
@@ -63,6 +63,23 @@ def check_output(
 def _unlinked(path: Path) -> Path:
     """Where a file or a link itself lies, whatever it points to."""
     return path.absolute().parent.resolve() / path.name
+
+
+def check_output_file(option: str, path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that cannot or must not be written, before the work that it is to hold. Leaves nothing behind.
+
+    Raises:
+        InputError: it exists (without `overwrite`), is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder: give a file in it.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{option} {path} exists: pass --overwrite to replace it, or choose another name.")
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error.strerror}): choose another place.") from None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .layout import LayerShape
 from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .original import check_quantisable
+from .output import check_output_file
 from .plan_text import plan_text
 from .prepare import PlannedBudget, lora_names, plan_budget, scoring_options
 from .records import write_json
@@ -43,6 +44,8 @@ def plan(config: PlanConfig) -> str:
     config = starting_from_adapter(config)
     criterion = CRITERIA[config.criterion]
     scoring = criterion.options(config.criterion, scoring_options(config))
+    if config.json:
+        check_output_file("--json", Path(config.json), overwrite=True)
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)

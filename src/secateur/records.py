@@ -12,8 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import InputError
-
 FORMAT = 1
 """Version of the records' layout; a reader refuses a newer one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -58,30 +56,6 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def check_record(output: str | None, *, overwrite: bool) -> None:
-    """Refuse a file for `--output` that cannot or must not be written, before there is anything to write.
-
-    Raises:
-        InputError: it exists and is not to be replaced, is a folder, or its folder is missing or write-protected.
-    """
-    if output is None:
-        return
-    path, folder = Path(output), Path(output).absolute().parent
-    if path.is_dir():
-        raise InputError(f"--output {output} is a folder: name a file.")
-    if path.exists() and not overwrite:
-        raise InputError(f"--output {output} exists: pass --overwrite to replace it.")
-    if not folder.is_dir():
-        raise InputError(f"--output {output}: there is no folder {folder}: make it, or choose another place.")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--output {output}: {folder} cannot be written to ({error.strerror}): choose another place."
-        ) from None
 
 
 def plain(value: Any) -> Any:

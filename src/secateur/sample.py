@@ -21,9 +21,10 @@ from .models import (
     load_tokenizer,
     resolve_model,
 )
+from .output import check_output_file
 from .progress import safe
 from .reading import parse_json, read_text
-from .records import check_record, environment, write_json
+from .records import environment, write_json
 
 
 def sample_models(config: SampleConfig) -> str:
@@ -34,7 +35,8 @@ def sample_models(config: SampleConfig) -> str:
     Raises:
         InputError: a prompt that cannot be read or is too long for a model, an output that exists.
     """
-    check_record(config.output, overwrite=config.overwrite)
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
     prompts = read_prompts(config)
     names = [*([config.against] if config.against else []), config.model]
     sources = {name: resolve_model(name) for name in names}

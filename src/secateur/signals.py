@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .launcher import launched
+
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end; clean-up that an interrupt gets, this gets too."""
@@ -17,15 +19,17 @@ class Terminated(KeyboardInterrupt):
 def terminated_tidily() -> Iterator[None]:
     """SIGTERM raises `Terminated` in here; training has a handler of its own, which saves first.
 
-    A parent that ignores it, or has its own, is left alone.
+    A caller's own handler is left alone. So is the default where a launcher started several processes: one that waits
+    for the others in a collective operation would not come to a handler of Python's.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and launched() == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        if ours:
+        if ours and signal.getsignal(signal.SIGTERM) is _terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..config_eval import ReportConfig
 from ..errors import InputError
+from ..output import check_output_file
 from ..progress import human_bytes, human_count
 from ..records import write_whole
 from . import facts, plots, quality, recipe
@@ -39,8 +40,8 @@ def make_report(config: ReportConfig) -> list[Path]:
     Raises:
         InputError: a folder without records, a page that must not be replaced.
     """
-    if config.output and Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"--output {config.output} exists: pass --overwrite to replace it.")
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
     output = Path(config.output) if config.output else None
     return write_report(config.runs, output, records=config.records, plot_files=config.plots)
 
