@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a config without a field": ("{t}/nofield", "do not have the shape", "loaded"),
     "a missing tensor": ("{t}/missing", "not in the checkpoint", "loaded"),
     "no tokenizer": ("{t}/notokenizer", "no tokenizer", "tokenizer"),
-    "a tokenizer larger than the embedding": ("{t}/small", "its embedding has 32 rows", "tokenizer"),
+    "a tokenizer larger than the embedding": ("{t}/small", "has embeddings of 32 tokens", "tokenizer"),
 }
 DATA: dict[str, tuple[str, str]] = {
     "an unknown data path": ("{t}/none.jsonl", "none.jsonl"),
@@ -190,7 +190,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a text file as model": (prune(model="{t}/short.txt"), "not .gguf"),
     "a GGUF that is none": (prune(model="{t}/fake.gguf"), "not a GGUF file"),
     "no tokenizer": (prune(model="{t}/notokenizer"), "no tokenizer"),
-    "a tokenizer larger than the embedding": (prune(model="{t}/small"), "its embedding has 32 rows"),
+    "a tokenizer larger than the embedding": (prune(model="{t}/small"), "has embeddings of 32 tokens"),
     "no such precision": (prune(model="{t}/baddtype"), "baddtype"),
     "a hub name that cannot be one": (prune(model="a b c"), "no valid hub id"),
     # options

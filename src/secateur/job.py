@@ -13,7 +13,8 @@ from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, wor
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
-from .errors import InputError
+from .errors import InputError, all_faults
+from .evaluate import token_faults
 from .families import Family
 from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
@@ -157,13 +158,8 @@ def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
 
 def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str) -> None:
     """No token may lie outside the embedding; the tokenizer may be another model's."""
-    size = model_config.get_text_config().vocab_size
     largest = max(max(blocks[i]["input_ids"]) for i in range(len(blocks)))
-    if largest >= size:
-        raise InputError(
-            f"model {model!r}: its tokenizer gives token {largest} and its embedding has {size} rows: the tokenizer is "
-            "another model's, or the embedding was not resized to it."
-        )
+    all_faults(token_faults(torch.tensor([largest]), model_config.get_text_config().vocab_size, model))
 
 
 HARMLESS = (

@@ -133,12 +133,12 @@ def _convert(value: Any, hint: Any) -> Any:
             pass
     if float in kinds:
         try:
-            number = float(value)
+            real = float(value)
         except (TypeError, OverflowError):
             raise ValueError from None
-        if number - number != 0:  # NaN or infinite
+        if real - real != 0:  # NaN or infinite
             raise ValueError
-        return number
+        return real
     raise ValueError
 
 
