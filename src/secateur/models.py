@@ -321,8 +321,8 @@ def _guarded(
             hint = did_you_mean(named[1], FAMILIES) if named else ""
             raise InputError(
                 f"{place}: transformers does not know its architecture ({_one_line(error)}). {hint}"
-                "Check model_type in config.json, or update transformers. `secateur families` lists what can be "
-                "pruned; docs/add-a-family.md says how to add to it."
+                "Check model_type in config.json, or update transformers. See `secateur families`; "
+                "docs/add-a-family.md says how to add to it."
             ) from None
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "
