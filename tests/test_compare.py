@@ -91,7 +91,7 @@ def test_a_contender_gets_its_best_rate_and_seeds_are_paired(inputs, tmp_path) -
     for cell in cells:
         loss = 2.5 if cell.kind == "dense" else nll[cell.series][cell.config.seed]
         measured = {"perplexity": math.exp(loss), "mean_nll": loss, "stderr_nll": 0.1, "tokens_scored": 1,
-                    "segments": 1, "seq_len": 2, "dtype": "float32"}  # fmt: skip
+                    "segments": 1, "seq_len": 2, "dtype": "float32", "text": {"sha256": "0"}}  # fmt: skip
         (tmp_path / cell.name).mkdir()
         record = {"name": cell.name, "kind": cell.kind, "status": "done", "config": asdict(cell.config),
                   "parameters": 10, "perplexity": {"dir/t.txt": measured}, "training_data": [],
@@ -226,9 +226,10 @@ def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
 
 
 def one_cell(inputs, **more):
-    """Options of a comparison of one pruned cell, with a checkpoint every second step."""
+    """Options of a comparison of one pruned cell, with a checkpoint every second step and a third of the tokens in its
+    moments."""
     return {**inputs, "criterion": "gate", "compensate": "lstsq", "sparsity": "0.3", "baselines": (), "steps": "40",
-            "save_steps": "2", **more}  # fmt: skip
+            "save_steps": "2", "seq_len": "64", **more}  # fmt: skip
 
 
 def flags_of(given):

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
 from secateur import Pruner
-from secateur.criteria import CRITERIA, Scoring
+from secateur.criteria import CRITERIA, InputMoments, Scoring
 from secateur.criteria.obs import removal_cost
 from secateur.discovery import find_units
 from secateur.families import family_of
@@ -252,6 +252,13 @@ def test_moments_of_many_tokens_are_those_of_the_tokens_that_were_taken(setting)
     x = stored_inputs(model, path, ids)
     expected = sum(x[rows].T @ x[rows] / len(rows) for rows in taken) / 2
     torch.testing.assert_close(evidence.moments[path].second, expected, rtol=RTOL, atol=1e-9)
+
+
+def test_a_restored_average_moves_to_the_device_of_what_comes_in() -> None:
+    held = InputMoments.of(torch.randn(5, 4), second=True, tokens=5)  # safetensors are read on the CPU
+    fresh = InputMoments.of(torch.randn(5, 4, device="meta"), second=True, tokens=5)
+    held.mix_(fresh, 0.1)
+    assert {held.first.device, held.square.device, held.second.device} == {torch.device("meta")}
 
 
 def test_pools_that_lose_nothing_have_no_moments_for_compensation(setting) -> None:
