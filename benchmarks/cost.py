@@ -1,37 +1,43 @@
 """What a fine-tuning step costs with each criterion, and what pruning while training saves.
 
     python benchmarks/cost.py --parts steps memory --json docs/results/cost.json    # CPU, SmolLM2's shape
-    python benchmarks/cost.py --parts schedule --json docs/results/cost.json
-    python benchmarks/cost.py --parts ranks --json docs/results/cost.json
-    python benchmarks/cost.py --parts inference profile --json docs/results/cost.json
+    python benchmarks/cost.py --parts memory --load-in 8bit 4bit --checkpointing off --json docs/results/cost.json
+    python benchmarks/cost.py --parts schedule ranks profile --json docs/results/cost.json
+    python benchmarks/cost.py --parts inference --batch 1 --seq-len 1024 --json docs/results/cost.json
     python benchmarks/cost.py --shape 7b --batch 1 --seq-len 512 --load-in none 8bit 4bit --json docs/results/cost.json
     python benchmarks/cost.py --table docs/results/cost.json
 
 Random weights of real shapes, made on the device: nothing is downloaded, and times and bytes do not depend on values.
-Cases take turns, step by step; figures are medians with the range of the middle half. Peak memory is the device's own
-count on a GPU; on a CPU each case is run in a process of its own with every tensor in pages of its own
-(`MALLOC_MMAP_THRESHOLD_`), so it is what tensors hold, without the C library's heap. Parts are added to the file.
+Cases take turns, step by step; figures are medians with the range of the middle half. Peak memory is measured as
+cost_memory.py says. Rows are added to those that the file has, after each combination of base and checkpointing.
 """
 
 import argparse
 import gc
 import json
-import os
 import statistics
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cases import CASES, SHAPES, Setup, Stepper, inference_models, make_stepper
+from cost_cases import (
+    CASES,
+    WHOLE_RUNS,
+    Setup,
+    Stepper,
+    inference_models,
+    make_stepper,
+)
+from cost_memory import memory_row
+from cost_models import SHAPES, meta_model
 from cost_profile import profile_step
 from cost_tables import tables
 
 from secateur.benchmark import forward_flops, forward_latency
+from secateur.errors import InputError
 from secateur.flops import Workload, model_sizes, run_flops, step_flops
 from secateur.heap import freed_pages_kept
-from secateur.memory import peak_bytes, reset_peak
 from secateur.models import compute_dtype, default_device
 from secateur.records import environment, write_json
 from secateur.schedule import make_schedule
@@ -39,7 +45,7 @@ from secateur.schedule import make_schedule
 PARTS = ("steps", "memory", "schedule", "ranks", "inference", "profile")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--batch", type=int, default=8)
@@ -47,57 +53,81 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of --batch sequences each")
     parser.add_argument("--load-in", nargs="+", choices=("none", "8bit", "4bit"), default=["none"])
     parser.add_argument("--checkpointing", nargs="+", choices=("off", "on"), default=["off", "on"])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
+    cases = (*CASES, *WHOLE_RUNS)
+    parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases), help="of the steps and memory parts")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="of the steps part (default: 15); a third of them where layers are "
+        "checkpointed, and in the ranks part"
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=20, help="of the schedule part")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["steps", "memory"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, help="run nothing: print the tables of this file")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # a case, in a process of its own
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.table:
         print(tables(json.loads(given.table.read_text())))
         return
     setup = Setup(given.shape, given.batch, given.seq_len, given.accumulation, given.load_in[0], False)
-    if given.peak_of:
-        print(own_peak(setup.with_(checkpointing=given.checkpointing == ["on"]), given.peak_of))
-        return
     key = f"{given.shape} on {device_name()}, {given.accumulation} x {given.batch} x {given.seq_len} tokens"
     known = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
     for part in given.parts:
-        kept = ("commit", "versions", "python", "cpu", "platform")
-        own = environment()
-        record = {"environment": {name: own[name] for name in kept if name in own}, "setup": vars(setup)}
-        with freed_pages_kept():
-            record["rows"] = run_part(part, given, setup)
-        known.setdefault(key, {})[part] = record
-        if given.json:
-            write_json(given.json, known)
+        for rows in run_part(part, given, setup):
+            add_rows(known, key, part, rows)
+            if given.json:
+                write_json(given.json, known)
     print(tables({key: known[key]}))
 
 
-def run_part(part: str, given: argparse.Namespace, setup: Setup) -> dict[str, Any]:
-    if part == "schedule":
-        return schedule_rows(setup, given.steps)
-    if part == "ranks":
-        return ranks_rows(setup, given.rounds)
-    if part == "inference":
-        return inference_rows(setup, given.rounds)
+def add_rows(known: dict[str, Any], key: str, part: str, rows: dict[str, Any]) -> None:
+    """Rows of a part beside those that it has; the environment is the last ones'."""
+    own = environment()
+    kept = ("commit", "versions", "python", "cpu", "platform")
+    record = known.setdefault(key, {}).setdefault(part, {})
+    record["environment"] = {name: own[name] for name in kept if name in own}
+    record["rows"] = record.get("rows", {}) | rows
+
+
+def run_part(part: str, given: argparse.Namespace, setup: Setup) -> Iterator[dict[str, Any]]:
+    """Rows of a part, each time as many as are ready together."""
+    fewer = max(1, given.rounds // 3)
     if part == "profile":
-        return {name: profile_step(make_stepper(setup, name)) for name in ("plain LoRA", "lora")}
-    rows: dict[str, Any] = {}
-    for load_in in given.load_in:
-        for checkpointing in given.checkpointing:
-            own = setup.with_(load_in=load_in, checkpointing=checkpointing == "on")
-            label = ("" if load_in == "none" else f", {load_in}") + (", checkpointed" if own.checkpointing else "")
-            measured = steps_rows(own, given.cases, given.rounds) if part == "steps" else memory_rows(own, given.cases)
-            rows |= {f"{name}{label}": row for name, row in measured.items()}
-    return rows
+        yield from profile_rows(setup)
+    elif part in ("steps", "memory"):
+        for load_in in given.load_in:
+            for checkpointing in given.checkpointing:
+                own = setup.with_(load_in=load_in, checkpointing=checkpointing == "on")
+                rounds = fewer if own.checkpointing else given.rounds
+                measured = steps_rows(own, given.cases, rounds) if part == "steps" else memory_rows(own, given.cases)
+                yield {f"{name}{own.label}": row for name, row in measured.items()}
+    else:
+        with freed_pages_kept():
+            if part == "schedule":
+                yield schedule_rows(setup, given.steps)
+            elif part == "ranks":
+                yield ranks_rows(setup, fewer)
+            else:
+                yield inference_rows(setup, given.rounds)
+
+
+def profile_rows(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A step without and with scores; and as it was before the C library kept freed pages."""
+    yield {"lora, freed pages handed back": profile_step(make_stepper(setup, "lora"), "lora")}
+    with freed_pages_kept():
+        yield {name: profile_step(make_stepper(setup, name), name) for name in ("plain LoRA", "lora")}
 
 
 def steps_rows(setup: Setup, cases: list[str], rounds: int) -> dict[str, Any]:
     """Seconds per step, the cases taking turns on one model; a GPU's peak memory beside them."""
-    shared = make_stepper(setup, "plain LoRA")
+    cases = [name for name in cases if name not in WHOLE_RUNS]
+    try:
+        shared = make_stepper(setup, "plain LoRA")
+    except (ImportError, torch.OutOfMemoryError) as error:
+        return {name: {"failed": " ".join(str(error).split())[:200]} for name in cases}
+    with freed_pages_kept():
+        return turns(shared, cases, rounds)
+
+
+def turns(shared: Stepper, cases: list[str], rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     failed: dict[str, str] = {}
@@ -111,13 +141,16 @@ def steps_rows(setup: Setup, cases: list[str], rounds: int) -> dict[str, Any]:
                 failed[name] = "out of memory"
                 shared.forget()
                 continue
+            except InputError as error:  # a case that a quantised base cannot have
+                failed[name] = str(error)[:200]
+                continue
             if turn:  # the first warms up
                 seconds.setdefault(name, []).append(taken)
                 peaks[name] = max(peaks.get(name, 0), peak)
     weights = shared.weight_bytes
+    tokens = shared.setup.tokens
     del shared
     release()
-    tokens = setup.tokens
     rows: dict[str, Any] = {name: {"failed": reason} for name, reason in failed.items()}
     for name, taken_s in seconds.items():
         rows[name] = timed(taken_s) | {"tokens_per_s": tokens / statistics.median(taken_s), "weight_bytes": weights}
@@ -130,33 +163,12 @@ def steps_rows(setup: Setup, cases: list[str], rounds: int) -> dict[str, Any]:
 
 
 def memory_rows(setup: Setup, cases: list[str]) -> dict[str, Any]:
-    """Peak memory of a few steps of each case; on a GPU `steps` has it."""
+    """Peak memory of each case in a process of its own; on a GPU `steps` has all but whole runs."""
     if default_device().type == "cuda":
-        return {}
-    rows = {}
-    for name in cases:
-        command = [sys.executable, "-W", "ignore", __file__, "--shape", setup.shape, "--batch", str(setup.batch)]
-        command += ["--seq-len", str(setup.seq_len), "--accumulation", str(setup.accumulation)]
-        command += ["--load-in", setup.load_in, "--checkpointing", "on" if setup.checkpointing else "off"]
-        done = subprocess.run(
-            [*command, "--peak-of", name], capture_output=True, text=True,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
-        )  # fmt: skip
-        if done.returncode:
-            rows[name] = {"failed": done.stderr.strip().splitlines()[-1][:200]}
-        else:
-            peak, weights = map(int, done.stdout.split()[-2:])
-            rows[name] = {"peak_bytes": peak, "weight_bytes": weights}
-    return rows
-
-
-def own_peak(setup: Setup, name: str) -> str:
-    """Most bytes over what an empty process has, and the bytes of the weights."""
-    before = reset_peak()
-    stepper = make_stepper(setup, name)
-    for _ in range(2):
-        stepper.turn(name)
-    return f"{peak_bytes() - before} {stepper.weight_bytes}"
+        cases = [name for name in cases if name in WHOLE_RUNS]
+    if setup.load_in == "4bit":
+        cases = [name for name in cases if name != "shrinking"]  # it can only be masked
+    return {name: memory_row(setup, name) for name in cases}
 
 
 def schedule_rows(setup: Setup, steps: int) -> dict[str, Any]:
@@ -171,10 +183,9 @@ def schedule_rows(setup: Setup, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         for name, stepper in ways.items():
             seconds[name].append(stepper.step())
-    base = make_stepper(setup, "lora").base
     pruner = ways["shrinking"].pruner
     assert pruner is not None
-    sizes = model_sizes(base, pruner.units)
+    sizes = model_sizes(meta_model(SHAPES[setup.shape]), pruner.units)
     gone = {name: int((~keep).sum()) for name, keep in pruner.keep.items()}
     targets = sorted({path.rsplit(".", 1)[-1] for path in pruner.units.linears})
     work = Workload(setup.batch * setup.accumulation, setup.seq_len, targets)

@@ -1,36 +1,25 @@
-"""The models and the steps that cost.py times: shapes, criteria, and one training step of each."""
+"""The steps that cost.py times: criteria, and one training step of each."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+from cost_models import SHAPES, random_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from secateur import Pruner, Scoring
+from secateur.criteria import InputMoments
 from secateur.finetune import checkpoint_layers
 from secateur.loss import causal_lm_loss
 from secateur.models import autocast, compute_dtype, default_device
 from secateur.ranks import RankPruner
-
-LLAMA: dict[str, Any] = {"vocab_size": 32000, "max_position_embeddings": 2048}
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
-             "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512},
-    "smollm2-135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-                     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
-                     "max_position_embeddings": 8192},
-    "7b": LLAMA | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": LLAMA | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-                    "num_attention_heads": 40},
-    "65b": LLAMA | {"hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80,
-                    "num_attention_heads": 64},
-}  # fmt: skip
+from secateur.units import base_linear
 
 CASES: dict[str, dict[str, Any] | None] = {
     "plain LoRA": None,
@@ -40,9 +29,18 @@ CASES: dict[str, dict[str, Any] | None] = {
     "taylor": {"criterion": "taylor"},
     "taylor-accumulated": {"criterion": "taylor-accumulated"},
     "taylor-accumulated, off-loaded": {"criterion": "taylor-accumulated", "scoring": Scoring(offload=True)},
+    "obs": {"criterion": "obs"},
+    "gate + lstsq": {"criterion": "gate", "compensate": "lstsq"},
 }
-"""Name -> options of the pruner whose scores are made at every step; None: LoRA alone. On a CPU, off-loading moves
-nothing."""
+"""Name -> options of the pruner that watches every step; None: LoRA alone."""
+NOTES = {
+    "magnitude": "scored at cuts only",
+    "obs": "second moments at every step, scored at cuts",
+    "gate + lstsq": "second moments at every step",
+}
+"""What a case's steps do not have, or have beside the scores, in tables."""
+WHOLE_RUNS = ("masked", "shrinking")
+"""Cases of the memory part: `lora` from the first step to 50 %, cuts and all."""
 FAR = 10**6
 """Steps of a schedule whose cuts are never reached."""
 
@@ -64,6 +62,13 @@ class Setup:
         return replace(self, **changed)
 
     @property
+    def label(self) -> str:
+        """What a row's name says beyond its case's."""
+        return ("" if self.load_in == "none" else f", {self.load_in}") + (
+            ", checkpointed" if self.checkpointing else ""
+        )
+
+    @property
     def tokens(self) -> int:
         return self.batch * self.seq_len * self.accumulation
 
@@ -78,7 +83,7 @@ class Stepper:
     ids: Tensor
     """(sequences, tokens) of a micro-batch; the same at every step."""
     pruner: Pruner | RankPruner | None = None
-    _casting: AbstractContextManager[None] = field(default_factory=nullcontext)
+    around_pruner_step: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def base(self) -> PreTrainedModel:
@@ -107,24 +112,33 @@ class Stepper:
             self.pruner.observe()
         self.optimizer.step()
         if self.pruner:
-            self.pruner.step(self.optimizer)
+            with self.around_pruner_step():
+                self.pruner.step(self.optimizer)
         self.optimizer.zero_grad()
         wait()
         return time.perf_counter() - began
 
     def turn(self, name: str) -> tuple[float, int]:
         """One step of a case on this model, its hooks put on before and taken off after; -> seconds, peak bytes."""
-        options = CASES[name]
         cuda = self.ids.device.type == "cuda"
-        try:
-            self.pruner = make_pruner(self.model, options) if options else None
+        with self.watched(name):
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             taken = self.step()
             return taken, torch.cuda.max_memory_allocated() if cuda else 0
+
+    @contextmanager
+    def watched(self, name: str) -> Iterator[None]:
+        """Inside, the case's pruner scores the steps, which is checked at the end; afterwards its hooks are off."""
+        options = CASES[name]
+        self.pruner = pruner = make_pruner(self.model, options) if options else None
+        try:
+            yield
+            if pruner:
+                check_watched(pruner)
         finally:
-            if self.pruner:
-                self.pruner.close()
+            if pruner:
+                pruner.close()
             self.pruner = None
 
     def warm_up(self) -> None:
@@ -158,7 +172,7 @@ def make_stepper(setup: Setup, case: str, *, sparsity: float = 0.5, steps: int =
     pruner: Pruner | RankPruner | None = None
     if case == "rank gradient":
         pruner = RankPruner(model, rank=4, total_steps=FAR)
-    elif (options := CASES[case]) and steps != FAR:
+    elif (options := CASES[case]) and steps != FAR:  # a single step's pruner is made by `watched`
         pruner = Pruner(
             model, sparsity=sparsity, total_steps=steps, prune_start=0.1, prune_end=0.6, frequency=2, shrink=shrink,
             **options,
@@ -172,68 +186,30 @@ def make_stepper(setup: Setup, case: str, *, sparsity: float = 0.5, steps: int =
 def make_pruner(model: nn.Module, options: dict[str, Any]) -> Pruner:
     """Scores at every step; cuts never come."""
     shrink = not getattr(model.get_base_model(), "is_loaded_in_4bit", False)
-    return Pruner(model, sparsity=0.5, total_steps=FAR, prune_start=0.5, shrink=shrink, **options)
+    pruner = Pruner(model, sparsity=0.5, total_steps=FAR, prune_start=0.5, shrink=shrink, **options)
+    if "second_moments" in pruner.statistics.needs:  # as after a first step, whose averages need no mixing
+        pruner.statistics.steps = 1
+        for gate in (gate for pool in pruner.units.pools for gate in pool.gates):
+            columns = weight_shape(pruner.modules[gate.linear])[1]
+            first, second = torch.ones(columns), torch.ones(columns, columns)
+            device = default_device()
+            moments = InputMoments(1, first.to(device), first.clone().to(device), second.to(device))
+            pruner.statistics.moments[gate.linear] = moments
+    return pruner
 
 
-def random_model(shape: dict[str, Any], load_in: str = "none") -> PreTrainedModel:
-    """A Llama with random weights in bfloat16 on the device; a quantised one is made linear by linear."""
-    config = LlamaConfig(**shape, use_cache=False)
-    device = default_device()
-    if load_in == "none":
-        with device:
-            previous = torch.get_default_dtype()
-            torch.set_default_dtype(torch.bfloat16)
-            try:
-                return LlamaForCausalLM(config)
-            finally:
-                torch.set_default_dtype(previous)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and "lm_head" not in path:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, QUANTISED[load_in](module, device))
-    fill(model, device)
-    # What transformers tells PEFT of a model that it has quantised itself.
-    setattr(model, f"is_loaded_in_{load_in}", True)
-    return model
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear with LoRA, quantised or not."""
+    linear: Any = base_linear(module)
+    return linear.out_features, linear.in_features
 
 
-def fill(model: PreTrainedModel, device: torch.device) -> None:
-    """Random values for what is still without storage."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
-                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-    model.tie_weights()
-    rotary = type(model.model.rotary_emb)
-    model.model.rotary_emb = rotary(model.config, device=device)
-
-
-def in_8bit(linear: nn.Linear, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    new = Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False)
-    new.weight = Int8Params(random_weight(linear, device), requires_grad=False, has_fp16_weights=False).to(device)
-    return new
-
-
-def in_4bit(linear: nn.Linear, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    new = Linear4bit(
-        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-    )
-    new.weight = Params4bit(random_weight(linear, device), requires_grad=False, quant_type="nf4", module=new).to(device)
-    return new
-
-
-def random_weight(linear: nn.Linear, device: torch.device) -> Tensor:
-    return torch.empty(linear.weight.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
-
-
-QUANTISED: dict[str, Callable[[nn.Linear, torch.device], nn.Module]] = {"8bit": in_8bit, "4bit": in_4bit}
+def check_watched(pruner: Pruner) -> None:
+    """A case that watched nothing would cost nothing."""
+    if pruner.criterion.changes:
+        assert all(scores.any() for scores in pruner.scores.values()), "no scores were made"
+    if "second_moments" in pruner.statistics.needs:
+        assert pruner.statistics.steps > 1, "no moments were taken"
 
 
 def inference_models(setup: Setup) -> dict[str, nn.Module]:

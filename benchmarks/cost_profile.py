@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from cost_cases import Stepper
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
@@ -30,16 +31,17 @@ KINDS = {
 }
 
 
-def profile_step(stepper: Stepper) -> dict[str, Any]:
+def profile_step(stepper: Stepper, case: str) -> dict[str, Any]:
     """Shares of a step's operator time by kind, and the ten dearest operators by the shapes of their inputs."""
-    if stepper.pruner is None:
-        stepper.warm_up()
-    stepper.step()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    with profile(activities=activities, record_shapes=True) as profiled:
-        seconds = stepper.step()
+    with stepper.watched(case):
+        stepper.step()
+        with profile(activities=activities, record_shapes=True) as profiled:
+            seconds = stepper.step()
     times = {}
     for event in profiled.key_averages(group_by_input_shape=True):
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time its operator has as well
+            continue
         own = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
         times[event.key, str(event.input_shapes)] = (own / 1e6, event.count)
     total = sum(own for own, _ in times.values())

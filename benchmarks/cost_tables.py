@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from cost_cases import NOTES
+
 from secateur.progress import human_bytes
 from secateur.records import markdown_table
 
@@ -14,6 +16,8 @@ def tables(known: dict[str, Any]) -> str:
         if "steps" in parts:
             memory = parts.get("memory", {}).get("rows", {})
             blocks.append(steps_table(parts["steps"]["rows"], memory))
+        if "memory" in parts:
+            blocks.append(memory_table(parts["memory"]["rows"]))
         for name, make in (("schedule", schedule_table), ("ranks", ranks_table), ("inference", inference_table)):
             if name in parts:
                 blocks.append(make(parts[name]["rows"]))
@@ -29,11 +33,11 @@ def steps_table(rows: dict[str, Any], memory: dict[str, Any]) -> str:
         peak = row.get("peak_bytes", memory.get(name, {}).get("peak_bytes"))
         weights = row.get("weight_bytes")
         if "failed" in row:
-            lines.append((name, row["failed"], "–", "–", "–", "–"))
+            lines.append((noted(name), row["failed"], "–", "–", "–", "–"))
             continue
         lines.append(
             (
-                name,
+                noted(name),
                 f"{row['seconds']:.3f} ± {row['spread'] / 2:.3f}",
                 f"{row['tokens_per_s']:,.0f}",
                 f"{row['over_plain']:.3f}" if "over_plain" in row else "–",
@@ -42,6 +46,26 @@ def steps_table(rows: dict[str, Any], memory: dict[str, Any]) -> str:
             )
         )
     return markdown_table(lines, ("", "s/iter", "tokens/s", "over plain LoRA", "peak memory", "over the weights"))
+
+
+def memory_table(rows: dict[str, Any]) -> str:
+    """Peaks by case; of a whole run, also of its cuts."""
+    lines = []
+    for name, row in rows.items():
+        if "failed" in row:
+            lines.append((noted(name), row["failed"], "–", "–", "–"))
+            continue
+        apart = [row.get(key) for key in ("peak_of_steps_bytes", "peak_of_cuts_bytes")]
+        over = f"{row['peak_bytes'] / row['weight_bytes']:.2f}"
+        peak = human_bytes(row["peak_bytes"])
+        lines.append((noted(name), peak, over, *(human_bytes(value) if value else "–" for value in apart)))
+    return markdown_table(lines, ("", "peak memory", "over the weights", "of steps", "of cuts"))
+
+
+def noted(name: str) -> str:
+    """A row's name, with what has to be known of the case."""
+    case = max((case for case in NOTES if name == case or name.startswith(f"{case}, ")), key=len, default=None)
+    return f"{name} ({NOTES[case]})" if case else name
 
 
 def schedule_table(found: dict[str, Any]) -> str:

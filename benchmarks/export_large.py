@@ -28,6 +28,8 @@ from secateur.records import environment, write_json
 from secateur.verify import verify
 
 FILE_BYTES = 2 * 10**9
+DRAWN = 2**26 - 1
+"""Random numbers that are drawn; billions would take a CPU minutes."""
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def write_random(folder: Path, shape: dict) -> int:
     places: dict[str, str] = {}
     held = total = 0
     torch.manual_seed(0)
+    drawn = torch.empty(DRAWN, dtype=torch.bfloat16).normal_(std=0.02)
 
     def write() -> None:
         name = f"model-{len(set(places.values())) + 1:05d}.safetensors"
@@ -71,8 +74,11 @@ def write_random(folder: Path, shape: dict) -> int:
     for name, parameter in skeleton.named_parameters():
         if name in tied:
             continue
-        value = torch.empty(parameter.shape, dtype=torch.bfloat16)
-        value.fill_(1.0) if "norm" in name else value.normal_(std=0.02)
+        if "norm" in name:
+            value = torch.ones(parameter.shape, dtype=torch.bfloat16)
+        else:  # each tensor from a place of its own, again and again where it is longer
+            begin, count = int(torch.randint(DRAWN, ())), parameter.numel()
+            value = drawn.roll(-begin).repeat(-(-count // DRAWN))[:count].reshape(parameter.shape).clone()
         if held + value.nbytes > FILE_BYTES:
             write()
             held = 0

@@ -1,15 +1,25 @@
 """Memory of each process and bytes sent in a step, with the frozen base whole or sharded by FSDP2.
 
     torchrun --nproc-per-node 2 benchmarks/processes.py
+    torchrun --nproc-per-node 2 benchmarks/processes.py --time docs/results/processes.json
 
-A random Llama (float32, gloo on CPUs): sizes and traffic do not depend on the weights' values.
+A random Llama (float32, gloo on CPUs): sizes and traffic do not depend on the weights' values. With `--time`, instead:
+seconds of steps and cuts, and bytes, when gradients are averaged by `average_gradients_` or by DistributedDataParallel,
+which has to be made anew at every cut, as it does not follow a parameter that is replaced.
 """
 
 import argparse
 import json
+import os
+import platform
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,13 +84,108 @@ def measure(model: torch.nn.Module, criterion: str | None) -> dict[str, object]:
     return {"held_bytes": held, "lora_gradient_bytes": lora, "units": units, "steps": steps}
 
 
+WAYS = ("averaged", "ddp", "ddp-no-sync")
+"""By ourselves; DistributedDataParallel as it comes, which sends all weights when it is made; and told not to."""
+ROUNDS, TIMED_STEPS, TIMED_CUTS = 3, 10, (5, 7, 9)
+
+
+class Counted:
+    """A hook that does what DistributedDataParallel does without one, and adds up the bytes of its buckets."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        self.bytes += bucket.buffer().nbytes
+        work = torch.distributed.all_reduce(bucket.buffer().div_(processes()), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+
+def wrapped(model: torch.nn.Module, way: str, counted: Counted | None) -> torch.nn.Module:
+    if way == "averaged":
+        return model
+    ddp = DistributedDataParallel(model, init_sync=way == "ddp")
+    if counted is not None:
+        ddp.register_comm_hook(None, counted)
+    return ddp
+
+
+def timed(way: str, layers: int, hidden: int, counted: Counted | None = None) -> dict[str, object]:
+    """One run: seconds of each step (all of it but the cut) and of each cut, with what it takes to train on."""
+    model = make(layers, hidden)
+    pruner = Pruner(model, sparsity=0.3, total_steps=TIMED_STEPS, prune_start=3, prune_end=9, frequency=2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    trained = wrapped(model, way, counted)
+    steps, cuts, sent = [], [], []
+    for step in range(1, TIMED_STEPS + 1):
+        ids = torch.randint(0, 8192, (BATCH, LENGTH), generator=torch.Generator().manual_seed(step * 7 + rank()))
+        before = counted.bytes if counted is not None else 0
+        barrier()
+        started = time.perf_counter()
+        with Traffic() if counted is not None else nullcontext() as traffic:
+            trained(input_ids=ids, labels=ids).loss.backward()
+            if way == "averaged":
+                average_gradients_(p for p in model.parameters() if p.requires_grad)
+        pruner.observe()
+        optimizer.step()
+        steps.append(time.perf_counter() - started)
+        if counted is not None:
+            sent.append(counted.bytes - before + traffic.bytes.get("allreduce", 0) * (way == "averaged"))
+        barrier()
+        started = time.perf_counter()
+        if pruner.step(optimizer) is not None:
+            del trained
+            trained = wrapped(model, way, counted)
+            barrier()
+            cuts.append(time.perf_counter() - started)
+        optimizer.zero_grad()
+    assert tuple(cut.step for cut in pruner.cuts) == TIMED_CUTS, [cut.step for cut in pruner.cuts]
+    synced = sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) if way == "ddp" else 0
+    return {"steps_s": steps, "cuts_s": cuts, "sent_bytes": sent, "sent_by_wrapping_bytes": synced}
+
+
+def compare_ways(output: Path, layers: int, hidden: int) -> None:
+    """The ways in turns, so that other work on the machine meets all of them alike."""
+    runs: dict[str, list[dict[str, object]]] = {way: [] for way in WAYS}
+    for number in range(ROUNDS):
+        for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
+            runs[way].append(timed(way, layers, hidden))
+            if rank() == 0:
+                print(number, way, runs[way][-1], flush=True)
+    counts = {way: timed(way, layers, hidden, Counted()) for way in WAYS}
+    if rank() > 0:
+        return
+    record: dict[str, object] = {
+        "layers": layers, "hidden": hidden, "processes": processes(), "backend": "gloo", "torch": torch.__version__,
+        "python": platform.python_version(), "cpus": os.cpu_count(), "load_average": os.getloadavg(),
+        "batch": BATCH, "tokens": LENGTH, "rounds": ROUNDS, "ways": {},
+    }  # fmt: skip
+    for way in WAYS:
+        before = [run["steps_s"][1 : TIMED_CUTS[0]] for run in runs[way]]
+        found = {
+            "step_s": [median(times) for times in before], "cut_s": [median(run["cuts_s"]) for run in runs[way]],
+            "sent_bytes_before_cuts": counts[way]["sent_bytes"][0], "sent_bytes_after": counts[way]["sent_bytes"][-1],
+            "sent_by_wrapping_bytes": counts[way]["sent_by_wrapping_bytes"],
+        }  # fmt: skip
+        record["ways"][way] = found | {"runs": runs[way]}
+        words = " ".join(f"{key} {median(found[key]):.4f} ({min(found[key]):.4f}-{max(found[key]):.4f})" for key in
+                         ("step_s", "cut_s"))  # fmt: skip
+        print(way, words, {key: value for key, value in found.items() if "bytes" in key})
+    output.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--time", type=Path, help="compare two ways of averaging gradients, and write this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     join()
+    if options.time:
+        compare_ways(options.time, options.layers, options.hidden)
+        leave()
+        return
     for sharded in (False, True):
         for criterion in (None, "lora", "gate", "wanda"):
             model = make(options.layers, options.hidden)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ POINTS = {
     "while a checkpoint is written": ("torch", "save", 8),
     "before a checkpoint's manifest": ("secateur.saving", "seal", 5),
     "during rotation": ("secateur.checkpoints.shutil", "rmtree", 3),
-    "during the export": ("secateur.export", "_save_weights", 1),
+    "during the export": ("secateur.export", "save_model", 1),
     "while the export is checked": ("secateur.export", "verify", 1),
 }
 """Where -> module or class, function, and which call of it is killed just before it returns its work."""
@@ -47,6 +48,7 @@ POINTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -61,11 +63,19 @@ def main() -> None:
     for point in ("during a cut of ranks", "while a checkpoint is written", "during rotation"):
         plan.append(("adapt", point))
     plan += [("adapt", "a random moment")] * 2
-    reference = {way: weights(run_whole(given.folder, way)) for way in WAYS}
-    rows, draw = [], random.Random(0)
-    for number, (way, point) in enumerate(plan, 1):
-        rows.append((str(number), way, point, *killed_and_resumed(given.folder, way, point, number, reference, draw)))
-        print(rows[-1], file=sys.stderr, flush=True)
+    draw = random.Random(0)
+    moments = [draw.random() * 1.5 for _ in plan]  # training takes about that long
+    with ThreadPoolExecutor(given.jobs) as pool:
+        whole = pool.map(lambda way: weights(run_whole(given.folder, way)), WAYS)
+        reference = dict(zip(WAYS, whole, strict=True))
+
+        def attacked(number: int) -> tuple[str, ...]:
+            way, point = plan[number - 1]
+            found = killed_and_resumed(given.folder, way, point, number, reference, moments[number - 1])
+            print(row := (str(number), way, point, *found), file=sys.stderr, flush=True)
+            return row
+
+        rows = list(pool.map(attacked, range(1, len(plan) + 1)))
     print(markdown_table(rows, ("", "run", "killed", "resumed after step", "final weights")))
     print()
     memory, flat = long_run(given.folder)
@@ -129,7 +139,7 @@ def run_whole(folder: Path, way: str) -> Path:
 
 
 def killed_and_resumed(
-    folder: Path, way: str, point: str, number: int, reference: dict[str, str], draw: random.Random
+    folder: Path, way: str, point: str, number: int, reference: dict[str, str], moment: float
 ) -> tuple[str, str]:
     """The step that the resumed run went on from, and whether it ended with the uninterrupted run's weights."""
     output = folder / f"killed-{number}"
@@ -141,7 +151,7 @@ def killed_and_resumed(
             output.with_name(output.name + ".run").glob("checkpoint-*/*manifest*")
         ):
             time.sleep(0.01)
-        time.sleep(draw.random() * 1.5)  # training takes about that long
+        time.sleep(moment)
         process.kill()
     process.wait()
     if process.returncode != -signal.SIGKILL:
@@ -152,8 +162,9 @@ def killed_and_resumed(
     if resumed.returncode:
         return "-", f"resume failed: {resumed.stderr.strip().splitlines()[-1][:200]}"
     words = [line for line in resumed.stderr.splitlines() if "resuming from checkpoint-" in line]
-    step = words[0].rpartition("-")[2].strip() if words else "0"
-    return step, "equal" if weights(output) == reference[way] else "DIFFERENT"
+    if not words:
+        return "0", "resumed from nothing"
+    return words[0].rpartition("-")[2].strip(), "equal" if weights(output) == reference[way] else "DIFFERENT"
 
 
 def child(point: str, arguments: list[str]) -> None:
@@ -170,7 +181,7 @@ def child(point: str, arguments: list[str]) -> None:
             nonlocal calls
             calls += 1
             if calls == call:
-                if point in ("while a checkpoint is written", "during rotation"):
+                if point in ("while a checkpoint is written", "during rotation", "during the export"):
                     half_done(name, args)
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **kwargs)
@@ -183,6 +194,8 @@ def half_done(name: str, args: tuple[Any, ...]) -> None:
     """Leave what a kill in the middle of the operation would leave."""
     if name == "save":
         Path(args[1]).write_bytes(b"half a file")
+    elif name == "save_model":
+        (args[1] / "model.safetensors").write_bytes(b"half a file")
     else:
         next(path for path in Path(args[0]).iterdir() if path.is_file()).unlink()
 

@@ -4,32 +4,41 @@
         --models dense=smollm2-135m-instruct lora-20=runs/criteria-20/lora/checkpoint ...
     python benchmarks/tasks.py runs/tasks --limit 200 --table --models ...    # only from what is there
 
-The seven tasks of the pruning papers, zero-shot; bfloat16 where the hardware has it. A model that has its record is not
-run again. The figures of each record are lm-evaluation-harness's (`secateur eval --tasks` gives the same).
+The pruning papers' seven tasks in their metrics, zero-shot, and their average; bfloat16 where the hardware has it.
+A model that has its record is not run again. The figures of each record are lm-evaluation-harness's (`secateur eval
+--tasks` gives the same).
 """
 
 import argparse
 import json
+import math
 import os
-import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from secateur.harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
+from secateur.harness import TaskOptions, check_tasks, run_tasks
 from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model
 from secateur.records import environment, markdown_table, write_json
-
-SEVEN = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+from secateur.task_figures import (
+    SEVEN_TASKS,
+    TaskFigure,
+    figure_metric,
+    paired_average,
+    paired_rows,
+    seven_task_average,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL")
-    parser.add_argument("--tasks", nargs="+", default=list(SEVEN))
+    parser.add_argument("--tasks", nargs="+", default=list(SEVEN_TASKS))
     parser.add_argument("--limit", type=int, help="rows of each task; default: all")
     parser.add_argument("--num-fewshot", type=int)
+    parser.add_argument("--allow-code-execution", action="store_true", help="for humaneval")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--summary", type=Path, help="also write the records into one file, rows as strings of 0 and 1")
     given = parser.parse_args()
@@ -37,7 +46,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     if not given.table:
         data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
-        options = TaskOptions(tuple(given.tasks), given.num_fewshot, given.limit, data, 8)
+        options = TaskOptions(tuple(given.tasks), given.num_fewshot, given.limit, data, 8, given.allow_code_execution)
         check_tasks(options)
         for name, model in models.items():
             run(given.folder / f"{name}.json", model, options)
@@ -84,25 +93,51 @@ def run(path: Path, name: str, options: TaskOptions) -> None:
 
 def read(path: Path) -> dict[str, TaskFigure]:
     tasks = json.loads(path.read_text())["tasks"]
-    return {name: TaskFigure(**{**task, "row_values": tuple(task["row_values"])}) for name, task in tasks.items()}
+    return {
+        name: in_papers_metric(name, TaskFigure(**{**task, "row_values": tuple(map(float, task["row_values"]))}))
+        for name, task in tasks.items()
+    }
+
+
+def in_papers_metric(name: str, figure: TaskFigure) -> TaskFigure:
+    """A figure of an older record, which preferred acc_norm, in the metric of the papers.
+
+    Its rows were of the other metric, so there is no paired difference; its standard error is that of shares.
+    """
+    metric = figure_metric(name, figure.metrics)
+    if metric.removesuffix(",none") == figure.metric or not metric.endswith(",none"):
+        return figure
+    value = figure.metrics[metric]
+    stderr = math.sqrt(value * (1 - value) / (figure.rows - 1))
+    return replace(figure, metric=metric.removesuffix(",none"), value=value, stderr=stderr, row_values=())
 
 
 def table(records: dict[str, dict[str, TaskFigure]]) -> str:
     """One row a model: each task's figure ± its standard error, the difference from the first where it is no noise."""
     first = next(iter(records.values()))
-    header = ("model", *(f"{name} ({first[name].metric}, {first[name].rows} rows)" for name in first), "mean")
+    header = (
+        "model",
+        *(f"{name} ({first[name].metric}, {first[name].rows} rows)" for name in first),
+        "seven-task average",
+    )
     lines = []
     for name, figures in records.items():
-        cells = []
-        for task, figure in figures.items():
-            cell = f"{100 * figure.value:.1f} ± {100 * (figure.stderr or 0):.1f}"
-            paired = paired_rows(figure, first[task]) if figures is not first else None
-            if paired is not None:
-                noise = " (noise)" if paired["within_noise"] else ""
-                cell += f", {100 * paired['difference']:+.1f} ± {100 * paired['stderr']:.1f}{noise}"
-            cells.append(cell)
-        lines.append((name, *cells, f"{100 * statistics.fmean(figure.value for figure in figures.values()):.1f}"))
+        cells = [
+            cell(f.value, f.stderr, paired_rows(f, first[task]) if figures is not first else None)
+            for task, f in figures.items()
+        ]
+        average = seven_task_average(figures)
+        paired = paired_average(figures, first) if figures is not first else None
+        lines.append((name, *cells, cell(average["value"], average["stderr"], paired) if average else "–"))
     return markdown_table(lines, header)
+
+
+def cell(value: float, stderr: float | None, paired: dict[str, object] | None) -> str:
+    shown = f"{100 * value:.1f} ± {100 * (stderr or 0):.1f}"
+    if paired is None:
+        return shown
+    noise = " (noise)" if paired["within_noise"] else ""
+    return f"{shown}, {100 * paired['difference']:+.1f} ± {100 * paired['stderr']:.1f}{noise}"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def test_side_by_side(place, tmp_path, capsys) -> None:
     assert small["peak_memory_bytes"] > 0
     ratio = small["prefill"]["1"]["median_ms"] / large["prefill"]["1"]["median_ms"]
     assert f"({ratio:.2f})" in printed
+    spread = max(m["decode"]["spread_ms"] / m["decode"]["median_ms"] for m in record.values())
+    assert f"decoding (spread {spread:.0%})" in printed
     assert main(command) == 2  # an earlier record is not overwritten
     assert "--overwrite" in capsys.readouterr().err
 

@@ -1,5 +1,8 @@
 """A target becomes exact, legal counts, or an error that names what can be reached."""
 
+import re
+from statistics import mean, stdev
+
 import pytest
 import torch
 from tiny import tiny_llama
@@ -14,7 +17,8 @@ from secateur.stock import accepts
 def budget_for(model, attention="kv_group", model_class="keep", **options):
     family = family_of("llama")
     units = find_units(model, family, attention)
-    return make_budget(units, BudgetOptions(**options), lambda shape: accepts(model.config, family, shape, model_class))
+    options = BudgetOptions(**options, attention=attention)
+    return make_budget(units, options, lambda shape: accepts(model.config, family, shape, model_class))
 
 
 def select(budget, seed=0, progress=1.0, keep=None):
@@ -54,6 +58,27 @@ def test_cuts_are_permanent_and_grow(wide) -> None:
         assert abs(gone / budget.units.prunable_params - 0.5) <= 0.005
 
 
+@pytest.mark.parametrize("attention", ["kv_group", "query_head"])
+def test_heads_leave_one_layer_after_the_other(wide, attention) -> None:
+    budget = budget_for(wide, attention, sparsity=0.5)
+    quotas = {name: units for name, units in budget.quota.items() if attention in name}
+    sets = budget.units.of_kind(attention)[0].sets
+    keep, counts = None, []
+    for n in range(1, 11):
+        keep, scores = select(budget, progress=n / 10, keep=keep)  # the same scores each time
+        gone = {name: int((~keep[name]).sum()) for name in quotas}
+        assert abs(sum(gone.values()) - n / 10 * sum(quotas.values())) <= sets
+        assert all(gone[name] <= quota for name, quota in quotas.items())
+        counts.append(gone)
+    assert counts[-1] == quotas
+    assert len({units / quotas[name] for name, units in counts[3].items()}) > 1  # not all at once
+    if attention == "kv_group":  # the lowest of all layers go first
+        keep, scores = select(budget, progress=0.1)
+        lost = torch.cat([scores[name][~keep[name]] for name in quotas])
+        lowest = torch.cat([scores[name].sort().values[:quota] for name, quota in quotas.items()])
+        torch.testing.assert_close(lost.sort().values, lowest.sort().values[: len(lost)])
+
+
 def test_the_lowest_scores_go_first(wide) -> None:
     budget = budget_for(wide, attention="none", sparsity=0.2)
     keep, scores = select(budget)
@@ -75,6 +100,21 @@ def test_attention_gets_the_nearest_legal_count_not_above(wide) -> None:
     assert budget_for(wide, sparsity=0.4, model_class="mistral").quota["layer.0.kv_group"] == 1
     assert budget_for(wide, sparsity=0.5).quota["layer.0.kv_group"] == 2
     assert budget_for(wide, sparsity=0.4, attention_sparsity=0.5).quota["layer.0.kv_group"] == 2
+    refused = r"--attention-sparsity 0.25: .*Reachable: 0.000, 0.500, 0.750. .*config class refuses 6 query heads, 3 KV"
+    with pytest.raises(InputError, match=rf"{refused}.*64.*use --allocation protected .*or --model-class mistral"):
+        budget_for(wide, sparsity=0.4, attention_sparsity=0.25)
+
+
+def test_where_no_head_can_go_it_is_said() -> None:
+    eight = tiny_llama(layers=2, hidden=64, heads=8, kv_heads=8, head_dim=8, ffn=384)
+    for attention in ("auto", "kv_group"):  # 7 of 8 heads, 6 of 8 ...: 4 would do, but are too few for the target
+        heads_stay = budget_for(eight, sparsity=0.3, attention=attention).heads_stay
+        assert re.search("refuses 7 query heads.*: use --allocation protected.*or --model-class mistral", heads_stay)
+    assert budget_for(eight, sparsity=0.3, model_class="mistral").heads_stay == ""
+    assert budget_for(eight, sparsity=0.5).heads_stay == ""
+    one = tiny_llama(layers=2, hidden=64, heads=4, kv_heads=1, ffn=384)
+    with pytest.raises(InputError, match="--attention kv_group: the only KV head of a layer has to stay: .*query_head"):
+        budget_for(one, sparsity=0.2, attention="kv_group")
 
 
 def test_protected_layers_are_left_alone_and_made_up_for(wide) -> None:
@@ -92,6 +132,55 @@ def test_global_keeps_the_floor(wide) -> None:
     scores["layer.3.ffn"][:380] = 1e-6  # nearly everything in layer 3 looks useless
     keep = budget.select(scores, {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}, 1.0)
     assert int(keep["layer.3.ffn"].sum()) == 96
+
+
+@pytest.mark.parametrize("mode", ["mean", "standard", "raw"])
+def test_global_order_is_by_score_per_parameter(wide, mode) -> None:
+    """Written out: every unit's rank, lowest first, until the budget is spent."""
+    budget = budget_for(wide, sparsity=0.3, allocation="global", floor=0.05, across_layers=mode)
+    pools = budget.units.pools
+    generator = torch.Generator().manual_seed(1)
+    scores = {
+        p.name: (torch.rand(p.size, generator=generator) + 0.1) * 1.5**p.layer * p.unit_params**0.9 for p in pools
+    }
+    ranked = []
+    for pool in pools:
+        own = [float(score) / pool.unit_params for score in scores[pool.name]]
+        layer = [p for p in pools if p.layer == pool.layer]
+        if mode == "mean":  # heads and channels of a layer have one level
+            level = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
+            own = [value / level for value in own]
+        elif mode == "standard":  # each has its own
+            own = [(value - mean(own)) / stdev(own) for value in own]
+        ranked += sorted((value, pool.name, unit) for unit, value in enumerate(own))[
+            : pool.size - budget.least[pool.name]
+        ]
+    params = {pool.name: pool.unit_params for pool in pools}
+    expected = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in pools}
+    goal, gone = 0.3 * budget.units.prunable_params, 0
+    for _, name, unit in sorted(ranked):
+        if gone + params[name] <= goal + min(params.values()) / 2:
+            expected[name][unit] = False
+            gone += params[name]
+    keep = budget.select(scores, {n: torch.ones_like(mask) for n, mask in expected.items()}, 1.0)
+    assert all(torch.equal(keep[name], expected[name]) for name in keep)
+    kinds = {name.rpartition(".")[2] for name, mask in keep.items() if not mask.all()}
+    assert kinds == {"kv_group", "ffn"}
+
+
+@pytest.mark.parametrize(("per_parameter", "first"), [(0.9, "kv_group"), (1.1, "ffn")])
+def test_heads_and_channels_compete_by_what_a_parameter_is_worth(wide, per_parameter, first) -> None:
+    for mode in ("mean", "raw"):
+        budget = budget_for(wide, sparsity=0.1, allocation="global", across_layers=mode)
+        scores = {
+            p.name: torch.full((p.size,), float(p.unit_params) * (per_parameter if p.kind == "kv_group" else 1.0))
+            for p in budget.units.pools
+        }
+        keep = budget.select(scores, {n: torch.ones_like(score, dtype=torch.bool) for n, score in scores.items()}, 1.0)
+        # what is left over by units that are too large goes to small ones: under one head's worth
+        others = [p for p in budget.units.pools if p.kind != first]
+        assert sum(int((~keep[p.name]).sum()) * p.unit_params for p in others) < 3072
+        assert any(not keep[p.name].all() for p in budget.units.of_kind(first))
 
 
 def test_round_to_snaps(wide) -> None:
@@ -119,3 +208,48 @@ def test_impossible_shapes_are_refused(wide) -> None:
         budget_for(wide, sparsity=0.2, allocation="protected", protect_first=8, protect_last=2)
     with pytest.raises(InputError, match="as many KV heads as query heads .* use --attention kv_group"):
         budget_for(tiny_llama(heads=4, kv_heads=4), "query_head", sparsity=0.2)
+
+
+def test_a_given_share_of_attention_is_held_to_the_target(wide) -> None:
+    """Of 4 groups in 10 layers 0.6 is 24; at a target of 0.05 they alone are too much."""
+    with pytest.raises(
+        InputError, match=r"0\.05 is not reachable with --attention-sparsity 0\.6, which .*: at least 0\.08\d+\. Ask"
+    ):
+        budget_for(wide, sparsity=0.05, attention_sparsity=0.6, allocation="global")
+    budget = budget_for(wide, sparsity=0.3, attention_sparsity=0.6, allocation="global")
+    keep, _ = select(budget)
+    assert sum(int((~mask).sum()) for name, mask in keep.items() if "kv_group" in name) == 24
+    assert abs(budget.units.removed_params(keep) / budget.units.prunable_params - 0.3) <= 0.005
+    with pytest.raises(
+        InputError, match=r"--attention-sparsity 0\.9: not reachable with a floor of 0\.5: at most 0\.5"
+    ):
+        budget_for(wide, sparsity=0.5, attention_sparsity=0.9, allocation="global", floor=0.5)
+
+
+def test_a_floor_is_rounded_up_and_in_whole_steps(wide) -> None:
+    three = tiny_llama(layers=4, hidden=48, heads=6, kv_heads=3, ffn=96, head_dim=8)
+    for floor, least in ((0.4, 2), (0.3, 1), (0.7, 3), (1 / 3, 1)):
+        assert budget_for(three, sparsity=0.1, allocation="global", floor=floor).least["layer.0.kv_group"] == least
+    budget = budget_for(wide, "none", sparsity=0.5, allocation="global", floor=0.25, round_to=64)
+    assert budget.least["layer.0.ffn"] == 128  # of 384, 96 would do, but for whole 64
+    scores = {p.name: torch.ones(p.size) for p in budget.units.pools}
+    scores["layer.3.ffn"][:380] = 1e-6
+    keep = budget.select(scores, {p.name: torch.ones(p.size, dtype=torch.bool) for p in budget.units.pools}, 1.0)
+    assert int(keep["layer.3.ffn"].sum()) == 128
+    with pytest.raises(InputError, match=r"--sparsity 0\.6 is not reachable with a floor of 0\.25: at most 0\.5\d+"):
+        budget_for(wide, "none", sparsity=0.6, allocation="global", floor=0.25, round_to=64)
+    assert budget_for(wide, "none", sparsity=0.6, allocation="global", floor=0.25)  # reachable without the steps
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
+def test_widths_that_no_multiple_fits_are_refused(wide, allocation) -> None:
+    with pytest.raises(InputError, match=r"--round-to: widths of whole 400 channels .* the FFN has 384"):
+        budget_for(wide, "none", sparsity=0.2, round_to=400, allocation=allocation)
+
+
+def test_a_width_is_never_above_what_is_there(wide) -> None:
+    """0.8 of 384 is 307: with 200 the nearest multiple would be 400; 0.95 rounds to no cut at all with 128."""
+    with pytest.raises(InputError, match="not reachable"):
+        budget_for(wide, "none", sparsity=0.15, round_to=200)
+    with pytest.raises(InputError, match="not reachable"):
+        budget_for(wide, "none", sparsity=0.04, round_to=128)

@@ -2,18 +2,28 @@
 
 import csv
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from statistics import mean, stdev
 
 import pytest
 from tiny import save_tiny
 
 from secateur import compare as compare_module
+from secateur.checkpoints import MANIFEST, find_latest
 from secateur.cli import main
 from secateur.compare import compare
+from secateur.comparison import write_comparison
 from secateur.config import PruneConfig
 from secateur.errors import InputError, NumericsError
 from secateur.grid import build_comparison, differences
+from secateur.locks import locked
 from secateur.options import build
+from secateur.saving import SavingCallback
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
@@ -49,12 +59,68 @@ def test_axes_cells_and_baselines(inputs) -> None:
     cells = build_comparison({**inputs, "cells": ("best: criterion=gate lora-init=pissa lr=0.01",)}).cells
     assert [cell.name for cell in cells] == [
         "dense", "dense+lora", "magnitude_sparsity0.3", "magnitude_sparsity0.5", "gate_sparsity0.3",
-        "gate_sparsity0.5", "best",
+        "gate_sparsity0.5", "best_sparsity0.3", "best_sparsity0.5",
     ]  # fmt: skip
     best = cells[-1].config
-    assert (best.criterion, best.lora_init, best.lr, best.sparsity) == ("gate", "pissa", 0.01, 0.3)
+    assert (best.criterion, best.lora_init, best.lr, best.sparsity) == ("gate", "pissa", 0.01, 0.5)
     assert cells[0].kind == "dense"
     assert cells[3].config.sparsity == 0.5
+
+
+def test_named_cells_and_the_trained_baseline_cross_with_conditions(inputs) -> None:
+    named = ("gate: criterion=gate", "own: criterion=lora lr=1e-4")
+    cells = build_comparison({**inputs, "criterion": "lora", "sparsity": "0.3", "lr": "2e-4,1e-3", "seed": "0,1",
+                              "cells": named}).cells  # fmt: skip
+    crossed = [f"{lr}_{seed}" for lr in ("lr2e-4", "lr1e-3") for seed in ("seed0", "seed1")]
+    assert [cell.name for cell in cells] == [
+        "dense", *(f"dense+lora_{c}" for c in crossed), *(f"gate_{c}" for c in crossed), "own_seed0", "own_seed1",
+    ]  # fmt: skip
+    assert [(cell.config.lr, cell.config.seed) for cell in cells[5:9]] == [(2e-4, 0), (2e-4, 1), (1e-3, 0), (1e-3, 1)]
+    assert {(cell.series, cell.contender) for cell in cells[7:9]} == {("gate_lr1e-3", "gate")}
+    assert (cells[-1].config.lr, cells[-1].series, cells[-1].contender) == (1e-4, "own", "own")
+
+
+def test_a_contender_gets_its_best_rate_and_seeds_are_paired(inputs, tmp_path) -> None:
+    given = {**inputs, "criterion": "lora", "sparsity": "0.3", "lr": "1e-3,2e-3", "seed": "0,1",
+             "cells": ("a: criterion=gate", "b: criterion=wanda"), "reference": "b"}  # fmt: skip
+    cells = build_comparison(given).cells
+    nll = {  # cell -> its loss with seed 0 and 1
+        "dense+lora_lr1e-3": (2.0, 2.0), "dense+lora_lr2e-3": (1.9, 2.0),
+        "a_lr1e-3": (3.0, 3.2), "a_lr2e-3": (3.1, 3.2), "b_lr1e-3": (3.5, 3.5), "b_lr2e-3": (3.1, 3.4),
+    }  # fmt: skip
+    for cell in cells:
+        loss = 2.5 if cell.kind == "dense" else nll[cell.series][cell.config.seed]
+        measured = {"perplexity": math.exp(loss), "mean_nll": loss, "stderr_nll": 0.1, "tokens_scored": 1,
+                    "segments": 1, "seq_len": 2, "dtype": "float32"}  # fmt: skip
+        (tmp_path / cell.name).mkdir()
+        record = {"name": cell.name, "kind": cell.kind, "status": "done", "config": asdict(cell.config),
+                  "parameters": 10, "perplexity": {"dir/t.txt": measured}, "training_data": [],
+                  "environment": {}}  # fmt: skip
+        (tmp_path / cell.name / "result.json").write_text(json.dumps(record))
+    text = write_comparison(tmp_path, cells, "b")
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    best = {row["contender"]: (row["lr"], row["ratio"].get("t.txt")) for row in found["best_rates"]}
+    assert best == {
+        "dense": (1e-3, pytest.approx(math.exp(2.5 - 1.95))),
+        "dense+lora": (2e-3, 1.0),
+        "a": (1e-3, pytest.approx(math.exp(3.1 - 1.95))),
+        "b": (2e-3, pytest.approx(math.exp(3.25 - 1.95))),
+    }
+    seeds = {row["name"]: row["difference"].get("t.txt") for row in found["over_seeds"]["series"]}
+    assert found["over_seeds"]["reference"] == "b_lr2e-3"  # the contender's best
+    assert seeds["a_lr1e-3"] == {"0": pytest.approx(-0.1), "1": pytest.approx(-0.2)}
+    line = next(line for line in text.splitlines() if line.startswith("a_lr1e-3 "))
+    assert f"×{math.exp(-0.15):.3f} (-0.1500 ± {stdev([0.1, 0.2]):.4f})" in line
+    assert f"{mean([math.exp(3.0), math.exp(3.2)]):.2f} ± " in line
+    assert f"{math.exp(3.1) / math.exp(1.95):.3f}" in text.split("Best learning rate")[1].split("Over seeds")[0]
+
+
+def test_what_an_untrained_baseline_does_not_feel_may_change() -> None:
+    one, other = ({**asdict(build(PruneConfig, {"model": "m", "data": ("d",), "output": "o"})), **changes}
+                  for changes in ({"lr": 0.1}, {"lr": 0.2, "floor": 0.5}))  # fmt: skip
+    assert differences(one, other, "dense") == []
+    assert differences(one, other, "dense+lora") == ["lr: 0.1 -> 0.2"]
+    assert len(differences(one, other)) == 2
 
 
 @pytest.mark.parametrize(
@@ -64,9 +130,12 @@ def test_axes_cells_and_baselines(inputs) -> None:
         ({"cells": ("a: seq_len=16",)}, "cells differ in --seq-len"),
         ({"cells": ("a: sparcity=0.1",)}, "unknown option 'sparcity'. Did you mean 'sparsity'"),
         ({"cells": ("a",)}, "write it as `name: option=value"),
-        ({"cells": ("dense: lr=0.1",)}, "two cells are called 'dense'"),
+        ({"cells": ("dense: criterion=gate sparsity=0.2",)}, "two cells are called 'dense'"),
         ({"criterion": "gate,magnitude", "lr": "0.1,-1"}, "cell .*--lr is -1"),
         ({"baselines": ("denze",)}, "--baselines denze"),
+        ({"reference": "gatt_sparsity0.3"}, "no cell is called that. Did you mean 'gate_sparsity0.3'"),
+        ({"cells": ("../x: lr=0.1",)}, r"'../x' is to be a folder's name"),
+        ({"cells": ("a/b: lr=0.1",)}, "to be a folder's name"),
     ],
 )
 def test_what_does_not_compare_is_refused(inputs, change, message) -> None:
@@ -110,17 +179,14 @@ def test_a_stopped_comparison_goes_on_to_the_same_table(inputs, tmp_path, monkey
 
 
 def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
-    flags = [
-        part
-        for key, value in {**inputs, "sparsity": "0.3", "seed": "0,1", "criterion": "gate"}.items()
-        for part in ("--" + key.replace("_", "-"), *(value if isinstance(value, tuple) else (value,)))
-    ]
+    flags = flags_of({**inputs, "sparsity": "0.3", "seed": "0,1", "criterion": "gate"})
     assert main(["compare", *flags, "--keep-checkpoints"]) == 0
     out = capsys.readouterr().out
     assert "gate" not in out.split("cell", 1)[0] or "seed1" in out
     folder = tmp_path / "grid"
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
-    assert [row["cell"] for row in rows] == ["dense", "dense+lora", "seed0", "seed1"]
+    assert [row["cell"] for row in rows] == ["dense", "dense+lora_seed0", "dense+lora_seed1", "seed0", "seed1"]
+    assert "against run" in out
     assert "2 | " in (folder / "comparison.md").read_text().split("Over seeds")[1]
     for name in ("comparison.svg", "comparison.png"):
         assert (folder / name).stat().st_size > 1000
@@ -157,3 +223,115 @@ def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
     older = {name: value for name, value in now.items() if name not in ("packing", "load_in", "targets")}
     assert differences(older, now) == []
     assert differences(older, now | {"packing": "separate"}) == ["packing: joined -> separate"]
+
+
+def one_cell(inputs, **more):
+    """Options of a comparison of one pruned cell, with a checkpoint every second step."""
+    return {**inputs, "criterion": "gate", "compensate": "lstsq", "sparsity": "0.3", "baselines": (), "steps": "40",
+            "save_steps": "2", **more}  # fmt: skip
+
+
+def flags_of(given):
+    return [
+        part
+        for key, value in given.items()
+        for part in ("--" + key.replace("_", "-"), *(value if isinstance(value, tuple) else (value,)))
+    ]
+
+
+def record_of(folder, cell="run"):
+    return json.loads((folder / cell / "result.json").read_text())
+
+
+def test_a_cell_that_was_killed_goes_on_to_the_same_weights(inputs, tmp_path, capfd) -> None:
+    compare(build_comparison(one_cell(inputs)))
+    whole = record_of(tmp_path / "grid")
+    given = one_cell(inputs, output=str(tmp_path / "again"))
+    (tmp_path / "grid.yaml").write_text(json.dumps(given))
+    command = [sys.executable, "-m", "secateur", "compare", "--config", str(tmp_path / "grid.yaml")]
+    begun = tmp_path / "again" / "run" / "checkpoint.run"
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not list(begun.glob("checkpoint-*/" + MANIFEST)):
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "again" / "run" / "result.json").exists()
+    last = find_latest(begun)[0]
+    assert last is not None
+    capfd.readouterr()
+    compare(build_comparison({**given, "resume": True}))
+    assert f"resuming from {last.name}" in capfd.readouterr().out
+    again = record_of(tmp_path / "again")
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    assert [cut["removed"] for cut in again["units"]["cuts"]] == [cut["removed"] for cut in whole["units"]["cuts"]]
+    assert not begun.exists()
+
+
+class Died(Exception):
+    pass
+
+
+def test_the_trained_baseline_goes_on_too(inputs, tmp_path, monkeypatch) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ("dense+lora",), "save_steps": "2"}
+    compare(build_comparison(given))
+    whole = record_of(tmp_path / "grid", "dense+lora")
+    assert whole["step_seconds"] > 0
+    given["output"] = str(tmp_path / "again")
+    real = SavingCallback.on_save
+
+    def dying(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            raise Died
+
+    monkeypatch.setattr(SavingCallback, "on_save", dying)
+    with pytest.raises(Died):
+        compare(build_comparison(given))
+    monkeypatch.setattr(SavingCallback, "on_save", real)
+    with pytest.raises(InputError, match="options were others: lr: 0.001 -> 0.01"):
+        compare(build_comparison({**given, "lr": "0.01"}))
+    compare(build_comparison(given))
+    assert record_of(tmp_path / "again", "dense+lora")["weights_sha256"] == whole["weights_sha256"]
+    lines = (tmp_path / "again" / "dense+lora" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
+
+
+def test_recorded_cells_are_checked(inputs, tmp_path, monkeypatch) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ()}
+    compare(build_comparison(given))
+    folder, path = tmp_path / "grid", tmp_path / "grid" / "run" / "result.json"
+    coarse = {**given, "cells": ("run: criterion=magnitude", "coarse: criterion=gate round_to=32")}
+    with pytest.raises(InputError, match="cells run and coarse would lose .*same budget"):
+        compare(build_comparison(coarse))
+    (tmp_path / "new.txt").write_text(WORDS * 20)
+    more = (*given["evaluate_on"], str(tmp_path / "new.txt"))
+    with pytest.raises(InputError, match="not measured on --evaluate-on .*new.txt as it is now.*--allow-different"):
+        compare(build_comparison({**given, "evaluate_on": more}))
+    compare(build_comparison({**given, "evaluate_on": more, "allow_different": True}))
+    train = tmp_path / "train_text.txt"
+    before = train.read_text()
+    train.write_text(before + "more")
+    with pytest.raises(InputError, match="train_text.txt holds other text now than when this cell was run"):
+        compare(build_comparison(given))
+    train.write_text(before)
+    with locked(folder), pytest.raises(InputError, match="is in use by process"):
+        compare(build_comparison(given))
+    written = path.read_text()
+    for text, message in (
+        (written.replace('"record_format": 1', '"record_format": 99'), r"newer secateur \(record format 99"),
+        (written[:200], "this cell's record is damaged .*move that folder away"),
+        ("[]", "record is damaged"),
+        ('{"name": "run", "kind": "prune", "status": "done", "config": {}}', "damaged .*perplexity"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            compare(build_comparison(given))
+
+
+def test_a_short_text_is_noticed_before_the_first_cell(inputs, tmp_path, monkeypatch) -> None:
+    (tmp_path / "short.txt").write_text("a few words")
+    monkeypatch.setattr(compare_module, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    with pytest.raises(InputError, match=r"short.txt: 1\d tokens, fewer than one segment of 32"):
+        compare(build_comparison({**inputs, "evaluate_on": (str(tmp_path / "short.txt"),)}))
+    assert not list((tmp_path / "grid").glob("*"))

@@ -8,7 +8,8 @@ from tiny import tiny_llama
 from secateur import Pruner
 from secateur.compensation import refit_coefficients
 from secateur.criteria import CRITERIA
-from secateur.errors import InputError
+from secateur.criteria.obs import removal_cost
+from secateur.errors import InputError, NumericsError
 from secateur.surgery import merged_weight
 
 
@@ -19,6 +20,35 @@ def test_refit_is_least_squares() -> None:
     refit = refit_coefficients(x.T @ x / 300, stay, go, ridge=0.0)
     expected = torch.linalg.lstsq(x[:, stay], x[:, go]).solution
     torch.testing.assert_close(refit, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_what_was_never_used_is_left_as_it_is() -> None:
+    stay, go = torch.arange(6), torch.tensor([6, 7])
+    assert torch.equal(refit_coefficients(torch.zeros(8, 8), stay, go, 0.01), torch.zeros(6, 2, dtype=torch.float64))
+    weight = torch.randn(4, 8)
+    assert torch.equal(removal_cost(weight, torch.zeros(8, 8), torch.arange(8).view(4, 2)), torch.zeros(4).double())
+
+
+def test_moments_that_are_nearly_singular_or_not_finite() -> None:
+    """Repeated inputs of very different size, as attention sinks make them: float32 factors failed."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 3).double() @ torch.randn(3, 64).double() * torch.logspace(0, 4, 64, dtype=torch.float64)
+    second = (x.T @ x / 40).float()
+    stay, go = torch.arange(48), torch.arange(48, 64)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(second + 1e-9 * second.diagonal().mean() * torch.eye(64))
+    # Rounding made an eigenvalue negative: ten times the ridge is enough where the ridge is not.
+    least = -float(torch.linalg.eigvalsh(second[stay][:, stay].double())[0])
+    ridge = least / float(second[stay][:, stay].double().diagonal().mean())
+    assert torch.isfinite(refit_coefficients(second, stay, go, ridge / 2)).all()
+    assert torch.isfinite(removal_cost(torch.randn(4, 64), second, torch.arange(64).view(32, 2))).all()
+    with pytest.raises(NumericsError, match="10 times the damping.*--compensate none"):
+        refit_coefficients(second, stay, go, ridge / 1000)
+    second[3, 3] = torch.nan
+    with pytest.raises(NumericsError, match="second moments of an input of o or down"):
+        refit_coefficients(second, stay, go, 0.01)
+    with pytest.raises(NumericsError, match="second moments of the input of x"):
+        removal_cost(torch.randn(4, 64), second, torch.arange(64).view(32, 2), what="the input of x")
 
 
 def lora_with_values(model):
@@ -83,6 +113,39 @@ def test_shrinking_is_masking_with_compensation(criterion, compensate, allocatio
                 if member.linear == path:
                     expected = expected.index_select(member.dim, member.entries(masked.keep[pool.name]))
         torch.testing.assert_close(merged_weight(module), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_the_bias_keeps_the_mean_output(shrink) -> None:
+    """On stored activations, each o and down by itself: what goes is replaced by its mean, exactly."""
+    model = lora_with_values(adapted(dtype=torch.float64, layers=2, bias=True))
+    ids = rows(5)[:1]  # few enough to be taken whole
+    options = {"criterion": "flap", "compensate": "bias", "sparsity": 0.5, "schedule": "one-shot", "prune_start": 1}
+    pruner = pruner_for(model, total_steps=4, shrink=shrink, **options)
+    inputs: dict[str, torch.Tensor] = {}
+    gates = [gate.linear for pool in pruner.units.pools for gate in pool.gates]
+    handles = [
+        pruner.modules[path].register_forward_pre_hook(lambda _, args, path=path: inputs.update({path: args[0]}))
+        for path in gates
+    ]
+    with torch.no_grad():
+        model.eval()(ids)
+        for handle in handles:
+            handle.remove()
+        before = {path: pruner.modules[path](inputs[path]) for path in gates}
+    model.train()(ids, labels=ids).loss.backward()
+    pruner.observe()
+    pruner.step(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    model.eval()
+    for pool in pruner.units.pools:
+        keep = pruner.keep[pool.name]
+        assert not keep.all()
+        for gate in pool.gates:
+            x = inputs[gate.linear][..., gate.entries(keep)] if shrink else inputs[gate.linear]
+            with torch.no_grad():
+                after = pruner.modules[gate.linear](x)
+            torch.testing.assert_close(after.mean((0, 1)), before[gate.linear].mean((0, 1)), rtol=1e-9, atol=1e-9)
+            assert float((after - before[gate.linear]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("compensate", ["lstsq", "bias"])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from secateur import embedded, finetune
+from secateur import embedded, finetune, prune
 from secateur.checkpoints import find_latest
 from secateur.cli import main
 from secateur.guard import DivergenceWatch
@@ -68,10 +68,7 @@ def test_a_full_disk(place, tmp_path, when, after, share) -> None:
     largest = int(share * max(path.stat().st_size for path in checkpoint.iterdir()))
     assert when != "the export" or largest < (place / "whole" / "model.safetensors").stat().st_size
     arguments = command(place, tmp_path / "out")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(largest), str(after), *arguments],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = limited(largest, after, arguments)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
@@ -83,6 +80,42 @@ def test_a_full_disk(place, tmp_path, when, after, share) -> None:
     assert main([*arguments, "--resume"]) == 0
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (place / "whole", tmp_path / "out"))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def adapting(place, output, *more):
+    return [
+        "adapt", "--model", str(place / "model"), "--data", str(place / "text.txt"), "--output", str(output),
+        "--init-rank", "6", "--rank", "2", "--steps", "8", "--batch-size", "2", "--seq-len", "32", "--frequency", "2",
+        "--dtype", "float32", "--save-steps", "2", *more,
+    ]  # fmt: skip
+
+
+def limited(largest, after, arguments):
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, str(largest), str(after), *arguments],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "largest"),
+    [
+        # an adapter's file grows with its rank 2, so a limit on all files from the last checkpoint on stops the export
+        (lambda place, output: adapting(place, output), 5_000),
+        (lambda place, output: command(place, output, "--stream-export"), 100_000),
+        (lambda place, output: adapting(place, output, "--merge"), 100_000),
+    ],
+    ids=["adapt", "prune --stream-export", "adapt --merge"],
+)
+def test_a_full_disk_while_another_kind_of_result_is_written(place, tmp_path, arguments, largest) -> None:
+    output = tmp_path / "out"
+    done = limited(largest, 4, arguments(place, output))  # once the last step is saved
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert f"--output {output} could not be written" in done.stderr
+    assert not output.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
+    assert find_latest(tmp_path / "out.run")[0].name == "checkpoint-8"
 
 
 @pytest.mark.parametrize(
@@ -114,12 +147,54 @@ def test_out_of_memory_names_the_part(place, tmp_path, capsys, monkeypatch, owne
         assert "This run failed after step 0: out of memory while training" in page
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_losses_that_are_not_finite(place, tmp_path, capsys, monkeypatch, policy) -> None:
+    real, seen, bad = prune.add_lora, 0, {5, 6, 7}
+
+    def add_lora(*args, **kwargs):
+        model = real(*args, **kwargs)
+
+        def hook(module, args, output):
+            nonlocal seen
+            seen += module.training and torch.is_grad_enabled()
+            return output * float("nan") if module.training and seen in bad else output
+
+        model.get_base_model().model.layers[1].mlp.register_forward_hook(hook)
+        return model
+
+    monkeypatch.setattr(prune, "add_lora", add_lora)
+    arguments = command(place, tmp_path / "out", "--on-nan", policy)
+    code = main(arguments)
+    said = capsys.readouterr().err
+    assert "step 5: the loss is not finite, first in the output of model.layers.1.mlp; the step is left out" in said
+    lines = [json.loads(line) for line in (tmp_path / "out.run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "left_out" in line] == ([5, 6] if policy == "stop" else [5, 6, 7])
+    if policy == "skip":
+        assert code == 0
+        found = json.loads((tmp_path / "out" / "result.json").read_text())["numerics"]
+        assert [line["step"] for line in found["left_out"]] == [5, 6, 7]
+        assert found["diverged_at"] is None
+        return
+    assert code == 5
+    assert "step 7: the loss is not finite" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+    last, _ = find_latest(tmp_path / "out.run")
+    assert last.name == "checkpoint-6"
+    state = load_file(last / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    bad.clear()
+    assert main([*arguments, "--resume"]) == 0
+
+
 def test_divergence_is_reported_once(tmp_path, capsys) -> None:
     watch = DivergenceWatch(Progress(60))
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments, noted = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), []
     for step in range(1, 61):
         loss = 3.0 - 0.01 * step if step < 30 else 3.0 + 0.3 * (step - 30)
         watch.on_log(arguments, TrainerState(global_step=step), TrainerControl(), logs={"loss": loss})
+        noted += [step] * bool(watch.note())
+    assert len(noted) == 1
     said = capsys.readouterr().err
     assert said.count("the loss diverges") == 1
     assert "--lr" in said

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from test_pruner import adapted, pruner_for
 from test_ranks import prune_to
 
+from secateur.checkpoints import MANIFEST, check_same_run, find_latest
+from secateur.checkpoints import RUN as RUN_RECORD
 from secateur.config import ExportConfig, PruneConfig
 from secateur.config_adapt import AdaptConfig
 from secateur.config_eval import EvalConfig
@@ -26,8 +28,26 @@ from secateur.options import build, known_options
 from secateur.report.page import run_page
 from secateur.report.runs import load_runs
 
-PARSERS = 6  # the pruner state counts twice
-EXAMPLES = max(20, int(os.environ.get("SECATEUR_FUZZ", "240")) // PARSERS)
+PARSERS = 9  # the pruner state counts twice
+WANTED = int(os.environ.get("SECATEUR_FUZZ", "0"))
+EXAMPLES = max(20, -(-WANTED // PARSERS))
+TRIED = {"all": 0, "valid": 0}
+
+
+def count(valid: bool = True) -> None:
+    """One input more; `valid` says whether it is JSON or YAML (with whatever in it)."""
+    TRIED["all"] += 1
+    TRIED["valid"] += valid
+
+
+def is_json(content: bytes) -> bool:
+    try:
+        json.loads(content.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -61,6 +81,7 @@ def folder(tmp_path_factory) -> Path:
 @fuzz
 @given(rows=st.lists(ROW, min_size=1, max_size=4))
 def test_valid_json_rows(folder, rows) -> None:
+    count()
     (folder / "rows.jsonl").write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
     (folder / "rows.json").write_bytes(json.dumps(rows).encode())
     for name in ("rows.jsonl", "rows.json"):
@@ -76,6 +97,7 @@ def test_valid_json_rows(folder, rows) -> None:
 @fuzz
 @given(content=st.binary(max_size=200) | st.text(alphabet='{}[]":,\\ntext 0', max_size=60).map(str.encode))
 def test_any_bytes(folder, content) -> None:
+    count(is_json(content))
     for name in ("bytes.jsonl", "bytes.json", "bytes.txt"):
         (folder / name).write_bytes(content)
         try:
@@ -94,6 +116,7 @@ OPTIONS = sorted({name for cls in (PruneConfig, AdaptConfig, EvalConfig, ExportC
     plausible=st.booleans(),
 )
 def test_yaml_options(folder, cls, options, plausible) -> None:
+    count()
     file = folder / "run.yaml"
     file.write_bytes(yaml.safe_dump(options).encode("utf-8", "replace"))
     given_options = {"model": "m", "data": ("d",), "output": "o"} if plausible else {}
@@ -146,6 +169,7 @@ def damaged(draw, record):
 @fuzz
 @given(result=damaged(RUN), units=damaged(UNITS), metrics=st.lists(JSON, max_size=3))
 def test_records_of_a_run(folder, result, units, metrics) -> None:
+    count()
     run = folder / "run"
     run.mkdir(exist_ok=True)
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -183,7 +207,9 @@ def test_pruner_states(folder, saved, data) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(place, copy)
     (file,) = copy.glob("*.json")
-    if data.draw(st.booleans()):
+    valid = data.draw(st.booleans())
+    count(valid)
+    if valid:
         file.write_text(json.dumps(data.draw(damaged(json.loads(file.read_text())))))
     else:
         (tensors,) = copy.glob("*.safetensors")
@@ -197,3 +223,63 @@ def test_pruner_states(folder, saved, data) -> None:
             make().load(copy)
         except InputError as error:
             assert "saved state" in str(error)
+
+
+RECORD = {
+    "options": {"model": "m", "batch_size": 2, "lr": 1e-4, "dropout": 0.1, "data": ["x"]},
+    "data": [{"name": "x", "rows": 3, "characters": 10, "sha256": "ab"}],
+    "model": "cd",
+    "processes": 1,
+}
+
+
+@fuzz
+@given(record=damaged(RECORD) | JSON)
+def test_run_records(folder, record) -> None:
+    count()
+    (folder / RUN_RECORD).write_text(json.dumps(record))
+    try:
+        check_same_run(folder, RECORD["options"], RECORD["data"], ("lr",), RECORD["model"])
+    except InputError as error:
+        assert "--resume" in str(error)
+
+
+@fuzz
+@given(manifest=damaged({"files": {"weights": {"bytes": 3, "sha256": "ab"}, "b": {"bytes": 1, "sha256": "cd"}}}) | JSON)
+def test_manifests(folder, manifest) -> None:
+    count()
+    checkpoint = folder / "work" / "checkpoint-5"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "weights").write_bytes(b"abc")
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    found, skipped = find_latest(folder / "work")
+    assert (found is None) == bool(skipped)
+    assert found is None or files == {}  # a manifest that lists nothing
+
+
+CONFIG = {
+    "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
+    "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False, "use_rslora": False, "lora_dropout": 0.1,
+}  # fmt: skip
+
+
+@fuzz
+@given(config=damaged(CONFIG) | JSON)
+def test_adapter_configurations(folder, config) -> None:
+    reader = pytest.importorskip("secateur.given_adapter").read_adapter
+    count()
+    place = folder / "adapter"
+    place.mkdir(exist_ok=True)
+    (place / "adapter_config.json").write_text(json.dumps(config))
+    try:
+        reader(str(place))
+    except InputError as error:
+        assert "--adapter" in str(error)
+
+
+@pytest.mark.skipif(not WANTED, reason="counts what `make reliability` tries, in one process")
+def test_enough_was_tried() -> None:
+    print(f"{TRIED['all']:,} inputs, {TRIED['valid'] / TRIED['all']:.0%} of them valid JSON or YAML")
+    assert TRIED["all"] >= WANTED
+    assert TRIED["valid"] >= TRIED["all"] / 2

@@ -10,7 +10,16 @@ from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from secateur.cli import main
 from secateur.errors import InputError
-from secateur.harness import TaskFigure, TaskOptions, _definitions, _joined, check_tasks, paired_rows, run_tasks
+from secateur.harness import TaskOptions, _definitions, check_tasks, run_tasks
+from secateur.sandbox import Outcome
+from secateur.task_figures import (
+    SEVEN_TASKS,
+    TaskFigure,
+    joined,
+    paired_average,
+    paired_rows,
+    seven_task_average,
+)
 
 ALL = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "boolq", "mmlu", "gsm8k")
 
@@ -52,22 +61,24 @@ def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
 
 def test_figures_equal_a_loop_by_hand(rows) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer(chat_template=False)
-    found, warnings = run_tasks(model, tokenizer, options(rows, "piqa", "winogrande", "boolq"), torch.float32)
+    found, warnings = run_tasks(
+        model, tokenizer, options(rows, "hellaswag", "piqa", "winogrande", "boolq"), torch.float32
+    )
     expected: dict[str, list[float]] = {}
-    for name in ("piqa", "winogrande", "boolq"):
+    for name in ("hellaswag", "piqa", "winogrande", "boolq"):
         for line in (rows / f"{name}.jsonl").read_text().splitlines():
             row = json.loads(line)
             if name == "winogrande":
                 pairs, lengths = [(start, " " + row["continuation"]) for start in row["context_options"]], [1, 1]
             else:
-                context = row["query"].strip().removeprefix("Passage: ") + "\nAnswer:"
+                context = row["query"].strip().removeprefix("Passage: ") + ("" if name == "hellaswag" else "\nAnswer:")
                 pairs = [(context, " " + choice) for choice in row["choices"]]
-                lengths = [len(choice) for choice in row["choices"]] if name == "piqa" else [1, 1]
+                lengths = [len(choice) for choice in row["choices"]] if name == "hellaswag" else [1, 1]
             sums = [log_likelihood(model, tokenizer, *pair) / n for pair, n in zip(pairs, lengths, strict=True)]
             expected.setdefault(name, []).append(float(sums.index(max(sums)) == row["gold"]))
     assert {name: list(figure.row_values) for name, figure in found.items()} == expected
     assert {name: figure.metric for name, figure in found.items()} == {
-        "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc",
+        "hellaswag": "acc_norm", "piqa": "acc", "winogrande": "acc", "boolq": "acc",
     }  # fmt: skip
     assert found["piqa"].value == pytest.approx(sum(expected["piqa"]) / 6)
     assert (found["piqa"].rows, found["piqa"].num_fewshot, found["piqa"].version) == (6, 0, 1.0)
@@ -134,7 +145,17 @@ def test_prompts_that_fill_the_context_are_told(rows, tmp_path) -> None:
     (tmp_path / "boolq.jsonl").write_text(json.dumps(row) + "\n")
     model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
     _, warnings = run_tasks(model, tokenizer, options(tmp_path, "boolq"), torch.float32)
-    assert "filled the context of 512 tokens" in warnings[0]
+    assert "1 prompts of the tasks did not fit into the context of 512 tokens" in warnings[0]
+
+
+def test_a_prompt_that_just_fits_is_none_that_was_cut(tmp_path) -> None:
+    model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
+    for length, cut in ((513, 0), (514, 1)):  # the last token is only predicted
+        query = "Passage: ".ljust(9 + length - len("\nAnswer: yes"), "a")
+        row = {"query": query, "choices": ["no", "yes"], "gold": 0}
+        (tmp_path / "boolq.jsonl").write_text(json.dumps(row) + "\n")
+        _, warnings = run_tasks(model, tokenizer, options(tmp_path, "boolq"), torch.float32)
+        assert len(warnings) == cut, length
 
 
 def test_paired_rows_and_joined_tasks() -> None:
@@ -147,10 +168,93 @@ def test_paired_rows_and_joined_tasks() -> None:
     assert paired_rows(figure([1, 0] * 10), figure([0, 1] * 10))["within_noise"] is True
     assert paired_rows(figure([1] * 19 + [0]), figure([0] * 19 + [1]))["within_noise"] is False
     assert paired_rows(figure([1, 0]), figure([1])) is None
-    joined = _joined([figure([1, 1, 1, 0]), figure([0, 0])])
-    assert joined.value == pytest.approx(0.5)
-    assert joined.stderr == pytest.approx((0.3 / 6) ** 0.5)  # variance 0.3 over six rows
-    assert joined.rows == 6
+    both = joined([figure([1, 1, 1, 0]), figure([0, 0])])
+    assert both.value == pytest.approx(0.5)
+    assert both.stderr == pytest.approx((0.3 / 6) ** 0.5)  # variance 0.3 over six rows
+    assert both.rows == 6
+
+
+def test_the_seven_task_average() -> None:
+    def figure(metric: str, value: float, rows: list[float], shots: int = 0) -> TaskFigure:
+        return TaskFigure(metric, value, 0.07, len(rows), shots, 1.0, "", {}, {}, tuple(rows))
+
+    dense = {
+        name: figure(metric, 0.5 + i / 100, [1.0, 0.0] * 6) for i, (name, metric) in enumerate(SEVEN_TASKS.items())
+    }
+    average = seven_task_average({"mmlu": figure("acc", 0, [0.0]), **dense})
+    assert average["value"] == pytest.approx(0.53)
+    assert average["stderr"] == pytest.approx(0.07 / 7**0.5)
+    assert average["rows"] == 84
+    assert (average["metrics"]["piqa"], average["metrics"]["hellaswag"]) == ("acc", "acc_norm")
+    pruned = {name: figure(f.metric, f.value - 1 / 12, [0.0, *f.row_values[1:]]) for name, f in dense.items()}
+    paired = paired_average(pruned, dense)
+    assert paired["difference"] == pytest.approx(-1 / 12)
+    assert paired["stderr"] == pytest.approx(1 / 12 / 7**0.5)  # of each task 1 / 12, one row of twelve differing
+    assert paired["within_noise"] is False
+    for changed in ({name: f for name, f in dense.items() if name != "piqa"},
+                    dense | {"piqa": figure("acc_norm", 0.5, [1.0])},
+                    dense | {"piqa": figure("acc", 0.5, [1.0], shots=5)}):  # fmt: skip
+        assert seven_task_average(changed) is None
+        assert paired_average(changed, dense) is None
+    assert paired_average(dense | {"piqa": figure("acc", 0.5, [1.0])}, dense) is None
+
+
+def test_a_group_of_the_harness_is_one_figure() -> None:
+    from secateur.harness import _figures
+
+    def samples(values: list[int]) -> list[dict]:
+        return [{"filter": "none", "acc": value} for value in values]
+
+    found = {
+        "results": {
+            "mmlu": {"acc,none": 0.5, "acc_stderr,none": 0.2}, "mmlu_stem": {"acc,none": 0.5},
+            "mmlu_law": {"acc,none": 0.75, "acc_stderr,none": 0.1}, "mmlu_art": {"acc,none": 0.0},
+            "piqa": {"acc,none": 1.0},
+        },
+        "samples": {"mmlu_law": samples([1, 1, 1, 0]), "mmlu_art": samples([0, 0]), "piqa": samples([1])},
+        "groups": {"mmlu": {}, "mmlu_stem": {}},
+        "group_subtasks": {"mmlu": ["mmlu_stem", "mmlu_art"], "mmlu_stem": ["mmlu_law"]},
+        "n-samples": {name: {"effective": n} for name, n in (("mmlu_law", 4), ("mmlu_art", 2), ("piqa", 1))},
+        "n-shot": dict.fromkeys(("mmlu", "mmlu_law", "mmlu_art", "piqa"), 5),
+        "versions": {"mmlu": 2, "mmlu_law": 1.0, "mmlu_art": 1.0, "piqa": 1.0},
+    }  # fmt: skip
+    figures = _figures(found, options(None, "mmlu", "piqa"))
+    assert set(figures) == {"mmlu", "piqa"}
+    mmlu = figures["mmlu"]
+    assert (mmlu.value, mmlu.stderr, mmlu.rows, mmlu.version) == (0.5, 0.2, 6, 2)
+    assert mmlu.row_values == (1, 1, 1, 0, 0, 0)
+    assert set(_figures(found, options(None, "mmlu", "mmlu_law", "piqa"))) == {"mmlu", "mmlu_law", "piqa"}
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "reason"),
+    [
+        (("mmlu",), {"num_fewshot": 9}, "exceeds the 5 that are available"),
+        (("humaneval",), {"allow_code_execution": True}, "must be less than model's maximum sequence length"),
+        (("broken",), {}, "cannot run them"),
+        (("unlike",), {}, "cannot run them"),
+    ],
+)
+def test_what_the_harness_cannot_run_is_one_message(rows, tmp_path, monkeypatch, names, changed, reason) -> None:
+    for path in rows.glob("mmlu*.jsonl"):
+        (tmp_path / path.name).write_text(path.read_text())
+    code_rows(tmp_path, [""])
+    (tmp_path / "piqa.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n{"query": ')
+    (tmp_path / "arc_easy.jsonl").write_text('{"question": "a", "choices": ["b", "c"]}\n')
+    names = {"broken": ("piqa",), "unlike": ("arc_easy",)}.get(names[0], names)
+    model = tiny_llama(layers=1)
+    with pytest.raises(InputError, match=reason):
+        run_tasks(model, tiny_tokenizer(chat_template=False), options(tmp_path, *names, **changed), torch.float32)
+
+
+def test_a_fault_of_the_model_is_no_fault_of_the_rows(rows) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("ours")
+
+    model = tiny_llama(layers=1)
+    model.register_forward_pre_hook(broken)
+    with pytest.raises(AssertionError, match="ours"):
+        run_tasks(model, tiny_tokenizer(chat_template=False), options(rows, "piqa"), torch.float32)
 
 
 def test_command(rows, tmp_path, capsys) -> None:
@@ -165,8 +269,8 @@ def test_command(rows, tmp_path, capsys) -> None:
         assert difference["difference"] == pytest.approx(one - other)
     assert set(record["paired_tasks"]) == {"arc_easy", "boolq", "piqa"}
     printed = capsys.readouterr().out
-    assert "mean of the tasks" in printed
-    assert "boolq (acc, 6 rows, 0-shot, version 1.0)" in printed
+    assert "mean" not in printed  # only the seven tasks have one
+    assert "boolq (acc, 6 rows, 0-shot, version 2.0)" in printed
 
 
 def test_refusals(rows, tmp_path, capsys) -> None:
@@ -198,6 +302,19 @@ def test_definitions_fit_the_real_files(data_dir) -> None:
         torch.float32,
     )  # fmt: skip
     assert {figure.rows for figure in found.values()} == {2}
+
+
+def test_code_without_isolation_is_told(tmp_path, monkeypatch) -> None:
+    harness_model = pytest.importorskip("secateur.harness_model")
+    code_rows(tmp_path, ["", ""])
+    monkeypatch.setattr(harness_model.PaddedHFLM, "generate_until", lambda self, asked, **_: [""] * len(asked))
+    monkeypatch.setattr("secateur.harness.run_untrusted", lambda code: Outcome(True, "", False))
+    given = options(tmp_path, "humaneval", allow_code_execution=True)
+    _, warnings = run_tasks(tiny_llama(layers=1), tiny_tokenizer(chat_template=False), given, torch.float32)
+    assert "2 programs that the model wrote ran with the network and the files within reach" in warnings[0]
+    monkeypatch.setattr("secateur.harness.find_spec", lambda name: None if name == "resource" else name)
+    with pytest.raises(InputError, match="has no limits to run it under"):
+        check_tasks(given)
 
 
 def code_rows(folder, solutions):

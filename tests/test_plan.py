@@ -5,15 +5,21 @@ import time
 
 import pytest
 import torch
-from tiny import save_tiny
+from live import LiveBytes
+from peft import LoraConfig, get_peft_model
+from tiny import save_tiny, tiny_llama
 
+from secateur import Pruner
 from secateur.benchmark import matmul_flops_per_s
 from secateur.cli import main
 from secateur.config_speed import PlanConfig
+from secateur.footprint import export_bytes
+from secateur.loss import causal_lm_loss
 from secateur.models import load_config, resolve_model
 from secateur.options import build
 from secateur.prepare import plan_budget
 from secateur.timing import units_gone
+from secateur.verify import Verified
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
@@ -93,3 +99,73 @@ def test_the_speed_of_products_is_measured_briefly() -> None:
     speed = matmul_flops_per_s([(64, 96), (9000, 64)], tokens=256, dtype=torch.float32, device=torch.device("cpu"))
     assert speed > 0
     assert time.perf_counter() - began < 2
+
+
+@pytest.fixture(scope="module")
+def bare(place):
+    """A LoRA model of the plan's shape, in training."""
+    model = get_peft_model(tiny_llama(layers=3, heads=8, kv_heads=4), LoraConfig(r=8, target_modules="all-linear"))
+    return model.train()
+
+
+def planned_memory(place, tmp_path, *more) -> dict:
+    options = ["plan", "--model", str(place / "model"), "--sparsity", "0.25", "--seq-len", "32", "--batch-size", "2"]
+    assert main([*options, "--dtype", "float32", *more, "--json", str(tmp_path / "plan.json")]) == 0
+    return json.loads((tmp_path / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [("scoring", {"criterion": "taylor-accumulated"}), ("moments", {"criterion": "gate", "compensate": "lstsq"})],
+)
+def test_what_scoring_keeps_is_what_a_step_holds(place, bare, tmp_path, capsys, part, options) -> None:
+    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.9, **options)
+    ids = torch.randint(3, 99, (2, 32))
+    for _ in range(2):  # the first step makes the averages
+        held = pruner.statistics
+        causal_lm_loss(bare(input_ids=ids, use_cache=False), ids).backward()
+        if part == "scoring":
+            found = sum(gradient.nbytes for gradient in held._weight_grads.values())
+        else:
+            found = sum(m.second.nbytes for m in [*held.moments.values(), *held._seen.values()])
+        pruner.observe()
+    pruner.close()
+    given = [word for name, value in options.items() for word in (f"--{name}", value)]
+    memory = planned_memory(place, tmp_path, *given)["memory"]
+    assert memory[part] == found > 0
+    assert f"  {part}" in capsys.readouterr().out
+    plain = planned_memory(place, tmp_path)["memory"]
+    assert memory["total"] - plain["total"] == memory[part]
+    assert plain[part] == 0
+    if part == "scoring":  # in the host's memory, which a GPU's does not count
+        assert planned_memory(place, tmp_path, *given, "--offload-gradients")["memory"]["scoring"] == 0
+
+
+def test_a_teachers_logits_count(place, tmp_path) -> None:
+    found = planned_memory(place, tmp_path, "--distill", "0.5", "--no-shrink")["memory"]
+    assert found["teacher"] == 4 * 2 * 32 * 128
+    assert found["total"] - planned_memory(place, tmp_path)["memory"]["total"] == found["teacher"]
+
+
+def test_what_writing_takes_is_what_it_holds(place, bare, tmp_path, capsys, monkeypatch) -> None:
+    plan = planned_memory(place, tmp_path)
+    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.9, shrink=False)
+    scores = {pool.name: torch.rand(pool.size) for pool in pruner.units.pools}
+    pruner.keep = pruner.budget.select(scores, pruner.keep, 1.0)
+    pruner.masks.update(pruner.keep)
+    bare.to(torch.bfloat16)
+    monkeypatch.setattr("secateur.export.verify", lambda checks: [Verified("x", 0.0, 0.0)])
+    with LiveBytes([*bare.parameters(), *bare.buffers()]) as live:
+        pruner.export(tmp_path / "out")
+    masked = export_bytes(sum(p.numel() for p in bare.parameters()), plan["after"]["parameters"], torch.bfloat16)
+    assert live.peak == pytest.approx(masked, rel=0.15)
+    pruner.close()
+    bare.float()
+    lora = sum(p.numel() for name, p in bare.named_parameters() if "lora_" in name)
+    assert plan["export"]["bytes"] == 4 * (2 * plan["after"]["parameters"] + lora)  # shrunk: both are small
+    capsys.readouterr()
+    monkeypatch.setattr("secateur.plan.FILE_BYTES", 0)
+    planned_memory(place, tmp_path, "--gradient-checkpointing", "--batch-size", "1", "--seq-len", "8", "--no-shrink")
+    printed = capsys.readouterr().out
+    assert "writing the result takes about" in printed
+    assert "--stream-export takes about" in printed

@@ -188,7 +188,9 @@ def test_refusals() -> None:
         pruner_for(adapted(targets=["q_proj", "v_proj"]))
     pruner_for(adapted(targets=["q_proj", "v_proj"]), criterion="magnitude")
     rows_only = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
-    pruner_for(adapted(targets=rows_only), scoring=Scoring(linears="rows"))
+    for scoring in (Scoring(linears="rows"), None):  # o and down take part in the cut, though rows alone are scored
+        with pytest.raises(InputError, match=r"LoRA does not cover model.layers.0.self_attn.o_proj and 7 other"):
+            pruner_for(adapted(targets=rows_only), scoring=scoring)
     dora = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules="all-linear", use_dora=True))
     with pytest.raises(InputError, match=r"q_proj: only plain LoRA can be pruned"):
         pruner_for(dora)
@@ -215,3 +217,28 @@ def test_alternatives_cover_all_allocations() -> None:
     found = alternatives(pruner)
     assert set(found) == {"uniform", "protected", "global"}
     assert all(isinstance(share, float) and 0 < share < 1 for share in found.values())
+
+
+def test_what_a_checkpoint_brings_must_have_the_models_shapes() -> None:
+    model = adapted(layers=1)
+    pruner = pruner_for(model, total_steps=STEPS)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    ids = rows(2)
+
+    def first_step():
+        callback = PruningCallback(pruner)
+        callback.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+
+    model(ids, labels=ids).loss.backward()
+    first_step()
+    optimizer.step()
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    whole = optimizer.state[parameter]["exp_avg"]
+    optimizer.state[parameter]["exp_avg"] = whole[:, :-1]  # of before a cut
+    with pytest.raises(AssertionError, match="stale exp_avg of .*q_proj"):
+        first_step()
+    optimizer.state[parameter]["exp_avg"] = whole
+    layer = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
+    layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight[:-3].detach(), requires_grad=False)
+    with pytest.raises(AssertionError, match=r"LoRA of another shape than .*up_proj, \(93, 64\)"):
+        first_step()

@@ -16,7 +16,7 @@ pytest.importorskip("bitsandbytes")
 from test_distributed import launch
 from tiny import tiny_tokenizer
 
-from secateur import Pruner, export, models, original
+from secateur import Pruner, export, models, original, quantised
 from secateur.benchmark import parameter_count
 from secateur.callback import PruningCallback
 from secateur.checkpoints import find_latest
@@ -27,7 +27,7 @@ from secateur.errors import InputError, VerificationError
 from secateur.families import family_of
 from secateur.masks import Masks
 from secateur.models import ModelSource, load_model
-from secateur.quantised import loading_options, quantised_linears, settle_
+from secateur.quantised import DequantisedRows, dequantised, loading_options, quantised_linears, settle_
 from secateur.surgery import shrink_
 from secateur.units import base_linear, weight_of
 from secateur.verify import Verified
@@ -106,6 +106,18 @@ def test_scores_are_those_of_the_dequantised_weight(place, load_in) -> None:
         for name, expected in (("lora", lora), ("magnitude", size)):
             found = CRITERIA[name].score(pool, Evidence(modules), scoring)
             torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("load_in", ["8bit", "4bit"])
+def test_some_rows_are_those_of_the_whole(place, load_in, monkeypatch) -> None:
+    for _, linear in quantised_linears(held_in(place / "model", load_in)):
+        whole = dequantised(linear)
+        rows = DequantisedRows(linear)
+        for part in (slice(3, 17), slice(len(whole) - 5, len(whole) + 40), slice(0, len(whole))):
+            torch.testing.assert_close(rows[part], whole[part], rtol=0, atol=0)
+        with monkeypatch.context() as patch:  # rows across blocks: taken from the whole
+            patch.setattr(quantised, "whole_blocks", lambda linear: False)
+            torch.testing.assert_close(DequantisedRows(linear)[3:17], whole[3:17], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "taylor-accumulated", "gate", "wanda", "flap", "obs"])

@@ -14,7 +14,7 @@ from tiny import save_tiny
 
 from secateur import saving
 from secateur.callback import PruningCallback
-from secateur.checkpoints import MANIFEST, fault_of, find_latest, rotate, seal
+from secateur.checkpoints import MANIFEST, drop_damaged, fault_of, find_latest, rotate, seal
 from secateur.cli import main
 from secateur.config import PruneConfig
 from secateur.errors import InputError
@@ -136,9 +136,52 @@ def test_half_written_checkpoints_are_skipped_and_rotation_keeps_complete_ones(t
     (tmp_path / "checkpoint-5" / MANIFEST).write_text('{"files": [1]}')
     assert find_latest(tmp_path)[0] is None
     rotate(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2  # the unfinished one is gone; what has a manifest stays
+    assert len(list(tmp_path.iterdir())) == 3  # none is complete, so none may go
+    seal(tmp_path / "checkpoint-10")  # what is there counts, not what an older manifest says
+    assert find_latest(tmp_path)[0].name == "checkpoint-10"
     rotate(tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_rotation_never_deletes_the_only_complete_checkpoint(tmp_path) -> None:
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * step)
+        seal(folder)
+    for step in (10, 15):  # manifests, and files that are not as they say
+        (tmp_path / f"checkpoint-{step}" / "weights").write_bytes(b"y" * step)
+    rotate(tmp_path, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_a_checkpoint_written_a_second_time_is_not_complete_before_it_is_sealed_again(tmp_path, monkeypatch) -> None:
+    (tmp_path / "weights").write_bytes(b"first")
+    seal(tmp_path)
+    first = (tmp_path / MANIFEST).read_bytes()
+
+    def killed(path):
+        raise Died
+
+    monkeypatch.setattr("secateur.checkpoints._sha256", killed)
+    with pytest.raises(Died):
+        seal(tmp_path)
+    monkeypatch.undo()
+    assert fault_of(tmp_path) == "it was not finished"
+    (tmp_path / f".{MANIFEST}.abcd").write_bytes(b"half")
+    seal(tmp_path)
+    assert (tmp_path / MANIFEST).read_bytes() == first
+
+
+def test_damaged_later_checkpoints_go_when_a_run_goes_on(tmp_path) -> None:
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * step)
+        if step == 5:
+            seal(folder)
+    drop_damaged(tmp_path, find_latest(tmp_path)[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path) -> None:

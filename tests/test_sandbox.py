@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.errors import InputError
 from secateur.sandbox import run_untrusted
 
 
@@ -74,3 +75,34 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     started = time.monotonic()
     run_untrusted(code, seconds=3)
     assert time.monotonic() - started < 20
+
+
+def test_a_process_that_got_away_holds_up_nothing(tmp_path: Path) -> None:
+    """It leaves the group and keeps the pipe: the verdict counts all the same."""
+    import time
+
+    script = "import os, time\ntry:\n    child = os.fork()\nexcept OSError:\n    child = 1\n"
+    script += "if child == 0:\n    os.setsid()\n    time.sleep(4)\n    os._exit(0)"
+    started = time.monotonic()
+    assert run_untrusted(script, seconds=3).passed
+    assert time.monotonic() - started < 3
+
+
+def test_an_endless_verdict_is_none() -> None:
+    outcome = run_untrusted("import os\nwhile True:\n    for n in range(3, 9):\n        try: os.write(n, b'x' * 9999)\n"
+                            "        except OSError: pass", seconds=1)  # fmt: skip
+    assert not outcome.passed
+
+
+def test_nothing_further_is_started() -> None:
+    import os
+
+    if os.getuid() == 0:
+        pytest.skip("the superuser's processes are not limited in number")
+    assert run_untrusted("import os\nos.fork()").reason == "BlockingIOError"
+
+
+def test_a_platform_without_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.sandbox.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="no limits"):
+        run_untrusted("pass")

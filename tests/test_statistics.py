@@ -5,11 +5,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
+from secateur import Pruner
 from secateur.criteria import CRITERIA, Scoring
 from secateur.criteria.obs import removal_cost
 from secateur.discovery import find_units
 from secateur.families import family_of
 from secateur.statistics import Statistics, second_moment_bytes
+from secateur.taps import some_tokens
 from secateur.units import base_linear
 
 BATCH, LENGTH = 3, 16
@@ -174,6 +176,25 @@ def test_obs_is_the_loss_of_the_refitted_output() -> None:
         assert float(costs[unit]) == pytest.approx(float(loss), rel=RTOL)
 
 
+def test_obs_is_least_squares_on_stored_activations(setting) -> None:
+    """Per unit and output row: the others refitted to the activations themselves, the damping as further rows."""
+    model, units, modules, ids = setting
+    scores, _ = collected(setting, "obs", one_batch)
+    for pool in units.pools:
+        x, weight = stored_inputs(model, pool.gates[0].linear, ids), effective(modules[pool.gates[0].linear])
+        ridge = 0.01 * float(x.square().mean(0).mean())
+        rows = torch.cat([x / len(x) ** 0.5, ridge**0.5 * torch.eye(x.shape[1], dtype=x.dtype)])
+        for unit in range(0, pool.size, 3):
+            gone = pool.gates[0].index[unit].tolist()
+            stay = [column for column in range(x.shape[1]) if column not in gone]
+            cost = 0.0
+            for row in weight:
+                target = rows @ row
+                refit = torch.linalg.lstsq(rows[:, stay], target.unsqueeze(1)).solution
+                cost += float((rows[:, stay] @ refit - target.unsqueeze(1)).square().sum())
+            assert float(scores[pool.name][unit]) == pytest.approx(cost, rel=1e-4)
+
+
 def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
     """Batches of one stream, every step counting alike (λ = 1: the running mean)."""
     model, units, _, _ = setting
@@ -186,6 +207,63 @@ def test_streaming_moments_are_those_of_all_tokens(setting) -> None:
         torch.testing.assert_close(moments.first, x.mean(0), rtol=RTOL, atol=1e-9)
         torch.testing.assert_close(moments.square, x.square().mean(0), rtol=RTOL, atol=1e-9)
         torch.testing.assert_close(moments.second, x.T @ x / len(x), rtol=RTOL, atol=1e-9)
+
+
+@pytest.mark.parametrize("seq_len", [256, 255, 1024])
+@pytest.mark.parametrize("of", [1, 2, 4])
+def test_tokens_are_sampled_evenly_and_together_as_one_process_would(seq_len, of, monkeypatch) -> None:
+    tokens = 2048
+    position = torch.arange(tokens) % seq_len
+    seen = torch.zeros(tokens)
+    for step in range(20):
+        monkeypatch.setattr("secateur.taps.processes", lambda: 1)
+        where, count = some_tokens(tokens, seq_len, step)
+        alone = torch.arange(tokens)[where].tolist()
+        assert count == len(alone) <= 512
+        firsts = int((position[where] == 0).sum()) / len(alone) * seq_len  # 1: as many as there are among all tokens
+        assert firsts < 3.2, "every first token, but not every token"
+        seen[where] += 1
+        monkeypatch.setattr("secateur.taps.processes", lambda: of)
+        together, share = [], 0.0
+        for number, part in enumerate(torch.arange(tokens).chunk(of)):
+            monkeypatch.setattr("secateur.taps.rank", lambda number=number: number)
+            where, count = some_tokens(len(part), seq_len, step)
+            together += part[where].tolist()
+            share += count
+        assert together == alone
+        assert share == pytest.approx(len(alone))
+    assert seen.min() > 0, "another step takes other tokens"
+    assert float(seen[position == 0].mean() / seen.mean()) == pytest.approx(1, rel=0.3)
+
+
+def test_small_inputs_are_taken_whole() -> None:
+    assert some_tokens(48, 16, 3) == (slice(0, None, 1), 48)
+    where, count = some_tokens(256, 64, 0)
+    assert (where.step, count) == (5, 52)
+
+
+def test_moments_of_many_tokens_are_those_of_the_tokens_that_were_taken(setting) -> None:
+    model, units, _, _ = setting
+    ids = torch.randint(3, 99, (5, 120))  # 600 tokens
+    _, evidence = collected(setting, "obs", lambda model, _: one_batch(model, ids), steps=2)
+    taken = [torch.arange(600)[some_tokens(600, 120, step)[0]] for step in range(2)]
+    assert not set(taken[0].tolist()) & set(taken[1].tolist())
+    path = units.pools[0].gates[0].linear
+    x = stored_inputs(model, path, ids)
+    expected = sum(x[rows].T @ x[rows] / len(rows) for rows in taken) / 2
+    torch.testing.assert_close(evidence.moments[path].second, expected, rtol=RTOL, atol=1e-9)
+
+
+def test_pools_that_lose_nothing_have_no_moments_for_compensation(setting) -> None:
+    model, _, _, ids = setting
+    pruner = Pruner(model, sparsity=0.2, criterion="gate", compensate="lstsq", allocation="protected",
+                    protect_first=0, attention="none", total_steps=4, schedule="one-shot", prune_start=1)  # fmt: skip
+    one_batch(model, ids)
+    pruner.observe()
+    assert list(pruner.statistics.moments) == ["model.layers.0.mlp.down_proj"]
+    assert pruner.scores["layer.1.ffn"].any(), "scores are known everywhere"
+    pruner.step(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    assert pruner.cuts[0].removed.keys() == {"layer.0.ffn"}
 
 
 def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:

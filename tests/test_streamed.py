@@ -11,6 +11,7 @@ from test_distributed import ENVIRONMENT
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from secateur import prune
 from secateur.cli import main
 from secateur.models import INDEX
 
@@ -33,6 +34,25 @@ def command(place, output, *more, model="model") -> list[str]:
 
 def tensors(folder) -> dict[str, torch.Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def test_a_result_that_cannot_be_measured_stays(place, tmp_path, capsys, monkeypatch) -> None:
+    whole = prune.outcome
+
+    def no_room(job, pruner, dense, small, *more):
+        if not next(small.parameters()).is_meta:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(job, pruner, dense, small, *more)
+
+    monkeypatch.setattr(prune, "outcome", no_room)
+    assert main(command(place, tmp_path / "out", "--stream-export")) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert "can't allocate memory" in result["not_measured"]
+    assert result["pruned"]["perplexity"] is None
+    assert result["pruned"]["parameters"] == sum(v.numel() for v in tensors(tmp_path / "out").values())
+    printed = capsys.readouterr()
+    assert "the result was not measured: RuntimeError on cpu" in printed.out
+    assert "written and verified, but could not be measured" in printed.out + printed.err
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,11 @@ def assert_same(one, other) -> None:
                 torch.testing.assert_close(tensors[0], theirs, **CLOSE)
 
 
-def test_shrinking_is_masking_over_50_steps() -> None:
-    shrunk, masked = (trained("lora", shrink=shrink, checkpointing=False) for shrink in (True, False))
+@pytest.mark.parametrize("criterion", ["lora", "gate"])
+def test_shrinking_is_masking_over_50_steps(criterion) -> None:
+    shrunk, masked = (trained(criterion, shrink=shrink, checkpointing=False) for shrink in (True, False))
+    gone = {pool.kind for pool in shrunk[0].units.pools if not shrunk[0].keep[pool.name].all()}
+    assert gone == {"kv_group", "ffn"}
     assert len(shrunk[0].cuts) >= 5
     assert sum(len(gone) > 0 for cut in shrunk[0].cuts for gone in cut.removed.values()) >= 5
     assert_same(shrunk, masked)

@@ -5,28 +5,28 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tiny import tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_processes import CRITERIA_SHOWN, adapted, at_cut, norms_in_float64, with_lora
 
 from secateur import Pruner
-from secateur.distributed import average_gradients_, join, leave, processes
+from secateur.distributed import average_gradients_, barrier, join, leave, processes
 from secateur.errors import InputError
 from secateur.launcher import rank
+from secateur.loss import causal_lm_loss
+from secateur.sharded_loading import load_sharded
 from secateur.sharding import gathered, shard_base
 from secateur.streaming import export_streamed
 
 STEPS, GLOBAL_BATCH, LENGTH = 8, 8, 24
-CASES = {
-    "lora-shrink": ("lora", "none", True),
-    "lora-mask": ("lora", "none", False),
-    "taylor-shrink": ("taylor", "none", True),
-    "gate-lstsq-shrink": ("gate", "lstsq", True),
-    "wanda-mask": ("wanda", "none", False),
-    "obs-lstsq-mask": ("obs", "lstsq", False),
-    "flap-bias-mask": ("flap", "bias", False),
-    "tied": ("lora", "none", True),
+CUTS = (2, 4, 6)
+CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
+CASES |= {
+    "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),
+    "flap-bias-mask": ("flap", "bias", "mask"),
+    "tied": ("lora", "none", "shrink"),
+    "loaded": ("lora", "none", "shrink"),  # from files into shards, never whole in a process
 }
 EXPORTED = ("lora-shrink", "tied")
 
@@ -37,6 +37,7 @@ class Traffic(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes: dict[str, int] = {}
+        self.largest: dict[str, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ("c10d", "_c10d_functional"):
@@ -44,40 +45,45 @@ class Traffic(TorchDispatchMode):
             name = func.name().split("::")[1].split(".")[0].strip("_")
             size = max((t.numel() * t.element_size() for t in tensors), default=0)
             self.bytes[name] = self.bytes.get(name, 0) + size
+            self.largest[name] = max(self.largest.get(name, 0), size)
         return func(*args, **(kwargs or {}))
 
 
 def run(folder: Path, name: str) -> None:
-    criterion, compensate, shrink = CASES[name]
-    torch.manual_seed(0)
-    model = get_peft_model(
-        tiny_llama(layers=2, dtype=torch.float64, tied=name == "tied", bias="bias" in name),
-        LoraConfig(r=4, target_modules="all-linear"),
-        autocast_adapter_dtype=False,
-    )
-    dense = base_bytes(model)
-    shard_base(model)
-    held = base_bytes(model)
+    criterion, compensate, way = CASES[name]
+    if name == "loaded":
+        base = load_sharded(str(folder / "checkpoint"))
+        dense = held = base_bytes(base)
+        model = with_lora(base)
+    else:
+        model = adapted(tied=name == "tied", bias="bias" in name)
+        dense = base_bytes(model)
+        shard_base(model)
+        held = base_bytes(model)
     pruner = Pruner(
-        model, sparsity=0.4, total_steps=STEPS, prune_start=2, prune_end=6, frequency=2, criterion=criterion,
-        compensate=compensate, shrink=shrink,
+        model, sparsity=0.4, total_steps=STEPS, prune_start=0, prune_end=6, frequency=2, criterion=criterion,
+        compensate=compensate, shrink=way == "shrink",
     )  # fmt: skip
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     ids = torch.randint(3, 99, (STEPS, GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
-    traffic = {}
-    for step in range(STEPS):
-        batch = ids[step].chunk(processes())[rank()]
-        with Traffic() as training:
-            model(input_ids=batch, labels=batch).loss.backward()
-            average_gradients_([p for p in model.parameters() if p.requires_grad])
-        with Traffic() as scoring:
-            pruner.observe()
-        optimizer.step()
-        with Traffic() as cutting:
-            pruner.step(optimizer)
-        traffic[step + 1] = {"training": training.bytes, "scoring": scoring.bytes, "cutting": cutting.bytes}
-        optimizer.zero_grad()
+    traffic, seen = {}, {}
+    with norms_in_float64():
+        for step in range(STEPS):
+            batch = ids[step].chunk(processes())[rank()]
+            with Traffic() as training:
+                causal_lm_loss(model(input_ids=batch), batch).backward()
+                average_gradients_([p for p in model.parameters() if p.requires_grad])
+            with Traffic() as scoring:
+                pruner.observe()
+            optimizer.step()
+            with Traffic() as cutting:
+                if pruner.step(optimizer):
+                    seen |= at_cut(pruner)
+            if step == 0:
+                largest = training.largest.get("allgather_base", 0)
+            traffic[step + 1] = {"training": training.bytes, "scoring": scoring.bytes, "cutting": cutting.bytes}
+            optimizer.zero_grad()
     refused = ""
     if held != dense:
         try:
@@ -93,12 +99,10 @@ def run(folder: Path, name: str) -> None:
     values = {path: gathered(value.detach()) for path, value in sorted(model.state_dict().items())}
     if rank() == 0:
         state = {path: value.contiguous() for path, value in values.items() if "lm_head" not in path}
-        kept = {f"keep.{pool}": mask for pool, mask in pruner.keep.items()}
-        scores = {f"scores.{pool}": value for pool, value in pruner.scores_before_cuts.items()}
-        save_file(state | kept | scores, folder / f"{name}.safetensors")
+        save_file(state | seen, folder / f"{name}.safetensors")
         facts = {"dense": dense, "held": held, "traffic": traffic, "refused": refused,
                  "cuts": [cut.step for cut in pruner.cuts], "parameters": report and report.parameters,
-                 "lora": sum(p.numel() * 8 for p in trained),
+                 "lora": sum(p.numel() * 8 for p in trained), "largest_gathered": largest,
                  "units": sum(pool.size for pool in pruner.units.pools)}  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(facts))
 
@@ -112,6 +116,9 @@ def base_bytes(model) -> int:
 
 if __name__ == "__main__":
     join()
+    if rank() == 0:
+        tiny_llama(layers=2, dtype=torch.float64).save_pretrained(Path(sys.argv[1]) / "checkpoint")
+    barrier()
     for case in CASES:
         run(Path(sys.argv[1]), case)
     leave()

@@ -1,6 +1,5 @@
 """The main path of `secateur adapt`: train a LoRA adapter from a high rank down to a low one, and write it."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -20,9 +19,11 @@ from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .config_adapt import AdaptConfig
+from .coverage import planned_lora
 from .errors import InputError
 from .evaluate import Perplexity
-from .finetune import add_lora, load_base, lora_scaling, run_trainer
+from .finetune import add_lora, load_base, lora_config, lora_scaling, run_trainer
+from .given_adapter import lora_config_of, read_adapter, starting_from_adapter
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .launcher import rank as process_rank
@@ -30,10 +31,11 @@ from .load_in import load_in_words
 from .locks import locked
 from .models import compute_dtype, name_of
 from .original import check_blocks, restore_, with_plain_lora
-from .outcome import keep_metrics, measure, report_on, token_counts
+from .outcome import keep_metrics, measure, numerics, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
-from .ranks.pruner import rank_schedule
+from .ranks.checks import rank_schedule
+from .ranks.layers import start_that_moves_base
 from .recording import RecordingCallback, WatchedRanks, rank_cut_words
 from .records import environment, write_json
 from .saving import Interruption, SavingCallback
@@ -56,15 +58,17 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     Raises:
         InputError: anything about model, data, options, adapter or output that would make the run fail later.
     """
-    init_rank = _rank_of_adapter(config) if config.adapter else config.init_rank
+    config = starting_from_adapter(config)
+    if config.adapter:
+        _check_adapter(config)
     source, model_config = open_model(config)
-    needed = _check_ranks(config, model_config, init_rank)
+    needed = _check_ranks(config, model_config)
     job = read_inputs(config, source, model_config, needed)
     schedule = rank_schedule(
         config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps,
-        init_rank=init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
+        init_rank=config.init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
     )  # fmt: skip
-    return AdaptJob(**vars(job), schedule=schedule, init_rank=init_rank)
+    return AdaptJob(**vars(job), schedule=schedule, init_rank=config.init_rank)
 
 
 def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
@@ -110,8 +114,9 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     def finish(folder: Path, report: AdapterReport) -> None:
         result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        result["numerics"] = numerics(job)
         write_json(folder / "result.json", result)
-        write_json(folder / "ranks.json", ranks_record(pruner))
+        write_json(folder / "ranks.json", pruner.record())
         keep_metrics(job, folder)
 
     write = write_merged if config.merge else write_adapter
@@ -140,19 +145,19 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
         "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation seed"
     )
     options = {name: getattr(config, name) for name in names.split()}
-    pruner = RankPruner(model, total_steps=job.total_steps, **options)
+    pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)
     make_work(job)
     if job.checkpoint is not None:
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
     progress.message(_plan_words(job, pruner))
-    guard = NumericsGuard(config.on_nan, progress)
-    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+    guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
+    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     watched = WatchedRanks(pruner)
-    recording = RecordingCallback(watched, job, progress, evaluate)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
-        callbacks = [guard, DivergenceWatch(progress), pruning, recording, saving, interruption]
+        callbacks = [guard, divergence, pruning, recording, saving, interruption]
         run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)
     interruption.check(pruner.steps_done)
     return pruner
@@ -184,15 +189,6 @@ def adapt_outcome(
     }
 
 
-def ranks_record(pruner: RankPruner) -> dict[str, Any]:
-    """What `ranks.json` holds: each layer's rank at the start, after each cut, and at the end."""
-    return {
-        "start": pruner.start_ranks,
-        "cuts": [{"step": cut.step, "ranks": cut.ranks} for cut in pruner.cuts],
-        "end": pruner.ranks,
-    }
-
-
 def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
     if job.init_rank == job.config.rank:
         return f"LoRA of rank {job.init_rank} on {len(pruner.layers)} linears, nothing to prune"
@@ -203,35 +199,38 @@ def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
     )
 
 
-def _rank_of_adapter(config: AdaptConfig) -> int:
-    """The rank of `--adapter`, after a check that it is one that can be pruned."""
-    path = Path(str(config.adapter)).expanduser() / "adapter_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kind, rank = found["peft_type"], int(found.get("r", 0))
-    except FileNotFoundError:
-        raise InputError(
-            f"--adapter {config.adapter}: no adapter_config.json there: give a PEFT adapter's folder."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--adapter {config.adapter}: adapter_config.json cannot be read: copy it again.") from None
-    if kind != "LORA" or found.get("use_dora"):
-        name = "DoRA" if kind == "LORA" else kind
-        raise InputError(f"--adapter {config.adapter} is {name}: only plain LoRA has ranks that can be pruned.")
-    if found.get("rank_pattern"):
+def _check_adapter(config: AdaptConfig) -> None:
+    """Whether the rank of `--adapter` is one that can be pruned to `--rank`."""
+    adapter = read_adapter(str(config.adapter))
+    if adapter.patterned:
         raise InputError(
             f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
             "equal ranks in all."
         )
-    if rank < config.rank:
-        raise InputError(f"--adapter {config.adapter} has rank {rank}, below --rank {config.rank}: it only falls.")
-    return rank
+    if adapter.rank < config.rank:
+        raise InputError(
+            f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
+        )
+    start = start_that_moves_base(lora_config_of(adapter))
+    if start:
+        raise InputError(
+            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moved a part of the base "
+            "weights into it: it fits no other copy of the model. Convert it first (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or train anew with --lora-init and --merge."
+        )
 
 
-def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank: int) -> int:
-    """No LoRA layer's rank may exceed its smaller side; -> bytes that the result takes at most."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
+    """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {config.model!r}: no causal language model can be made from its config.json ({reason}): check it, "
+            "or download it again."
+        ) from None
     check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {
@@ -242,11 +241,13 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig, init_rank:
     }  # fmt: skip
     for path, module in linears.items():
         smaller = min(module.weight.shape)
-        if init_rank > smaller:
+        if config.init_rank > smaller:
             raise InputError(
-                f"--init-rank {init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank above "
-                f"{smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
+                f"--init-rank {config.init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank "
+                f"above {smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
             )
-    if config.merge:
-        return parameter_count(empty) * checkpoint_dtype(model_config).itemsize
-    return 4 * init_rank * sum(sum(module.weight.shape) for module in linears.values())
+    needed = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
+    if not config.merge:
+        needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
+    planned_lora(empty, config, lora_config(config, "all-linear"))
+    return needed

@@ -17,11 +17,12 @@ from .distributed import join, leave
 from .documents import check_spec, read_documents
 from .errors import InputError, all_faults
 from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise
-from .harness import TaskFigure, TaskOptions, check_tasks, paired_rows, run_tasks
+from .harness import TaskOptions, check_tasks, run_tasks
 from .launcher import rank
 from .models import (
     ModelSource,
     check_checkpoint,
+    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -32,6 +33,7 @@ from .models import (
 from .overlap import Overlap, overlap_with_training
 from .presets import PRESETS, preset_text
 from .records import environment, format_table, write_json
+from .task_figures import TaskFigure, paired_rows
 
 DEFAULT_SEQ_LEN = 1024
 SEGMENTS_PER_PASS, PROMPTS_PER_PASS = 2, 16
@@ -203,6 +205,8 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
         found = [evaluation_tokens(config.data[0], s.tokenizer, max_tokens=config.max_tokens) for s in subjects]
         runs, info = [ids for ids, _ in found], found[0][1]
         raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
+    for subject, ids in zip(subjects, runs, strict=True):
+        check_tokens(ids, subject.config, subject.name)
     if len(runs) == 2 and not torch.equal(runs[0], runs[1]):
         raise InputError(
             f"{config.model} and {config.against} cut the text into different tokens, so their perplexities do not "

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from .benchmark import Latency, checkpoint_bytes, evaluating, forward_flops, forward_latency, parameter_count, wait
 from .config_speed import BenchConfig
-from .embedded import quiet_transformers
 from .errors import InputError
+from .given_adapter import load_adapter, read_adapter
 from .memory import peak_bytes, reset_peak
 from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model
 from .progress import human_bytes
@@ -52,6 +51,8 @@ def bench(config: BenchConfig) -> str:
 def load_all(config: BenchConfig, names: list[str]) -> dict[str, nn.Module]:
     """Label -> model on the default device, the reference first."""
     models: dict[str, nn.Module] = {}
+    if config.adapter:
+        read_adapter(config.adapter)
     for name in names:
         source = resolve_model(name)
         longest = getattr(load_config(source, trust_remote_code=config.trust_remote_code), "max_position_embeddings", 0)
@@ -69,12 +70,7 @@ def with_adapter(config: BenchConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for label in ("LoRA unmerged", "LoRA merged"):
         base = load_model(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
-        try:
-            with quiet_transformers():
-                model = PeftModel.from_pretrained(base, str(config.adapter))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"--adapter {config.adapter}: not a LoRA adapter that fits --model ({reason}).") from None
+        model = load_adapter(base, str(config.adapter))
         found[label] = nn.Module.to(model if "unmerged" in label else model.merge_and_unload(), default_device())
     return found
 
@@ -199,5 +195,8 @@ def table(record: dict[str, Any], reference: str) -> str:
         add(label, {n: f["median_ms"] for n, f in found.items()}, lambda v: f"{v:.1f} ms")
     add("FLOPs of a prompt", {n: m["flops_per_prompt"] for n, m in models.items()}, lambda v: f"{v / 1e9:.1f} G")
     if any("decode" in m for m in models.values()):
-        add("decoding", {n: m["decode"]["tokens_per_s"] for n, m in models.items()}, lambda v: f"{v:.1f} tokens/s")
+        found = {n: m["decode"] for n, m in models.items()}
+        spread = max(f["spread_ms"] / f["median_ms"] for f in found.values())
+        label = f"decoding (spread {spread:.0%})"
+        add(label, {n: f["tokens_per_s"] for n, f in found.items()}, lambda v: f"{v:.1f} tokens/s")
     return format_table(rows, header=("", *models))

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .layout import LayerShape, common_shape
+from .stock import Verdict
 from .units import ATTENTION_KINDS, Pool, Units
 
 TOLERANCE = 0.005
 """How far the reached sparsity may be from the target without `round_to`."""
 
-Legal = Callable[[LayerShape], bool]
+Legal = Callable[[LayerShape], Verdict]
 
 
 class Unreachable(InputError):
@@ -29,12 +30,15 @@ class Unreachable(InputError):
         nearest: the sparsities on both sides of it, or the most that can be reached.
         how: `with ...`, what the limit comes from.
         remedy: what to do, whatever the target was given as.
+        bound: a single nearest one is what can be reached `at most` or `at least`.
     """
 
-    def __init__(self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str) -> None:
-        self.nearest, self.how, self.remedy = nearest, how, remedy
+    def __init__(
+        self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str, bound: str = "at most"
+    ) -> None:
+        self.nearest, self.how, self.remedy, self.bound = nearest, how, remedy, bound
         digits = [f"{value:.4f}" for value in sorted(nearest)]
-        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"at most {digits[0]}"
+        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
@@ -50,6 +54,7 @@ class BudgetOptions:
     floor: float = 0.1
     round_to: int = 1
     across_layers: str = "mean"
+    attention: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,7 @@ class Budget:
         least: pool name -> units that always stay (global allocation).
         across_layers: how scores of different layers compare (global allocation): relative to the layer's `mean`, in
             `standard` deviations from it, or `raw`.
+        heads_stay: why no attention unit goes, where a stock checkpoint cannot be without those that were due.
     """
 
     units: Units
@@ -70,6 +76,7 @@ class Budget:
     least: dict[str, int] = field(default_factory=dict)
     round_to: int = 1
     across_layers: str = "mean"
+    heads_stay: str = ""
 
     @property
     def removed_params(self) -> int:
@@ -89,15 +96,39 @@ class Budget:
             keep: pool name -> (units,) bool, what is there now.
         """
         kept = {name: mask.clone() for name, mask in keep.items()}
-        for pool in self.units.pools:
+        for pool in self.units.of_kind("ffn"):
             if pool.name in self.quota:
                 due = round(progress * self.quota[pool.name] / pool.sets) * pool.sets
                 gone = pool.size - int(kept[pool.name].sum())
                 _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
+        attention = [pool for pool in self.units.of_kind(*ATTENTION_KINDS) if pool.name in self.quota]
+        self._select_by_turns_(attention, scores, kept, progress)
         for kinds, params in self.pot.items():
             pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
             self._select_across_layers_(pools, scores, kept, progress * params)
         return kept
+
+    def _select_by_turns_(
+        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], progress: float
+    ) -> None:
+        """Cut the lowest-scoring units of all pools until `progress` of their quotas together is due.
+
+        A layer's quota of heads is a few units. If each pool went by its own share, the first of them would leave all
+        layers at the same cut; so they go one after the other, and each pool still ends at its own quota.
+        """
+        due = round(progress * sum(self.quota[pool.name] // pool.sets for pool in pools))
+        ranked = []
+        for number, pool in enumerate(pools):
+            alive = kept[pool.name]
+            gone = (pool.size - int(alive.sum())) // pool.sets
+            due -= gone
+            ordered = scores[pool.name].masked_fill(~alive, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
+            ranked += [(score, number) for score in ordered[: self.quota[pool.name] // pool.sets - gone].tolist()]
+        take = [0] * len(pools)
+        for _, number in sorted(ranked)[: max(0, due)]:
+            take[number] += pools[number].sets
+        for pool, count in zip(pools, take, strict=True):
+            _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
 
     def _select_across_layers_(
         self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: float
@@ -182,15 +213,20 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
         )
     attention = [pool for pool in pools if pool.kind in ATTENTION_KINDS]
     ffn = [pool for pool in pools if pool.kind == "ffn"]
+    if options.round_to > (width := min((pool.size for pool in ffn), default=options.round_to)):
+        raise InputError(
+            f"--round-to: widths of whole {options.round_to} channels are asked for, and the FFN has {width}: "
+            "use a smaller multiple."
+        )
     goal = options.sparsity * units.prunable_params
     if options.allocation == "global":
         return _global_budget(units, options, attention, ffn, goal)
-    quota = _attention_quota(units, options, attention, goal, legal)
+    quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= _ffn_quota(ffn, goal - taken, options.round_to)
     if options.allocation == "uniform":
         _check_stock(units, quota, legal)
-    budget = Budget(units, quota, round_to=options.round_to)
+    budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
     _check_reached(budget, options, ffn)
     return budget
 
@@ -211,31 +247,68 @@ def _open_layers(units: Units, options: BudgetOptions) -> range:
 
 def _attention_quota(
     units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
-) -> dict[str, int]:
-    """Attention units to remove from each open layer: the nearest legal count not above the target."""
+) -> tuple[dict[str, int], str]:
+    """Attention units to remove from each open layer: the nearest legal count not above the target.
+
+    Returns:
+        pool name -> units; `Budget.heads_stay`.
+    Raises:
+        InputError: what was asked for is not possible, with the reason.
+    """
     layers = sorted({layer for pool in attention for layer in pool.layers})
     open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in layers)
     quota: dict[str, int] = {}
+    heads_stay = ""
     for pool in attention:
-        shape = units.shapes[pool.layer]
         params = sum(units.attention_params[layer] for layer in pool.layers)
+        verdicts = {count: _verdict(units, options, pool, count, legal) for count in range(0, pool.size, pool.sets)}
         reachable = {  # share of the attention's parameters -> units
-            min(1.0, count * pool.unit_params / params): count
-            for count in range(0, pool.size, pool.sets)
-            if count == 0 or options.allocation != "uniform" or legal(shape.without(pool.kind, count))
+            min(1.0, count * pool.unit_params / params): count for count, verdict in verdicts.items() if verdict
         }
+        refused = {count * pool.unit_params / params: v.refusal for count, v in verdicts.items() if not v}
         wanted = options.attention_sparsity
         if wanted is None:
-            quota[pool.name] = max(count for share, count in reachable.items() if share <= goal / open_params + 1e-9)
+            share = goal / open_params + 1e-9
+            quota[pool.name] = max(count for reached, count in reachable.items() if reached <= share)
+            if not quota[pool.name] and (len(reachable) == 1 or min(refused, default=1.0) <= share):
+                heads_stay = _with_remedy(units, next(iter(refused.values()))) if refused else _last_head(units, pool)
+                if options.attention != "auto" and len(reachable) == 1:
+                    raise InputError(f"--attention {options.attention}: {heads_stay}")
             continue
         nearest = min(reachable, key=partial(_distance, wanted))
         if _distance(wanted, nearest) > TOLERANCE:
+            why = f" {_with_remedy(units, refused[min(refused, key=partial(_distance, wanted))])}" if refused else ""
             raise InputError(
                 f"--attention-sparsity {wanted}: not reachable with {pool.kind} units in "
-                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}."
+                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}.{why}"
             )
         quota[pool.name] = reachable[nearest]
-    return quota
+    return quota, heads_stay
+
+
+def _verdict(units: Units, options: BudgetOptions, pool: Pool, count: int, legal: Legal) -> Verdict:
+    """Whether `count` units of a pool may go from every layer that may lose some."""
+    if count == 0 or options.allocation != "uniform":
+        return Verdict()
+    return legal(units.shapes[pool.layer].without(pool.kind, count))
+
+
+def _last_head(units: Units, pool: Pool) -> str:
+    """Why nothing can go where every set has one unit."""
+    heads = units.shapes[pool.layer].heads
+    other = ": --attention query_head takes query heads" if "query_head" in units.family.kinds and heads > 1 else ""
+    return f"the only KV head of a layer has to stay{other}."
+
+
+def _with_remedy(units: Units, refusal: str) -> str:
+    """Why a stock checkpoint cannot have some shape, and what can."""
+    if units.family.alike_only:
+        return f"{refusal.rstrip('.')}."
+    twin = f", or --model-class {units.family.twin}" if units.family.twin else ""
+    return (
+        f"{refusal.rstrip('.')}: use --allocation protected or global, which come with a modelling file (with "
+        f"--protect-first 0 --protect-last 0 all layers lose alike){twin}."
+    )
 
 
 def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
@@ -250,11 +323,11 @@ def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
 def _check_stock(units: Units, quota: dict[str, int], legal: Legal) -> None:
     """All layers alike must be a stock checkpoint's."""
     shape = shape_by_quota(units, quota)
-    if not legal(shape):
+    if not (verdict := legal(shape)):
+        why = _with_remedy(units, verdict.refusal)
         raise InputError(
             f"--allocation uniform: no stock {units.family.name} checkpoint can have {shape.heads} heads and an FFN of "
-            f"{shape.ffn} channels: use --allocation protected or global, which come with a modelling file (with "
-            "--protect-first 0 --protect-last 0 all layers lose alike)."
+            f"{shape.ffn} channels: {why}"
         )
 
 
@@ -268,16 +341,13 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     quota = {}
     for pool in ffn:
         width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
-        quota[pool.name] = max(0, pool.size - width)
+        quota[pool.name] = pool.size - min(width, pool.size // round_to * round_to)
     return quota
 
 
 def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """One pot of parameters that all units compete for; two when the attention's share is given."""
-    least = {
-        pool.name: max(pool.sets, -(-round(options.floor * pool.size) // pool.sets) * pool.sets)
-        for pool in attention + ffn
-    }
+    least = {pool.name: _least(pool, options) for pool in attention + ffn}
     spare = {
         kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
         for kind, pools in (("attention", attention), ("ffn", ffn))
@@ -287,7 +357,21 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
     if options.attention_sparsity is not None and attention:
         unit = attention[0].unit_params * attention[0].sets
         params = sum(units.attention_params[pool.layer] for pool in attention)
-        taken = min(int(options.attention_sparsity * params / unit + 0.5) * unit, spare["attention"])
+        wanted = int(options.attention_sparsity * params / unit + 0.5) * unit
+        taken = min(wanted, spare["attention"])
+        if wanted - taken > unit:
+            raise InputError(
+                f"--attention-sparsity {options.attention_sparsity}: not reachable with a floor of {options.floor}: at "
+                f"most {taken / params:.3f}. Stay within that, or lower --floor."
+            )
+        if taken > goal:
+            raise Unreachable(
+                options.sparsity,
+                (taken / units.prunable_params,),
+                f"with --attention-sparsity {options.attention_sparsity}, which alone takes more",
+                "Ask for that, or lower --attention-sparsity.",
+                "at least",
+            )
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
     if goal > most:
@@ -298,6 +382,13 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
             "Stay within that, or lower --floor.",
         )
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
+
+
+def _least(pool: Pool, options: BudgetOptions) -> int:
+    """Units of a pool that stay whatever they score: the floor's, in whole sets and (channels) whole steps of width."""
+    step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
+    floor = max(1, math.ceil(options.floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
+    return min(pool.size, -(-floor // step) * step)
 
 
 def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:
@@ -312,7 +403,7 @@ def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> N
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
     step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
-    if abs(budget.sparsity - options.sparsity) <= allowed:
+    if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
         return
     other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
     full = all(pool.size - budget.quota[pool.name] <= options.round_to for pool in ffn)

@@ -8,13 +8,19 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .checkpoints import seal
+from .distributed import barrier
+from .errors import InputError, NumericsError
+from .guard import NumericsGuard
 from .schedule import Schedule
+from .surgery import check_shapes
 
 
 class Prunes(Protocol):
     """What `Pruner` and `RankPruner` have in common."""
 
     schedule: Schedule | None
+    steps_done: int
 
     def begin(self, total_steps: int) -> None: ...
     def observe(self) -> None: ...
@@ -22,6 +28,12 @@ class Prunes(Protocol):
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Any: ...
     def share(self) -> None: ...
     def save(self, folder: Path) -> None: ...
+
+
+def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser itself, in whatever accelerate has wrapped it."""
+    plain: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return plain
 
 
 class PruningCallback(TrainerCallback):
@@ -34,6 +46,9 @@ class PruningCallback(TrainerCallback):
         pruner: a `Pruner` (units of the model) or a `RankPruner` (the adapter's rank).
         on_cut: called after each cut.
         leave_out: says whether the step under way is to stay out of the averages.
+        guard: what decides when a score is not finite; without one the error is raised.
+        seals: declare each checkpoint complete (`checkpoints.find_latest` then finds it); off where another callback
+            does so later.
     """
 
     def __init__(
@@ -41,39 +56,73 @@ class PruningCallback(TrainerCallback):
         pruner: Prunes,
         on_cut: Callable[[Any], None] | None = None,
         leave_out: Callable[[], bool] = lambda: False,
+        guard: NumericsGuard | None = None,
+        seals: bool = True,
     ) -> None:
         self.pruner = pruner
         self.on_cut = on_cut
         self.leave_out = leave_out
+        self.guard = guard
+        self.seals = seals
+        self._checked = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Fix the schedule.
+
+        Raises:
+            InputError: training goes on from a checkpoint and the pruner does not; only one checkpoint is kept.
+        """
+        self._checked = False
         if self.pruner.schedule is None:
             self.pruner.begin(state.max_steps)
+        if self.pruner.steps_done < state.global_step:
+            raise InputError(
+                f"Trainer goes on from step {state.global_step} and the pruner stands at step "
+                f"{self.pruner.steps_done}, so its masks and averages would begin anew: call "
+                "pruner.load(checkpoint) before trainer.train(resume_from_checkpoint=checkpoint)."
+            )
+        if self.seals and args.save_total_limit == 1:
+            # Trainer deletes the one before while the new one still lacks the pruner's state.
+            raise InputError("save_total_limit is 1: give 2, so that one checkpoint is complete at any moment.")
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.leave_out():
+        if not self._checked:  # by now Trainer has loaded what a checkpoint holds
+            check_shapes(kwargs["model"], plain_optimizer(kwargs["optimizer"]))
+            self._checked = True
+        if self.leave_out() or (self.guard is not None and self.guard.bad):
+            self.pruner.skip()
+            return
+        try:
+            self.pruner.observe()
+        except NumericsError as error:
+            if self.guard is None:
+                raise
+            self.guard.bad_score(error, state.global_step + 1)
             self.pruner.skip()
         else:
-            self.pruner.observe()
+            if self.guard is not None:
+                self.guard.good_score()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        optimizer = kwargs["optimizer"]
-        if isinstance(optimizer, AcceleratedOptimizer):
-            optimizer = optimizer.optimizer
-        cut = self.pruner.step(optimizer)
+        cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
         if cut is not None and self.on_cut is not None:
             self.on_cut(cut)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the pruner's state into Trainer's checkpoint: its adapter has the shapes that this state says."""
         self.pruner.share()  # every process takes part
+        if self.seals:
+            barrier()  # every process has written its random state
         if not args.should_save:  # another process does
             return
         assert args.output_dir is not None
-        self.pruner.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.pruner.save(folder)
+        if self.seals:
+            seal(folder)

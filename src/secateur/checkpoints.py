@@ -9,13 +9,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .launcher import launched
+from .reading import PARSER_ERRORS
 from .records import write_json
 
 MANIFEST = "secateur-manifest.json"
@@ -33,7 +35,13 @@ def work_folder(output: Path) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is."""
+    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is.
+
+    An earlier manifest goes first: of a folder that is written a second time it says nothing any more.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for half_written in folder.glob(f".{MANIFEST}.*"):
+        half_written.unlink()
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -55,7 +63,7 @@ def fault_of(folder: Path) -> str | None:
             path = folder / name
             if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         return "it was not finished"
     return None
 
@@ -72,21 +80,36 @@ def find_latest(work: Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(work: Path, keep: int = KEPT) -> None:
-    """Delete what is older than the newest `keep` complete checkpoints, and half-written ones."""
-    complete = [path for path in _by_step(work) if (path / MANIFEST).exists()]
-    if not complete:
-        return
-    newest = complete[-keep:]
-    for path in _by_step(work):
-        if path not in newest:
-            # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
+    """Delete what is older than the newest `keep` complete checkpoints, and half-written or damaged ones.
+
+    A manifest alone makes none complete: the files must be as it says, or the only good one might go. Where none is
+    complete nothing goes.
+    """
+    newest = list(islice((path for path in reversed(_by_step(work)) if fault_of(path) is None), keep))
+    if newest:
+        _delete(path for path in _by_step(work) if path not in newest)
 
 
-def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]]) -> None:
-    """Note what the run is, before its first step."""
-    write_json(work / RUN, {"options": options, "data": data, "processes": launched()})
+def drop_damaged(work: Path, checkpoint: Path) -> None:
+    """Before a run goes on from `checkpoint`: delete later ones that are not complete, which it will write anew."""
+    paths = _by_step(work)
+    _delete(path for path in paths[paths.index(checkpoint) + 1 :] if fault_of(path) is not None)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], model: str | None = None) -> None:
+    """Note what the run is, before its first step.
+
+    Args:
+        model: `models.contents_of` the model.
+    """
+    write_json(work / RUN, {"options": options, "data": data, "model": model, "processes": launched()})
 
 
 @contextmanager
@@ -101,8 +124,14 @@ def failure_noted(work: Path) -> Iterator[None]:
         raise
 
 
-def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], harmless: tuple[str, ...]) -> None:
-    """Refuse to go on with other options or other data.
+def check_same_run(
+    work: Path,
+    options: dict[str, Any],
+    data: list[dict[str, Any]],
+    harmless: tuple[str, ...],
+    model: str | None = None,
+) -> None:
+    """Refuse to go on with other options, other data or another model under the same name.
 
     Raises:
         InputError: with the list of what differs.
@@ -110,7 +139,9 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
     try:
         before = json.loads((work / RUN).read_text(encoding="utf-8"))
         old_options, old_data, processes = before["options"], before["data"], before.get("processes", 1)
-    except (OSError, ValueError, KeyError, TypeError):
+        if not isinstance(old_options, dict) or not isinstance(processes, int):
+            raise TypeError
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         raise InputError(
             f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
             "start anew with --overwrite."
@@ -126,6 +157,8 @@ def check_same_run(work: Path, options: dict[str, Any], data: list[dict[str, Any
     ]
     if old_data != now["data"]:
         changed.append("the contents of --data")
+    if None not in (model, before.get("model")) and before["model"] != model:
+        changed.append("the contents of --model (config.json, or the names and shapes of its weights)")
     if changed:
         raise InputError(
             f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
@@ -139,6 +172,8 @@ def _check_processes(work: Path, old: dict[str, Any], now: dict[str, Any], proce
     Raises:
         InputError: it cannot, with the reason.
     """
+    if not isinstance(old.get("batch_size"), int):
+        raise InputError(f"--resume: {work / RUN} is damaged (batch_size): start anew with --overwrite.")
     batch, wanted = now["batch_size"] * launched(), old["batch_size"] * processes
     if batch != wanted:
         raise InputError(

@@ -4,6 +4,7 @@ Flags are generated from the config dataclasses; torch is imported only when a c
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -18,14 +19,18 @@ from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
 from .config_adapt import AdaptConfig
 from .config_eval import EvalConfig, ReportConfig, SampleConfig
 from .config_speed import BenchConfig, PlanConfig
-from .errors import InputError, OutOfMemoryError, SecateurError
+from .errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from .options import build
+from .progress import Escaping, safe
 from .registry import did_you_mean
+from .signals import Terminated, terminated_tidily
 
 if TYPE_CHECKING:
     from .grid import Comparison
 
 INTERRUPTED = 130
+FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Refusals that name a place which the user chose."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,19 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use.
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+    debug = "--debug" in arguments
     try:
-        command, config = _parse(arguments)
-        return command(config)
+        # What commands print has names and texts in it that come from models and data.
+        with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):  # type: ignore[type-var]
+            command, config = _parse(arguments)
+            return command(config)
     except SecateurError as error:
-        return _fail(error, debug="--debug" in arguments)
-    except KeyboardInterrupt:
+        return _fail(error, debug=debug)
+    except KeyboardInterrupt as error:
         print("secateur: interrupted; nothing was written to the output folder.", file=sys.stderr)
-        return INTERRUPTED
+        return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if memory := _as_out_of_memory(error):
-            return _fail(memory, debug="--debug" in arguments)
+        if ours := _as_ours(error, arguments):
+            return _fail(ours, debug=debug)
         raise
 
 
@@ -133,20 +141,21 @@ def _fail(error: SecateurError, *, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
-    print(f"secateur: error: {error}", file=sys.stderr)
+        print(safe("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    print(f"secateur: error: {safe(str(error))}", file=sys.stderr)
     return error.exit_code
 
 
-def _as_out_of_memory(error: Exception) -> OutOfMemoryError | None:
-    import torch
-
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or refused:
-        return OutOfMemoryError(
-            "out of memory. Raise --accumulation (smaller micro-batches), lower --seq-len or --batch-size, "
-            "or choose a smaller model."
-        )
+def _as_ours(error: Exception, arguments: list[str]) -> SecateurError | None:
+    """What a user can mend but no command has put into words: memory, and a file system's refusals."""
+    if isinstance(error, OSError) and (error.errno in FILE_SYSTEM or disk_is_full(error)):
+        reason = error.strerror or str(error)
+        place = f"{error.filename}: " if error.filename else ""
+        return InputError(f"{place}{reason}: check the path, its permissions and the room on its disk.")
+    if out_of_memory(error):
+        command = COMMANDS.get(arguments[0] if arguments else "")
+        part, remedy = (command.memory if command else None) or ("running", "Choose a smaller model.")
+        return OutOfMemoryError(f"out of memory while {part}. {remedy}")
     return None
 
 
@@ -207,10 +216,11 @@ def _eval(config: EvalConfig) -> int:
 
 
 def _compare(comparison: "Comparison") -> int:
-    from .compare import compare
     from .distributed import part_ways
 
-    share = part_ways()
+    share = part_ways()  # before any import that looks for GPUs
+    from .compare import compare
+
     if share.number > 0:
         with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
             compare(comparison, share)
@@ -287,8 +297,15 @@ class Command:
     run: Callable[[Any], int]
     options: tuple[type, ...] = ()
     example: str = ""
+    memory: tuple[str, str] | None = None
+    """What it does when memory runs out (beyond loading a model), and the remedy."""
 
 
+TRAINING = (
+    "running",
+    "Raise --accumulation, lower --batch-size or --seq-len, pass --gradient-checkpointing, or hold the base in "
+    "--load-in 8bit or 4bit.",
+)
 COMMANDS = {
     "quickstart": Command(
         "prune a small real model on real text: no data and no hub needed, a few minutes",
@@ -301,12 +318,14 @@ COMMANDS = {
         _prune,
         (PruneConfig,),
         "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
+        TRAINING,
     ),
     "adapt": Command(
         "train a LoRA adapter from a high rank down to a low one",
         _adapt,
         (AdaptConfig,),
         "secateur adapt --model ./llama --data gsm8k.jsonl --init-rank 64 --rank 8 --output ./adapter",
+        TRAINING,
     ),
     "compare": Command(
         "run a grid of prune's options and put the results in one table; comma-separated values make an axis",
@@ -314,12 +333,14 @@ COMMANDS = {
         (CompareConfig, PruneConfig),
         "secateur compare --model ./llama --data c4.jsonl --criterion lora,taylor --sparsity 0.2,0.5 "
         "--evaluate-on wiki.txt --output ./grid",
+        TRAINING,
     ),
     "eval": Command(
         "perplexity of a model, or of two side by side",
         _eval,
         (EvalConfig,),
         "secateur eval --model ./small --against ./llama --data wiki.test.raw",
+        ("evaluating", "Lower --batch-size or --seq-len, or choose a smaller model."),
     ),
     "export": Command(
         "write a checkpoint in another format",
@@ -332,6 +353,7 @@ COMMANDS = {
         _sample,
         (SampleConfig,),
         'secateur sample --model ./small --against ./llama --prompts "Why is the sky blue?"',
+        ("writing answers", "Lower --max-new-tokens, give shorter prompts, or choose a smaller model."),
     ),
     "report": Command(
         "one self-contained page about a run, or about several side by side",
@@ -350,6 +372,7 @@ COMMANDS = {
         _bench,
         (BenchConfig,),
         "secateur bench --model ./small --against ./llama",
+        ("measuring", "Lower --batch-sizes or --seq-len, pass --no-memory, or choose a smaller model."),
     ),
     "families": Command("list the architectures that can be pruned", _families),
     "criteria": Command("list what can score the units", _criteria),

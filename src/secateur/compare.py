@@ -1,21 +1,25 @@
 """`secateur compare`: a grid of runs under the same data, steps and budget; each cell is run once and recorded."""
 
 import gc
+import hashlib
 import json
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from .baseline import train_dense
 from .benchmark import parameter_count
 from .budget import TOLERANCE
+from .checkpoints import find_latest, work_folder
 from .comparison import write_comparison
 from .config import PruneConfig
 from .data import evaluation_tokens
@@ -24,21 +28,21 @@ from .documents import check_spec
 from .errors import InputError, NumericsError
 from .evaluate import perplexity
 from .export import build_small, round_
-from .finetune import add_lora, load_base, load_original, run_trainer
-from .grid import Cell, Comparison, differences
-from .job import checkpoint_dtype, make_work
+from .finetune import add_lora, load_base, load_original
+from .given_adapter import starting_from_adapter
+from .grid import Cell, Comparison
+from .job import checkpoint_dtype, make_work, open_model
+from .locks import locked
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype, default_device
-from .original import restore_, with_plain_lora
+from .models import autocast, compute_dtype, default_device, load_tokenizer, resolve_model
 from .outcome import units_record
-from .prepare import PruneJob, prepare
+from .prepare import PruneJob, plan_budget, prepare
 from .progress import Progress, human_seconds
 from .prune import drop_by_routing, fine_tune_and_prune, prune
 from .pruner import Pruner
+from .recorded import RECORD, check_inputs, recorded
 from .records import environment, write_json
 from .surgery import merged_and_sliced
-
-RECORD = "result.json"
 
 
 def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B008 - it is frozen
@@ -52,38 +56,49 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     Raises:
         InputError: inputs of a cell that cannot work; cells or recorded ones that do not compare.
     """
+    cells = tuple(replace(cell, config=starting_from_adapter(cell.config)) for cell in comparison.cells)
+    comparison = replace(comparison, cells=cells)
     folder = Path(comparison.settings.output)
     for spec in comparison.settings.evaluate_on:
         check_spec(spec)
         _warn_of_same_source(comparison, spec)
-    missing = [cell for cell in comparison.cells if not _recorded(folder, cell)]
+    with locked(folder) if share.number == 0 else nullcontext():
+        return _compare(comparison, folder, share)
+
+
+def _compare(comparison: Comparison, folder: Path, share: Share) -> str:
+    settings, cells = comparison.settings, comparison.cells
+    missing = [cell for cell in cells if recorded(folder, cell) is None]
     jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
-    if not comparison.settings.allow_different:
-        _check_budgets({cell.name: jobs[cell.name] for cell in missing if cell.kind == "prune"})
-    folder.mkdir(parents=True, exist_ok=True)
+    texts = _check_texts(comparison)
+    if not settings.allow_different:
+        check_inputs(folder, cells, texts)
+        if missing:
+            _check_budgets(cells, jobs, folder)
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
-    print(f"{len(comparison.cells)} cells, {len(missing)} to run", end="", flush=True)
+    print(f"{len(cells)} cells, {len(missing)} to run", end="", flush=True)
     if missing and share.number == 0:
         seconds = _estimate(folder, comparison, jobs[missing[0].name]) * -(-len(missing) // share.of)
         print(f", about {human_seconds(seconds)}", flush=True)
-    mine = [cell for place, cell in enumerate(comparison.cells) if place % share.of == share.number and cell in missing]
+    mine = [cell for place, cell in enumerate(cells) if place % share.of == share.number and cell in missing]
     for count, cell in enumerate(mine, 1):
         print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
         try:
             record = run_cell(cell, jobs[cell.name], comparison)
         except NumericsError as error:
-            record = {"status": "failed", "reason": str(error), "config": asdict(cell.config)}
+            failed = {"status": "failed", "reason": str(error)}
+            record = failed | {"config": asdict(cell.config), "environment": environment()}
             print(f"failed: {error}", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
         if share.number == 0:
-            write_comparison(folder, [cell.name for cell in comparison.cells])
+            write_comparison(folder, cells, settings.reference)
         gc.collect()
     if share.number > 0:
         return ""
-    while not all(_recorded(folder, cell) for cell in comparison.cells):
+    while not all((folder / cell.name / RECORD).exists() for cell in cells):
         time.sleep(1)
-    return write_comparison(folder, [cell.name for cell in comparison.cells])
+    return write_comparison(folder, cells, settings.reference)
 
 
 def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any]:
@@ -91,6 +106,8 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     started = time.perf_counter()
     set_seed(job.config.seed)
     dtype = compute_dtype(job.config.dtype)
+    for note in job.notes:
+        print(note, flush=True)
     make_work(job)
     record: dict[str, Any] = {"status": "done", "config": asdict(job.config), "environment": environment()}
     small: nn.Module
@@ -98,13 +115,14 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     if cell.kind == "dense":
         small = load_original(job, dtype, default_device())
     elif cell.kind == "dense+lora":
-        small = _trained_dense(job, dtype)
+        small = train_dense(job, dtype, Progress(job.total_steps, every_seconds=60))
     elif comparison.settings.keep_checkpoints:
         small, details = _checkpoint(job)
     else:
         small, details = _trained_small(job, dtype)
     record |= details
     record["parameters"] = parameter_count(small)
+    record["weights_sha256"] = _weights_sha256(small)
     record["perplexity"] = {}
     for spec in comparison.settings.evaluate_on:
         ids, info = evaluation_tokens(spec, job.tokenizer, max_tokens=job.config.eval_tokens)
@@ -146,20 +164,6 @@ def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
     return small, {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}
 
 
-def _trained_dense(job: PruneJob, dtype: torch.dtype) -> nn.Module:
-    """The same LoRA training without pruning, merged."""
-    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
-    model = add_lora(load_base(job, dtype), job.config, linears)
-    run_trainer(model, job, dtype, [])
-    assert isinstance(model, PeftModel)
-    if job.config.load_in is not None:
-        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
-        model = with_plain_lora(model)
-        nn.Module.to(model, default_device())
-    merged: nn.Module = model.merge_and_unload()
-    return merged
-
-
 def _details(pruner: Pruner) -> dict[str, Any]:
     shapes = pruner.units.shapes_after(pruner.keep)
     return {
@@ -169,47 +173,73 @@ def _details(pruner: Pruner) -> dict[str, Any]:
     }
 
 
+def _weights_sha256(model: nn.Module) -> str:
+    """Of all parameters and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _placed(cell: Cell, folder: Path) -> PruneConfig:
-    """The cell's options with its own output folder."""
-    return PruneConfig(**{**asdict(cell.config), "output": str(folder / cell.name / "checkpoint"), "overwrite": True})
+    """The cell's options with its own output folder, going on from its newest checkpoint where there is one.
+
+    `--overwrite` starts a cell that was not finished anew.
+    """
+    output = folder / cell.name / "checkpoint"
+    begun = not cell.config.overwrite and find_latest(work_folder(output))[0] is not None
+    return PruneConfig(**{**asdict(cell.config), "output": str(output), "overwrite": True, "resume": begun})
 
 
-def _recorded(folder: Path, cell: Cell) -> bool:
-    """Whether the cell is there already.
+def _check_texts(comparison: Comparison) -> dict[str, str]:
+    """Evaluation text -> the sha256 of what it holds.
 
     Raises:
-        InputError: it is, with other options.
+        InputError: one is too short for a segment.
     """
-    path = folder / cell.name / RECORD
-    if not path.exists():
-        return False
-    record = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(asdict(cell.config)))
-    if changed := differences(record["config"], now):
-        raise InputError(
-            f"{path.parent}: this cell was run with other options ({'; '.join(changed)}): choose another --output, "
-            "or move that folder away to run it again."
-        )
-    return True
+    found: dict[str, str] = {}
+    kinds = {}
+    for config in (cell.config for cell in comparison.cells):
+        length = config.eval_seq_len or config.seq_len
+        kinds[config.model, config.trust_remote_code, config.eval_tokens, length] = config
+    for (model, trust, tokens, length), _ in kinds.items():
+        tokenizer = load_tokenizer(resolve_model(model), trust_remote_code=trust)
+        for spec in comparison.settings.evaluate_on:
+            ids, info = evaluation_tokens(spec, tokenizer, max_tokens=tokens)
+            if len(ids) < length:
+                raise InputError(
+                    f"--evaluate-on {spec}: {len(ids)} tokens, fewer than one segment of {length}: lower "
+                    "--eval-seq-len, raise --eval-tokens, or give more text."
+                )
+            found[spec] = info["sha256"]
+    return found
 
 
-def _check_budgets(jobs: dict[str, PruneJob]) -> None:
-    """Cells that ask for the same sparsity or size must lose the same share of parameters."""
+def _check_budgets(cells: Sequence[Cell], jobs: dict[str, PruneJob], folder: Path) -> None:
+    """Cells that ask for the same sparsity or size must lose the same share of parameters, recorded ones too."""
     first: dict[float, tuple[str, float]] = {}
-    for name, job in jobs.items():
-        other, sparsity = first.setdefault(job.target.sparsity, (name, job.budget.sparsity))
-        if abs(sparsity - job.budget.sparsity) > TOLERANCE:
+    for cell in cells:
+        if cell.kind != "prune":
+            continue
+        if cell.name in jobs:
+            target, budget = jobs[cell.name].target, jobs[cell.name].budget
+        else:
+            config = _placed(cell, folder)
+            planned = plan_budget(config, open_model(config)[1])
+            target, budget = planned.target, planned.budget
+        other, sparsity = first.setdefault(target.sparsity, (cell.name, budget.sparsity))
+        if abs(sparsity - budget.sparsity) > TOLERANCE:
             raise InputError(
-                f"cells {other} and {name} would lose {sparsity:.1%} and {job.budget.sparsity:.1%} of the prunable "
+                f"cells {other} and {cell.name} would lose {sparsity:.1%} and {budget.sparsity:.1%} of the prunable "
                 "parameters: give them the same budget, or pass --allow-different."
             )
 
 
 def _estimate(folder: Path, comparison: Comparison, job: PruneJob) -> float:
     """Seconds a cell takes: what finished ones took, or a few measured training steps."""
-    paths = [folder / cell.name / RECORD for cell in comparison.cells if cell.kind == "prune"]
-    took = [json.loads(path.read_text(encoding="utf-8")).get("total_seconds") for path in paths if path.exists()]
-    if known := [seconds for seconds in took if seconds]:
+    records = [recorded(folder, cell) for cell in comparison.cells if cell.kind == "prune"]
+    if known := [seconds for record in records if record and (seconds := record.get("total_seconds"))]:
         return median(known)
     dtype = compute_dtype(job.config.dtype)
     linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]

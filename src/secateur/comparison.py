@@ -1,36 +1,51 @@
 """A comparison's records as tables (terminal, Markdown, CSV, JSON) and a plot."""
 
 import csv
-import json
+from collections.abc import Sequence
+from math import exp
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from .contenders import Series, dense_with_lora, rates_table, seeds_table, series_of
+from .grid import Cell
+from .recorded import RECORD, read_record
 from .records import format_table, markdown_table, write_json
 
 Row = dict[str, Any]
 
 
-def write_comparison(folder: Path, names: list[str]) -> str:
-    """Write comparison.{json,md,csv,svg,png} of the cells that are there; returns the table as text."""
-    paths = [folder / name / "result.json" for name in names]
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-    rows = [_row(record) for record in records]
+def write_comparison(folder: Path, cells: Sequence[Cell], reference: str | None = None) -> str:
+    """Write comparison.{json,md,csv,svg,png} of the cells that are there; returns the tables as text.
+
+    Args:
+        reference: the cell that others are compared with seed by seed; by default the first that was pruned.
+    """
+    paths = {cell.name: folder / cell.name / RECORD for cell in cells}
+    records = {name: read_record(path) for name, path in paths.items() if path.exists()}
+    rows = [_row(record) for record in records.values()]
     if not rows:
         return "no cell has been run yet"
-    header, lines = _table(rows)
-    text = markdown_table(lines, header)
-    if groups := _over_seeds(records):
-        text += "\n\nOver seeds, mean ± standard deviation:\n\n" + markdown_table(*groups)
+    series = series_of(cells, records)
+    header, lines = _table(rows, dense_with_lora(series))
+    tables = [("", (lines, header))]
+    found: dict[str, Any] = {"cells": rows, "conditions": _conditions(list(records.values()))}
+    if rates := rates_table(series):
+        tables.append(("Best learning rate of each contender, by the first text:", rates[0]))
+        found["best_rates"] = rates[1]
+    if seeds := seeds_table(series, reference):
+        words = "Over seeds, mean ± standard deviation; against the reference: ratio (difference of log perplexity)"
+        tables.append((f"{words} of the same seeds:", seeds[0]))
+        found["over_seeds"] = seeds[1]
+    text = "\n\n".join(part for title, table in tables for part in (title, markdown_table(*table)) if part)
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    write_json(folder / "comparison.json", {"cells": rows, "conditions": _conditions(records)})
+    write_json(folder / "comparison.json", found)
     with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(lines)
     plot_perplexity(rows, folder / "comparison.svg")
     plot_perplexity(rows, folder / "comparison.png")
-    return format_table(lines, header)
+    return "\n\n".join(f"{title}\n{format_table(*table)}".lstrip() for title, table in tables)
 
 
 def _row(record: dict[str, Any]) -> Row:
@@ -48,9 +63,8 @@ def _row(record: dict[str, Any]) -> Row:
     }
 
 
-def _table(rows: list[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _table(rows: list[Row], base: Series | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexity"]))
-    base = next((row for row in rows if row["kind"] == "dense+lora" and row["perplexity"]), None)
     header = ["cell", "gone", "parameters", *texts]
     header += [f"ratio, {text}" for text in texts] if base else []
     lines = []
@@ -59,7 +73,7 @@ def _table(rows: list[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         cells = [f"{value:.2f}" if value is not None else row["status"] for value in found]
         if base:
             cells += [
-                f"{value / base['perplexity'][text]:.3f}" if value is not None else ""
+                f"{value / exp(base.level(text)):.3f}" if value is not None and text in base.nll else ""
                 for value, text in zip(found, texts, strict=True)
             ]
         size = f"{row['parameters']:,}" if row["parameters"] else ""
@@ -69,27 +83,6 @@ def _table(rows: list[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def _seconds(row: Row) -> str:
     return f"{row['step_seconds']:.2f}" if row["step_seconds"] else ""
-
-
-def _over_seeds(records: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], tuple[str, ...]] | None:
-    """Lines and header of mean ± standard deviation over cells that differ in their seed alone; None without such."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if record["status"] == "done" and record["kind"] == "prune":
-            options = {k: v for k, v in record["config"].items() if k not in ("seed", "output", "overwrite")}
-            groups.setdefault(json.dumps(options, sort_keys=True), []).append(record)
-    several = [group for group in groups.values() if len(group) > 1]
-    if not several:
-        return None
-    texts = list(several[0][0]["perplexity"])
-    lines = []
-    for group in several:
-        cells = []
-        for text in texts:
-            values = [record["perplexity"][text]["perplexity"] for record in group]
-            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}")
-        lines.append((group[0]["name"], str(len(group)), *cells))
-    return lines, ("first cell", "seeds", *(Path(text).name for text in texts))
 
 
 def _conditions(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from .cholesky import damped_cholesky
 from .criteria import InputMoments
 from .errors import InputError
 from .sharding import assign_, gathered
@@ -72,11 +73,15 @@ def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float) -
     Args:
         second: (columns, columns) C.
         ridge: λ relative to the mean diagonal of C_KK.
+    Raises:
+        NumericsError: C is not finite.
     """
     wide = second.double()
-    kept = wide[stay][:, stay]
-    kept.diagonal().add_(ridge * kept.diagonal().mean())
-    return torch.cholesky_solve(wide[stay][:, go], torch.linalg.cholesky(kept))
+    kept, both = wide[stay][:, stay], wide[stay][:, go]
+    level = kept.diagonal().mean()
+    if not level:  # an expert that was never chosen: nothing is known that could take over
+        return torch.zeros_like(both)
+    return torch.cholesky_solve(both, damped_cholesky(kept, ridge, level, "an input of o or down"))
 
 
 def _carry_(weight: Tensor, refit: Tensor, stay: Tensor, go: Tensor) -> None:

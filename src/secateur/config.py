@@ -6,6 +6,7 @@ A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML k
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 from .load_in import HELP as LOAD_IN_HELP
 from .load_in import LOAD_IN, load_in_faults
@@ -20,6 +21,9 @@ DEFAULT_SPARSITY = 0.2
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command that trains can be told."""
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Of a config that `options.build` made: the options that were given, by flag or YAML, whatever their value."""
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
@@ -91,8 +95,9 @@ class RunConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "seq_len", "rank", "eval_tokens", "process_timeout"):
+        for name in ("batch_size", "accumulation", "rank", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
+        found += at_least(self, "seq_len", 2)  # the first token is not predicted
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
         found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)
@@ -222,6 +227,12 @@ class PruneConfig(RunConfig):
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
+    lr_decay: str = option(
+        "cosine: over the whole run; after-cuts: the rate stays at its peak until the last cut, then falls as a cosine",
+        "cosine",
+        group="training",
+        choices=("cosine", "after-cuts"),
+    )
     init_rank: int | None = option(
         "rank that LoRA starts with; it is pruned to --rank between the same steps (as adapt does)", None, group="lora"
     )
@@ -311,8 +322,14 @@ class CompareConfig:
     evaluate_on: tuple[str, ...] = option("texts to measure perplexity on, after each run", group="comparison")
     output: str = option("folder for the cells' records, the tables and the plot", group="comparison")
     cells: tuple[str, ...] = option(
-        "more runs, each as 'name: option=value option=value'; what it leaves out is the grid's first value",
+        "more runs, each as 'name: option=value option=value', once for every value of the axes that it leaves out; "
+        "axes that say conditions alone (lr, seed, sparsity, steps, ...) then make no runs of their own",
         (),
+        group="comparison",
+    )
+    reference: str | None = option(
+        "with several seeds: the cell that the others are compared with, seed by seed; default: the first one pruned",
+        None,
         group="comparison",
     )
     baselines: tuple[str, ...] = option(

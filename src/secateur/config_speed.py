@@ -50,7 +50,20 @@ class PlanConfig(PruneConfig):
     json: str | None = option("also write the plan to this JSON file", None, group="output")
     device_memory: str | None = option("memory of a device, such as 24GB; default: this machine's", None, group="plan")
     devices: int = option("devices that train together, for memory and traffic of each", 1, group="plan")
+    device_tflops: float | None = option(
+        "TFLOP/s of a device in matrix products; default: as timed on this machine", None, group="plan"
+    )
+    link_bandwidth: str = option(
+        "what a device sends to the others in a second (50GB: a port of 400 Gbit/s)", "50GB", group="plan"
+    )
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return super().faults() + size_faults(self, "device_memory", parse_bytes) + at_least(self, "devices", 1)
+        found = super().faults() + at_least(self, "devices", 1)
+        for name in ("device_memory", "link_bandwidth"):
+            found += size_faults(self, name, parse_bytes)
+        if self.device_tflops is not None and not self.device_tflops > 0:
+            found.append(f"--device-tflops is {self.device_tflops}: it must be above 0, such as 312.")
+        if not found and not parse_bytes(self.link_bandwidth, "--link-bandwidth"):
+            found.append(f"--link-bandwidth is {self.link_bandwidth}: it must be above 0, such as 50GB.")
+        return found

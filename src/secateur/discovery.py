@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import InputError
 from .families import FAMILIES, Family, family_of
@@ -50,12 +51,32 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
     return Units(family, tuple(pools), tuple(places), tuple(shapes), of_attention, of_ffn)
 
 
+def check_text_model(config: PreTrainedConfig) -> None:
+    """Refuse a text model that lies inside another one, whose config is about both.
+
+    Raises:
+        InputError: how to take it out.
+    """
+    inner = config.get_text_config(decoder=True)
+    if inner is config or config.model_type in FAMILIES:
+        return
+    raise InputError(
+        f"a {config.model_type} holds its text model ({inner.model_type}) beside others, and a text model is what can "
+        "be pruned: save it first (model: the whole one) with text = AutoModelForCausalLM.from_config("
+        "model.config.text_config, dtype=model.dtype); text.base_model.load_state_dict(model.get_decoder()"
+        ".state_dict()); text.set_output_embeddings(model.get_output_embeddings()); text.save_pretrained(folder), the "
+        "tokenizer into the same folder, and give that folder."
+    )
+
+
 def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
     """The layout of a model, or the one that the user names.
 
     Raises:
-        InputError: the model type is not known; says what layout the model looks like.
+        InputError: the model type is not known; says what layout the model looks like; as `check_text_model`.
     """
+    if isinstance(model, PreTrainedModel) and not isinstance(override, Family):
+        check_text_model(model.config)
     if override is None and model_type and model_type not in FAMILIES and (alike := _looks_like(model)):
         raise InputError(
             f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "

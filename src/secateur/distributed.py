@@ -14,9 +14,10 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from .errors import SecateurError
-from .launcher import launched
+from .launcher import launched, own_device
 
 TIMEOUT_S = 1800
 """How long a process waits for the others, where the user does not say (`--process-timeout`)."""
@@ -27,7 +28,9 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
     if launched() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_device())
+        # Without it a lost process ends the others from a thread of NCCL's own, and no error can be caught and named.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
@@ -52,11 +55,14 @@ def part_ways() -> Share:
         return Share()
     store, number, of = next(dist.rendezvous("env://"))
     found = Share(number, of, store)
-    local = os.environ.get("LOCAL_RANK")
+    # Nothing has asked CUDA yet: from here on, it knows this process's device only.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(own_device())
+    elif own_device() < len(visible):
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[own_device()]
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    if local is not None and torch.cuda.is_available():
-        torch.cuda.set_device(int(local))
     return found
 
 
@@ -90,26 +96,58 @@ def wire() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def check_agreement(keep: Mapping[str, Tensor], step: int) -> None:
-    """After a cut: all processes decided the same.
+def check_agreement(keep: Mapping[str, Tensor], step: int, weights: Mapping[str, Tensor] | None = None) -> None:
+    """At a cut: all processes decided the same, and hold the same weights to the last bit.
 
+    Args:
+        weights: name -> what every process should have alike (see `whole_weights`). Scores are averaged before units
+            are chosen, so models that differ would choose alike for ever.
     Raises:
         DisagreementError: they did not; names the ranks that differ from rank 0.
     """
     if processes() == 1:
         return
-    digest = hashlib.sha256()
+    units, held = hashlib.sha256(), hashlib.sha256()
     for name, mask in sorted(keep.items()):
-        digest.update(name.encode() + bytes(mask.to(torch.uint8).cpu().tolist()))
-    mine = torch.tensor(list(digest.digest()), dtype=torch.uint8, device=wire())
+        units.update(name.encode() + str(mask.tolist()).encode())
+    named = sorted((weights or {}).items())
+    for (name, weight), sums in zip(named, _checksums([weight for _, weight in named]), strict=True):
+        held.update(f"{name} {tuple(weight.shape)} {sums}".encode())
+    mine = torch.tensor(list(units.digest() + held.digest()), dtype=torch.uint8, device=wire())
     everyone = [torch.empty_like(mine) for _ in range(processes())]
     dist.all_gather(everyone, mine)
-    others = [number for number, digest_of in enumerate(everyone) if not torch.equal(digest_of, everyone[0])]
-    if others:
-        raise DisagreementError(
-            f"step {step}: process {', '.join(map(str, others))} cut other units than process 0, so the models differ. "
-            "All processes need the same --seed, data, versions and kind of device; start again from a checkpoint."
-        )
+    same = "All processes need the same --seed, data, versions and kind of device; start again from a checkpoint."
+    for part, words in (
+        (slice(0, 32), "cut other units than process 0, so the models differ"),
+        (slice(32, 64), "holds other weights than process 0 (LoRA's, or those that compensation rewrote)"),
+    ):
+        others = [number for number, found in enumerate(everyone) if not torch.equal(found[part], everyone[0][part])]
+        if others:
+            raise DisagreementError(f"step {step}: process {', '.join(map(str, others))} {words}. {same}")
+
+
+def whole_weights(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Those of named weights that every process holds whole: a sharded one has other rows in each."""
+    return {name: weight.detach() for name, weight in parameters if not isinstance(weight, DTensor)}
+
+
+def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What is trained: the same in every process, as gradients are averaged."""
+    return whole_weights((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def _checksums(weights: list[Tensor]) -> list[list[int]]:
+    """Two numbers of each tensor's bits, made where it lies and read at once: what rows, and columns, add up to."""
+    found = []
+    for weight in weights:
+        whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+        bits = weight.contiguous().view(whole).reshape(-1, weight.shape[-1])
+        sums = (bits.sum(dim, dtype=torch.int64) for dim in (0, 1))  # they wrap around, which is as good
+        found.append(torch.stack([(side * torch.arange(1, len(side) + 1).to(side)).sum() for side in sums]))
+    if not found:
+        return []
+    together: list[list[int]] = torch.stack([sums.to(found[0].device) for sums in found]).tolist()
+    return together
 
 
 def sum_(tensor: Tensor) -> None:
@@ -124,6 +162,15 @@ def largest(number: int) -> int:
         return number
     found = torch.tensor(number, device=wire())
     dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def total(number: int) -> int:
+    """The sum of the processes' numbers."""
+    if processes() == 1:
+        return number
+    found = torch.tensor(number, device=wire())
+    dist.all_reduce(found)
     return int(found)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from .embedded import stdlib_docs
 from .errors import InputError
+from .reading import PARSER_ERRORS, reason_of
 from .registry import did_you_mean
 
 STDLIB = "stdlib-docs"
@@ -175,8 +176,8 @@ def _parse(text: str, path: str, first_line: int) -> Any:
             f"{path}:{first_line + error.lineno - 1} is not valid JSON ({error.msg}, column {error.colno}): "
             "expected one JSON object per line, or in a .json file a list of them."
         ) from None
-    except RecursionError:
-        raise InputError(f"{path}:{first_line}: JSON nested too deeply: expected rows of plain text.") from None
+    except PARSER_ERRORS as error:
+        raise InputError(f"{path}:{first_line}: JSON {reason_of(error)}: expected rows of plain text.") from None
 
 
 def _document(row: Any, origin: str) -> Document:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import InputError
+from .reading import PARSER_ERRORS
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -111,7 +112,7 @@ def _is_complete(folder: Path) -> bool:
         return manifest["gguf_sha256"] == GGUF_SHA256 and all(
             (folder / name).stat().st_size == size_bytes for name, size_bytes in manifest["files_bytes"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         return False
 
 

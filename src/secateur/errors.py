@@ -51,6 +51,19 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch's allocators say where they have no error class of their own for it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that memory ran out; other failures of a computation are RuntimeErrors too."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+
+
 class LostProcessError(SecateurError):
     """Another process of the run ended or hangs."""
 

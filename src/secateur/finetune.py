@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import find_latest
-from .config import RunConfig
+from .config import PruneConfig, RunConfig
 from .contact import contact_kept
 from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
-from .guard import TRAIN_LESS, memory_for
+from .given_adapter import load_adapter
+from .guard import LOAD_LESS, TRAIN_LESS, NumericsGuard, memory_for
 from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
-from .loss import causal_lm_loss
+from .loss import causal_lm_loss, labels_at, positions_with_labels
 from .models import autocast, default_device, load_model, name_of, training_device
 from .options import steps_of
 from .quantised import is_quantised, loading_options, settle_
@@ -44,7 +47,7 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
     """
     if job.config.load_in is None:
         return load_original(job, dtype, default_device(), experts_apart=experts_apart)
-    with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
+    with memory_for("loading the model", LOAD_LESS):
         model = load_model(
             job.source,
             dtype=name_of(dtype),
@@ -58,7 +61,7 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
 
 def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts_apart: bool = True) -> PreTrainedModel:
     """The model that is not quantised, in its checkpoint's own precision (or wider, for float32 runs)."""
-    with memory_for("loading the model", "Choose a smaller model, or a device with more memory."):
+    with memory_for("loading the model", LOAD_LESS):
         model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
         model.config.use_cache = False
         if dtype == torch.float32 and model.dtype != torch.float64:
@@ -116,27 +119,20 @@ def add_lora(
     """
     if config.packing == "separate":
         check_packing(base)
-    model = _with_adapter(base, config, linears, scaling)
+    model = load_adapter(base, config.adapter, trainable=True) if config.adapter else None
+    if model is None:
+        model = _with_lora(base, config, lora_config(config, linears, scaling))
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
 
 
-def _with_adapter(
-    base: PreTrainedModel, config: RunConfig, linears: Sequence[str] | str, scaling: float | None
-) -> PeftModel:
-    if config.adapter:
-        try:
-            return PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"--adapter {config.adapter}: not a LoRA adapter that fits this model ({reason})."
-            ) from None
+def lora_config(config: RunConfig, linears: Sequence[str] | str, scaling: float | None = None) -> LoraConfig:
+    """The LoRA that a run without `--adapter` begins with; the arguments are `add_lora`'s."""
     if scaling is None:
         scaling = lora_scaling(config, 2.0)
     first_rank = getattr(config, "init_rank", None) or config.rank
-    lora = LoraConfig(
+    return LoraConfig(
         r=first_rank,
         lora_alpha=whole(scaling * first_rank),  # type: ignore[arg-type]  # PEFT takes fractions
         lora_dropout=config.dropout,
@@ -144,6 +140,9 @@ def _with_adapter(
         target_modules=list(config.targets) or (linears if isinstance(linears, str) else list(linears)),
         task_type="CAUSAL_LM",
     )
+
+
+def _with_lora(base: PreTrainedModel, config: RunConfig, lora: LoraConfig) -> PeftModel:
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
@@ -177,18 +176,27 @@ def lora_scaling(config: RunConfig, default: float) -> float:
     return float(alpha / (config.rank**0.5 if config.rslora else config.rank))
 
 
+def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
+    """The step until which `--lr-decay after-cuts` keeps the learning rate up; None: it decays from the start."""
+    if not isinstance(config, PruneConfig) or config.lr_decay != "after-cuts":
+        return None
+    # With the one-shot schedule all steps of the training itself follow the cut.
+    return 0 if config.schedule == "one-shot" else steps_of(config.prune_end, total_steps)
+
+
 def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
-    """Trainer's options: AdamW, cosine decay, clipping at 1, every step logged."""
-    if dtype == torch.float16 and not torch.cuda.is_available():
-        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
-    return TrainingArguments(
+    """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
+    warmup = steps_of(config.lr_warmup, total_steps)
+    held = steps_at_peak(config, total_steps)
+    arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=steps_of(config.lr_warmup, total_steps),
+        lr_scheduler_type="cosine" if held is None else "warmup_stable_decay",
+        lr_scheduler_kwargs=None if held is None else {"num_decay_steps": total_steps - max(warmup, held)},
+        warmup_steps=warmup,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
         ddp_timeout=config.process_timeout,
@@ -203,6 +211,9 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         disable_tqdm=True,
         log_level="error",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one device: DataParallel's copies know no cuts
+    return arguments
 
 
 def run_trainer(
@@ -234,6 +245,7 @@ def run_trainer(
     trainer.computation = dtype
     trainer.distillation = distillation
     trainer.facts = facts
+    trainer.guard = next((callback for callback in callbacks if isinstance(callback, NumericsGuard)), None)
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
@@ -274,7 +286,8 @@ class Distillation:
 
 
 class AutocastTrainer(Trainer):
-    """Trainer that runs the forward pass in bfloat16 without widening its outputs, and can ask a teacher.
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs, makes logits only where there are
+    labels, and can ask a teacher.
 
     `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
     vocabulary the logits are then the largest tensor of the step, twice.
@@ -283,6 +296,13 @@ class AutocastTrainer(Trainer):
     computation = torch.float32
     distillation: Distillation | None = None
     facts: Callable[[], dict[str, Any]] = dict
+    guard: NumericsGuard | None = None
+
+    @cached_property
+    def _picks_positions(self) -> bool:
+        """Whether the model makes logits of some positions alone."""
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return "logits_to_keep" in signature(base.forward).parameters
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """What Trainer logs, with sparsity and sizes beside it."""
@@ -294,11 +314,19 @@ class AutocastTrainer(Trainer):
             return super()._wrap_model(model, training, dataloader)
         return model if isinstance(model, _Alone) else _Alone(model)
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(model, *args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.guard is not None:
+            self.guard.rerun = partial(self._once_more, model)
+            self.guard.saw(loss, inputs)
         if self.accelerator.sync_gradients:
             average_gradients_(model.parameters())
         return loss
+
+    def _once_more(self, model: nn.Module, inputs: Any) -> Any:
+        """The loss of a micro-batch again, in the same precision."""
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs))
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         if self.computation == torch.bfloat16:
@@ -312,9 +340,11 @@ class AutocastTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs = dict(inputs)
+        if self._picks_positions and (positions := positions_with_labels(inputs["labels"])) is not None:
+            inputs |= {"labels": labels_at(inputs["labels"], positions), "logits_to_keep": positions}
         if self.distillation is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = dict(inputs)
         labels = inputs.pop("labels")
         with self.distillation.teacher():
             wanted = model(**inputs).logits

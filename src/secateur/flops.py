@@ -36,7 +36,9 @@ class ModelSizes:
     head: tuple[int, int]
     """(vocabulary, width) of the output head."""
     largest_params: int
-    """Parameters of the largest part that sharding gathers at once: a decoder layer, the embedding or the head."""
+    """Parameters of the largest part that `shard_base` gathers at once: a linear, the embedding or the head."""
+    whole_params: int
+    """Parameters that it leaves whole on every device: norms, tied embeddings, `Conv1D`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,15 @@ def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     vocabulary, width = head.weight.shape
-    largest = max(sum(p.numel() for p in part.parameters()) for part in (*layers, head, embedding))
-    return ModelSizes(units.family, len(layers), active, linears, (int(vocabulary), int(width)), largest)
+    tied = head.weight is embedding.weight
+    spread = [
+        sum(p.numel() for p in module.parameters(recurse=False))
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and not (tied and module.weight is head.weight)
+    ]
+    whole = sum(p.numel() for p in model.parameters()) - sum(spread)
+    size = (int(vocabulary), int(width))
+    return ModelSizes(units.family, len(layers), active, linears, size, max(spread, default=0), whole)
 
 
 def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank: float, work: Workload) -> StepFlops:

@@ -4,6 +4,7 @@ Activations are counted, not guessed: the forward pass runs on fake tensors (sha
 would keep for the backward pass is added up.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from .job import checkpoint_dtype
 from .loss import causal_lm_loss
 from .models import autocast
 from .quantised import quantised_bytes
+from .verify import wide_of
 
 CPU_HEAP = 1.45
 """What the C library's heap takes for tensors that come and go, over what they hold: 1.23, 1.57 and 1.76 were measured
@@ -44,6 +46,12 @@ class Footprint:
     """What the allocator takes beyond what is asked of it; an experience on CPUs, 0 elsewhere."""
     unpacked: int = field(default=0, kw_only=True)
     """The largest linear of a quantised base, as the backward pass multiplies by it."""
+    scoring: int = field(default=0, kw_only=True)
+    """Gradients of weights that are kept until the step is scored (`taylor-accumulated`)."""
+    moments: int = field(default=0, kw_only=True)
+    """Second moments of inputs (`obs`, `--compensate lstsq`): the averages, and the step's own sums."""
+    teacher: int = field(default=0, kw_only=True)
+    """The dense model's logits (`--distill`)."""
 
     @property
     def total(self) -> int:
@@ -62,6 +70,9 @@ def training_footprint(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     load_in: str | None = None,
+    scored: Collection[str] = (),
+    moments: int = 0,
+    distilled: bool = False,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
@@ -71,6 +82,9 @@ def training_footprint(
         dtype: of the computation; the base keeps its checkpoint's (wider for float32; this one where it is quantised).
         gradient_checkpointing: of each layer its input is kept, and all of one layer at a time.
         load_in: how the base is quantised.
+        scored: paths of the linears whose weights' gradients are kept until the step is scored.
+        moments: bytes of the inputs' second moments.
+        distilled: whether the dense model's logits are made too.
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
@@ -81,6 +95,7 @@ def training_footprint(
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
     saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
+    kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
     with FakeTensorMode():
@@ -116,6 +131,9 @@ def training_footprint(
         logits=logits,
         allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
         unpacked=unpacked,
+        scoring=kept_gradients,
+        moments=2 * moments,
+        teacher=logits // 2 if distilled else 0,
     )
 
 
@@ -127,6 +145,16 @@ def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:
     ]
     saved = sum(_bytes(weight) - quantised_bytes(load_in, *weight.shape) for weight in weights)
     return saved, max(map(_bytes, weights))
+
+
+def export_bytes(trained: int, small: int, dtype: torch.dtype) -> int:
+    """Most bytes of an export: it compares what was trained with the result, both at least in float32.
+
+    Args:
+        trained, small: parameters of the model as it left training, LoRA included, and of the result.
+        dtype: of the checkpoint.
+    """
+    return (trained + small) * wide_of(dtype).itemsize
 
 
 def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None) -> torch.dtype:

@@ -4,8 +4,9 @@ from dataclasses import MISSING, Field, dataclass, fields
 from itertools import product
 from typing import Any
 
-from .config import CompareConfig, PruneConfig
+from .config import CompareConfig, PruneConfig, RunConfig
 from .errors import InputError, all_faults
+from .locks import LOCK
 from .options import build, flag, known_options, read_options
 from .registry import did_you_mean
 
@@ -18,6 +19,14 @@ TARGETS = ("sparsity", "target_params", "target_bytes")
 """Ways to say how small the model gets."""
 LISTS = ("data", "targets")
 """Options of `prune` that are lists themselves: more than one value is one cell's."""
+UNTRAINED = ("model", "trust_remote_code", "seq_len", "eval_seq_len", "eval_tokens", "dtype")
+"""What a model that is only measured depends on."""
+TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
+"""Axes that the baselines take part in too."""
+HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
+"""Options that change no result."""
+CONDITIONS = (*TRAINED, *TARGETS)
+"""Axes that are no contenders by themselves: where cells are named, these are for them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,10 @@ class Cell:
     config: PruneConfig
     kind: str = "prune"
     """`prune`, or a baseline: `dense` (not trained), `dense+lora` (trained, not pruned)."""
+    series: str = ""
+    """Its name without the seed: cells of one series differ in their seed alone."""
+    contender: str = ""
+    """Its name without seed and learning rate: what gets its best of the learning rates."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +61,22 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
     own = known_options(CompareConfig)
     settings = build(CompareConfig, {key: value for key, value in values.items() if key in own})
     shared, axes = _axes({key: value for key, value in values.items() if key not in own or key == "output"})
-    cells = [_baseline(name, shared, axes) for name in settings.baselines]
-    if axes or not settings.cells:
-        for combination in product(*axes.values()):
-            changes = dict(zip(axes, combination, strict=True))
-            cells.append(_cell("_".join(_label(key, changes[key]) for key in changes) or "run", shared, changes))
+    cells = [cell for name in settings.baselines for cell in _baselines(name, shared, axes)]
+    if not settings.cells or not axes.keys() <= set(CONDITIONS):
+        cells += _crossed("", shared, axes)
     for line in settings.cells:
         name, changes = _named_cell(line)
-        defaults = shared | {key: values[0] for key, values in axes.items()}
-        if any(key in changes for key in TARGETS):  # one of them stands in for the others
-            defaults = {key: value for key, value in defaults.items() if key not in TARGETS}
-        cells.append(_cell(name, defaults, changes))
+        left = (set(TARGETS) if any(key in changes for key in TARGETS) else set()) | set(changes)
+        others = {key: value for key, value in shared.items() if key not in left}
+        cells += _crossed(name, others | changes, {key: values for key, values in axes.items() if key not in left})
     names = [cell.name for cell in cells]
     all_faults([f"two cells are called {name!r}: rename one." for name in set(names) if names.count(name) > 1])
+    known = {name for cell in cells for name in (cell.name, cell.series, cell.contender)}
+    if settings.reference is not None and settings.reference not in known:
+        raise InputError(
+            f"--reference {settings.reference}: no cell is called that. {did_you_mean(settings.reference, known)}"
+            f"Choose from: {', '.join(dict.fromkeys(cell.contender for cell in cells))}."
+        )
     if not settings.allow_different:
         _check_alike(cells)
     return Comparison(settings, tuple(cells))
@@ -80,14 +96,31 @@ def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]
     return shared, axes
 
 
-def _baseline(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) -> Cell:
-    first = {key: values[0] for key, values in axes.items() if key in (*SAME_EVERYWHERE, "lr", "seed")}
-    return Cell(name, _cell(name, {**shared, **first}, {}).config, kind=name)
+def _baselines(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) -> list[Cell]:
+    """A baseline for each condition that it can feel: for a model that is not trained, no learning rate or seed."""
+    felt = UNTRAINED if name == "dense" else TRAINED
+    # A criterion scores nothing in a baseline; but LoRA on chosen linears alone does not go with every criterion.
+    names = (*CONDITIONS, *(("criterion",) if "targets" in shared else ()))
+    first = {key: values[0] for key, values in axes.items() if key in names}
+    return _crossed(name, {**shared, **first}, {key: axes[key] for key in axes if key in felt}, kind=name)
 
 
-def _cell(name: str, shared: dict[str, Any], changes: dict[str, Any]) -> Cell:
+def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind: str = "prune") -> list[Cell]:
+    """A cell for each combination of the axes' values, called by them."""
+    cells = []
+    for combination in product(*axes.values()):
+        changes = dict(zip(axes, combination, strict=True))
+        whole, series, contender = (
+            "_".join([name] * bool(name) + [_label(key, changes[key]) for key in changes if key not in left]) or "run"
+            for left in ((), ("seed",), ("seed", "lr"))
+        )
+        cells.append(Cell(whole, _config(whole, {**shared, **changes}), kind, series, contender))
+    return cells
+
+
+def _config(name: str, options: dict[str, Any]) -> PruneConfig:
     try:
-        return Cell(name, build(PruneConfig, {**shared, **changes}))
+        return build(PruneConfig, options)
     except InputError as error:
         raise InputError(f"cell {name!r}: {error}") from None
 
@@ -98,12 +131,17 @@ def _named_cell(line: str) -> tuple[str, dict[str, str]]:
     pairs = [item.partition("=") for item in rest.split()]
     if not colon or not pairs or any(not equals for _, equals, _ in pairs):
         raise InputError(f"--cells {line!r}: write it as `name: option=value option=value`.")
+    name = name.strip()
+    if name in ("", LOCK) or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
+        raise InputError(
+            f"--cells {line!r}: {name!r} is to be a folder's name: use letters, digits, spaces and ._+- (no dot first)."
+        )
     changes = {key.replace("-", "_"): value for key, _, value in pairs}
     known = known_options(PruneConfig)
     all_faults(
         [f"--cells {name}: unknown option {key!r}. {did_you_mean(key, known)}" for key in changes if key not in known]
     )
-    return name.strip(), changes
+    return name, changes
 
 
 def _label(key: str, value: str) -> str:
@@ -124,12 +162,12 @@ def _check_alike(cells: list[Cell]) -> None:
     all_faults(faults)
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """`lr: 0.0005 -> 0.001` for every option of `prune` in which two recorded configs differ.
+def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune") -> list[str]:
+    """`lr: 0.0005 -> 0.001` for every option in which two recorded configs differ and that a cell of this kind feels.
 
     An option that a record of an earlier version does not have was at its default then.
     """
-    ignored = {"output", "overwrite", "save_steps", "process_timeout"}
+    felt = {"dense": UNTRAINED, "dense+lora": known_options(RunConfig)}.get(kind, known_options(PruneConfig))
 
     def value(config: dict[str, Any], option: Field[Any]) -> Any:
         found = config.get(option.name, None if option.default is MISSING else option.default)
@@ -138,5 +176,5 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [
         f"{f.name}: {value(one, f)} -> {value(other, f)}"
         for f in fields(PruneConfig)
-        if f.name not in ignored and value(one, f) != value(other, f)
+        if f.name in felt and f.name not in HOW and value(one, f) != value(other, f)
     ]

@@ -9,9 +9,9 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,40 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 
 from .errors import InputError, all_faults
-from .evaluate import LEAST_PAIRS, NOISE
 from .registry import did_you_mean
 from .sandbox import run_untrusted
+from .task_figures import TaskFigure, figure_metric, joined
 
-METRICS = ("acc_norm,none", "acc,none", "exact_match,strict-match", "pass@1,none")
-"""Which of a task's metrics is its figure, the first that it has; all are recorded."""
 PAD_MULTIPLE = 64
-
-
-@dataclass(frozen=True)
-class TaskFigure:
-    """A task's figure with what it was measured under."""
-
-    metric: str
-    value: float
-    stderr: float | None
-    """Over rows, as the harness states it."""
-    rows: int
-    num_fewshot: int
-    version: Any
-    source: str
-    """Which harness and which rows."""
-    files: dict[str, str]
-    """sha256 of local files by name."""
-    metrics: dict[str, float]
-    """All metrics by `name,filter`."""
-    row_values: tuple[float, ...] = field(repr=False)
-    """The metric of each row, in the task's order; empty when its mean is not the figure."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "row_values"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +82,8 @@ def _code_refused(name: str, options: TaskOptions) -> str:
         return ""
     if options.folder is None:
         return ", which secateur does for humaneval of local rows alone (in its own process): give --task-data."
+    if find_spec("resource") is None:
+        return ", and this platform has no limits to run it under (Python's module `resource`)."
     return "" if options.allow_code_execution else ": pass --allow-code-execution if you want that."
 
 
@@ -117,37 +94,61 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
         model: a causal LM on its device.
         dtype: of the computation; the half precisions go through autocast.
     Raises:
-        InputError: the harness cannot load a task.
+        InputError: the harness cannot load a task, or the rows, the examples or the model's context are too few for it.
     """
+    unconfined: list[str] = []
     with _quiet():
+        from datasets.exceptions import DatasetsError
         from lm_eval import simple_evaluate
 
         from .harness_model import padded_model
 
         wrapped = padded_model(model, tokenizer, batch_size=options.batch_size, dtype=dtype, multiple=PAD_MULTIPLE)
-        tasks = _local_tasks(options) if options.folder else list(options.names)
         try:
             found = simple_evaluate(
                 model=wrapped,
-                tasks=tasks,
+                tasks=_local_tasks(options, unconfined) if options.folder else list(options.names),
                 num_fewshot=options.num_fewshot,
                 limit=options.limit,
                 task_manager=_manager(own_tasks=options.folder is None),
                 bootstrap_iters=1000,  # of metrics that are no means
             )
-        except (KeyError, OSError, ConnectionError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"--tasks {','.join(options.names)}: lm-evaluation-harness cannot load them ({reason}). Check the "
-                "names and the network, or give local rows with --task-data."
-            ) from None
+        except (AssertionError, KeyError, OSError, ValueError, DatasetsError, jinja2.UndefinedError) as error:
+            if isinstance(error, AssertionError | ValueError) and not _of_the_harness(error):
+                raise
+            raise InputError(_cannot_run(options, error)) from None
     assert found is not None  # it is None in other processes than the first
     warnings = _own_examples(options)
-    if wrapped.full_contexts:
+    if wrapped.cut_prompts:
         warnings.append(
-            f"some tasks' prompts filled the context of {wrapped.max_length} tokens: the harness cut their start."
+            f"{len(wrapped.cut_prompts):,} prompts of the tasks did not fit into the context of {wrapped.max_length:,} "
+            "tokens: the harness cut their start."
+        )
+    if unconfined:
+        warnings.append(
+            f"{len(unconfined)} programs that the model wrote ran with the network and the files within reach: this "
+            "platform does not let them be cut off (it takes Linux with user namespaces)."
         )
     return _figures(found, options), warnings
+
+
+def _of_the_harness(error: BaseException) -> bool:
+    """Whether the harness (or our reading of the rows) objected, and not the model's code."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    where = step.tb_frame.f_globals.get("__name__", "") if step is not None else ""
+    return where.startswith(("lm_eval.", "json", "datasets.", __name__))
+
+
+def _cannot_run(options: TaskOptions, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    remedy = (
+        "Check the names and the network, or give local rows with --task-data."
+        if options.folder is None
+        else f"Check the rows in {options.folder}, that there are enough for --num-fewshot, and the model's context."
+    )
+    return f"--tasks {','.join(options.names)}: lm-evaluation-harness cannot run them ({reason}). {remedy}"
 
 
 def _own_examples(options: TaskOptions) -> list[str]:
@@ -156,20 +157,6 @@ def _own_examples(options: TaskOptions) -> list[str]:
         return []
     names = [name for name in options.names if _definitions()[name]["fewshot_split"] == "test"]
     return [f"the examples in the prompts of {', '.join(names)} are other rows of the same file."] if names else []
-
-
-def paired_rows(first: TaskFigure, second: TaskFigure) -> dict[str, Any] | None:
-    """`first` less `second` on the same rows: the mean difference, its standard error, whether that is noise.
-
-    `within_noise` is None where the rows are too few to say.
-    """
-    if len(first.row_values) != len(second.row_values) or len(first.row_values) < 2:
-        return None
-    differences = [a - b for a, b in zip(first.row_values, second.row_values, strict=True)]
-    mean = statistics.fmean(differences)
-    stderr = statistics.stdev(differences) / math.sqrt(len(differences))
-    within_noise = abs(mean) <= NOISE * stderr if len(differences) >= LEAST_PAIRS else None
-    return {"difference": mean, "stderr": stderr, "within_noise": within_noise}
 
 
 @cache
@@ -190,8 +177,12 @@ def _definitions() -> dict[str, dict[str, Any]]:
     return {definition["task"]: definition for definition in loaded}
 
 
-def _local_tasks(options: TaskOptions) -> list[dict[str, Any]]:
-    """Our definitions with the paths of their files filled in; MMLU as one task per subject."""
+def _local_tasks(options: TaskOptions, unconfined: list[str]) -> list[dict[str, Any]]:
+    """Our definitions with the paths of their files filled in; MMLU as one task per subject.
+
+    Args:
+        unconfined: gets the name of each HumanEval row whose program ran without isolation.
+    """
     assert options.folder is not None
     found: list[dict[str, Any]] = []
     for name in options.names:
@@ -201,15 +192,21 @@ def _local_tasks(options: TaskOptions) -> list[dict[str, Any]]:
         }
         task = definition | {"dataset_kwargs": {"data_files": paths}}
         if name == "humaneval":
-            task["process_results"] = _passes
+            task["process_results"] = _passes(unconfined)
         found += _by_subject(task) if name == "mmlu" else [task]
     return found
 
 
-def _passes(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
-    """Whether the first answer, put after the prompt, passes the row's tests."""
-    program = f"{row['prompt']}{answers[0]}\n{row['test']}\ncheck({row['entry_point']})"
-    return {"pass@1": float(run_untrusted(program).passed)}
+def _passes(unconfined: list[str]) -> Callable[[dict[str, Any], Sequence[str]], dict[str, float]]:
+    """Whether the first answer, put after the prompt, passes the row's tests; notes rows that ran without isolation."""
+
+    def passes(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
+        outcome = run_untrusted(f"{row['prompt']}{answers[0]}\n{row['test']}\ncheck({row['entry_point']})")
+        if not outcome.isolated:
+            unconfined.append(str(row.get("task_id")))
+        return {"pass@1": float(outcome.passed)}
+
+    return passes
 
 
 def _by_subject(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -231,34 +228,59 @@ def _of_subject(rows: Any, *, subject: str) -> Any:
 
 
 def _figures(found: dict[str, Any], options: TaskOptions) -> dict[str, TaskFigure]:
-    """The harness's results as figures; MMLU's subjects joined as the harness's own group joins them, by rows."""
+    """The harness's results as figures; a group that it aggregates (MMLU of 57 subjects) as one."""
     figures = {name: _figure(name, found, options) for name in found["results"] if name in found["samples"]}
-    if options.folder is None or "mmlu" not in options.names:
-        return figures
-    subjects = {name: figure for name, figure in figures.items() if name.startswith("mmlu_")}
-    joined = _joined(list(subjects.values()))
-    return {name: figure for name, figure in figures.items() if name not in subjects} | {"mmlu": joined}
+    groups = {
+        name: _leaves(name, found["group_subtasks"]) for name in options.names if name in (found.get("groups") or {})
+    }
+    if options.folder and "mmlu" in options.names:
+        groups["mmlu"] = [name for name in figures if name.startswith("mmlu_")]
+    for name, leaves in groups.items():
+        figures[name] = _group(name, [figures[leaf] for leaf in leaves], found)
+    inner = {leaf for leaves in groups.values() for leaf in leaves if leaf not in options.names}
+    return {name: figure for name, figure in figures.items() if name not in inner}
+
+
+def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:
+    """The tasks in a group, groups in it taken apart."""
+    return [leaf for child in children[name] for leaf in _leaves(child, children)] if name in children else [name]
+
+
+def _group(name: str, parts: Sequence[TaskFigure], found: dict[str, Any]) -> TaskFigure:
+    """A group over all of its rows; its figure is the harness's where the harness states one."""
+    whole = joined(parts)
+    numbers, errors = _numbers(found["results"].get(name, {}))
+    if not numbers:
+        return whole
+    metric = figure_metric(name, numbers)
+    by_rows = math.isclose(numbers[metric], whole.value, abs_tol=1e-9)  # else its tasks count alike
+    return replace(
+        whole,
+        metric=_shown(metric),
+        value=numbers[metric],
+        stderr=errors.get(metric),
+        version=found["versions"].get(name, whole.version),
+        metrics=numbers,
+        stderrs=errors,
+        row_values=whole.row_values if by_rows else (),
+    )
 
 
 def _figure(name: str, found: dict[str, Any], options: TaskOptions) -> TaskFigure:
-    result, samples = found["results"][name], found["samples"][name]
-    numbers = {
-        key: float(value)
-        for key, value in result.items()
-        if "," in key and isinstance(value, int | float) and "_stderr," not in key
-    }
-    metric = next((key for key in METRICS if key in numbers), next(iter(numbers)))
+    numbers, errors = _numbers(found["results"][name])
+    metric = figure_metric(name, numbers)
     plain, _, filter_name = metric.partition(",")
     values = tuple(
-        float(row[plain]) for row in samples if row["filter"] == filter_name and isinstance(row[plain], int | float)
+        float(row[plain])
+        for row in found["samples"][name]
+        if row["filter"] == filter_name and isinstance(row[plain], int | float)
     )
     is_mean = bool(values) and math.isclose(statistics.fmean(values), numbers[metric], abs_tol=1e-9)
-    stderr = result.get(f"{plain}_stderr,{filter_name}")
     where = f", local rows of {options.folder}" if options.folder else ""
     return TaskFigure(
-        metric=plain if filter_name == "none" else f"{plain} ({filter_name})",
+        metric=_shown(metric),
         value=numbers[metric],
-        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+        stderr=errors.get(metric),
         rows=found["n-samples"][name]["effective"],
         num_fewshot=found["n-shot"][name],
         version=found["versions"][name],
@@ -266,7 +288,21 @@ def _figure(name: str, found: dict[str, Any], options: TaskOptions) -> TaskFigur
         files=_hashes(name, options.folder) if options.folder else {},
         metrics=numbers,
         row_values=values if is_mean else (),
+        stderrs=errors,
     )
+
+
+def _numbers(result: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of one of the harness's results by `name,filter`, and their standard errors."""
+    known = {key: float(value) for key, value in result.items() if "," in key and isinstance(value, int | float)}
+    errors = {key.replace("_stderr,", ","): value for key, value in known.items() if "_stderr," in key}
+    return {key: value for key, value in known.items() if "_stderr," not in key}, errors
+
+
+def _shown(metric: str) -> str:
+    """`acc,none` -> `acc`."""
+    plain, _, filter_name = metric.partition(",")
+    return plain if filter_name == "none" else f"{plain} ({filter_name})"
 
 
 def _hashes(name: str, folder: Path) -> dict[str, str]:
@@ -277,25 +313,6 @@ def _hashes(name: str, folder: Path) -> dict[str, str]:
 @cache
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _joined(parts: Sequence[TaskFigure]) -> TaskFigure:
-    """Several tasks as one over all of their rows."""
-    values = tuple(value for part in parts for value in part.row_values)
-    rows = sum(part.rows for part in parts)
-    first = parts[0]
-    return TaskFigure(
-        metric=first.metric,
-        value=sum(part.value * part.rows for part in parts) / rows,
-        stderr=statistics.stdev(values) / math.sqrt(rows) if len(values) == rows > 1 else None,
-        rows=rows,
-        num_fewshot=first.num_fewshot,
-        version=first.version,
-        source=first.source,
-        files=first.files,
-        metrics={key: sum(part.metrics[key] * part.rows for part in parts) / rows for key in first.metrics},
-        row_values=values,
-    )
 
 
 @contextmanager

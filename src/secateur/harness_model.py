@@ -12,23 +12,47 @@ class PaddedHFLM(HFLM):
     """The harness's Hugging Face model, with batches padded to few lengths.
 
     Half-precision kernels are compiled anew for each shape on some CPUs. In a causal model what stands to the
-    right changes nothing, so tokens are put there and their logits taken away.
+    right changes nothing, so tokens are put there and their logits taken away; prompts that are continued get them
+    on the left, with the attention mask that the harness gives its own padding.
     """
 
     multiple = 1
-    full_contexts = 0
-    """Batches as long as the context: the harness has cut the start of a prompt there, or nearly."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cut_prompts: set[str] = set()
+        """Prompts whose start did not fit into the context."""
+
+    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+        for (prompt, _), context, continuation in requests:
+            if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
+                self.cut_prompts.add(prompt)
+        return super()._loglikelihood_tokens(requests, *arguments, **options)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         length = inps.shape[1]
-        self.full_contexts += length >= self.max_length
-        padded = min(-(-length // self.multiple) * self.multiple, max(self.max_length, length))
+        padded = self._padded(length, max(self.max_length, length))
         logits = super()._model_call(functional.pad(inps, (0, padded - length)), attn_mask, labels)
         return logits[:, :length]
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Any:
-        self.full_contexts += max_length >= self.max_length
-        return super()._model_generate(context, max_length, stop, **options)
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        ids, mask = super().tok_batch_encode(strings, padding_side, None, **options)
+        if left_truncate_len is None:
+            return ids, mask
+        lengths = mask.sum(dim=1).tolist()
+        self.cut_prompts.update(p for p, n in zip(strings, lengths, strict=True) if n > left_truncate_len)
+        ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        if padding_side == "left":
+            more = self._padded(ids.shape[1], left_truncate_len) - ids.shape[1]
+            ids = functional.pad(ids, (more, 0), value=self.tokenizer.pad_token_id)
+            mask = functional.pad(mask, (more, 0))
+        return ids, mask
+
+    def _padded(self, length: int, most: int) -> int:
+        """`length` rounded up to the multiple."""
+        return min(-(-length // self.multiple) * self.multiple, most)
 
 
 def padded_model(model: Any, tokenizer: Any, *, batch_size: int, dtype: torch.dtype, multiple: int) -> PaddedHFLM:

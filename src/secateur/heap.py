@@ -1,6 +1,7 @@
 """The C library's heap, told to keep what it has while a model trains: each step frees and takes the same tensors."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ LARGEST = 2**30
 USUAL = 2**25
 """glibc's own upper limit of the same, which it comes to by itself as tensors are freed."""
 
+SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""glibc's own settings of the same."""
+
 
 @contextmanager
 def freed_pages_kept() -> Iterator[None]:
@@ -21,10 +25,10 @@ def freed_pages_kept() -> Iterator[None]:
     By default it hands large pieces back at once, and the kernel clears each page anew when it is asked for again: a
     LoRA step of SmolLM2-135M on two cores takes 1.1 to 1.25 times as long so, for 9 % less memory (docs/log.md). Only
     while training on a CPU: a loader that takes and frees large tensors of many sizes would leave holes. Other C
-    libraries are left as they are.
+    libraries are left as they are, and so is a heap that the environment has an own word on.
     """
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") and not torch.cuda.is_available() else None
-    if libc is None or not hasattr(libc, "mallopt"):
+    if libc is None or not hasattr(libc, "mallopt") or any(name in os.environ for name in SET_BY_USER):
         yield
         return
     libc.mallopt(M_MMAP_THRESHOLD, LARGEST)

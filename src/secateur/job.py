@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .checkpoints import FAILURE, check_same_run, find_latest, work_folder, write_run
+from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
 from .config import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError
+from .given_adapter import GivenAdapter, read_adapter
 from .launcher import launched, rank
 from .locks import LOCK
-from .models import ModelSource, check_checkpoint, load_config, load_tokenizer, resolve_model
+from .models import ModelSource, check_checkpoint, contents_of, load_config, load_tokenizer, resolve_model
 from .original import check_load_in
 from .output import check_output
 
@@ -40,6 +41,8 @@ class Job:
     """Where to go on from."""
     notes: tuple[str, ...]
     """What the user should hear before the run starts."""
+    adapter: GivenAdapter | None
+    """What LoRA starts from (`--adapter`)."""
 
     @property
     def output(self) -> Path:
@@ -68,11 +71,21 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
     """
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
         check_spec(spec)
-    check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+    check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_load_in(config.load_in, source, model_config)
     return source, model_config
+
+
+def _inputs(config: RunConfig) -> dict[str, str]:
+    """What is read from paths -> its flag; a model's folder has rules of its own."""
+    found = dict.fromkeys(config.data, "--data")
+    single = {"--eval-data": config.eval_data, "--adapter": config.adapter}
+    single |= {"--model": config.model} if config.model.lower().endswith(".gguf") else {}
+    return found | {name: given for given, name in single.items() if name}
 
 
 def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:
@@ -84,7 +97,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
         InputError: anything about them that would make the run fail later.
     """
     check_checkpoint(source)
-    folder = Path(source.path) if Path(source.path).is_dir() else None
+    # Of a GGUF file's folder nothing else is the model's: a result may well lie beside the file.
+    folder = Path(source.path) if source.is_local and not source.gguf_file else None
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
     if not config.resume:
@@ -108,10 +122,14 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     per_epoch = len(blocks) // (config.batch_size * launched())
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
-    checkpoint, notes = _find_checkpoint(config, data) if config.resume else (None, ())
+    contents = contents_of(source, model_config)
+    checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    notes = (*notes, *([adapter.words] if adapter else []))
     return Job(
-        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes
-    )
+        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
+        adapter,
+    )  # fmt: skip
 
 
 def checkpoint_dtype(model_config: PreTrainedConfig) -> torch.dtype:
@@ -157,13 +175,15 @@ HARMLESS = (
 """Options that may change on resume."""
 
 
-def _find_checkpoint(config: RunConfig, data: list[dict[str, Any]]) -> tuple[Path | None, tuple[str, ...]]:
+def _find_checkpoint(
+    config: RunConfig, data: list[dict[str, Any]], contents: str | None
+) -> tuple[Path | None, tuple[str, ...]]:
     """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
     work = work_folder(Path(config.output))
     checkpoint, skipped = find_latest(work)
     if checkpoint is None:
         return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
-    check_same_run(work, asdict(config), data, HARMLESS)
+    check_same_run(work, asdict(config), data, HARMLESS, contents)
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
 
 
@@ -184,9 +204,10 @@ def make_work(job: Job) -> None:
         return
     (job.work / FAILURE).unlink(missing_ok=True)
     if job.checkpoint is not None:
+        drop_damaged(job.work, job.checkpoint)
         return
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
-    write_run(job.work, asdict(job.config), job.data)
+    write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))

@@ -8,6 +8,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_device() -> int:
+    """Which of the machine's devices is this process's."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def launched() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))

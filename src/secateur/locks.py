@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""One run at a time in a folder, one writer at a time of an output."""
 
 import fcntl
 import os
@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from .errors import InputError
 
@@ -19,15 +20,25 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another run holds it; names its process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with path.open("a+", encoding="utf-8") as file:
+    with held(folder / LOCK, str(folder)):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise InputError(f"{folder} is in use by {owner}: wait for it, or choose another --output.") from None
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # a run that ended before its first step leaves nothing behind
+                folder.rmdir()
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`, creating it and the folder it is in; it goes with the holder.
+
+    Args:
+        what: what the lock stands for, in the message.
+    Raises:
+        InputError: another process holds it.
+    """
+    with _taken(path, what) as file:
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -36,5 +47,34 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # a run that ended before its first step leaves nothing behind
-                folder.rmdir()
+
+
+def _taken(path: Path, what: str) -> TextIO:
+    """The open lock file that is at `path` now, locked.
+
+    Its holder unlinks it before it lets go, so what was opened a moment before may be nobody's file any more, and
+    another process may hold its successor: only the file that still has the name counts.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # the folder went together with its lock
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise InputError(f"{what} is in use by {owner}: wait for it, or choose another --output.") from None
+        if _is_at(file, path):
+            return file
+        file.close()
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

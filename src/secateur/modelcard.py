@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from .embedded import BASE_MODEL, EMBEDDED_MODEL
+from .given_adapter import rank_words
 from .layered import MODULE, source_hash
 
 
@@ -19,11 +20,11 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         base_folder: the dense checkpoint, if it is a local folder.
     """
     config, export = result["config"], result["export"]
-    licence = base_licence(base_folder) or "other"
+    licence = base_licence(base_folder) or {"license": "other"}
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "license": licence,
+        **licence,
         "tags": ["secateur", "pruned", "lora"],
     }
     if not Path(config["model"]).exists():
@@ -46,7 +47,7 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         export["loads_with"],
         "```",
         "",
-        _licence_line(licence),
+        _licence_line(licence, known=base_folder is not None),
     ]
     modelling = folder / f"{MODULE}.py"
     if modelling.exists():
@@ -80,11 +81,18 @@ def _what_was_done(result: dict[str, Any]) -> str:
     held = f" over a base in {config['load_in']}, whose original weights are these" if config.get("load_in") else ""
     return (
         f"Pruned with [LoRAPrune](https://arxiv.org/abs/2305.18403) by secateur {result['environment']['secateur']} "
-        f"while LoRA (rank {config['rank']}) fine-tuned it{held}: criterion `{config['criterion']}`, "
+        f"while LoRA ({_lora_words(result)}) fine-tuned it{held}: criterion `{config['criterion']}`, "
         f"{config['schedule']} schedule, allocation `{config['allocation']}`, {data['steps']} steps on "
         f"{data['trained_tokens']:,} tokens of {texts}, learning rate {config['lr']}, seed {config['seed']}. "
         "LoRA is merged; the weights are ordinary."
     )
+
+
+def _lora_words(result: dict[str, Any]) -> str:
+    """Its rank, and where it came from when it is an adapter that was there before."""
+    if adapter := result.get("adapter"):
+        return f"{rank_words(adapter['ranks'])}, from an adapter of the base model's"
+    return rank_words([result["config"]["rank"]])
 
 
 def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -93,10 +101,11 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}"),
         ("bytes of weights", f"{dense['bytes']:,}", f"{pruned['bytes']:,}"),
     ]
-    own = speed["pruned"]
-    before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
-    label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {result['environment']['cpu']}"
-    rows.append((label, before, f"{own['median_ms']:.1f} ms"))
+    if own := speed.get("pruned"):
+        before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
+        where = result["environment"]["cpu"]
+        label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
+        rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:
         label = (
             f"perplexity, {result['data']['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "

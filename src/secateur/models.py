@@ -1,5 +1,6 @@
 """Models and tokenizers by folder, GGUF file, hub id or embedded name; what to compute them in."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +26,9 @@ from transformers import (
 
 from .embedded import EMBEDDED_MODEL, embedded_model_dir, quiet_transformers
 from .errors import InputError
+from .guard import LOAD_LESS, memory_for
+from .progress import safe
+from .reading import PARSER_ERRORS
 from .registry import did_you_mean
 
 log = logging.getLogger("secateur")
@@ -32,6 +37,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 HUB_TIMEOUT_S = 10
+WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+HEADER_BYTES = 1 << 20
+"""Of a config.json, or of a GGUF file, whose names and shapes come first."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,37 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
         InputError: config.json is corrupt, the hub id is unknown or cannot be reached, code must be trusted.
     """
     _check_hub(source)
-    return _guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    config = _guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    _check_causal(source, config)
+    return config
+
+
+def check_tokens(ids: torch.Tensor, model_config: PretrainedConfig, name: str) -> None:
+    """No token may lie outside the embedding; the tokenizer may be another model's.
+
+    Raises:
+        InputError: one does.
+    """
+    size, largest = model_config.get_text_config().vocab_size, int(ids.max()) if ids.numel() else 0
+    if largest >= size:
+        raise InputError(
+            f"model {name!r}: its tokenizer gives token {largest} and its embedding has {size} rows: the tokenizer is "
+            "another model's, or the embedding was not resized to it."
+        )
+
+
+def _check_causal(source: ModelSource, config: PretrainedConfig) -> None:
+    """Refuse what does not predict the next token: transformers would load an encoder as if it did."""
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"model {source.name!r}: {config.model_type} is an encoder-decoder, and secateur's commands work on causal "
+            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise InputError(
+            f"model {source.name!r}: {config.model_type} is an encoder, and secateur's commands work on causal "
+            "language models: give a decoder-only one, such as a Llama."
+        )
 
 
 def check_checkpoint(source: ModelSource) -> None:
@@ -105,10 +143,34 @@ def check_checkpoint(source: ModelSource) -> None:
         if not path.is_file():
             raise InputError(f"{folder} is incomplete: {file_name}, named in {INDEX}, is missing: copy it again.")
         try:
-            with safe_open(path, framework="pt"):
-                pass
+            with safe_open(path, framework="pt") as tensors:
+                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
+        whole = [name for name, kind in kinds.items() if name.endswith(".weight") and kind in WHOLE_NUMBERS]
+        if whole and not _is_quantised(folder):
+            raise InputError(
+                f"{path}: {whole[0]} and {len(whole) - 1} other weights are whole numbers ({kinds[whole[0]]}), and "
+                "config.json names no quantization: give a checkpoint in float32, bfloat16 or float16."
+            )
+
+
+def contents_of(source: ModelSource, model_config: PretrainedConfig) -> str | None:
+    """What a model is beyond its name: a hash of config.json and of its weights' names, kinds, shapes and places.
+
+    Of a hub model the commit; None where neither is known. Reads headers only, so that it costs nothing.
+    """
+    if not source.is_local:
+        return getattr(model_config, "_commit_hash", None)
+    folder, digest = Path(source.path), hashlib.sha256()
+    files = [source.gguf_file] if source.gguf_file else ["config.json", *_weight_files(folder)]
+    for name in files:
+        path = folder / name
+        digest.update(f"{name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            weights = name.endswith(".safetensors")
+            digest.update(file.read(int.from_bytes(file.read(8), "little") if weights else HEADER_BYTES))
+    return digest.hexdigest()
 
 
 def load_model(
@@ -140,7 +202,8 @@ def load_model(
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"use_safetensors": True, **(quantising or {})}
-    model, info = _guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
+    with memory_for(f"loading {source.name}", LOAD_LESS):
+        model, info = _guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
     return model.eval()
 
@@ -182,8 +245,8 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any
 
 
 def default_device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The CUDA device if there is one, this process's own among several, else the CPU."""
+    return training_device()
 
 
 def training_device() -> torch.device:
@@ -234,6 +297,8 @@ def _weight_files(folder: Path) -> list[str]:
             return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{folder / INDEX} is corrupt: copy or download it again.") from None
+    if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
+        raise InputError(f"{folder} has no safetensors but GGUF files: give one, such as {folder / ggufs[0]}.")
     if any(next(folder.glob(pattern), None) for pattern in PICKLED):
         raise InputError(
             f"{folder} has its weights as pickles only, which can run code when they are opened: where you trust "
@@ -242,17 +307,27 @@ def _weight_files(folder: Path) -> list[str]:
     raise InputError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its files.")
 
 
+def _is_quantised(folder: Path) -> bool:
+    """Whether config.json says how the weights are packed."""
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, *PARSER_ERRORS, TypeError):
+        return False
+
+
 def _check_hub(source: ModelSource) -> None:
     """One short question to the hub: transformers' own retries keep a user without network for a minute."""
     if source.is_local:
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if isinstance(try_to_load_from_cache(source.path, "config.json"), str):
         return
     try:
         HfApi().model_info(source.path, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise _gated(source) from None
     except RepositoryNotFoundError:
         raise InputError(
             f"model {source.name!r} is not on the hub, or private: check the spelling, or log in with `hf auth login`."
@@ -267,6 +342,13 @@ def _check_hub(source: ModelSource) -> None:
             f"model {source.name!r} is no local folder, and the hub cannot be reached "
             f"({_one_line(error)}): check the name and the network, or give a local folder or {EMBEDDED_MODEL}."
         ) from None
+
+
+def _gated(source: ModelSource) -> InputError:
+    return InputError(
+        f"model {source.name!r} is gated: accept its terms on https://huggingface.co/{source.path}, log in with "
+        "`hf auth login`, and try again; or give a local folder."
+    )
 
 
 def _guarded(
@@ -285,6 +367,8 @@ def _guarded(
         raise
     except Exception as error:  # transformers raises many classes, some of its own
         text, place = str(error), f"{what} {source.name!r}"
+        if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
+            raise _gated(source) from None
         if "trust_remote_code" in text:
             raise InputError(
                 f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."
@@ -330,9 +414,9 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
     if unexpected:
         log.warning(
             "%s: %d weights of the checkpoint are no part of the causal language model and left out, such as %s",
-            source.name,
+            safe(source.name),
             len(unexpected),
-            unexpected[0],
+            safe(unexpected[0]),
         )
 
 

@@ -11,9 +11,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from .errors import InputError, all_faults
+from .reading import PARSER_ERRORS, read_text, reason_of
 from .registry import did_you_mean
 
 C = TypeVar("C")
+LARGEST_INT = 2**63
+"""Beyond what tensors, files and steps can count."""
 
 
 def option(
@@ -48,7 +51,7 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
             try:
                 converted[name] = _convert(value, hints[name])
             except ValueError:
-                faults.append(f"{flag(name)} is {value!r}: expected {_type_name(hints[name])}.")
+                faults.append(f"{flag(name)} is {_shown(value)}: expected {_type_name(hints[name])}.")
     missing = [n for n, f in known.items() if f.default is MISSING and n not in converted and n not in values]
     for name in missing:
         metadata = known[name].metadata
@@ -56,6 +59,7 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
         faults.append(f"{label} is required: {metadata['help']}.")
     all_faults(faults)
     config = cls(**converted)
+    object.__setattr__(config, "given", frozenset(converted))
     all_faults(config.faults())  # type: ignore[attr-defined]
     return config
 
@@ -80,12 +84,14 @@ def steps_of(value: float | int, total_steps: int) -> int:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path, f"--config {path}")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read ({error}).") from None
+        loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
+    # Its constructors leak Python's own errors: of dates (2024-13-45), of numbers with a tag, of deep nesting.
+    except (*PARSER_ERRORS, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"--config {path}: not valid YAML ({reason_of(error)}).") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
@@ -121,19 +127,28 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError
     if int in kinds:
         try:
-            if not isinstance(value, float):
-                return int(value)
+            if not isinstance(value, float) and abs(number := int(value)) < LARGEST_INT:
+                return number
         except (ValueError, TypeError):
             pass
     if float in kinds:
         try:
             number = float(value)
-        except TypeError:
+        except (TypeError, OverflowError):
             raise ValueError from None
         if number - number != 0:  # NaN or infinite
             raise ValueError
         return number
     raise ValueError
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: whole where it is short; Python does not write out numbers of thousands of digits."""
+    try:
+        shown = repr(value)
+    except PARSER_ERRORS:
+        return f"a {type(value).__name__} beyond any measure"
+    return shown if len(shown) <= 200 else shown[:200] + " ..."
 
 
 def _type_name(hint: Any) -> str:

@@ -1,5 +1,6 @@
 """What a run came to: the figures of the written checkpoint beside the dense model's."""
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
 def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
     """Perplexity on the run's evaluation text, if there is one."""
-    if job.eval_ids is None or rank() > 0:
+    if job.eval_ids is None or rank() > 0 or next(model.parameters()).is_meta:
         return None
     return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
 
@@ -45,8 +46,8 @@ def outcome(
     """What `result.json` holds, but for the times.
 
     Args:
-        dense, small: the original model (or only its shapes, on the meta device) and the written checkpoint, both as
-            loaded from disk.
+        dense, small: the original model and the written checkpoint, both as loaded from disk; of one that is on the
+            meta device only the shapes are known.
         folder: where the checkpoint is now (it is put into place later).
     """
     shapes = pruner.units.shapes_after(pruner.keep)
@@ -67,6 +68,7 @@ def outcome(
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
+        **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner),
@@ -100,6 +102,7 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
 
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:
     """result.json, units.json, metrics.jsonl and the model card, beside the weights."""
+    result["numerics"] = numerics(job)
     write_json(folder / "result.json", result)
     write_json(folder / "units.json", units_record(pruner))
     keep_metrics(job, folder)
@@ -107,9 +110,21 @@ def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]
     (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
 
 
+def numerics(job: Job) -> dict[str, Any]:
+    """Steps that were left out, and where the loss diverged: as metrics.jsonl has them, over all resumed parts."""
+    lines = [json.loads(line) for line in (job.work / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "left_out": [{"step": line["step"], "reason": line["left_out"]} for line in lines if "left_out" in line],
+        "diverged_at": next((line["step"] for line in lines if "diverges" in line), None),
+    }
+
+
 def keep_metrics(job: Job, folder: Path) -> None:
-    """metrics.jsonl, and what TensorBoard wrote (`--report-to`), from the run's folder to the result's."""
+    """metrics.jsonl, ranks.json (`--init-rank`), and what TensorBoard wrote (`--report-to`), from the run's folder to
+    the result's."""
     shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+    if (job.work / "ranks.json").is_file():
+        shutil.copyfile(job.work / "ranks.json", folder / "ranks.json")
     if (job.work / "runs").is_dir():
         shutil.copytree(job.work / "runs", folder / "runs")
 
@@ -132,14 +147,21 @@ def units_record(pruner: Pruner) -> dict[str, Any]:
 
 def token_counts(job: Job) -> dict[str, int]:
     """How much text there was and how much of it was trained on."""
-    per_step = job.tokens_per_step
+    per_step, trained = job.tokens_per_step, _trained_steps(job.work / "metrics.jsonl")
     return {
         "documents": job.blocks.n_documents,
         "available_tokens": job.blocks.n_tokens,
         "tokens_per_step": per_step,
-        "trained_tokens": per_step * job.total_steps,
+        "trained_tokens": per_step * trained,
+        "trained_steps": trained,
         "steps": job.total_steps,
     }
+
+
+def _trained_steps(metrics: Path) -> int:
+    """Optimiser steps that changed the weights: not those that only scored (one-shot), nor those that were left out."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return sum(not line.get("left_out") for line in lines)
 
 
 def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) -> dict[str, Any]:
@@ -162,13 +184,12 @@ def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) 
 def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: torch.dtype) -> dict[str, Any]:
     """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included).
 
-    Of a dense model without weights only the FLOPs are known.
+    Of a model without weights only the FLOPs are known.
     """
     models = {"dense": dense, "pruned": small}
     timed = {name: model for name, model in models.items() if not next(model.parameters()).is_meta}
-    latency = forward_latency(
-        timed, batch=LATENCY_BATCH, seq_len=job.config.seq_len, repeats=LATENCY_REPEATS, dtype=dtype
-    )
+    turns: dict[str, Any] = {"seq_len": job.config.seq_len, "repeats": LATENCY_REPEATS, "dtype": dtype}
+    latency = forward_latency(timed, batch=LATENCY_BATCH, **turns) if timed else {}
     shapes = {"dense": pruner.units.shapes, "pruned": pruner.units.shapes_after(pruner.keep)}
     flops = {
         name: forward_flops(model, job.config.seq_len, attention_width=[s.heads * s.head_dim for s in shapes[name]])
@@ -181,8 +202,10 @@ def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: 
 
 
 def _source_bytes(job: Job, base: nn.Module) -> int:
-    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local folder."""
+    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local model."""
     folder = Path(job.source.path)
+    if job.source.gguf_file:
+        return (folder / job.source.gguf_file).stat().st_size
     found = checkpoint_bytes(folder) if folder.is_dir() else 0
     return found or sum(p.numel() * p.element_size() for p in base.parameters())
 

@@ -1,23 +1,32 @@
 """Output folders: checked before the run, swapped into place whole at its end."""
 
+import glob
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from .errors import InputError
+from .errors import InputError, SecateurError, disk_is_full
+from .locks import held
 
 
 def check_output(
-    output: Path, *, overwrite: bool, model_folder: Path | None = None, needed_bytes: int | None = None
+    output: Path,
+    *,
+    overwrite: bool,
+    model_folder: Path | None = None,
+    needed_bytes: int | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> None:
     """Refuse an output that cannot or must not be written. Creates nothing.
 
+    Args:
+        inputs: path -> the flag it was given with; what `overwrite` must not delete. Other names do no harm.
     Raises:
         InputError: a file, a non-empty folder without `overwrite`, a folder in (or around) the model's, a
-            place without write permission or with less than `needed_bytes` free.
+            place without write permission or with less than `needed_bytes` free, a folder with an input in it.
     """
     if output.is_symlink() and not output.exists():
         raise InputError(f"--output {output} is a broken link: choose another folder.")
@@ -31,6 +40,13 @@ def check_output(
         target, model = output.resolve(), model_folder.resolve()
         if target == model or target.is_relative_to(model) or model.is_relative_to(target):
             raise InputError(f"--output {output} and the model folder {model_folder} overlap: choose a folder apart.")
+    for name, given in (inputs or {}).items():
+        path = Path(name).expanduser()
+        # A link in the output would go; what a link elsewhere points to would go too.
+        if path.exists() and any(place.is_relative_to(output.resolve()) for place in (_unlinked(path), path.resolve())):
+            raise InputError(
+                f"--output {output} holds {given} {name}, which would be deleted with it: choose another folder."
+            )
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -44,22 +60,50 @@ def check_output(
         )
 
 
+def _unlinked(path: Path) -> Path:
+    """Where a file or a link itself lies, whatever it points to."""
+    return path.absolute().parent.resolve() / path.name
+
+
 @contextmanager
 def replaced_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
     What stood there before is moved aside first and removed only when the new folder is in place. On an error
-    the temporary folder goes and `output` is as it was.
+    the temporary folder goes and `output` is as it was. One process at a time writes to an output; what one that was
+    killed left behind goes.
 
     Raises:
-        InputError: the disk is full, or the place cannot be written to.
+        InputError: the disk is full, the place cannot be written to, or another process writes there.
     """
     output = output.resolve()  # a link stays, and what it points to is replaced
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
+    prefix = f".{output.name}.secateur-"
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(output.with_name(prefix + "lock"), f"--output {output}"))
+            _clean_up(output, prefix)
+            temporary = Path(mkdtemp(dir=output.parent, prefix=prefix))
+        except OSError as error:
+            raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
+        yield from _written(output, temporary)
+
+
+def _clean_up(output: Path, prefix: str) -> None:
+    """Remove what killed processes left; their lock is ours now, so nobody works there.
+
+    A kill between the two renames of a replacement leaves the earlier result under its other name: it comes back.
+    """
+    for path in sorted(output.parent.glob(f"{glob.escape(prefix)}*.old")):
+        if not output.exists():
+            path.rename(output)
+    for path in output.parent.glob(f"{glob.escape(prefix)}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _written(output: Path, temporary: Path) -> Iterator[Path]:
+    """Hand out the temporary folder, then swap it into place."""
     try:
         temporary.chmod(0o755)
         yield temporary
@@ -73,9 +117,14 @@ def replaced_whole(output: Path) -> Iterator[Path]:
                 old.rename(output)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except SecateurError:
+        raise
+    except Exception as error:  # each library that writes has an error of its own for a full disk
+        if not isinstance(error, OSError) and not disk_is_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(
-            f"--output {output} could not be written: {error.strerror or error}. What was there before is untouched."
+            f"--output {output} could not be written: {reason}. What was there before is untouched."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

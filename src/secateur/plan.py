@@ -10,21 +10,26 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from .compensation import NEEDS
 from .config_speed import PlanConfig
-from .criteria import CRITERIA
+from .criteria import CRITERIA, Scoring
+from .criteria.base import scored_members
 from .families import family_of
-from .fleet import fleet_record
-from .footprint import base_dtype, training_footprint
+from .fleet import fleet_record, not_sharded
+from .footprint import Footprint, base_dtype, export_bytes, training_footprint
+from .given_adapter import starting_from_adapter
 from .job import checkpoint_dtype
 from .layout import LayerShape
 from .load_in import load_in_words
 from .models import compute_dtype, default_device, load_config, name_of, resolve_model
 from .original import check_quantisable
 from .plan_text import plan_text
-from .prepare import plan_budget, scoring_options
+from .prepare import PlannedBudget, lora_names, plan_budget, scoring_options
 from .records import write_json
 from .sizes import parse_bytes
+from .statistics import second_moment_bytes
 from .stock import accepts
+from .streaming import FILE_BYTES
 from .timing import time_record
 from .units import Units
 
@@ -35,7 +40,9 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
-    scoring = CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    config = starting_from_adapter(config)
+    criterion = CRITERIA[config.criterion]
+    scoring = criterion.options(config.criterion, scoring_options(config))
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
@@ -43,7 +50,7 @@ def plan(config: PlanConfig) -> str:
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
     device, dtype = default_device(), compute_dtype(config.dtype)
-    linears = list(config.targets) or [path.rsplit(".", 1)[-1] for path in units.family.linears]
+    linears = list(config.targets) or lora_names(units.family)
     memory = training_footprint(
         model_config,
         linears=linears,
@@ -55,7 +62,15 @@ def plan(config: PlanConfig) -> str:
         gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
         load_in=config.load_in,
+        scored=kept_gradients(units, scoring, criterion.needs),
+        moments=second_moment_bytes(units.pools) * ("second_moments" in criterion.needs | NEEDS[config.compensate]),
+        distilled=bool(config.distill),
     )
+    speed = None if config.device_tflops is None else config.device_tflops * 1e12
+    time = time_record(
+        config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device, speed=speed
+    )
+    itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
         "model": config.model,
         "target": asdict(planned.target),
@@ -66,18 +81,21 @@ def plan(config: PlanConfig) -> str:
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
         "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
+        "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
         "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
         "available_bytes": available,
         "devices": fleet_record(
             memory,
             devices=config.devices,
-            largest_bytes=planned.sizes.largest_params * base_dtype(model_config, dtype, config.load_in).itemsize,
-            accumulation=config.accumulation,
+            largest_bytes=planned.sizes.largest_params * itemsize,
+            whole_bytes=planned.sizes.whole_params * itemsize,
+            gathers=config.accumulation * (3 if config.gradient_checkpointing else 2),
             available_bytes=available,
+            refused=not_sharded(experts=units.family.experts is not None, quantised=config.load_in is not None),
+            time=time,
+            bandwidth=parse_bytes(config.link_bandwidth, "--link-bandwidth"),
         ),
-        "time": time_record(
-            config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device
-        ),
+        "time": time,
     }
     if config.json:
         write_json(Path(config.json), record)
@@ -89,6 +107,21 @@ def device_bytes() -> int:
     if default_device().type == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return int(psutil.virtual_memory().available)
+
+
+def kept_gradients(units: Units, scoring: Scoring, needs: frozenset[str]) -> list[str]:
+    """Paths of the linears whose weights' gradients stay on the device until the step is scored."""
+    if "batch_weight_grad" not in needs or scoring.offload:
+        return []
+    return list(dict.fromkeys(member.linear for pool in units.pools for member in scored_members(pool, scoring)))
+
+
+def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:
+    """Bytes that writing the result takes, as asked and streamed."""
+    trained = (planned.params if config.shrinks else planned.dense_params) + memory.lora // 4
+    streamed = memory.weights + memory.lora + FILE_BYTES
+    whole = export_bytes(trained, planned.params, dtype)
+    return {"bytes": streamed if config.stream_export else whole, "streamed_bytes": streamed}
 
 
 def layer_units(units: Units) -> dict[str, dict[str, Any]]:
@@ -136,6 +169,5 @@ def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quo
 
 
 def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:
-    return accepts(
-        model_config, family_of(model_config.model_type, config.family), shape, model_class=config.model_class
-    )
+    family = family_of(model_config.model_type, config.family)
+    return bool(accepts(model_config, family, shape, model_class=config.model_class))

@@ -5,7 +5,17 @@ from typing import Any
 from .progress import human_bytes, human_seconds
 from .records import format_table
 
-PARTS = ("weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "allocator", "total")
+PARTS = (
+    "weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "teacher", "scoring", "moments",
+    "allocator", "total",
+)  # fmt: skip
+OPTIONAL = {
+    "unpacked": "the largest linear, as the backward pass multiplies by it",
+    "teacher": "the dense model's logits, which the loss compares with",
+    "scoring": "gradients of the weights, kept until the step is scored",
+    "moments": "second moments of the inputs of o and down: averages, and the step's own",
+}
+"""Parts that most runs do not have."""
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])
 
 
@@ -44,36 +54,55 @@ def _sizes(record: dict[str, Any]) -> list[str]:
 
 def _memory(record: dict[str, Any]) -> list[str]:
     memory = record["memory"]
-    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name != "unpacked" or memory["unpacked"]]
+    rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name not in OPTIONAL or memory[name]]
     return [
         f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:",
         format_table(rows, header=("", "")),
         *_held(record),
+        *_export(record),
     ]
 
 
+def _export(record: dict[str, Any]) -> list[str]:
+    """What writing the result takes, and how it takes less."""
+    found, total = record["export"], record["memory"]["total"]
+    line = f"  writing the result takes about {human_bytes(found['bytes'])}, on the device and the host together"
+    if found["bytes"] <= max(total, found["streamed_bytes"]):
+        return [line]
+    return [f"{line}: more than training.", f"  --stream-export takes about {human_bytes(found['streamed_bytes'])}."]
+
+
 def _held(record: dict[str, Any]) -> list[str]:
-    """What there is to know of a quantised base."""
-    if not record["held"]:
-        return []
-    return [f"  {record['held']}", "  unpacked: the largest linear, as the backward pass multiplies by it"]
+    """What there is to know of a quantised base, and of parts that most runs do not have."""
+    words = [f"  {record['held']}"] if record["held"] else []
+    return words + [f"  {name}: {what}" for name, what in OPTIONAL.items() if record["memory"][name]]
 
 
 def _devices(record: dict[str, Any]) -> list[str]:
     devices, memory, available = record["devices"], record["memory"], human_bytes(record["available_bytes"])
     ways = [devices["replicated"], devices["sharded"]]
-    parts = [name for name in DEVICE_PARTS if name != "unpacked" or memory["unpacked"]]
+    parts = [name for name in DEVICE_PARTS if name not in OPTIONAL or memory[name]]
     rows = [(f"  {name}", *(human_bytes(way[name]) for way in ways)) for name in parts]
     rows.append((f"  fits in {available}", *("yes" if way["fits"] else "no" for way in ways)))
     sent = devices["sent_bytes_per_step"]
     rows.append(("  sent per step: LoRA's gradients", *(human_bytes(sent[way]["all_reduce"]) for way in sent)))
     rows.append(("  sent per step: weights", "0 B", human_bytes(sent["sharded"]["all_gather"])))
+    seconds = devices["seconds"]
+    rows += [
+        (f"  {words}", *(_seconds(seconds[way][key]) for way in sent))
+        for key, words in (("first_step", "first step"), ("run", f"{record['time']['steps']} steps"))
+        if key in seconds["sharded"]
+    ]
     lines = [
         f"Memory of each of {devices['count']} devices at the peak of a training step ({memory['dtype']}), about:",
         format_table(rows, header=("", "replicated", "sharded")),
-        "  replicated: every device holds the whole model, as secateur does; sharded: each holds a share of the frozen",
-        "  base, as FSDP2 would, which secateur does not do yet",
+        "  replicated: every device holds the whole model, as the commands do; sharded: each holds a share of the",
+        "  frozen base (FSDP2), as secateur.sharding.shard_base does in a loop of your own",
+        f"  seconds: each device its own batch, and traffic at {human_bytes(devices['link_bytes_per_s'])}/s "
+        "(--link-bandwidth) on top of it, none of it hidden",
     ]
+    if devices["not_sharded"]:
+        lines.append(f"  {devices['not_sharded']} is not sharded, so the second column is not to be had")
     lines += _held(record)
     if memory["allocator"]:
         lines.append("  allocator: seen on CPUs; a GPU has no such part")
@@ -84,11 +113,13 @@ def _time(time: dict[str, Any]) -> list[str]:
     flops, seconds = time["flops"], time["seconds"]
     names = {"first_step": "first step", "last_step": "last step", "run": f"{time['steps']} steps"}
     rows = [(f"  {words}", _flops(flops[key]), _seconds(seconds[key])) for key, words in names.items() if key in flops]
+    where, how = f"this machine ({time['device']})", "just measured in products of the model's shapes"
+    if not time["measured"]:
+        where, how = "a device", "as --device-tflops says"
     lines = [
-        f"Time on this machine ({time['device']}, {time['dtype']}), a rough estimate:",
+        f"Time on {where} ({time['dtype']}), a rough estimate:",
         format_table(rows, header=("", "", "")),
-        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, just measured in products of the model's shapes, and "
-        f"{time['training_efficiency']:.0%} of that",
+        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, {how}, and {time['training_efficiency']:.0%} of that",
         "  while training, as one CPU had it: half or twice the time is possible. Loading, evaluation, writing and",
         "  traffic between devices come on top.",
     ]

@@ -4,24 +4,28 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .benchmark import parameter_count
 from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_quota
 from .compensation import check_compensation
 from .config import PruneConfig
+from .coverage import check_coverage, planned_lora
 from .criteria import CRITERIA, Scoring
-from .discovery import family_for, find_units
+from .discovery import check_text_model, family_for, find_units
 from .errors import InputError
 from .experts import unstack_experts
-from .families import family_of
+from .families import Family, family_of
+from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
+from .given_adapter import starting_from_adapter
 from .job import Job, checkpoint_dtype, open_model, read_inputs
 from .load_in import load_in_words
 from .original import check_blocks
 from .schedule import Schedule, make_schedule
 from .stock import accepts, resized_config
 from .target import Target, in_words_of, resolve_target
+from .units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +61,14 @@ def prepare(config: PruneConfig) -> PruneJob:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
     CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    config = starting_from_adapter(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
-    reason = planned.budget.units.family.no_heads
-    notes = (f"attention heads stay: {reason}",) if reason and config.attention == "auto" else ()
+    reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
+    notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
@@ -87,6 +92,7 @@ def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
         config.floor,
         config.round_to,
         config.across_layers,
+        config.attention,
     )
 
 
@@ -101,6 +107,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
             f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
             "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
         )
+    check_text_model(model_config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     with torch.device("meta"):
@@ -119,7 +126,25 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":
         _check_class(model_config, budget, config)
-    return PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
+    planned = PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
+    _check_lora(empty, config, units)
+    return planned
+
+
+def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> None:
+    """Whether LoRA can go where the run needs it; uses `empty` up.
+
+    Raises:
+        InputError: see `planned_lora` and `check_coverage`.
+    """
+    covered = planned_lora(empty, config, lora_config(config, lora_names(units.family)))
+    if "lora_grad" in CRITERIA[config.criterion].needs:
+        check_coverage(units.linears, covered)
+
+
+def lora_names(family: Family) -> list[str]:
+    """Names of the linears that get LoRA unless `--targets` says otherwise: every linear of every unit."""
+    return [path.rsplit(".", 1)[-1] for path in family.linears]
 
 
 def _check_class(model_config: PreTrainedConfig, budget: Budget, config: PruneConfig) -> None:

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -41,6 +41,19 @@ def human_seconds(seconds: float) -> str:
 def safe(text: str) -> str:
     """Text from data or models without terminal control sequences."""
     return ESCAPES.sub("", text)
+
+
+class Escaping:
+    """A stream whose text loses its control sequences; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(safe(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Progress:

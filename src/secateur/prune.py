@@ -1,23 +1,26 @@
 """The main path: prune a model while LoRA fine-tunes it, write the small checkpoint, measure both."""
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
-from .distributed import average_gradients_, join
+from .contact import contact_kept
+from .distributed import average_gradients_, join, total
 from .embedded import quiet_transformers
+from .errors import OutOfMemoryError
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, unstack_experts, unused_experts
 from .export import ExportReport, Finish, export_checkpoint
@@ -26,14 +29,15 @@ from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
 from .locks import locked
-from .loss import causal_lm_loss
+from .loss import IGNORED, causal_lm_loss
 from .models import autocast, compute_dtype, device_for, name_of
 from .outcome import measure, outcome, report_on, write_records
-from .prepare import PruneJob, scoring_options
+from .prepare import PruneJob, lora_names, scoring_options
 from .progress import Progress
 from .pruner import Cut, Pruner
 from .ranks import RankPruner
 from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
+from .records import write_json
 from .saving import Interruption, SavingCallback
 from .streaming import export_streamed
 from .surgery import removals
@@ -79,17 +83,18 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
         pruner.close()
-        with quiet_transformers():
-            small = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", trust_remote_code=report.format != "stock"
-            )
-        nn.Module.to(small, device)
-        dense = without_weights(job) if streamed else load_original(job, dtype, device)
-        dense_perplexity = start_perplexity
-        if config.load_in is not None:
-            dense_perplexity = None if streamed else measure(dense, job, dtype)
-        unstack_experts(small)
-        result.update(outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped))
+
+        def measured(place: torch.device) -> dict[str, Any]:
+            alone = place.type == "meta"
+            small = load_result(folder, report, place)
+            dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
+            dense_perplexity = None if alone else start_perplexity
+            if config.load_in is not None:
+                dense_perplexity = None if streamed or alone else measure(dense, job, dtype)
+            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped)
+
+        place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
+        result.update(measured_somewhere(measured, place, progress))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["target"] = asdict(job.target)
         if config.load_in is not None:
@@ -103,6 +108,40 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         shutil.rmtree(job.work, ignore_errors=True)
     report_on(job.output, progress)
     return result
+
+
+def load_result(folder: Path, report: ExportReport, place: torch.device) -> nn.Module:
+    """The written checkpoint on a device; on the meta device its shapes alone."""
+    trust = report.format != "stock"
+    with quiet_transformers():
+        if place.type == "meta":
+            with place:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+                small = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        else:
+            small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+            nn.Module.to(small, place)
+    unstack_experts(small)
+    return cast(nn.Module, small)
+
+
+def measured_somewhere(
+    measured: Callable[[torch.device], dict[str, Any]], device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """What `measured` finds, on another device where the first has no room: the result is verified and must stay.
+
+    In the end the shapes alone say what they can, and `not_measured` why.
+    """
+    reason = ""
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        try:
+            return measured(place)
+        except (OutOfMemoryError, MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            reason = f"{type(error).__name__} on {place}: {' '.join(str(error).split())[:200]}"
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing without a GPU
+    progress.message(f"warning: the result is written and verified, but could not be measured ({reason})")
+    return measured(torch.device("meta")) | {"not_measured": reason}
 
 
 def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
@@ -133,7 +172,7 @@ def fine_tune_and_prune(
     base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
 ) -> tuple[PeftModel, Pruner]:
     """Everything between loading the model and writing the result; the records go to `job.work`."""
-    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    linears = lora_names(job.budget.units.family)
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)
@@ -149,27 +188,31 @@ def fine_tune_and_prune(
             rank_pruner.load(job.checkpoint)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
     watched = WatchedUnits(pruner, dense_parameters)
-    recording = RecordingCallback(watched, job, progress, evaluate)
+    guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     steps = job.total_steps
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
         if job.checkpoint is None:
-            progress.told(cut_words(score_and_cut(model, pruner, job, dtype, progress)))
-    guard = NumericsGuard(job.config.on_nan, progress)
-    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), leave_out=lambda: guard.bad)]
+            with contact_kept(job):
+                cut = score_and_cut(model, pruner, job, dtype, progress)
+            progress.told(cut_words(cut))
+    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
     if rank_pruner is not None:
         pruning.append(
-            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), leave_out=lambda: guard.bad)
+            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
         )
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
-        callbacks = [guard, DivergenceWatch(progress), *pruning, recording, saving, interruption]
+        callbacks = [guard, divergence, *pruning, recording, saving, interruption]
         if steps:
             run_trainer(
                 model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,
                 facts=watched.facts,
             )  # fmt: skip
     interruption.check(pruner.steps_done)
+    if rank_pruner is not None and rank() == 0:
+        write_json(job.work / "ranks.json", rank_pruner.record())
     tell_unused(model, progress)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
@@ -216,11 +259,13 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
     for batch in _batches(job, job.schedule.start):
-        for rows in batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation):
-            inputs, labels = job.blocks.batch(rows, model.device)
+        own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
+        parts = [job.blocks.batch(rows, model.device) for rows in own]
+        labelled = total(sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts))
+        for inputs, labels in parts:
             with autocast(model.device.type, dtype):
-                loss = causal_lm_loss(model(**inputs), labels) / job.config.accumulation
-            loss.backward()
+                loss = causal_lm_loss(model(**inputs), labels, labelled)
+            (loss * launched()).backward()  # counted over all processes, and gradients are averaged
         average_gradients_(model.parameters())
         pruner.observe()
         cut = pruner.step(optimizer)
@@ -250,7 +295,8 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
     if config.init_rank is None:
         return None
     names = "rank schedule prune_start prune_end frequency seed"
-    return RankPruner(model, total_steps=job.total_steps, **{name: getattr(config, name) for name in names.split()})
+    options = {name: getattr(config, name) for name in names.split()}
+    return RankPruner(model, total_steps=job.total_steps, merges=True, **options)
 
 
 def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget, BudgetOptions, make_budget
 from .compensation import NEEDS, check_compensation, compensate_
+from .coverage import check_coverage
 from .criteria import CRITERIA, Scoring
-from .criteria.base import scored_members
 from .discovery import family_for, find_units
-from .distributed import average_, check_agreement
+from .distributed import average_, check_agreement, trained_weights, whole_weights
 from .errors import InputError, NumericsError
 from .export import ExportReport, export_checkpoint
 from .families import Family
@@ -30,7 +30,7 @@ from .masks import Masks
 from .models import ModelSource, resolve_model
 from .original import check_cuttable, restore_
 from .schedule import Schedule, make_schedule
-from .sharding import assign_, gathered, is_sharded
+from .sharding import assign_, check_in_memory, gathered, is_sharded
 from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
@@ -114,12 +114,14 @@ class Pruner:
         self.units = self.live = self._find_units()
         self.shrink = shrink
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        check_in_memory(base)
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class
         self.budget_options = BudgetOptions(
-            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers
-        )
+            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers,
+            attention,
+        )  # fmt: skip
         self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
         self.criterion = CRITERIA[criterion]
@@ -129,10 +131,12 @@ class Pruner:
         self.compensate = compensate
         self.ema = ema
         self._all_alike = schedule == "one-shot"
-        needs = self.criterion.needs | NEEDS[compensate]
+        losing = self.budget.least.keys() | {name for name, units in self.budget.quota.items() if units}
+        spared = frozenset(pool.name for pool in self.units.pools) - losing
         # Masks come before statistics: what is out has no input to speak of.
         self.masks = None if shrink else Masks(self.units.pools, self.modules)
-        self.statistics = Statistics(model, needs, self.scoring, 1.0 if self._all_alike else ema)
+        past = 1.0 if self._all_alike else ema
+        self.statistics = Statistics(model, self.criterion.needs, self.scoring, past, NEEDS[compensate], spared)
         self.statistics.attach(self.units.pools, self.modules)
         self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
             schedule, prune_start, prune_end, frequency, total
@@ -142,7 +146,8 @@ class Pruner:
             self.begin(total_steps)
         self.steps_done = 0
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
-        self.scores = {pool.name: torch.zeros(pool.size) for pool in self.units.pools}
+        self._wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        self.scores = {pool.name: torch.zeros(pool.size, dtype=self._wide) for pool in self.units.pools}
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
@@ -175,7 +180,10 @@ class Pruner:
         """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
         assert self.schedule is not None, "begin() comes first"
         self.statistics.forget_step()
-        if not self.criterion.changes and self.schedule.is_cut(self.steps_done + 1):
+        if not self.schedule.is_cut(self.steps_done + 1):
+            return
+        self.statistics.average_()  # compensation reads moments, too, and all processes must read the same
+        if not self.criterion.changes:
             self._score(self.steps_done + 1)
 
     def _score(self, step: int) -> None:
@@ -184,22 +192,23 @@ class Pruner:
         if not self.criterion.changes:
             past = 0.0
         scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.live.pools}
-        for pool, fresh in self._on_the_host(scores_now):
+        on_the_host = list(self._on_the_host(scores_now))
+        for pool, fresh in on_the_host:  # all are looked at before any average changes
             if not torch.isfinite(fresh).all():
                 raise NumericsError(
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
                     "lower --lr, or compute in float32 (--dtype float32)."
                 )
+        for pool, fresh in on_the_host:
             # A removed unit keeps the average it went with; the others go on.
             keep, scores = self.keep[pool.name], self.scores[pool.name]
             fresh = fresh[self.live_keep[pool.name]]
             scores[keep] = past * scores[keep] + (1 - past) * fresh
 
-    @staticmethod
-    def _on_the_host(scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
-        """Float32 scores, brought over from the device at once: a GPU is waited for once a step."""
+    def _on_the_host(self, scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
+        """Scores, brought over from the device at once: a GPU is waited for once a step."""
         device = next(iter(scores.values())).device
-        joined = torch.cat([score.to(device, torch.float32) for score in scores.values()]).cpu()
+        joined = torch.cat([score.to(device, self._wide) for score in scores.values()]).cpu()
         yield from zip(scores, joined.split([len(score) for score in scores.values()]), strict=True)
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
@@ -225,8 +234,10 @@ class Pruner:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         before = self.keep
         self.keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
-        check_agreement(self.keep, self.steps_done)
+        check_agreement(self.keep, self.steps_done, trained_weights(self.model))
         self._apply(before, optimizer)
+        if self.compensate != "none":
+            check_agreement(self.keep, self.steps_done, whole_weights(self.rewritten().items()))
         cut = self._record(before)
         self.cuts.append(cut)
         if self.steps_done >= self.schedule.last_cut:
@@ -324,7 +335,7 @@ class Pruner:
         before = self.keep
         self.steps_done = int(state["steps_done"])
         self.keep = {name: mask.clone() for name, mask in state["keep"].items()}
-        self.scores = {name: scores.clone() for name, scores in state["scores"].items()}
+        self.scores = {name: scores.to(self._wide, copy=True) for name, scores in state["scores"].items()}
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)
@@ -410,15 +421,7 @@ class Pruner:
         }
 
     def _check_coverage(self) -> None:
-        """Refuse LoRA that leaves out a linear whose LoRA gradients the criterion reads."""
-        if "lora_grad" not in self.criterion.needs:
-            return
-        wanted = (m.linear for pool in self.units.pools for m in scored_members(pool, self.scoring))
-        missing = [path for path in dict.fromkeys(wanted) if not isinstance(self.modules[path], LoraLayer)]
-        if missing:
-            raise InputError(
-                f"LoRA does not cover {missing[0]}"
-                + (f" and {len(missing) - 1} other linears" if len(missing) > 1 else "")
-                + ", whose units are scored from LoRA gradients: leave --targets out, so that every linear of "
-                "every unit gets LoRA, or choose another --criterion."
-            )
+        """Refuse LoRA that leaves out a linear of a unit, also one that `Scoring.linears` does not score by."""
+        if "lora_grad" in self.criterion.needs:
+            covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
+            check_coverage(self.units.linears, covered)

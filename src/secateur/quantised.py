@@ -80,6 +80,43 @@ def dequantised(linear: Any) -> Tensor:
     return whole.float()
 
 
+def dequantised_rows(linear: Any, rows: slice) -> Tensor:
+    """(rows, in) float32: some rows of what the linear multiplies by. In 4 bits rows have to be `whole_blocks`."""
+    if bits_of(linear) == 8:
+        codes, scales = _codes_and_scales(linear)
+        return codes[rows].float() * (scales[rows].float() / 127).unsqueeze(1)
+    state = linear.weight.quant_state
+    count, columns = state.shape
+    first, end, _ = rows.indices(count)
+    scales = state.absmax[first * columns // BLOCK : end * columns // BLOCK]
+    part = bnb.functional.QuantState(
+        absmax=scales, shape=torch.Size((end - first, columns)),
+        dtype=state.dtype, blocksize=state.blocksize, quant_type=state.quant_type, code=state.code,
+    )  # fmt: skip
+    codes = linear.weight.data.reshape(-1)[first * columns // 2 : end * columns // 2].reshape(-1, 1)
+    some: Tensor = bnb.functional.dequantize_4bit(codes, part)
+    return some.float()
+
+
+def whole_blocks(linear: Any) -> bool:
+    """Whether each row of a 4-bit weight has scales of its own, which are not quantised themselves."""
+    state = linear.weight.quant_state
+    return state.blocksize == BLOCK and state.shape[1] % BLOCK == 0 and not state.nested
+
+
+class DequantisedRows:
+    """A quantised linear's weight, of which `rows[first:end]` widens no others where its layout allows that."""
+
+    def __init__(self, linear: Any) -> None:
+        self._linear = linear
+        self._whole = dequantised(linear) if bits_of(linear) == 4 and not whole_blocks(linear) else None
+        self.shape = torch.Size((linear.out_features, linear.in_features))
+        self.dtype = torch.float32
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return dequantised_rows(self._linear, rows) if self._whole is None else self._whole[rows]
+
+
 def slice_(linear: Any, dim: int, index: Tensor) -> None:
     """Keep rows (`dim` 0) or columns (1) of an 8-bit linear's weight, with the scales of its rows.
 

@@ -1,5 +1,6 @@
 """Trainer events to the records: metrics.jsonl and the live line."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -77,15 +78,22 @@ class RecordingCallback(TrainerCallback):
 
     Args:
         evaluate: perplexity on the evaluation text now, or None without one.
+        troubles: what the guards have to say of the step.
     """
 
     def __init__(
-        self, watched: Watched, job: Job, progress: Progress, evaluate: Callable[[], Perplexity | None]
+        self,
+        watched: Watched,
+        job: Job,
+        progress: Progress,
+        evaluate: Callable[[], Perplexity | None],
+        troubles: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.watched = watched
         self.job = job
         self.progress = progress
         self.evaluate = evaluate
+        self.troubles = troubles
         place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
         self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
@@ -106,18 +114,21 @@ class RecordingCallback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        loss, step = logs["loss"], self.watched.steps_done()
+        loss, step, grad_norm = logs["loss"], self.watched.steps_done(), logs.get("grad_norm")
         seconds = time.perf_counter() - self._step_started
         self._seconds_per_step = 0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
         line: dict[str, Any] = {
             "step": step,
             "loss": loss,
             "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
+            "grad_norm": grad_norm,
             **self.watched.facts(),
             "seconds": seconds,
             "tokens_per_s": self.job.tokens_per_step / seconds,
+            **self.troubles(),
         }
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            line["left_out"] = True  # the update changed nothing (see `NumericsGuard`)
         every = self.job.config.eval_steps
         if every and step % every == 0 and (measured := self.evaluate()) is not None:
             line["eval_perplexity"] = measured.perplexity

@@ -1,6 +1,5 @@
 """`secateur sample`: what a model writes after given prompts, or two models side by side."""
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from .errors import InputError
 from .models import (
     ModelSource,
     check_checkpoint,
+    check_tokens,
     compute_dtype,
     default_device,
     load_config,
@@ -22,6 +22,7 @@ from .models import (
     resolve_model,
 )
 from .progress import safe
+from .reading import parse_json, read_text
 from .records import environment, write_json
 
 
@@ -88,10 +89,7 @@ def shown(samples: list[dict[str, Any]]) -> str:
 
 
 def _prompts_of(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt-file {path} cannot be read ({error}).") from None
+    lines = read_text(path, f"--prompt-file {path}").split("\n")
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise InputError(f"--prompt-file {path} has no prompt: write one on each line.")
@@ -101,10 +99,7 @@ def _prompts_of(path: Path) -> list[str]:
 
 
 def _prompt_of(line: str, place: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not valid JSON ({error.msg}): expected rows like {{'prompt': ...}}.") from None
+    row = parse_json(line, place, "expected rows like {'prompt': ...}.")
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise InputError(f"{place} has no text under `prompt`.")
     return str(row["prompt"])
@@ -117,7 +112,9 @@ def _open(name: str, source: ModelSource, prompts: list[str], config: SampleConf
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     longest = getattr(model_config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts, 1):
-        tokens = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"].shape[1]
+        ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"]
+        check_tokens(ids, model_config, name)
+        tokens = ids.shape[1]
         if longest is not None and tokens + config.max_new_tokens > longest:
             raise InputError(
                 f"prompt {number} has {tokens} tokens, with --max-new-tokens {config.max_new_tokens} more than the "

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .checkpoints import rotate, seal
 from .distributed import barrier, largest
 from .errors import InterruptedRun, LostProcessError
+from .signals import Terminated
 
 
 class SavingCallback(TrainerCallback):
@@ -81,6 +82,6 @@ class Interruption(TrainerCallback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.received = number
         print("\nstopping after this step; once more stops at once", flush=True)

@@ -25,11 +25,18 @@ def shard_base(model: nn.Module) -> int:
     """Shard the frozen linears and embeddings of a model with LoRA over the processes; returns how many there are.
 
     Call it in every process, after LoRA is added and before the optimiser is made. What the input and output
-    embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens.
+    embeddings share (tied weights) stays whole, as do GPT-2's `Conv1D`. In one process nothing happens. The whole model
+    is in each process's memory before; `load_sharded` spreads it while it is read.
 
     Raises:
-        InputError: a mixture of experts; a quantised base.
+        InputError: a mixture of experts; a quantised base; weights that are not in memory.
     """
+    check_in_memory(model)
+    return spread_(model)
+
+
+def spread_(model: nn.Module) -> int:
+    """What `shard_base` does, also with weights that are not there yet."""
     if any(isinstance(module, ExpertList) for module in model.modules()):
         raise InputError(
             "a mixture of experts is not sharded: a linear is gathered by all processes together when it is used, and "
@@ -43,6 +50,21 @@ def shard_base(model: nn.Module) -> int:
     for module in found:
         _shard(module)
     return len(found)
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse weights that are elsewhere until a forward pass asks for them.
+
+    Raises:
+        InputError: names the first of them, and the remedy.
+    """
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise InputError(
+            f"{away[0]} and {len(away) - 1} other weights are not in memory: device_map has put them off to the CPU or "
+            "to disk, from where they come for a forward pass only, so they can be neither scored nor cut. Give "
+            "device_map more memory (max_memory) or devices, quantise the base, or spread it by shard_base."
+        )
 
 
 def gathered(weight: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def restoring(folder: Path) -> Iterator[None]:
     except SecateurError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
-            SafetensorError) as error:  # fmt: skip
+            OverflowError, SafetensorError) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{folder}: the pruner's saved state is damaged or another model's ({reason}): delete this checkpoint to "

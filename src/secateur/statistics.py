@@ -16,7 +16,7 @@ from .criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
 from .distributed import average_
 from .errors import InputError
 from .surgery import merged_weight
-from .taps import MOMENT_TOKENS, tap
+from .taps import some_tokens, tap
 from .units import Member, Pool
 
 
@@ -28,10 +28,23 @@ class Statistics:
         needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments` (see `Evidence`).
         scoring: how gradients are reduced, and over which linears.
         ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
+        at_cuts: what is needed besides, of pools that lose units.
+        spared: names of the pools that lose none.
     """
 
-    def __init__(self, model: nn.Module, needs: frozenset[str], scoring: Scoring, ema: float) -> None:
-        self.needs = needs & {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
+    def __init__(
+        self,
+        model: nn.Module,
+        needs: frozenset[str],
+        scoring: Scoring,
+        ema: float,
+        at_cuts: frozenset[str] = frozenset(),
+        spared: frozenset[str] = frozenset(),
+    ) -> None:
+        known = {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
+        self.needs = (needs | at_cuts) & known
+        self._everywhere = needs & known
+        self._spared = spared
         self.scoring = scoring
         self.ema = ema
         self.steps = 0
@@ -52,19 +65,23 @@ class Statistics:
         self._watched = []
         self._handles.append(self._model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
         for pool in pools:
-            if self.needs & {"gate_grad", "input_moments", "second_moments"}:
+            if needs := self._needs_of(pool) & {"gate_grad", "input_moments", "second_moments"}:
                 for gate in pool.gates:
-                    self._handles.append(modules[gate.linear].register_forward_pre_hook(self._input_tap(pool, gate)))
-                    self._watched.append(pool.name if "gate_grad" in self.needs else gate.linear)
+                    tap = self._input_tap(pool, gate, needs)
+                    self._handles.append(modules[gate.linear].register_forward_pre_hook(tap))
+                    self._watched.append(pool.name if "gate_grad" in needs else gate.linear)
         if self.needs & {"weight_grad", "batch_weight_grad"}:
             dims: dict[str, set[int]] = {}
             for pool in pools:
                 for member in scored_members(pool, self.scoring):
                     dims.setdefault(member.linear, set()).add(member.dim)
             for path, wanted in dims.items():
-                tap = self._weight_tap(path, modules[path], sorted(wanted))
-                self._handles.append(modules[path].register_forward_hook(tap))
+                weight_tap = self._weight_tap(path, modules[path], sorted(wanted))
+                self._handles.append(modules[path].register_forward_hook(weight_tap))
                 self._watched.append(path)
+
+    def _needs_of(self, pool: Pool) -> frozenset[str]:
+        return self._everywhere if pool.name in self._spared else self.needs
 
     def detach(self) -> None:
         """Stop watching."""
@@ -164,15 +181,17 @@ class Statistics:
             return x
         return x.unflatten(0, (self._batch, -1)) if x.shape[0] == self._tokens else x.unsqueeze(0)
 
-    def _input_tap(self, pool: Pool, gate: Member) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def _input_tap(
+        self, pool: Pool, gate: Member, needs: frozenset[str]
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         path = gate.linear
 
         def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
-            if "gate_grad" in self.needs:
+            if "gate_grad" in needs:
                 sums = self._gate_sums(x, gradient, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
-            if self.needs & {"input_moments", "second_moments"}:
-                seen = InputMoments.of(_some_tokens(x, mask), second="second_moments" in self.needs)
+            if needs & {"input_moments", "second_moments"}:
+                seen = self._input_moments(x, mask, "second_moments" in needs)
                 self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -182,6 +201,18 @@ class Statistics:
             return (tap(x, self._by_sequence(x), partial(observe, self._mask)), *args[1:])
 
         return hook
+
+    def _input_moments(self, x: Tensor, mask: Tensor | None, second: bool) -> InputMoments:
+        """Sums over some of the tokens (batch, tokens, columns) that count."""
+        flat = x.detach().flatten(0, -2)
+        alone = len(flat) != self._tokens  # an expert has its own number of tokens
+        where, count = some_tokens(len(flat), x.shape[-2], self.steps, alone=alone)
+        flat = flat[where]
+        if mask is None or mask.shape != x.shape[:-1]:
+            return InputMoments.of(flat, second, count)
+        # As weights, since picking tokens by a mask would wait for the device.
+        weights = mask.flatten()[where].to(flat)
+        return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
 
     def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
         """(units,) Σ over sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of its absolute value."""
@@ -221,12 +252,3 @@ class Statistics:
 def second_moment_bytes(pools: Iterable[Pool]) -> int:
     """Bytes of the second moments of these pools' inputs: width² floats each."""
     return sum(4 * gate.size**2 for pool in pools for gate in pool.gates)
-
-
-def _some_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(n, columns): at most `MOMENT_TOKENS` of the tokens that count, evenly spaced."""
-    flat = x.detach().flatten(0, -2)
-    if mask is not None and mask.shape == x.shape[:-1]:
-        flat = flat[mask.flatten().to(flat.device)]
-    stride = max(1, -(-flat.shape[0] // MOMENT_TOKENS))
-    return flat[::stride]

@@ -1,5 +1,6 @@
 """What stock config classes accept: which sizes a plain transformers checkpoint can have."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -44,13 +45,24 @@ def resized_config(
         raise InputError(f"{model_type}'s config class refuses {sizes}: {reason}") from None
 
 
-def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_class: str = "keep") -> bool:
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a shape is possible; true or false as a condition."""
+
+    refusal: str = ""
+    """Why not."""
+
+    def __bool__(self) -> bool:
+        return not self.refusal
+
+
+def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_class: str = "keep") -> Verdict:
     """Whether a stock checkpoint can have this shape in every layer."""
     try:
         resized_config(config, family, shape, model_class)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return Verdict(str(error))
+    return Verdict()
 
 
 def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
@@ -71,14 +83,10 @@ def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dic
     if derived and shape.heads * shape.head_dim != width:
         raise InputError(
             f"a stock {config.model_type} takes the size of a head from the width over the heads, so with "
-            f"{shape.heads} heads of {shape.head_dim} the width cannot be {width}: all heads stay with --allocation "
-            "uniform; --allocation protected or global come with a modelling file."
+            f"{shape.heads} heads of {shape.head_dim} the width cannot be {width}"
         )
     if family.ffn is None and shape.ffn != family.ffn_of_width * width:
-        raise InputError(
-            f"a stock {config.model_type} has an FFN of {family.ffn_of_width} times its width, so {shape.ffn} channels "
-            "are not possible: --allocation protected or global come with a modelling file."
-        )
+        raise InputError(f"a stock {config.model_type} has an FFN of {family.ffn_of_width} times its width ({width})")
     sizes = {
         family.heads: shape.heads,
         family.kv_heads: shape.kv_heads,

@@ -27,7 +27,7 @@ from .surgery import merged_and_sliced
 from .units import Units
 from .verify import Check, logits_of, tensor_checksum, verify
 
-FILE_BYTES = 2 * 10**9
+FILE_BYTES = 10**9
 """Of one safetensors file: what is held at most, beside the tensor at hand."""
 QUANTISED_KL = {8: 0.1, 4: 1.0}
 """Bits -> mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original

@@ -23,7 +23,8 @@ def adapt_summary(result: dict[str, Any]) -> str:
     lines = [
         "",
         f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
-        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in {data['steps']} steps",
+        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in "
+        f"{data.get('trained_steps', data['steps'])} steps",
     ]
     if measured := result["adapted"]["perplexity"]:
         before = result["dense"]["perplexity"]
@@ -66,7 +67,7 @@ def _before_and_after(result: dict[str, Any]) -> str:
     if "dense" in speed:
         before, after = f"{speed['dense']['median_ms']:.1f} ms", f"{speed['pruned']['median_ms']:.1f} ms"
         rows.append(("forward pass", before, after, f"{speed['speedup']:.2f}x faster"))
-    else:
+    elif "pruned" in speed:
         rows.append(("forward pass", "not loaded", f"{speed['pruned']['median_ms']:.1f} ms", ""))
     if pruned["perplexity"] and not dense["perplexity"]:
         rows.insert(0, ("perplexity", "not loaded", f"{pruned['perplexity']['perplexity']:.2f}", ""))
@@ -78,13 +79,18 @@ def _before_and_after(result: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> list[str]:
     """The conditions without which the figures are no figures."""
-    speed, sparsity, data = result["speed"]["pruned"], result["sparsity"], result["data"]
+    sparsity, data = result["sparsity"], result["data"]
     notes = [
         f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
-        f"trained on {data['trained_tokens']:,} tokens in {data['steps']} steps",
-        f"forward pass: batch {speed['batch']} x {speed['seq_len']} tokens, {speed['dtype']}, median of "
-        f"{speed['repeats']}, alternating; by FLOPs {result['speed']['flop_speedup']:.2f}x",
+        f"trained on {data['trained_tokens']:,} tokens in {data.get('trained_steps', data['steps'])} steps",
     ]
+    if speed := result["speed"].get("pruned"):
+        notes.append(
+            f"forward pass: batch {speed['batch']} x {speed['seq_len']} tokens, {speed['dtype']}, median of "
+            f"{speed['repeats']}, alternating; by FLOPs {result['speed']['flop_speedup']:.2f}x"
+        )
+    else:
+        notes.append(f"the result was not measured: {result['not_measured']}")
     if measured := result["pruned"]["perplexity"]:
         notes.append(
             f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "

@@ -18,7 +18,7 @@ from .experts import expert_lists, stack_experts
 from .layout import LayerShape
 from .quantised import bits_of, is_quantised, slice_
 from .sharding import gathered, is_sharded, resharded
-from .units import Units, base_linear, weight_of
+from .units import Units, base_linear, sides_of, weight_of
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -189,7 +189,11 @@ def _tell_sizes_(attention: nn.Module, attributes: dict[str, str], shape: LayerS
 
 
 def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Every gradient and optimiser moment has its parameter's shape (fused AdamW would not notice)."""
+    """LoRA fits its linear, and every gradient and optimiser moment its parameter (fused AdamW would not notice)."""
+    for path, layer in lora_layers(model).items():
+        lora, sides = lora_factors(layer), sides_of(base_linear(layer))
+        assert (lora.b.shape[0], lora.a.shape[1]) == sides, f"LoRA of another shape than {path}, {sides}"
+        assert lora.b.shape[1] == lora.a.shape[0], f"LoRA of two ranks on {path}"
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.shape == parameter.shape, f"stale gradient of {name}"
         for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():

@@ -54,9 +54,10 @@ def in_words_of(
     if target.parameters is None:
         return error
     sizes = sorted(dense_params - round(sparsity * prunable_params) for sparsity in error.nearest)
+    stay = {"at most": "at least", "at least": "at most"}[error.bound]
     in_bytes = target.words.startswith("--target-bytes")
     shown = [_bytes(size * parameter_bytes) if in_bytes else _parameters(size) for size in sizes]
-    near = f"{' and '.join(shown)} are the nearest" if len(shown) > 1 else f"at least {shown[0]} stay"
+    near = f"{' and '.join(shown)} are the nearest" if len(shown) > 1 else f"{stay} {shown[0]} stay"
     return InputError(f"{target.words} is not reachable {error.how}: {near}. {error.remedy}")
 
 

@@ -30,11 +30,13 @@ def time_record(
     targets: list[str],
     dtype: torch.dtype,
     device: torch.device,
+    speed: float | None = None,
 ) -> dict[str, Any]:
     """FLOPs, measured speed and the seconds they come to, of the first and last step and of the run.
 
     Args:
         targets: names of the linears that have LoRA.
+        speed: FLOP/s of matrix products; by default they are timed here.
     Raises:
         InputError: `--steps` is given and the schedule does not fit it.
     """
@@ -54,14 +56,17 @@ def time_record(
         steps = config.steps
         schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, steps)
         flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks)
-    layer = list(sizes.linears.values())[: len(sizes.family.linears)]
-    tokens = work.tokens // config.accumulation
-    speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)
+    measured = speed is None
+    if speed is None:
+        layer = list(sizes.linears.values())[: len(sizes.family.linears)]
+        tokens = work.tokens // config.accumulation
+        speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)
     return {
         "steps": config.steps,
         "device": device.type,
         "dtype": name_of(dtype),
         "matmul_flops_per_s": speed,
+        "measured": measured,
         "training_efficiency": TRAINING_EFFICIENCY,
         "flops": flops,
         "flops_by_part": {"first_step": asdict(first), "last_step": asdict(replace(last, scoring=0.0))},

@@ -34,7 +34,7 @@ class Scoring:
 class InputMoments:
     """First and second moments of a linear's input, over tokens: sums while a step runs, means afterwards."""
 
-    tokens: float
+    tokens: float | Tensor
     first: Tensor
     """(columns,) E[x]."""
     square: Tensor
@@ -43,10 +43,14 @@ class InputMoments:
     """(columns, columns) E[x xᵀ], where it is needed."""
 
     @classmethod
-    def of(cls, x: Tensor, second: bool) -> Self:
-        """Sums over the rows of x (tokens, columns); bf16 products, float32 (or float64) sums."""
+    def of(cls, x: Tensor, second: bool, tokens: float | Tensor) -> Self:
+        """Sums over the rows of x (tokens, columns); bf16 products, float32 (or float64) sums.
+
+        Args:
+            tokens: that the sums stand for: fewer than rows where some are padding, and zero.
+        """
         full = wide(x)
-        return cls(x.shape[0], full.sum(0), full.square().sum(0), wide(x.T @ x) if second else None)
+        return cls(tokens, full.sum(0), full.square().sum(0), wide(x.T @ x) if second else None)
 
     @property
     def variance(self) -> Tensor:
@@ -57,15 +61,15 @@ class InputMoments:
         return InputMoments(self.tokens + other.tokens, self.first + other.first, self.square + other.square, second)
 
     def per_token(self) -> "InputMoments":
-        n = max(self.tokens, 1)
+        n = self.tokens.clamp_min(1) if isinstance(self.tokens, Tensor) else self.tokens or 1
         return InputMoments(1, self.first / n, self.square / n, None if self.second is None else self.second / n)
 
     def mix_(self, fresh: "InputMoments", weight: float) -> None:
-        """Move towards `fresh` by `weight`."""
-        self.first.lerp_(fresh.first, weight)
-        self.square.lerp_(fresh.square, weight)
+        """Move towards `fresh` by `weight`, on its device: a restored average comes from the CPU."""
+        self.first = self.first.to(fresh.first.device).lerp_(fresh.first, weight)
+        self.square = self.square.to(fresh.square.device).lerp_(fresh.square, weight)
         if self.second is not None and fresh.second is not None:
-            self.second.lerp_(fresh.second, weight)
+            self.second = self.second.to(fresh.second.device).lerp_(fresh.second, weight)
 
     def clear_(self, columns: Tensor) -> None:
         """Zero the moments of `columns`."""

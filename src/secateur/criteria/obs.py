@@ -6,6 +6,7 @@ Source: SparseGPT (arXiv:2301.00774) and ZipLM (arXiv:2302.04089), on whole unit
 import torch
 from torch import Tensor
 
+from ..cholesky import damped_cholesky
 from ..surgery import merged_weight
 from ..units import Pool
 from .base import CRITERIA, Criterion, Evidence, Scoring
@@ -21,26 +22,29 @@ def obs(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
         second = evidence.moments[gate.linear].second
         assert second is not None, "second moments were asked for"
         weight = merged_weight(evidence.modules[gate.linear])
-        costs.append(removal_cost(weight.to(second.dtype), second, gate.index_on(second.device)))
+        costs.append(removal_cost(weight, second, gate.index_on(second.device), what=f"the input of {gate.linear}"))
     return torch.stack(costs).sum(0)
 
 
-def removal_cost(weight: Tensor, second: Tensor, index: Tensor, damping: float = DAMPING) -> Tensor:
-    """(units,) least rise of E‖Δ(W x)‖² when a unit's columns go and the rest is refitted.
+def removal_cost(
+    weight: Tensor, second: Tensor, index: Tensor, damping: float = DAMPING, what: str = "an input"
+) -> Tensor:
+    """(units,) least rise of E‖Δ(W x)‖² when a unit's columns go and the rest is refitted; in float64.
 
     Args:
         weight: (out, in).
         second: (in, in) E[x xᵀ].
         index: (units, columns of a unit).
+    Raises:
+        NumericsError: C is not finite.
     """
-    diagonal = second.diagonal()
+    diagonal = second.diagonal().double()
     if not diagonal.any():  # an expert that was never chosen
-        return second.new_zeros(len(index))
-    ridge = damping * diagonal[diagonal > 0].mean()  # columns that a mask has zeroed are not there
-    damped = second + ridge * torch.eye(len(second)).to(second)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        return diagonal.new_zeros(len(index))
+    level = diagonal[diagonal > 0].mean()  # columns that a mask has zeroed are not there
+    inverse = torch.cholesky_inverse(damped_cholesky(second, damping, level, what))
     blocks = inverse[index.unsqueeze(2), index.unsqueeze(1)]  # (units, s, s)
-    columns = weight[:, index].movedim(1, 0)  # (units, out, s)
+    columns = weight.double()[:, index].movedim(1, 0)  # (units, out, s)
     solved = torch.linalg.solve(blocks, columns.transpose(1, 2))  # (units, s, out)
     return (columns.transpose(1, 2) * solved).sum((1, 2))
 

@@ -1,6 +1,5 @@
 """A run's records as read from its folder: plain JSON of unknown origin, so nothing about it is trusted."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 from ..checkpoints import FAILURE, RUN, work_folder
 from ..errors import InputError
 from ..progress import safe
+from ..reading import parse_json, read_text
 from ..records import FORMAT
 
 LARGEST = 1e30
@@ -181,17 +181,15 @@ def _read_lines(path: Path, *, whole: bool = True) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
+    return read_text(path, str(path))
 
 
 def _parse(source: str, place: str) -> Any:
+    remedy = "was the run's record cut short?"
     try:
-        return _cleaned(json.loads(source, parse_constant=lambda _: None))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{place} is not valid JSON ({error}): was the run's record cut short?") from None
+        return _cleaned(parse_json(source, place, remedy, parse_constant=lambda _: None))
+    except RecursionError:
+        raise InputError(f"{place} is not valid JSON (nested too deeply): {remedy}") from None
 
 
 def _cleaned(value: Any) -> Any:

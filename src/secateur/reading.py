@@ -1,0 +1,51 @@
+"""Files whose names a user gives: regular ones only, UTF-8, and whatever a parser says of them is one of ours."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+PARSER_ERRORS = (ValueError, RecursionError, OverflowError)
+"""What `json` raises: besides its own class, for numbers of more digits than Python converts and for deep nesting."""
+
+
+def read_text(path: Path, place: str) -> str:
+    """The text of a file; a pipe or a device is refused, as reading one may never end.
+
+    Args:
+        place: what the message calls it, such as `--config run.yaml`.
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise InputError(f"{place} is {kind}, no regular file: give one.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{place} cannot be read ({error.strerror}): check the path and its permissions.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place} cannot be read: byte {error.start} is not UTF-8; convert it.") from None
+
+
+def parse_json(text: str, place: str, remedy: str, **options: Any) -> Any:
+    """JSON from a file, its contents of unknown origin.
+
+    Raises:
+        InputError: `place` is not valid JSON; with the reason and the remedy.
+    """
+    try:
+        return json.loads(text, **options)
+    except PARSER_ERRORS as error:
+        raise InputError(f"{place} is not valid JSON ({reason_of(error)}): {remedy}") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """A parser's error in few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return " ".join(str(error).split())[:200] or type(error).__name__
