@@ -112,6 +112,11 @@ def test_starting_from_an_adapter(place, tmp_path, capsys) -> None:
     assert "nothing to prune" in capsys.readouterr().err
     assert main(command(place, tmp_path / "two", "--adapter", str(tmp_path / "one"))) == 0
     assert json.loads((tmp_path / "two" / "adapter_config.json").read_text())["r"] == 3
+    # The adapter's own rank counts, whatever --init-rank would be by default or not.
+    more = ("--adapter", str(tmp_path / "one"), "--k1", "1", "--k2", "1")
+    given = command(place, tmp_path / "three", *more, rank=12)
+    del given[given.index("--init-rank") : given.index("--init-rank") + 2]
+    assert main(given) == 0
 
 
 def test_units_and_rank_in_one_run(place, tmp_path, capsys) -> None:
@@ -122,6 +127,36 @@ def test_units_and_rank_in_one_run(place, tmp_path, capsys) -> None:
     assert "rank now 3.0" in said
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert model.config.intermediate_size < 96
+    assert (tmp_path / "whole" / "units.json").is_file()
+    record = json.loads((tmp_path / "whole" / "ranks.json").read_text())
+    assert set(record["start"].values()) == {12}
+    assert set(record["end"].values()) == {3}
+    assert record["cuts"][-1]["ranks"] == record["end"]
+
+
+def test_units_and_rank_resumed(place, tmp_path, monkeypatch, capsys) -> None:
+    more = ("--sparsity", "0.3", "--save-steps", "2")
+    assert main(command(place, tmp_path / "whole", *more, name="prune")) == 0
+    real = PruningCallback.on_optimizer_step
+
+    def dying(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+        real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(PruningCallback, "on_optimizer_step", dying)
+    assert main(command(place, tmp_path / "out", *more, name="prune")) == 130
+    monkeypatch.undo()
+    assert main(command(place, tmp_path / "out", "--resume", *more, name="prune")) == 0
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert (tmp_path / "whole" / "ranks.json").read_bytes() == (tmp_path / "out" / "ranks.json").read_bytes()
+
+
+def test_units_and_too_high_a_rank(place, tmp_path, capsys) -> None:
+    assert main(command(place, tmp_path / "out", "--sparsity", "0.3", name="prune", init_rank=40)) == 2
+    assert "k_proj is 32 x 64, so a rank above 32 adds nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes(place, tmp_path) -> None:
@@ -132,7 +167,8 @@ def test_two_processes(place, tmp_path) -> None:
 
 def adapters(folder):
     """Folders with adapters that cannot be pruned."""
-    for name, options in {"dora": {"use_dora": True}, "patterned": {"rank_pattern": {"q_proj": 2}}}.items():
+    kinds = {"dora": {"use_dora": True}, "patterned": {"rank_pattern": {"q_proj": 2}}}
+    for name, options in (kinds | {"pissa": {"init_lora_weights": "pissa"}}).items():
         lora = LoraConfig(r=12, target_modules=["q_proj", "v_proj"], **options)
         get_peft_model(tiny_llama(layers=2), lora).save_pretrained(folder / name)
     (folder / "ia3").mkdir()
@@ -152,6 +188,8 @@ def adapters(folder):
         (("--init-rank", "64"), "k_proj is 32 x 64, so a rank above 32 adds nothing"),
         (("--lora-init", "pissa"), "add --merge"),
         (("--criterion", "gradeint"), "did you mean 'gradient'"),
+        (("--criterion", "sparsegpt", "--recovery", "newton+compensate"), "this cut by the activations'"),
+        (("--adapter", "{pissa}"), "began with init_lora_weights='pissa'"),
         (("--damping", "0"), "--damping is 0"),
         (("--fisher-decay", "1"), "--fisher-decay is 1"),
         (("--adapter", "{dora}"), "is DoRA: only plain LoRA"),
@@ -163,7 +201,7 @@ def adapters(folder):
 )
 def test_bad_input(place, tmp_path, capsys, more, message) -> None:
     adapters(tmp_path)
-    names = {name: str(tmp_path / name) for name in ("dora", "ia3", "patterned", "broken", "nothing")}
+    names = {name: str(tmp_path / name) for name in ("dora", "ia3", "patterned", "pissa", "broken", "nothing")}
     given = [word.format(**names) if word.startswith("{") else word for word in more]
     assert main(command(place, tmp_path / "out", *given)) == 2
     printed = capsys.readouterr()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from test_pruner import rows
 from tiny import tiny_llama
 from transformers import Trainer, TrainingArguments
@@ -14,7 +14,9 @@ from transformers import Trainer, TrainingArguments
 from secateur import PruningCallback
 from secateur.errors import InputError, NumericsError
 from secateur.ranks import RANK_CRITERIA, RankPruner
-from secateur.ranks.recovery import compensation, newton_step, rise_of_each, rise_of_set
+from secateur.ranks.checks import rank_schedule
+from secateur.ranks.layers import Averages, last_update_norm, second_moment
+from secateur.ranks.recovery import compensation, damped, newton_step, rise_of_each, rise_of_set
 from secateur.surgery import lora_factors
 
 STEPS = 15
@@ -111,7 +113,7 @@ def test_a_duplicated_component_goes_with_the_function_kept() -> None:
         )
         model(ids, labels=ids).loss.backward()
         pruner.observe()
-        pruner._choose = lambda progress, pruner=pruner: {path: torch.tensor([5]) for path in pruner.layers}
+        pruner._choose = lambda *_, pruner=pruner: {path: torch.tensor([5]) for path in pruner.layers}
         pruner.step(torch.optim.AdamW(p for p in model.parameters() if p.requires_grad))
         after = [delta(layer) for layer in lora_layers_of(model)]
         errors[recovery] = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True))
@@ -156,44 +158,52 @@ def test_the_target_is_reached_and_everything_agrees(tmp_path, criterion, alloca
     assert config["r"] == 3 or config["rank_pattern"]
 
 
-def test_the_next_step_is_the_masked_one() -> None:
-    """After a cut without recovery, training goes on as if the removed components had been zeroed and frozen."""
-    finals = []
-    for physical in (True, False):
-        model = adapted()
-        if physical:
-            pruner = prune_to(model, criterion="magnitude", recovery="none")
-            train(model, pruner)
-            finals.append([delta(layer) for layer in lora_layers_of(model)])
-            removed = pruner
-        else:
-            finals.append(train_masked(model, removed))
-    for small, masked in zip(*finals, strict=True):
-        torch.testing.assert_close(small, masked, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("recovery", ["none", "compensate"])
+def test_the_next_step_is_the_masked_one(recovery) -> None:
+    """After a cut training goes on as if what went had been zeroed and frozen, and what stays rewritten."""
+    model = adapted()
+    pruner = prune_to(model, criterion="magnitude", recovery=recovery)
+    cuts = {}
+    real = pruner._remove
+
+    def noting(path, gone, optimizer):
+        before = pruner.layers[path]
+        stay = [j for j in range(lora_factors(before).a.shape[0]) if j not in gone.tolist()]
+        real(path, gone, optimizer)
+        lora = lora_factors(pruner.layers[path])
+        cuts[pruner.steps_done, path] = stay, lora.a.detach().clone(), lora.b.detach().clone()
+
+    pruner._remove = noting
+    train(model, pruner)
+    assert len(cuts) == sum(gone > 0 for cut in pruner.cuts for gone in cut.removed.values()) > 0
+    small = [delta(layer) for layer in lora_layers_of(model)]
+    for one, other in zip(small, train_masked(adapted(), pruner, cuts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
-def train_masked(model, pruner):
-    """The same run by masks on full-size factors: what goes is chosen by the same scores."""
+def train_masked(model, pruner, cuts):
+    """The same run on full-size factors: the rest is masked, what stays at a cut takes the values it has there."""
     layers = dict(zip(pruner.layers, lora_layers_of(model), strict=True))
-    masks = {path: torch.ones(8, dtype=torch.float64) for path in layers}
-    cuts = {cut.step: cut.removed for cut in pruner.cuts}
+    live = {path: torch.arange(8) for path in layers}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     model.train()
     for step, ids in enumerate(rows(STEPS * 4).split(4), 1):
         model(ids, labels=ids).loss.backward()
         for path, layer in layers.items():
-            lora_factors(layer).a.grad.mul_(masks[path][:, None])
-            lora_factors(layer).b.grad.mul_(masks[path])
+            gone = torch.ones(8, dtype=torch.bool).index_fill(0, live[path], False)
+            lora_factors(layer).a.grad[gone] = 0
+            lora_factors(layer).b.grad[:, gone] = 0
         optimizer.step()
         for path, layer in layers.items():
             lora = lora_factors(layer)
-            if step in cuts:
-                size = lora.b.detach().norm(dim=0) * lora.a.detach().norm(dim=1)
-                size[masks[path] == 0] = torch.inf
-                masks[path][size.argsort()[: cuts[step][path]]] = 0
             with torch.no_grad():
-                lora.a.mul_(masks[path][:, None])
-                lora.b.mul_(masks[path])
+                if (step, path) in cuts:
+                    stay, a, b = cuts[step, path]
+                    live[path] = live[path][stay]
+                    lora.a[live[path]], lora.b[:, live[path]] = a, b
+                mask = torch.zeros(8, dtype=torch.float64).index_fill(0, live[path], 1.0)
+                lora.a.mul_(mask[:, None])
+                lora.b.mul_(mask)
         optimizer.zero_grad()
     return [delta(layer) for layer in layers.values()]
 
@@ -246,6 +256,10 @@ def test_trainer_takes_the_same_callback_and_state_comes_back(tmp_path) -> None:
         ({"recovery": "full"}, "--recovery is 'full'"),
         ({"criterion": "gradeint"}, "Did you mean 'gradient'"),
         ({"damping": 0.0}, "--damping is 0.0"),
+        ({"fisher_decay": 1.0}, "--fisher-decay is 1.0"),
+        ({"k1": 2}, "--k1 and --k2 go together"),
+        ({"k1": 2, "k2": 0}, "--k2 is 0"),
+        ({"criterion": "sparsegpt", "recovery": "newton+compensate"}, "one update cannot follow both"),
     ],
 )
 def test_bad_input(options, message) -> None:
@@ -255,6 +269,22 @@ def test_bad_input(options, message) -> None:
         RankPruner(adapted(use_dora=True), rank=3)
     with pytest.raises(InputError, match="needs a PEFT model"):
         RankPruner(tiny_llama(layers=2), rank=3)
+
+
+def test_adapters_of_other_kinds_and_sizes() -> None:
+    budget = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "total_step": 9}
+    ada = get_peft_model(tiny_llama(layers=1), AdaLoraConfig(target_modules=["q_proj"], **budget))
+    with pytest.raises(InputError, match="the adapter is ADALORA: only plain LoRA"):
+        RankPruner(ada, rank=2)
+    with pytest.raises(InputError, match="k_proj is 32 x 64, so a rank above 32 adds nothing"):
+        RankPruner(adapted(rank=40), rank=3)
+    for merges in (True, False):
+        model = adapted(dtype=torch.float32, init_lora_weights="pissa")
+        if merges:
+            RankPruner(model, rank=3, merges=True)
+        else:
+            with pytest.warns(UserWarning, match="what save_pretrained writes fits no model"):
+                RankPruner(model, rank=3)
 
 
 def test_a_fresh_process_reads_the_adapter(tmp_path) -> None:
@@ -304,3 +334,155 @@ def test_padding_is_no_activation() -> None:
     for alone, masked, everything in zip(*found, strict=True):
         torch.testing.assert_close(masked, alone, rtol=1e-6, atol=1e-9)
         assert (everything - alone).norm() > 0.05 * alone.norm()
+
+
+@pytest.mark.parametrize(("recovery", "factor"), [("compensate", "a"), ("compensate", "b"), ("newton+compensate", "a")])
+def test_a_cut_is_the_constrained_least_squares(recovery, factor) -> None:
+    """Of the factor whose rise is lower; the other's slice is dropped."""
+    model = adapted()
+    for layer in lora_layers_of(model):
+        torch.nn.init.normal_(lora_factors(layer).b.data, std=0.1)
+    pruner = RankPruner(model, rank=5, total_steps=9, schedule="one-shot", prune_start=1, recovery=recovery)
+    path, layer = next(iter(pruner.layers.items()))
+    model(rows(4), labels=rows(4)).loss.backward()
+    lora = lora_factors(layer)
+    columns = {"a": lora.a.detach().T.clone(), "b": lora.b.detach().clone()}
+    gradients = {"a": lora.a.grad.T.clone(), "b": lora.b.grad.clone()}
+    # A long step, so that the cap does not bind.
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e9, weight_decay=0.0)
+    values = [p.detach().clone() for p in model.parameters()]
+    pruner.observe()
+    pruner._averages[path].tensors["curvature_b" if factor == "a" else "curvature_a"] *= 1e9  # the dearer one
+    optimizer.step()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.copy_(value)
+    gone = [1, 4, 6]
+    stay = [j for j in range(8) if j not in gone]
+    pruner._choose = lambda *_: {path: torch.tensor(gone)}
+    pruner.step(optimizer)
+    curvature = damped(gradients[factor].T @ gradients[factor], 0.1)
+    gradient = gradients[factor] if "newton" in recovery else torch.zeros_like(gradients[factor])
+    change, _ = brute_force(columns[factor], gradient, curvature, gone)
+    expected = {name: value[:, stay] for name, value in columns.items()}
+    expected[factor] = (columns[factor] + change)[:, stay]
+    lora = lora_factors(layer)
+    torch.testing.assert_close(lora.a.detach().T, expected["a"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(lora.b.detach(), expected["b"], rtol=1e-6, atol=1e-9)
+    assert (expected[factor] - columns[factor][:, stay]).norm() > 1e-3 * columns[factor].norm()
+
+
+def test_the_newton_score_is_the_formula() -> None:
+    """½‖(F − GH⁻¹)_j‖² / [H⁻¹]_jj, of both factors, where the cap does not bind; without it, that of `compensate`."""
+    model = adapted()
+    pruner = prune_to(model, recovery="newton+compensate")
+    model(rows(4), labels=rows(4)).loss.backward()
+    pruner.observe()
+    path, layer = next(iter(pruner.layers.items()))
+    lora = lora_factors(layer)
+    scores = []
+    for rate in (1e9, 1e-12):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+        optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+        scores.append(pruner._score(path, optimizer))
+    expected = []
+    for newton in (True, False):
+        total = 0.0
+        for factor, gradient in ((lora.b.detach(), lora.b.grad), (lora.a.detach().T, lora.a.grad.T)):
+            inverse = torch.linalg.inv(damped(gradient.T @ gradient, 0.1))
+            moved = factor - gradient @ inverse if newton else factor
+            total = total + 0.5 * moved.square().sum(0) / inverse.diagonal()
+        expected.append(total)
+    torch.testing.assert_close(scores[0], expected[0])
+    torch.testing.assert_close(scores[1], expected[1], rtol=1e-4, atol=1e-12)
+    assert (expected[0] - expected[1]).norm() > 0.01 * expected[1].norm()
+
+
+def test_the_last_update_of_adamw() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr=0.03, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.0)
+    for step in range(3):
+        before = weight.detach().clone()
+        weight.grad = torch.full_like(weight, 0.1 * step + 0.05).index_fill_(0, torch.tensor([1]), -1e-3)
+        optimizer.step()
+        assert last_update_norm(weight, optimizer) == pytest.approx(float((weight.detach() - before).norm()))
+    for other in (None, torch.optim.SGD([weight], lr=0.1)):
+        with pytest.raises(InputError, match=r"no moments of a LoRA parameter: pass the torch\.optim\.AdamW"):
+            last_update_norm(weight, other)
+
+
+def test_averages_are_debiased_and_forget_at_the_decay() -> None:
+    averages = Averages()
+    values = [torch.tensor([float(value)]) for value in (8, 4, 3, 1)]
+    found = []
+    for value in values:
+        averages.mix({"taylor": value}, 0.6)
+        found.append(averages.tensors["taylor"].item())
+    assert found == pytest.approx([8, 6, 0.6 * 6 + 0.4 * 3, 0.6 * 4.8 + 0.4 * 1])
+    averages.mix({"taylor": torch.tensor([5.0, 7.0])}, 0.6)  # the layer was sliced by its units meanwhile
+    assert averages.tensors["taylor"].tolist() == [5.0, 7.0]
+
+
+def test_large_second_moments_are_close_in_bfloat16(monkeypatch) -> None:
+    from secateur.ranks import layers
+
+    monkeypatch.setattr(layers, "compute_dtype", lambda name: torch.bfloat16)
+    gradient = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 64)
+    exact = gradient.T @ gradient
+    found = second_moment(gradient)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    scale = exact.diagonal().sqrt()
+    assert ((found - exact) / scale[:, None] / scale).abs().max() < 0.01
+    assert torch.equal(second_moment(gradient[:, :63]), gradient[:, :63].T @ gradient[:, :63])
+
+
+def test_nothing_is_watched_when_nothing_is_left_to_cut() -> None:
+    """Activations that no step takes would pile up to the end of the run."""
+    done = prune_to(adapted(), criterion="wanda")
+    assert done._activations.watching
+    train(done.model, done)
+    assert not done._activations.watching
+    same = prune_to(adapted(), rank=8, criterion="wanda")
+    resumed = RankPruner(adapted(), rank=3, criterion="wanda")
+    assert resumed._activations.watching
+    resumed.load_state_dict(done.state_dict())
+    resumed.begin(STEPS)
+    for pruner in (same, resumed):
+        pruner.model(rows(2), labels=rows(2)).loss.backward()
+        assert not pruner._activations.watching
+        assert not pruner._activations._seen
+
+
+def test_nothing_to_cut_by_k1_and_k2() -> None:
+    schedule = rank_schedule("cubic", 0.1, 0.6, 2, 20, init_rank=8, rank=8, k1=10, k2=2)
+    assert schedule.last_cut <= 20
+
+
+def test_a_cut_before_any_good_step_is_said_so() -> None:
+    pruner = RankPruner(adapted(), rank=3, total_steps=5, prune_start=0, prune_end=1)
+    pruner.skip()
+    with pytest.raises(NumericsError, match="step 1: no step before the first cut had finite gradients"):
+        pruner.step(torch.optim.AdamW(p for p in pruner.model.parameters() if p.requires_grad))
+
+
+def test_a_curvature_that_cannot_be_inverted_names_the_remedy() -> None:
+    pruner = prune_to(adapted())
+    path = next(iter(pruner.layers))
+    pruner._averages[path].tensors = {name: -torch.eye(8) for name in ("curvature_a", "curvature_b")}
+    pruner._averages[path].tensors["curvature_a"][0, 0] = 100.0
+    with pytest.raises(
+        NumericsError, match=f"{path}: the curvature cannot be inverted with damping 0.1: raise --damping"
+    ):
+        pruner._score(path, None)
+
+
+def test_rslora_keeps_its_scaling_in_memory_too() -> None:
+    model = adapted(use_rslora=True)
+    train(model, prune_to(model))
+    for layer in lora_layers_of(model):
+        before = layer.scaling["default"]
+        layer.set_scale("default", 1.0)
+        assert layer.scaling["default"] == pytest.approx(before)

@@ -23,7 +23,7 @@ from .coverage import planned_lora
 from .errors import InputError
 from .evaluate import Perplexity
 from .finetune import add_lora, load_base, lora_config, lora_scaling, run_trainer
-from .given_adapter import read_adapter, starting_from_adapter
+from .given_adapter import lora_config_of, read_adapter, starting_from_adapter
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .launcher import rank as process_rank
@@ -34,7 +34,8 @@ from .original import check_blocks, restore_, with_plain_lora
 from .outcome import keep_metrics, measure, numerics, report_on, token_counts
 from .progress import Progress
 from .ranks import RankPruner
-from .ranks.pruner import rank_schedule
+from .ranks.checks import rank_schedule
+from .ranks.layers import start_that_moves_base
 from .recording import RecordingCallback, WatchedRanks, rank_cut_words
 from .records import environment, write_json
 from .saving import Interruption, SavingCallback
@@ -115,7 +116,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result["numerics"] = numerics(job)
         write_json(folder / "result.json", result)
-        write_json(folder / "ranks.json", ranks_record(pruner))
+        write_json(folder / "ranks.json", pruner.record())
         keep_metrics(job, folder)
 
     write = write_merged if config.merge else write_adapter
@@ -144,7 +145,7 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
         "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation seed"
     )
     options = {name: getattr(config, name) for name in names.split()}
-    pruner = RankPruner(model, total_steps=job.total_steps, **options)
+    pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)
     make_work(job)
     if job.checkpoint is not None:
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
@@ -188,15 +189,6 @@ def adapt_outcome(
     }
 
 
-def ranks_record(pruner: RankPruner) -> dict[str, Any]:
-    """What `ranks.json` holds: each layer's rank at the start, after each cut, and at the end."""
-    return {
-        "start": pruner.start_ranks,
-        "cuts": [{"step": cut.step, "ranks": cut.ranks} for cut in pruner.cuts],
-        "end": pruner.ranks,
-    }
-
-
 def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
     if job.init_rank == job.config.rank:
         return f"LoRA of rank {job.init_rank} on {len(pruner.layers)} linears, nothing to prune"
@@ -218,6 +210,13 @@ def _check_adapter(config: AdaptConfig) -> None:
     if adapter.rank < config.rank:
         raise InputError(
             f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
+        )
+    start = start_that_moves_base(lora_config_of(adapter))
+    if start:
+        raise InputError(
+            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moved a part of the base "
+            "weights into it: it fits no other copy of the model. Convert it first (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or train anew with --lora-init and --merge."
         )
 
 

@@ -51,7 +51,7 @@ class AdaptConfig(RunConfig):
         found = super().faults()
         for name in ("init_rank", "frequency", "k1", "k2"):
             found += at_least(self, name, 1)
-        if self.rank > self.init_rank:
+        if self.rank > self.init_rank and not self.adapter:  # an adapter has a rank of its own
             found.append(
                 f"--rank {self.rank} is above --init-rank {self.init_rank}: an adapter's rank only falls, so start "
                 "with a higher one."
@@ -60,6 +60,11 @@ class AdaptConfig(RunConfig):
             found.append(f"--damping is {self.damping}: it must be above 0.")
         found += below_one(self, "fisher_decay")
         found += step_faults(self, "prune_start") + step_faults(self, "prune_end")
+        if self.criterion == "sparsegpt" and self.recovery == "newton+compensate":
+            found.append(
+                "--recovery newton+compensate with --criterion sparsegpt: a Newton step goes by the gradients' "
+                "curvature and this cut by the activations': use --recovery compensate."
+            )
         if (self.k1 is None) != (self.k2 is None):
             found.append("--k1 and --k2 go together: give both, or neither.")
         if self.lora_init in ("pissa", "olora") and not self.merge:

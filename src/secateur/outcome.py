@@ -120,8 +120,11 @@ def numerics(job: Job) -> dict[str, Any]:
 
 
 def keep_metrics(job: Job, folder: Path) -> None:
-    """metrics.jsonl, and what TensorBoard wrote (`--report-to`), from the run's folder to the result's."""
+    """metrics.jsonl, ranks.json (`--init-rank`), and what TensorBoard wrote (`--report-to`), from the run's folder to
+    the result's."""
     shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
+    if (job.work / "ranks.json").is_file():
+        shutil.copyfile(job.work / "ranks.json", folder / "ranks.json")
     if (job.work / "runs").is_dir():
         shutil.copytree(job.work / "runs", folder / "runs")
 

@@ -37,6 +37,7 @@ from .progress import Progress
 from .pruner import Cut, Pruner
 from .ranks import RankPruner
 from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
+from .records import write_json
 from .saving import Interruption, SavingCallback
 from .streaming import export_streamed
 from .surgery import removals
@@ -210,6 +211,8 @@ def fine_tune_and_prune(
                 facts=watched.facts,
             )  # fmt: skip
     interruption.check(pruner.steps_done)
+    if rank_pruner is not None and rank() == 0:
+        write_json(job.work / "ranks.json", rank_pruner.record())
     tell_unused(model, progress)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
@@ -293,7 +296,8 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
     if config.init_rank is None:
         return None
     names = "rank schedule prune_start prune_end frequency seed"
-    return RankPruner(model, total_steps=job.total_steps, **{name: getattr(config, name) for name in names.split()})
+    options = {name: getattr(config, name) for name in names.split()}
+    return RankPruner(model, total_steps=job.total_steps, merges=True, **options)
 
 
 def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:

@@ -29,6 +29,10 @@ class RankEvidence:
     """(r, r) E[z zᵀ] of z = A x, where it is needed"""
     inverse_z: Tensor | None
     seed: int
+    newton_a: Tensor | None = None
+    """(in, r) the capped Newton step of Aᵀ that the recovery takes, where it takes one"""
+    newton_b: Tensor | None = None
+    """(out, r) that of B"""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,15 @@ RANK_CRITERIA: Registry[RankCriterion] = Registry("rank criterion")
 
 
 def gradient(evidence: RankEvidence) -> Tensor:
-    """PrunedLoRA: the second-order rise of the loss in both factors."""
+    """PrunedLoRA: the second-order rise of the loss in both factors.
+
+    With a Newton step it is ½‖(F − GH⁻¹)_j‖² / [H⁻¹]_jj: what removal costs once the step is taken, so F moves by as
+    much of −GH⁻¹ as the recovery's cap lets it.
+    """
     assert evidence.inverse_a is not None and evidence.inverse_b is not None  # noqa: PT018
-    return rise_of_each(evidence.b, evidence.inverse_b) + rise_of_each(evidence.a.T, evidence.inverse_a)
+    a = evidence.a.T if evidence.newton_a is None else evidence.a.T + evidence.newton_a
+    b = evidence.b if evidence.newton_b is None else evidence.b + evidence.newton_b
+    return rise_of_each(b, evidence.inverse_b) + rise_of_each(a, evidence.inverse_a)
 
 
 def sparsegpt(evidence: RankEvidence) -> Tensor:

@@ -11,15 +11,21 @@ from torch import Tensor, nn
 
 from ..distributed import average_, check_agreement, trained_weights
 from ..errors import InputError, NumericsError
-from ..schedule import Schedule, make_schedule, make_stepwise
+from ..schedule import Schedule
 from ..state import load_state, restoring, save_state
-from ..surgery import check_mergeable, check_shapes, lora_factors, lora_layers
+from ..surgery import check_shapes, lora_factors, lora_layers
+from .checks import check_adapter, check_options, rank_schedule
 from .criteria import RANK_CRITERIA, RankEvidence
-from .layers import Averages, last_update_norm, slice_components_, step_facts, tell_peft
-from .recovery import compensation, damped, newton_step, rise_of_set
+from .layers import (
+    Averages,
+    last_update_norm,
+    slice_components_,
+    step_facts,
+    tell_peft,
+)
+from .recovery import compensation, damped, inverse_of, newton_step, rise_of_set
 from .watch import Activations
 
-RECOVERIES = ("none", "compensate", "newton+compensate")
 STATE = "rank_pruner"
 """Name of the state's files in a checkpoint."""
 
@@ -55,6 +61,8 @@ class RankPruner:
         damping: of the curvature, relative to its mean diagonal.
         fisher_decay: weight of the past in the moving averages.
         allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
+        merges: the result will be merged into the base weights. Otherwise a start that has moved a part of them into
+            the adapter (PiSSA, OLoRA) is warned of: saved alone, it fits no model.
     Raises:
         InputError: no plain LoRA, a target above the adapter's rank, options out of range.
     """
@@ -77,13 +85,16 @@ class RankPruner:
         fisher_decay: float = 0.9,
         allocation: str = "uniform",
         seed: int = 0,
+        merges: bool = False,
     ) -> None:
-        if not isinstance(model, PeftModel):
-            raise InputError(f"rank pruning needs a PEFT model with LoRA, and this is a {type(model).__name__}.")
-        check_mergeable(model)
+        check_adapter(model, merges)
+        assert isinstance(model, PeftModel)
         self.model = model
         self.layers = lora_layers(model)
-        self._check(rank, recovery, damping, allocation)
+        check_options(
+            rank, list(self.ranks.values()), recovery=recovery, damping=damping, decay=fisher_decay,
+            allocation=allocation, criterion=criterion, k1=k1, k2=k2,
+        )  # fmt: skip
         start = max(self.ranks.values())
         self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
         self.allocation, self.seed = allocation, seed
@@ -92,7 +103,7 @@ class RankPruner:
         self.steps_done = 0
         self.cuts: list[RankCut] = []
         self._averages = {path: Averages() for path in self.layers}
-        self._activations = Activations()
+        self._activations = Activations(lambda: self.steps_done)
         self._make_schedule: Callable[[int], Schedule] = lambda total: rank_schedule(
             schedule, prune_start, prune_end, frequency, total, init_rank=start, rank=rank, k1=k1, k2=k2
         )
@@ -100,7 +111,7 @@ class RankPruner:
         if total_steps is not None:
             self.begin(total_steps)
         if self.criterion.activations and self._cuts_ahead:
-            self._activations.attach(model, self.layers, lambda: self.steps_done)
+            self._activations.attach(model, self.layers)
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
@@ -187,10 +198,11 @@ class RankPruner:
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
             return None
+        self._check_known()
         before = self.ranks
         self.share()
         chosen: dict[str, Tensor] = {}
-        for path, gone in self._choose(self.schedule.progress(self.steps_done)).items():
+        for path, gone in self._choose(self.schedule.progress(self.steps_done), optimizer).items():
             if len(gone):
                 chosen[path] = gone
                 self._remove(path, gone, optimizer)
@@ -203,6 +215,17 @@ class RankPruner:
         if self.steps_done >= self.schedule.last_cut:
             self.close()
         return cut
+
+    def _check_known(self) -> None:
+        """The averages hold something, where something is to be looked up in them, on the layers' devices."""
+        needs = self._wants_curvature or self.criterion.first_order or self.criterion.activations
+        for path, averages in self._averages.items():
+            if needs and not averages.tensors:
+                raise NumericsError(
+                    f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known "
+                    f"of the components of {path}: lower --lr, or compute in float32."
+                )
+            averages.to_(lora_factors(self.layers[path]).a.device)
 
     def share(self) -> None:
         """Averages over all processes, before a cut or a save; every process must call it.
@@ -246,6 +269,11 @@ class RankPruner:
             }
         self._watch_while_needed()
 
+    def record(self) -> dict[str, Any]:
+        """What `ranks.json` holds: each layer's rank at the start, after each cut, and at the end."""
+        cuts = [{"step": cut.step, "ranks": cut.ranks} for cut in self.cuts]
+        return {"start": self.start_ranks, "cuts": cuts, "end": self.ranks}
+
     def save(self, folder: Path) -> None:
         """Write the state as rank_pruner.safetensors and rank_pruner.json."""
         save_state(self.state_dict(), folder, STATE)
@@ -255,22 +283,9 @@ class RankPruner:
         with restoring(folder):
             self.load_state_dict(load_state(folder, STATE))
 
-    def _check(self, rank: int, recovery: str, damping: float, allocation: str) -> None:
-        lowest = min(self.ranks.values(), default=0)
-        if not self.layers:
-            raise InputError("the model has no LoRA layer: add one with get_peft_model first.")
-        if not 1 <= rank <= lowest:
-            raise InputError(f"--rank is {rank}: give a rank from 1 to the adapter's {lowest} (--init-rank).")
-        if recovery not in RECOVERIES:
-            raise InputError(f"--recovery is {recovery!r}: choose from {', '.join(RECOVERIES)}.")
-        if allocation not in ("uniform", "global"):
-            raise InputError(f"--allocation is {allocation!r}: choose uniform or global.")
-        if not damping > 0:
-            raise InputError(f"--damping is {damping}: it must be above 0.")
-
-    def _choose(self, progress: float) -> dict[str, Tensor]:
+    def _choose(self, progress: float, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
         """Layer -> components that go now, ascending."""
-        scores = {path: self._score(path).cpu() for path in self.layers}
+        scores = {path: self._score(path, optimizer).cpu() for path in self.layers}
         if self.allocation == "uniform":
             chosen = {}
             for path, start in self.start_ranks.items():
@@ -289,24 +304,35 @@ class RankPruner:
                 due -= 1
         return {path: torch.tensor(sorted(gone), dtype=torch.long) for path, gone in taken.items()}
 
-    def _score(self, path: str) -> Tensor:
+    def _score(self, path: str, optimizer: torch.optim.Optimizer | None) -> Tensor:
         lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
         second_order = self.criterion.second_order
+        moves = second_order and self.recovery == "newton+compensate"
+        everything = torch.arange(lora.a.shape[0], device=lora.a.device)
         evidence = RankEvidence(
             path=path,
             a=lora.a.detach(),
             b=lora.b.detach(),
-            inverse_a=self._inverse(facts["curvature_a"]) if second_order else None,
-            inverse_b=self._inverse(facts["curvature_b"]) if second_order else None,
+            inverse_a=self._inverse(path, "curvature_a") if second_order else None,
+            inverse_b=self._inverse(path, "curvature_b") if second_order else None,
             taylor=facts.get("taylor"),
             second_z=facts.get("second_z"),
-            inverse_z=self._inverse(facts["second_z"]) if self.criterion.curvature == "activations" else None,
+            inverse_z=self._inverse(path, "second_z") if self.criterion.curvature == "activations" else None,
             seed=self.seed,
+            newton_a=self._newton(path, "a", everything, optimizer) if moves else None,
+            newton_b=self._newton(path, "b", everything, optimizer) if moves else None,
         )
         return self.criterion.score(evidence)
 
-    def _inverse(self, curvature: Tensor) -> Tensor:
-        return torch.cholesky_inverse(torch.linalg.cholesky(damped(curvature, self.damping)))
+    def _inverse(self, path: str, curvature: str) -> Tensor:
+        return inverse_of(self._averages[path].tensors[curvature], self.damping, f"step {self.steps_done}, {path}")
+
+    def _newton(self, path: str, factor: str, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> Tensor:
+        """(d, stay) the Newton step of one factor, no longer than the optimiser's last."""
+        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
+        longest = last_update_norm(lora.b if factor == "b" else lora.a, optimizer)
+        curvature = damped(facts[f"curvature_{factor}"], self.damping)
+        return newton_step(facts[f"gradient_{factor}"], curvature, stay, longest)
 
     def _remove(self, path: str, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Recover one factor, drop the components from both."""
@@ -322,44 +348,19 @@ class RankPruner:
 
     def _recover_(self, path: str, stay: Tensor, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Rewrite the columns that stay of the factor whose predicted rise is lower; both would correct twice."""
-        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
+        lora = lora_factors(self.layers[path])
         factors = {"b": lora.b.detach(), "a": lora.a.detach().T}
         if self.criterion.curvature == "activations":
-            inverses = {"b": self._inverse(facts["second_z"])}
+            inverses = {"b": self._inverse(path, "second_z")}
         else:
-            inverses = {name: self._inverse(facts[f"curvature_{name}"]) for name in factors}
+            inverses = {name: self._inverse(path, f"curvature_{name}") for name in factors}
         rises = {name: rise_of_set(factors[name], inverse, gone) for name, inverse in inverses.items()}
         chosen = "a" if "a" in rises and rises["a"] < rises["b"] else "b"
         change = compensation(factors[chosen], inverses[chosen], gone)[:, stay]
         if self.recovery == "newton+compensate":
-            parameter = lora.b if chosen == "b" else lora.a
-            curvature = damped(facts[f"curvature_{chosen}"], self.damping)
-            longest = last_update_norm(parameter, optimizer)
-            change = change + newton_step(facts[f"gradient_{chosen}"], curvature, stay, longest)
+            change = change + self._newton(path, chosen, stay, optimizer)
         with torch.no_grad():
             if chosen == "b":
                 lora.b.data[:, stay] += change.to(lora.b)
             else:
                 lora.a.data[stay] += change.T.to(lora.a)
-
-
-def rank_schedule(
-    kind: str,
-    start: float | int,
-    end: float | int,
-    frequency: int,
-    total_steps: int,
-    *,
-    init_rank: int,
-    rank: int,
-    k1: int | None,
-    k2: int | None,
-) -> Schedule:
-    """When components go: between `start` and `end`, or `k2` of them every `k1` steps from `start` on.
-
-    Raises:
-        InputError: the run is too short; says how many steps it takes.
-    """
-    if k1 is None or k2 is None:
-        return make_schedule(kind, start, end, frequency, total_steps)
-    return make_stepwise(start, k1, k2, init_rank - rank, total_steps)

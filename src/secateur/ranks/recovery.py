@@ -3,10 +3,32 @@
 Source: PrunedLoRA, arXiv:2510.00192; the formulas are worked out in docs/papers.md, as the released code's do not fit
 together. One factor is written as F (d, r), components in columns: F = B, or F = Aᵀ. H (r, r) is the curvature shared
 by all rows of F, E[GᵀG] of its gradient G plus damping: L(F + δ) ≈ L + ⟨G, δ⟩ + ½ tr(δ H δᵀ).
+
+G is the gradient of a step's mean loss over N samples, so near an optimum E[GᵀG] is Fisher / N, N what the mean is
+over (sequences times accumulation times processes, or the label tokens). N is left out: it scales all scores alike,
+damping is relative to H, and `compensation` does not change with the scale of H. Only the Newton step is N times too
+long for it, which its cap covers.
 """
 
 import torch
 from torch import Tensor
+
+from ..errors import NumericsError
+
+
+def inverse_of(curvature: Tensor, damping: float, whose: str) -> Tensor:
+    """H⁻¹ of a damped curvature, (r, r) float64.
+
+    Raises:
+        NumericsError: it is not positive definite in spite of the damping; says whose.
+    """
+    try:
+        return torch.cholesky_inverse(torch.linalg.cholesky(damped(curvature, damping)))
+    except torch.linalg.LinAlgError:
+        raise NumericsError(
+            f"{whose}: the curvature cannot be inverted with damping {damping:g}: raise --damping (tenfold, say), or "
+            "lower --lr if the gradients blow up."
+        ) from None
 
 
 def damped(curvature: Tensor, damping: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..criteria.base import wide
 from ..taps import some_tokens, tap
 
 
@@ -14,21 +15,23 @@ class Activations:
     """Watches the layers' A; `take` gives what a step's micro-batches showed.
 
     Only positions that the model's `attention_mask` argument lets through count: padding is no activation.
+
+    Args:
+        steps_done: optimiser steps so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps_done: Callable[[], int]) -> None:
+        self._steps_done = steps_done
         self._handles: list[Any] = []
-        self._seen: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._mask: Tensor | None = None
-        self._steps_done: Callable[[], int] = int
 
     @property
     def watching(self) -> bool:
         return bool(self._handles)
 
-    def attach(self, model: nn.Module, layers: dict[str, Any], steps_done: Callable[[], int]) -> None:
-        """Watch these LoRA layers of a PEFT model; which tokens are looked at changes with the step."""
-        self._steps_done = steps_done
+    def attach(self, model: nn.Module, layers: dict[str, Any]) -> None:
+        """Watch these LoRA layers of a PEFT model."""
         self._handles.append(model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
         for path, layer in layers.items():
             (adapter,) = layer.active_adapters
@@ -47,13 +50,13 @@ class Activations:
 
     def take(self) -> dict[str, Tensor]:
         """Layer -> (r, r) mean of z zᵀ over the step's tokens; forgets it."""
-        found = {path: torch.stack(seen).mean(0) for path, seen in self._seen.items()}
+        found = {path: total / count.where(count > 0, 1) for path, (total, count) in self._seen.items()}
         self.forget()
         return found
 
     def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _hook(self, path: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not (torch.is_grad_enabled() and output.requires_grad):
@@ -62,12 +65,14 @@ class Activations:
 
     def _observe(self, path: str, mask: Tensor | None, z: Tensor, gradient: Tensor) -> None:
         flat = z.detach().flatten(0, -2)
+        where, taken = some_tokens(len(flat), z.shape[-2], self._steps_done())
+        flat, count = flat[where], torch.tensor(float(taken), device=z.device)
         # Some models flatten their sequences into one; an expert's tokens are of all sequences and have no mask.
-        padded = mask is not None and mask.numel() == len(flat)
-        if mask is not None and padded:
-            flat = flat[mask.flatten().to(flat.device)]
-        where, count = some_tokens(len(flat), z.shape[-2], self._steps_done(), alone=padded)
-        if count:
-            some = flat[where]
-            wide = some.double() if some.dtype == torch.float64 else some.float()
-            self._seen.setdefault(path, []).append(wide.T @ wide / count)
+        if mask is not None and mask.numel() == z.shape[:-1].numel():
+            # As weights of 0 and 1, since picking tokens by a mask would wait for the device.
+            weights = mask.flatten()[where].to(flat)
+            flat, count = flat * weights.unsqueeze(1), weights.sum(dtype=torch.float32)
+        moment = wide(flat.T @ flat)
+        if path in self._seen:
+            moment, count = moment + self._seen[path][0], count + self._seen[path][1]
+        self._seen[path] = moment, count
