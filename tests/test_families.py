@@ -23,7 +23,7 @@ from secateur.layered import LAYERS_KEY, stock_class_of
 from secateur.layout import LayerShape
 from secateur.masks import Masks
 from secateur.padding import padded_shape, padded_state
-from secateur.prepare import plan_budget
+from secateur.prepare import plan_budget, prepare
 from secateur.stock import FAMILY_KEY
 from secateur.surgery import merged_and_sliced
 from secateur.verify import Check, logits_of, verify, weights_checksum
@@ -394,6 +394,20 @@ def test_heads_that_a_stock_checkpoint_cannot_lose_are_refused_with_the_reason(n
     protected = Pruner(model, attention="kv_group", allocation="protected", protect_first=0, protect_last=0, **options)
     assert all(protected.budget.quota[pool.name] for pool in protected.units.of_kind("kv_group"))
     assert protected.budget.heads_stay == ""
+
+
+def test_a_run_says_why_its_heads_stay(tmp_path) -> None:
+    tiny("gpt2").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 40)
+    settings = PruneConfig(
+        model=str(tmp_path / "model"), data=(str(tmp_path / "text.txt"),), output=str(tmp_path / "out"), sparsity=0.3,
+        steps=4, batch_size=2, seq_len=32,
+    )  # fmt: skip
+    (note,) = (note for note in prepare(settings).notes if "heads" in note)
+    assert re.fullmatch("attention heads stay: a stock gpt2 .*the width over the heads.*: use --allocation .*", note)
+    assert not prepare(replace(settings, allocation="global")).notes
+    assert not prepare(replace(settings, attention="none")).notes
 
 
 ROUNDED = {"qwen2_moe", "qwen3_moe"}  # small widths in steps of 8
