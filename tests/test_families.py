@@ -496,6 +496,10 @@ def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path) -> None:
     padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
     assert padded.config.intermediate_size == 220
     assert not {LAYERS_KEY, FAMILY_KEY} & padded.config.to_dict().keys()
+    settings = tmp_path / "layered" / "config.json"
+    settings.write_text(settings.read_text().replace('"secateur_family": "llama"', '"secateur_family": "mine"'))
+    with pytest.raises(InputError, match="written with the layout 'mine', which is not known here: register it"):
+        export_config(ExportConfig(model=str(tmp_path / "layered"), output=str(tmp_path / "other")))
     expected = logits_of(small, IDS)
     torch.testing.assert_close(logits_of(padded, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
 
