@@ -115,6 +115,8 @@ def test_where_no_head_can_go_it_is_said() -> None:
     one = tiny_llama(layers=2, hidden=64, heads=4, kv_heads=1, ffn=384)
     with pytest.raises(InputError, match="--attention kv_group: the only KV head of a layer has to stay: .*query_head"):
         budget_for(one, sparsity=0.2, attention="kv_group")
+    with pytest.raises(InputError, match="Reachable: 0.000. That is so as the only KV head of a layer has to stay"):
+        budget_for(one, sparsity=0.2, attention_sparsity=0.5)
 
 
 def test_protected_layers_are_left_alone_and_made_up_for(wide) -> None:

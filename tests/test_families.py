@@ -23,7 +23,7 @@ from secateur.layered import LAYERS_KEY, stock_class_of
 from secateur.layout import LayerShape
 from secateur.masks import Masks
 from secateur.padding import padded_shape, padded_state
-from secateur.prepare import plan_budget
+from secateur.prepare import plan_budget, prepare
 from secateur.stock import FAMILY_KEY
 from secateur.surgery import merged_and_sliced
 from secateur.verify import Check, logits_of, verify, weights_checksum
@@ -396,6 +396,20 @@ def test_heads_that_a_stock_checkpoint_cannot_lose_are_refused_with_the_reason(n
     assert protected.budget.heads_stay == ""
 
 
+def test_a_run_says_why_its_heads_stay(tmp_path) -> None:
+    tiny("gpt2").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 40)
+    settings = PruneConfig(
+        model=str(tmp_path / "model"), data=(str(tmp_path / "text.txt"),), output=str(tmp_path / "out"), sparsity=0.3,
+        steps=4, batch_size=2, seq_len=32,
+    )  # fmt: skip
+    (note,) = (note for note in prepare(settings).notes if "heads" in note)
+    assert re.fullmatch("attention heads stay: a stock gpt2 .*the width over the heads.*: use --allocation .*", note)
+    assert not prepare(replace(settings, allocation="global")).notes
+    assert not prepare(replace(settings, attention="none")).notes
+
+
 ROUNDED = {"qwen2_moe", "qwen3_moe"}  # small widths in steps of 8
 
 
@@ -482,6 +496,10 @@ def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path) -> None:
     padded = AutoModelForCausalLM.from_pretrained(tmp_path / "padded")
     assert padded.config.intermediate_size == 220
     assert not {LAYERS_KEY, FAMILY_KEY} & padded.config.to_dict().keys()
+    settings = tmp_path / "layered" / "config.json"
+    settings.write_text(settings.read_text().replace('"secateur_family": "llama"', '"secateur_family": "mine"'))
+    with pytest.raises(InputError, match="written with the layout 'mine', which is not known here: register it"):
+        export_config(ExportConfig(model=str(tmp_path / "layered"), output=str(tmp_path / "other")))
     expected = logits_of(small, IDS)
     torch.testing.assert_close(logits_of(padded, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
 

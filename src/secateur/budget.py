@@ -277,7 +277,9 @@ def _attention_quota(
             continue
         nearest = min(reachable, key=partial(_distance, wanted))
         if _distance(wanted, nearest) > TOLERANCE:
-            why = f" {_with_remedy(units, refused[min(refused, key=partial(_distance, wanted))])}" if refused else ""
+            why = f" That is so as {_last_head(units, pool)}" if pool.size == pool.sets else ""
+            if refused:
+                why = f" {_with_remedy(units, refused[min(refused, key=partial(_distance, wanted))])}"
             raise InputError(
                 f"--attention-sparsity {wanted}: not reachable with {pool.kind} units in "
                 f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}.{why}"

@@ -17,7 +17,7 @@ from .benchmark import checkpoint_bytes, parameter_count
 from .config import ExportConfig
 from .embedded import quiet_transformers
 from .errors import InputError
-from .families import Family, family_of
+from .families import FAMILIES, Family, family_of
 from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
 from .layout import LayerShape, common_shape
 from .modelcard import padded_card, plain_card
@@ -123,7 +123,13 @@ def export_config(config: ExportConfig) -> ExportReport:
         raise InputError(
             f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
         )
-    family = family_of(old.model_type, old.to_dict().get(FAMILY_KEY))
+    layout = old.to_dict().get(FAMILY_KEY)
+    if layout is not None and layout not in FAMILIES:
+        raise InputError(
+            f"--model {config.model}: it was written with the layout {layout!r}, which is not known here: register it "
+            "in a script that then calls secateur.cli.main (docs/add-a-family.md)."
+        )
+    family = family_of(old.model_type, layout)
     head_dim = head_dim_of(old, family)
     try:
         listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
