@@ -22,7 +22,7 @@ def write_comparison(folder: Path, cells: Sequence[Cell], reference: str | None 
     """
     paths = {cell.name: folder / cell.name / RECORD for cell in cells}
     records = {name: read_record(path) for name, path in paths.items() if path.exists()}
-    rows = [_row(record) for record in records.values()]
+    rows = [_row(record | {"name": name}) for name, record in records.items()]  # a folder may have been renamed
     if not rows:
         return "no cell has been run yet"
     series = series_of(cells, records)
