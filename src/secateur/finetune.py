@@ -300,9 +300,9 @@ class AutocastTrainer(Trainer):
 
     @cached_property
     def _picks_positions(self) -> bool:
-        """Whether the model makes logits of some positions alone."""
+        """Whether the model makes logits of some positions alone; DataParallel would share the positions out."""
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        return "logits_to_keep" in signature(base.forward).parameters
+        return self.args.n_gpu <= 1 and "logits_to_keep" in signature(base.forward).parameters
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """What Trainer logs, with sparsity and sizes beside it."""
