@@ -164,6 +164,8 @@ def killed_and_resumed(
     words = [line for line in resumed.stderr.splitlines() if "resuming from checkpoint-" in line]
     if not words:
         return "0", "resumed from nothing"
+    if left := sorted(path.name for path in output.parent.glob(f".{output.name}.*")):
+        return "-", f"left {', '.join(left)} behind"
     return words[0].rpartition("-")[2].strip(), "equal" if weights(output) == reference[way] else "DIFFERENT"
 
 

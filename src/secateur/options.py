@@ -127,8 +127,8 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError
     if int in kinds:
         try:
-            if not isinstance(value, float) and abs(number := int(value)) < LARGEST_INT:
-                return number
+            if not isinstance(value, float) and abs(whole := int(value)) < LARGEST_INT:
+                return whole
         except (ValueError, TypeError):
             pass
     if float in kinds:
