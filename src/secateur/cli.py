@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         # What commands print has names and texts in it that come from models and data.
-        with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):  # type: ignore[type-var]
+        with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):
             command, config = _parse(arguments)
             return command(config)
     except SecateurError as error:
