@@ -16,9 +16,10 @@ from ..surgery import LoraFactors, lora_factors
 from ..units import Member, Pool, base_linear, weight_of
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
 
-BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Entries of W handled at once: on a CPU 1 MiB in float32, so that a block's temporaries stay in cache; on a GPU
-128 MiB, as each block costs launches (with a CPU's blocks a 7B's step would take 120,000)."""
+BLOCK_ENTRIES = 1 << 18
+"""Entries of W handled at once (1 MiB in float32, so that a block's temporaries stay in cache)."""
+CUDA_BLOCK_ENTRIES = 1 << 25
+"""The same on a GPU (128 MiB): each block costs launches, and with a CPU's a 7B's step would take 120,000."""
 
 
 def entry_sums(
@@ -55,7 +56,7 @@ def entry_sums(
     if stand_in is not None:
         left, right = (t.to(dtype) for t in stand_in)
     sums = b.new_zeros(rows if dim == 0 else columns)
-    step = max(1, BLOCK_ENTRIES.get(b.device.type, BLOCK_ENTRIES["cpu"]) // columns)
+    step = max(1, (CUDA_BLOCK_ENTRIES if b.is_cuda else BLOCK_ENTRIES) // columns)
     for start in range(0, rows, step):
         block = slice(start, start + step)
         effective = torch.addmm(weight[block].detach().to(dtype), b[block], a, alpha=scaling)
