@@ -10,7 +10,8 @@ from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from secateur.cli import main
 from secateur.errors import InputError
-from secateur.harness import TaskOptions, _definitions, check_tasks, run_tasks
+from secateur.harness import TaskOptions, check_tasks, run_tasks
+from secateur.local_tasks import definitions
 from secateur.sandbox import Outcome
 from secateur.task_figures import (
     SEVEN_TASKS,
@@ -203,7 +204,7 @@ def test_a_group_of_the_harness_is_one_figure() -> None:
     from secateur.harness import _figures
 
     def samples(values: list[int]) -> list[dict]:
-        return [{"filter": "none", "acc": value} for value in values]
+        return [{"filter": "none", "acc": value, "doc": {"query": "a", "choices": ["b"]}} for value in values]
 
     found = {
         "results": {
@@ -223,6 +224,7 @@ def test_a_group_of_the_harness_is_one_figure() -> None:
     mmlu = figures["mmlu"]
     assert (mmlu.value, mmlu.stderr, mmlu.rows, mmlu.version) == (0.5, 0.2, 6, 2)
     assert mmlu.row_values == (1, 1, 1, 0, 0, 0)
+    assert mmlu.row_texts == ("a b",) * 6
     assert set(_figures(found, options(None, "mmlu", "mmlu_law", "piqa"))) == {"mmlu", "mmlu_law", "piqa"}
 
 
@@ -291,7 +293,7 @@ def test_without_the_harness_the_remedy_is_named(monkeypatch) -> None:
 
 
 def test_definitions_are_complete() -> None:
-    assert set(_definitions()) == {*ALL, "humaneval"}
+    assert set(definitions()) == {*ALL, "humaneval"}
 
 
 def test_definitions_fit_the_real_files(data_dir) -> None:
@@ -308,7 +310,7 @@ def test_code_without_isolation_is_told(tmp_path, monkeypatch) -> None:
     harness_model = pytest.importorskip("secateur.harness_model")
     code_rows(tmp_path, ["", ""])
     monkeypatch.setattr(harness_model.PaddedHFLM, "generate_until", lambda self, asked, **_: [""] * len(asked))
-    monkeypatch.setattr("secateur.harness.run_untrusted", lambda code: Outcome(True, "", False))
+    monkeypatch.setattr("secateur.local_tasks.run_untrusted", lambda code: Outcome(True, "", False))
     given = options(tmp_path, "humaneval", allow_code_execution=True)
     _, warnings = run_tasks(tiny_llama(layers=1), tiny_tokenizer(chat_template=False), given, torch.float32)
     assert "2 programs that the model wrote ran with the network and the files within reach" in warnings[0]

@@ -15,7 +15,8 @@ import yaml
 from test_harness import options
 from tiny import tiny_llama, tiny_tokenizer
 
-from secateur.harness import _definitions, run_tasks
+from secateur.harness import run_tasks
+from secateur.local_tasks import definitions
 from secateur.task_figures import SEVEN_TASKS
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -204,7 +205,7 @@ def test_humaneval_asks_as_the_harness_does(data_dir, tmp_path, monkeypatch) -> 
     assert theirs == our_requests
     assert len(theirs) == 3
     assert (figure.version, figure.num_fewshot) == (expected["versions"]["humaneval"], 0)
-    assert definition("humaneval/humaneval.yaml")["doc_to_target"] == _definitions()["humaneval"]["doc_to_target"]
+    assert definition("humaneval/humaneval.yaml")["doc_to_target"] == definitions()["humaneval"]["doc_to_target"]
 
 
 def test_mmlu_with_five_examples(data_dir, tmp_path) -> None:

@@ -4,27 +4,23 @@
 them. The harness and torch are imported only when tasks run.
 """
 
-import hashlib
-import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from .errors import InputError, all_faults
+from .local_tasks import definitions, hashes, local_tasks
 from .registry import did_you_mean
-from .sandbox import run_untrusted
 from .task_figures import TaskFigure, figure_metric, joined
 
 PAD_MULTIPLE = 64
@@ -61,16 +57,16 @@ def check_tasks(options: TaskOptions) -> None:
         return
     if not options.folder.is_dir():
         raise InputError(f"--task-data {options.folder} is not a folder: give the one that holds the .jsonl files.")
-    faults, definitions = [], _definitions()
+    faults, ours = [], definitions()
     for name in options.names:
-        if name not in definitions:
-            hint = did_you_mean(name, definitions)
+        if name not in ours:
+            hint = did_you_mean(name, ours)
             faults.append(
-                f"no local task {name!r}. {hint}Known: {', '.join(sorted(definitions))}. The harness's "
+                f"no local task {name!r}. {hint}Known: {', '.join(sorted(ours))}. The harness's "
                 "own tasks run without --task-data."
             )
             continue
-        for file in definitions[name]["dataset_kwargs"]["data_files"].values():
+        for file in ours[name]["dataset_kwargs"]["data_files"].values():
             if not (options.folder / file).is_file():
                 faults.append(f"task {name} needs {options.folder / file}, and there is no such file.")
     all_faults(faults)
@@ -107,7 +103,7 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
         try:
             found = simple_evaluate(
                 model=wrapped,
-                tasks=_local_tasks(options, unconfined) if options.folder else list(options.names),
+                tasks=local_tasks(options.folder, options.names, unconfined) if options.folder else list(options.names),
                 num_fewshot=options.num_fewshot,
                 limit=options.limit,
                 task_manager=_manager(own_tasks=options.folder is None),
@@ -138,7 +134,7 @@ def _of_the_harness(error: BaseException) -> bool:
     while step is not None and step.tb_next is not None:
         step = step.tb_next
     where = step.tb_frame.f_globals.get("__name__", "") if step is not None else ""
-    return where.startswith(("lm_eval.", "json", "datasets.", __name__))
+    return where.startswith(("lm_eval.", "json", "datasets.", "secateur.local_tasks"))
 
 
 def _cannot_run(options: TaskOptions, error: BaseException) -> str:
@@ -155,7 +151,7 @@ def _own_examples(options: TaskOptions) -> list[str]:
     """Of local tasks with examples in their prompts: where these come from, if there is no split for them."""
     if options.folder is None or not options.num_fewshot:
         return []
-    names = [name for name in options.names if _definitions()[name]["fewshot_split"] == "test"]
+    names = [name for name in options.names if definitions()[name]["fewshot_split"] == "test"]
     return [f"the examples in the prompts of {', '.join(names)} are other rows of the same file."] if names else []
 
 
@@ -165,66 +161,6 @@ def _manager(*, own_tasks: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=own_tasks)
-
-
-@cache
-def _definitions() -> dict[str, dict[str, Any]]:
-    """Our tasks by name."""
-    folder = files(__package__).joinpath("tasks")
-    loaded = [
-        yaml.safe_load(file.read_text(encoding="utf-8")) for file in folder.iterdir() if file.name[-5:] == ".yaml"
-    ]
-    return {definition["task"]: definition for definition in loaded}
-
-
-def _local_tasks(options: TaskOptions, unconfined: list[str]) -> list[dict[str, Any]]:
-    """Our definitions with the paths of their files filled in; MMLU as one task per subject.
-
-    Args:
-        unconfined: gets the name of each HumanEval row whose program ran without isolation.
-    """
-    assert options.folder is not None
-    found: list[dict[str, Any]] = []
-    for name in options.names:
-        definition = _definitions()[name]
-        paths = {
-            split: str(options.folder / file) for split, file in definition["dataset_kwargs"]["data_files"].items()
-        }
-        task = definition | {"dataset_kwargs": {"data_files": paths}}
-        if name == "humaneval":
-            task["process_results"] = _passes(unconfined)
-        found += _by_subject(task) if name == "mmlu" else [task]
-    return found
-
-
-def _passes(unconfined: list[str]) -> Callable[[dict[str, Any], Sequence[str]], dict[str, float]]:
-    """Whether the first answer, put after the prompt, passes the row's tests; notes rows that ran without isolation."""
-
-    def passes(row: dict[str, Any], answers: Sequence[str]) -> dict[str, float]:
-        outcome = run_untrusted(f"{row['prompt']}{answers[0]}\n{row['test']}\ncheck({row['entry_point']})")
-        if not outcome.isolated:
-            unconfined.append(str(row.get("task_id")))
-        return {"pass@1": float(outcome.passed)}
-
-    return passes
-
-
-def _by_subject(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One task per subject of MMLU, since examples are of the question's own subject."""
-    path = Path(task["dataset_kwargs"]["data_files"]["test"])
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        subjects = dict.fromkeys(json.loads(line)["subject"] for line in lines if line.strip())
-    for subject in subjects:
-        choose = partial(_of_subject, subject=subject)
-        yield task | {
-            "task": f"mmlu_{subject}",
-            "process_docs": choose,
-            "fewshot_config": task["fewshot_config"] | {"process_docs": choose},
-        }
-
-
-def _of_subject(rows: Any, *, subject: str) -> Any:
-    return rows.filter(lambda row: row["subject"] == subject)
 
 
 def _figures(found: dict[str, Any], options: TaskOptions) -> dict[str, TaskFigure]:
@@ -285,7 +221,7 @@ def _figure(name: str, found: dict[str, Any], options: TaskOptions) -> TaskFigur
         num_fewshot=found["n-shot"][name],
         version=found["versions"][name],
         source=f"lm-evaluation-harness {version('lm_eval')}{where}",
-        files=_hashes(name, options.folder) if options.folder else {},
+        files=hashes(name, options.folder) if options.folder else {},
         metrics=numbers,
         row_values=values if is_mean else (),
         stderrs=errors,
@@ -312,16 +248,6 @@ def _shown(metric: str) -> str:
     """`acc,none` -> `acc`."""
     plain, _, filter_name = metric.partition(",")
     return plain if filter_name == "none" else f"{plain} ({filter_name})"
-
-
-def _hashes(name: str, folder: Path) -> dict[str, str]:
-    names = _definitions()["mmlu" if name.startswith("mmlu_") else name]["dataset_kwargs"]["data_files"].values()
-    return {file: _sha256(folder / file) for file in names}
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

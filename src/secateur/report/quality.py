@@ -114,16 +114,16 @@ def _all(run: Run) -> Iterator[Measure]:
 
 def _sides(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """An eval record's figures of this run's own checkpoint and of the model that it was pruned from."""
-    places = {str(run.folder.resolve())}
+    places: set[str | None] = {str(run.folder.resolve())}
     if folder := text(run.result, "export", "folder"):
         places.add(str(Path(folder).resolve()))
     dense = text(run.result, "config", "model")
     found = {}
     for name, figures in items(record, "models"):
-        place = text(record, "folders", name) or str(Path(name).resolve())
-        if place in places:
+        here = {str(Path(name).resolve()), text(record, "folders", name)}  # eval may have run in another folder
+        if here & places:
             found["pruned"] = figures
-        elif dense is not None and (name == dense or place == str(Path(dense).resolve())):
+        elif dense is not None and (name == dense or str(Path(dense).resolve()) in here):
             found["dense"] = figures
     return found
 
