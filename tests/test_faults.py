@@ -93,7 +93,7 @@ def adapting(place, output, *more):
 def limited(largest, after, arguments):
     return subprocess.run(
         [sys.executable, "-c", LIMITED, str(largest), str(after), *arguments],
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from secateur.errors import InputError
 from secateur.output import check_output, replaced_whole
@@ -66,3 +67,13 @@ def test_refusals(tmp_path, monkeypatch) -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             check_output(Path(output), overwrite=True, model_folder=tmp_path / "model")
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_whichever_library_meets_it(tmp_path, full) -> None:
+    error = SafetensorError("Error while serializing: I/O error: " + ("File too large (os error 27)" if full else "x"))
+    with pytest.raises(InputError if full else SafetensorError) as raised, replaced_whole(tmp_path / "out"):
+        raise error
+    if full:
+        assert "could not be written: Error while serializing" in str(raised.value)
+    assert not list(tmp_path.iterdir())
