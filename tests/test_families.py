@@ -108,10 +108,10 @@ def tiny(name: str):
     return model.eval()
 
 
-def pruned(name: str, attention: str, *, shrink: bool):
+def pruned(name: str, attention: str, *, shrink: bool, dtype: torch.dtype = torch.float32):
     """A LoRA model trained for four steps in which half of it goes, and its pruner."""
     torch.manual_seed(0)
-    base = tiny(name)
+    base = tiny(name).to(dtype)
     resolved = find_units(base, FAMILIES[name.split("/")[0]], "none").family  # T5's FFN is gated or plain
     linears = {path.rsplit(".", 1)[-1] for path in resolved.linears}
     model = get_peft_model(base, LoraConfig(r=4, target_modules=sorted(linears), init_lora_weights=False)).eval()
@@ -177,8 +177,10 @@ def test_a_fresh_process_computes_the_masked_model(written, name, attention) -> 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_shrinking_is_masking_and_training_goes_on(name, attention) -> None:
-    masked, pruner = pruned(name, attention, shrink=False)
-    shrunk, other = pruned(name, attention, shrink=True)
+    # T5 does not scale attention scores, so in float32 four steps make 2e-4 of the logits out of rounding (1e-12 here).
+    dtype = torch.float64 if name.startswith("t5") else torch.float32
+    masked, pruner = pruned(name, attention, shrink=False, dtype=dtype)
+    shrunk, other = pruned(name, attention, shrink=True, dtype=dtype)
     assert {n: k.tolist() for n, k in pruner.keep.items()} == {n: k.tolist() for n, k in other.keep.items()}
     if attention != "none":
         assert all(not pruner.keep[pool.name].all() for pool in pruner.units.of_kind(attention))
