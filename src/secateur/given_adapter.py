@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from .config_adapt import AdaptConfig
 from .embedded import quiet_transformers
 from .errors import InputError, all_faults
 from .options import flag
+from .reading import PARSER_ERRORS
 
 C = TypeVar("C", bound=RunConfig)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -70,9 +72,12 @@ def read_adapter(name: str) -> GivenAdapter:
         kind, rank = found["peft_type"], int(found.get("r", 0))
         alpha, dropout = float(found.get("lora_alpha", 8)), float(found.get("lora_dropout", 0.0))
         targets = found.get("target_modules")
+        leaves = _leaves(targets) if isinstance(targets, list) else ()
+        if kind == "LORA" and (rank < 1 or not isfinite(alpha) or not 0 <= dropout < 1):
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{words}: no {CONFIG} there: give a PEFT adapter's folder.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         raise InputError(f"{words}: {CONFIG} cannot be read: copy it again.") from None
     if kind != "LORA" or found.get("use_dora"):
         kind = "DoRA" if kind == "LORA" else kind
@@ -83,7 +88,7 @@ def read_adapter(name: str) -> GivenAdapter:
         alpha,
         dropout,
         bool(found.get("use_rslora")),
-        _leaves(targets) if isinstance(targets, list) else (),
+        leaves,
         bool(found.get("rank_pattern")),
         _shapes(folder, words),
     )

@@ -13,6 +13,7 @@ from .embedded import BASE_MODEL, EMBEDDED_MODEL
 from .given_adapter import rank_words
 from .layered import MODULE, source_hash
 from .models import HUB_ID, HUB_TIMEOUT_S
+from .reading import PARSER_ERRORS
 
 log = logging.getLogger("secateur")
 
@@ -102,12 +103,12 @@ def base_licence(name: str, base_folder: Path | None) -> dict[str, Any]:
         front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
         if found := _licence_in(front):
             return found
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
+    except (OSError, *PARSER_ERRORS, yaml.YAMLError, IndexError):
         pass
     try:
         manifest = json.loads((base_folder / "secateur.json").read_text(encoding="utf-8"))
         return {"license": str(manifest["licence"]).lower()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError):
         return {}
 
 
