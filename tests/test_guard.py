@@ -214,7 +214,7 @@ def test_a_real_loss_scaler_skips_its_start(tmp_path) -> None:
         scaler.unscale_(optimizer)
         state = TrainerState(global_step=step)
         guard.on_pre_optimizer_step(arguments, state, TrainerControl(), model=model)
-        callback.on_pre_optimizer_step(arguments, state, TrainerControl())
+        callback.on_pre_optimizer_step(arguments, state, TrainerControl(), model=model, optimizer=optimizer)
         if guard.bad:
             left_out.append(step)
             assert not any(scores.any() for scores in pruner.scores.values())

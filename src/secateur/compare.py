@@ -36,6 +36,7 @@ from .locks import locked
 from .loss import causal_lm_loss
 from .models import autocast, compute_dtype, default_device, load_tokenizer, resolve_model
 from .outcome import units_record
+from .output import check_output
 from .prepare import PruneJob, plan_budget, prepare
 from .progress import Progress, human_seconds
 from .prune import drop_by_routing, fine_tune_and_prune, prune
@@ -59,6 +60,7 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     cells = tuple(replace(cell, config=starting_from_adapter(cell.config)) for cell in comparison.cells)
     comparison = replace(comparison, cells=cells)
     folder = Path(comparison.settings.output)
+    check_output(folder, overwrite=True)  # it is added to, never replaced
     for spec in comparison.settings.evaluate_on:
         check_spec(spec)
         _warn_of_same_source(comparison, spec)
