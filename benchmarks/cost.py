@@ -206,9 +206,11 @@ def schedule_rows(setup: Setup, steps: int) -> dict[str, Any]:
 
 
 def ranks_rows(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Adapters of rank 256 and 64 in turn, without and with the scores that prune the rank."""
+    """Adapters of a high and a low rank in turn, without and with the scores that prune the rank."""
+    high, low = (256, 64) if setup.shape != "tiny" else (64, 16)
+    setup = setup.of_ranks(high)
     steppers: dict[str, Stepper] = {}
-    for rank in (256, 64):
+    for rank in (high, low):
         steppers[f"plain LoRA, rank {rank}"] = make_stepper(setup.with_(rank=rank), "plain LoRA")
         steppers[f"gradient, rank {rank}"] = make_stepper(setup.with_(rank=rank), "rank gradient")
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
@@ -219,9 +221,9 @@ def ranks_rows(setup: Setup, rounds: int) -> dict[str, Any]:
                 seconds[name].append(taken)
     rows = {name: timed(taken) | {"state_bytes": steppers[name].state_bytes} for name, taken in seconds.items()}
     pairs = {
-        "rank 64 over rank 256": ("plain LoRA, rank 64", "plain LoRA, rank 256"),
-        "scoring at rank 256": ("gradient, rank 256", "plain LoRA, rank 256"),
-        "scoring at rank 64": ("gradient, rank 64", "plain LoRA, rank 64"),
+        f"rank {low} over rank {high}": (f"plain LoRA, rank {low}", f"plain LoRA, rank {high}"),
+        f"scoring at rank {high}": (f"gradient, rank {high}", f"plain LoRA, rank {high}"),
+        f"scoring at rank {low}": (f"gradient, rank {low}", f"plain LoRA, rank {low}"),
     }
     rows["ratios"] = {
         words: statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))

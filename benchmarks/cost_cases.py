@@ -39,6 +39,7 @@ NOTES = {
     "gate + lstsq": "second moments at every step",
 }
 """What a case's steps do not have, or have beside the scores, in tables."""
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WHOLE_RUNS = ("masked", "shrinking")
 """Cases of the memory part: `lora` from the first step to 50 %, cuts and all."""
 FAR = 10**6
@@ -57,9 +58,18 @@ class Setup:
     load_in: str
     checkpointing: bool
     rank: int = 8
+    linears: tuple[str, ...] = LINEARS
+    """What gets LoRA."""
 
     def with_(self, **changed: Any) -> Self:
         return replace(self, **changed)
+
+    def of_ranks(self, highest: int) -> Self:
+        """The same with LoRA only on linears that a rank fits: K and V are as narrow as the KV heads."""
+        shape = SHAPES[self.shape]
+        head_dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+        narrow = ("k_proj", "v_proj") if shape["num_key_value_heads"] * head_dim < highest else ()
+        return self.with_(linears=tuple(name for name in self.linears if name not in narrow))
 
     @property
     def label(self) -> str:
@@ -162,8 +172,9 @@ def make_stepper(setup: Setup, case: str, *, sparsity: float = 0.5, steps: int =
     """A model of the setup's shape with LoRA on all linears of its units, and the case's pruner."""
     torch.manual_seed(0)
     base = random_model(SHAPES[setup.shape], setup.load_in)
-    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    lora = LoraConfig(r=setup.rank, lora_alpha=2 * setup.rank, target_modules=linears, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=setup.rank, lora_alpha=2 * setup.rank, target_modules=list(setup.linears), task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, lora)
     assert isinstance(model, PeftModel)
     if setup.checkpointing:

@@ -85,6 +85,12 @@ class Budget:
         return fixed + round(sum(self.pot.values()))
 
     @property
+    def spared(self) -> frozenset[str]:
+        """Names of the pools that lose nothing."""
+        losing = self.least.keys() | {name for name, units in self.quota.items() if units}
+        return frozenset(pool.name for pool in self.units.pools) - losing
+
+    @property
     def sparsity(self) -> float:
         return self.removed_params / self.units.prunable_params
 

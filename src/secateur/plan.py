@@ -10,6 +10,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from .budget import Budget
 from .compensation import NEEDS
 from .config_speed import PlanConfig
 from .criteria import CRITERIA, Scoring
@@ -66,7 +67,7 @@ def plan(config: PlanConfig) -> str:
         trust_remote_code=config.trust_remote_code,
         load_in=config.load_in,
         scored=kept_gradients(units, scoring, criterion.needs),
-        moments=second_moment_bytes(units.pools) * ("second_moments" in criterion.needs | NEEDS[config.compensate]),
+        moments=moment_bytes(budget, criterion.needs, NEEDS[config.compensate]),
         distilled=bool(config.distill),
         family=units.family,
     )
@@ -118,6 +119,14 @@ def kept_gradients(units: Units, scoring: Scoring, needs: frozenset[str]) -> lis
     if "batch_weight_grad" not in needs or scoring.offload:
         return []
     return list(dict.fromkeys(member.linear for pool in units.pools for member in scored_members(pool, scoring)))
+
+
+def moment_bytes(budget: Budget, scoring: frozenset[str], compensation: frozenset[str]) -> int:
+    """Bytes of the second moments; compensation needs none of pools that lose nothing."""
+    if "second_moments" in scoring:
+        return second_moment_bytes(budget.units.pools)
+    pools = [pool for pool in budget.units.pools if pool.name not in budget.spared]
+    return second_moment_bytes(pools) * ("second_moments" in compensation)
 
 
 def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:

@@ -135,12 +135,12 @@ class Pruner:
         self.compensate = compensate
         self.ema = ema
         self._all_alike = schedule == "one-shot"
-        losing = self.budget.least.keys() | {name for name, units in self.budget.quota.items() if units}
-        spared = frozenset(pool.name for pool in self.units.pools) - losing
         # Masks come before statistics: what is out has no input to speak of.
         self.masks = None if shrink else Masks(self.units.pools, self.modules)
         past = 1.0 if self._all_alike else ema
-        self.statistics = Statistics(model, self.criterion.needs, self.scoring, past, NEEDS[compensate], spared)
+        self.statistics = Statistics(
+            model, self.criterion.needs, self.scoring, past, NEEDS[compensate], self.budget.spared
+        )
         self.statistics.attach(self.units.pools, self.modules)
         self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
             schedule, prune_start, prune_end, frequency, total
