@@ -186,7 +186,10 @@ def test_an_unknown_mixture_of_a_known_layout(tmp_path) -> None:
     settings = PruneConfig(
         model=str(tmp_path / "model"), data=(str(tmp_path / "text.txt"),), output=str(tmp_path / "out"), family="olmoe",
         sparsity=0.3, steps=2, batch_size=2, seq_len=32, experts=3, prune_start=1, prune_end=2, frequency=1,
+        criterion="gate",
     )  # fmt: skip
+    with pytest.raises(InputError, match="LoRA does not cover .*experts.0.down_proj"):
+        prepare(replace(settings, criterion="lora"))  # PEFT looks for this type's experts in one tensor
     job = prepare(settings)
     base = load_base(job, torch.float32)
     assert len(expert_lists(base)) == len(expert_lists(without_weights(job))) == 3
