@@ -58,27 +58,6 @@ def test_cuts_are_permanent_and_grow(wide) -> None:
         assert abs(gone / budget.units.prunable_params - 0.5) <= 0.005
 
 
-@pytest.mark.parametrize("attention", ["kv_group", "query_head"])
-def test_heads_leave_one_layer_after_the_other(wide, attention) -> None:
-    budget = budget_for(wide, attention, sparsity=0.5)
-    quotas = {name: units for name, units in budget.quota.items() if attention in name}
-    sets = budget.units.of_kind(attention)[0].sets
-    keep, counts = None, []
-    for n in range(1, 11):
-        keep, scores = select(budget, progress=n / 10, keep=keep)  # the same scores each time
-        gone = {name: int((~keep[name]).sum()) for name in quotas}
-        assert abs(sum(gone.values()) - n / 10 * sum(quotas.values())) <= sets
-        assert all(gone[name] <= quota for name, quota in quotas.items())
-        counts.append(gone)
-    assert counts[-1] == quotas
-    assert len({units / quotas[name] for name, units in counts[3].items()}) > 1  # not all at once
-    if attention == "kv_group":  # the lowest of all layers go first
-        keep, scores = select(budget, progress=0.1)
-        lost = torch.cat([scores[name][~keep[name]] for name in quotas])
-        lowest = torch.cat([scores[name].sort().values[:quota] for name, quota in quotas.items()])
-        torch.testing.assert_close(lost.sort().values, lowest.sort().values[: len(lost)])
-
-
 def test_the_lowest_scores_go_first(wide) -> None:
     budget = budget_for(wide, attention="none", sparsity=0.2)
     keep, scores = select(budget)

@@ -102,39 +102,15 @@ class Budget:
             keep: pool name -> (units,) bool, what is there now.
         """
         kept = {name: mask.clone() for name, mask in keep.items()}
-        for pool in self.units.of_kind("ffn"):
+        for pool in self.units.pools:
             if pool.name in self.quota:
                 due = round(progress * self.quota[pool.name] / pool.sets) * pool.sets
                 gone = pool.size - int(kept[pool.name].sum())
                 _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
-        attention = [pool for pool in self.units.of_kind(*ATTENTION_KINDS) if pool.name in self.quota]
-        self._select_by_turns_(attention, scores, kept, progress)
         for kinds, params in self.pot.items():
             pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
             self._select_across_layers_(pools, scores, kept, progress * params)
         return kept
-
-    def _select_by_turns_(
-        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], progress: float
-    ) -> None:
-        """Cut the lowest-scoring units of all pools until `progress` of their quotas together is due.
-
-        A layer's quota of heads is a few units. If each pool went by its own share, the first of them would leave all
-        layers at the same cut; so they go one after the other, and each pool still ends at its own quota.
-        """
-        due = round(progress * sum(self.quota[pool.name] // pool.sets for pool in pools))
-        ranked = []
-        for number, pool in enumerate(pools):
-            alive = kept[pool.name]
-            gone = (pool.size - int(alive.sum())) // pool.sets
-            due -= gone
-            ordered = scores[pool.name].masked_fill(~alive, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
-            ranked += [(score, number) for score in ordered[: self.quota[pool.name] // pool.sets - gone].tolist()]
-        take = [0] * len(pools)
-        for _, number in sorted(ranked)[: max(0, due)]:
-            take[number] += pools[number].sets
-        for pool, count in zip(pools, take, strict=True):
-            _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
 
     def _select_across_layers_(
         self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: float
