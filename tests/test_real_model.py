@@ -77,7 +77,7 @@ def best_ratio(dense, small, turns=15) -> float:
     Another process on the same cores only adds to a pass, and half the median of seven under load: the shortest of many
     is the one that it left alone.
     """
-    ids = torch.arange(512).unsqueeze(0)
+    ids = torch.arange(256).unsqueeze(0)
     seconds: dict[str, list[float]] = {"dense": [], "small": []}
     with torch.inference_mode():
         for _ in range(turns):
