@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from secateur.budget import make_budget
+from secateur.allocation import make_budget
 from secateur.config import PruneConfig
 from secateur.finetune import add_lora, load_base
 from secateur.loss import causal_lm_loss

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_llama
 
-from secateur.budget import BudgetOptions, make_budget
+from secateur.allocation import BudgetOptions, make_budget
 from secateur.discovery import find_units
 from secateur.errors import InputError
 from secateur.families import family_of

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from .allocation import TOLERANCE
 from .baseline import train_dense
 from .benchmark import parameter_count
-from .budget import TOLERANCE
 from .checkpoints import find_latest, work_folder
 from .comparison import write_comparison
 from .config import PruneConfig

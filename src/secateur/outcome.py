@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .allocation import make_budget
 from .benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
-from .budget import make_budget
 from .errors import InputError
 from .evaluate import Perplexity, perplexity
 from .experts import Dropped, unused_experts

@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from .allocation import BudgetOptions, Unreachable, make_budget, shape_by_quota
 from .benchmark import parameter_count
-from .budget import Budget, BudgetOptions, Unreachable, make_budget, shape_by_quota
+from .budget import Budget
 from .compensation import check_compensation
 from .config import PruneConfig
 from .coverage import check_coverage, planned_lora

@@ -17,7 +17,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .budget import Budget, BudgetOptions, make_budget, shape_by_quota
+from .allocation import BudgetOptions, make_budget, shape_by_quota
+from .budget import Budget
 from .compensation import NEEDS, check_compensation, compensate_
 from .coverage import check_coverage
 from .criteria import CRITERIA, Scoring

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .budget import Unreachable
+from .allocation import Unreachable
 from .config import PruneConfig
 from .errors import InputError
 from .progress import human_bytes, human_count
