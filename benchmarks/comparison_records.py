@@ -1,0 +1,55 @@
+"""Records of a comparison's cells, kept without private paths, and put back where `secateur compare` looks for them.
+
+    SECATEUR_DATA=/path/to/data python benchmarks/comparison_records.py keep runs/criteria-50 docs/results/criteria-50
+    SECATEUR_DATA=/path/to/data python benchmarks/comparison_records.py restore runs/criteria-50 docs/results/criteria-50
+
+A cell whose record is there again is not run again.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from secateur.recorded import RECORD, read_record
+from secateur.records import write_json
+
+LEFT_OUT = ("checkpoint",)
+"""What is of use only beside the run's own files."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=("keep", "restore"))
+    parser.add_argument("runs", type=Path, help="the comparison's --output")
+    parser.add_argument("records", type=Path, help="folder with one CELL.json each")
+    given = parser.parse_args()
+    data = os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets")
+    data = data.rstrip("/")
+    if given.way == "restore":
+        restore(given.runs, given.records, data)
+    else:
+        keep(given.runs, given.records, data)
+
+
+def keep(runs: Path, records: Path, data: str) -> None:
+    """One file a cell; those of cells that `runs` does not have stay."""
+    records.mkdir(parents=True, exist_ok=True)
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        record = {key: value for key, value in read_record(path).items() if key not in LEFT_OUT}
+        kept = records / f"{path.parent.name}.json"
+        write_json(kept, record)
+        kept.write_text(kept.read_text().replace(data, "$SECATEUR_DATA"))
+
+
+def restore(runs: Path, records: Path, data: str) -> None:
+    """A folder a cell; what `runs` has already stays as it is."""
+    for kept in sorted(records.glob("*.json")):
+        path = runs / kept.stem / RECORD
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(kept.read_text().replace("$SECATEUR_DATA", data))
+
+
+if __name__ == "__main__":
+    main()
