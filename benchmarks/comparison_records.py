@@ -1,9 +1,9 @@
 """Records of a comparison's cells, kept without private paths, and put back where `secateur compare` looks for them.
 
-    SECATEUR_DATA=/path/to/data python benchmarks/comparison_records.py keep runs/criteria-50 docs/results/criteria-50
-    SECATEUR_DATA=/path/to/data python benchmarks/comparison_records.py restore runs/criteria-50 docs/results/criteria-50
+    python benchmarks/comparison_records.py keep runs/criteria-50 docs/results/criteria-50
+    python benchmarks/comparison_records.py restore runs/criteria-50 docs/results/criteria-50
 
-A cell whose record is there again is not run again.
+SECATEUR_DATA is the folder that records do not name. A cell whose record is there again is not run again.
 """
 
 import argparse
