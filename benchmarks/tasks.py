@@ -17,11 +17,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from secateur.harness import TaskOptions, check_tasks, run_tasks
 from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model
 from secateur.records import environment, markdown_table, write_json
 from secateur.task_figures import (
+    NOISE,
     SEVEN_TASKS,
     TaskFigure,
     figure_metric,
@@ -29,6 +31,9 @@ from secateur.task_figures import (
     paired_rows,
     seven_task_average,
 )
+
+HABIT = "boolq"
+"""Two answers, most of them yes: a model that says yes to everything is ahead of one that does not."""
 
 
 def main() -> None:
@@ -119,6 +124,7 @@ def table(records: dict[str, dict[str, TaskFigure]]) -> str:
         "model",
         *(f"{name} ({first[name].metric}, {first[name].rows} rows)" for name in first),
         "seven-task average",
+        f"without {HABIT}",
     )
     lines = []
     for name, figures in records.items():
@@ -128,11 +134,27 @@ def table(records: dict[str, dict[str, TaskFigure]]) -> str:
         ]
         average = seven_task_average(figures)
         paired = paired_average(figures, first) if figures is not first else None
-        lines.append((name, *cells, cell(average["value"], average["stderr"], paired) if average else "–"))
+        seven = cell(average["value"], average["stderr"], paired) if average else "–"
+        lines.append((name, *cells, seven, without_habit(figures, first) if average else "–"))
     return markdown_table(lines, header)
 
 
-def cell(value: float, stderr: float | None, paired: dict[str, object] | None) -> str:
+def without_habit(figures: dict[str, TaskFigure], first: dict[str, TaskFigure]) -> str:
+    """The average of the other six tasks; tasks are independent, so variances of means add up."""
+    names = [name for name in SEVEN_TASKS if name != HABIT]
+    value = sum(figures[name].value for name in names) / len(names)
+    stderr = math.hypot(*(figures[name].stderr or 0.0 for name in names)) / len(names)
+    pairs = [paired_rows(figures[name], first[name]) for name in names]
+    if figures is first or None in pairs:
+        return cell(value, stderr, None)
+    known = [pair for pair in pairs if pair is not None]
+    difference = sum(pair["difference"] for pair in known) / len(names)
+    error = math.hypot(*(pair["stderr"] for pair in known)) / len(names)
+    noise = abs(difference) <= NOISE * error
+    return cell(value, stderr, {"difference": difference, "stderr": error, "within_noise": noise})
+
+
+def cell(value: float, stderr: float | None, paired: dict[str, Any] | None) -> str:
     shown = f"{100 * value:.1f} ± {100 * (stderr or 0):.1f}"
     if paired is None:
         return shown
