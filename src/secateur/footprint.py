@@ -101,28 +101,8 @@ def training_footprint(
     kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
-    with FakeTensorMode():
-        state = {
-            name: torch.empty(
-                tensor.shape,
-                dtype=torch.float32 if "lora_" in name else tensor.dtype,
-                device=device_type,
-                requires_grad="lora_" in name,
-            )
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        }
-        kept = _Kept(state)
-        kept.watch(model)
-        ids = torch.zeros(micro_batch, seq_len, dtype=torch.long, device=device_type)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
-            autocast(device_type, dtype),
-            disable_input_dtype_casting(model),
-        ):
-            output = functional_call(model, state, kwargs={"input_ids": ids})
-            causal_lm_loss(output, ids)
-        trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
-        logits = 2 * _bytes(output.logits)
+    state, kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
+    trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
     activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
     passing = activations + logits
     return Footprint(
@@ -138,6 +118,37 @@ def training_footprint(
         moments=2 * moments,
         teacher=logits // 2 if distilled else 0,
     )
+
+
+def _fake_step(
+    model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str
+) -> tuple[dict[str, Tensor], "_Kept", int]:
+    """A forward pass and loss on tensors that have shapes alone.
+
+    Returns:
+        parameters and buffers by name, what the backward pass keeps, and bytes of the logits with their gradient.
+    """
+    with FakeTensorMode():
+        state = {
+            name: torch.empty(
+                tensor.shape,
+                dtype=torch.float32 if "lora_" in name else tensor.dtype,
+                device=device_type,
+                requires_grad="lora_" in name,
+            )
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
+        kept = _Kept(state)
+        kept.watch(model)
+        ids = torch.zeros(tokens, dtype=torch.long, device=device_type)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            autocast(device_type, dtype),
+            disable_input_dtype_casting(model),
+        ):
+            output = functional_call(model, state, kwargs={"input_ids": ids})
+            causal_lm_loss(output, ids)
+        return state, kept, 2 * _bytes(output.logits)
 
 
 def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:

@@ -9,12 +9,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .benchmark import checkpoint_bytes
 from .distributed import barrier
 from .errors import InputError
 from .export import ExportReport, Finish, loads_with, small_class
+from .families import Family
 from .launcher import rank
 from .layered import MODULE, modeling_source, stock_class_of
 from .models import ModelSource
@@ -72,7 +73,7 @@ def export_streamed(
         raise InputError("the base is quantised: name the checkpoint it was made from (source=).")
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     cls, config = small_class(base.config, units.family, units.shapes_after(keep), model_class)
-    config.dtype = dtype
+    config.architectures, config.dtype = [cls.__name__], dtype
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     logits = logits_of(model, probe_ids)
@@ -81,9 +82,8 @@ def export_streamed(
     if source is None:
         tensors = merged_and_sliced(model, units, keep)
     else:
-        wanted = skeleton.state_dict().keys() - set(skeleton.all_tied_weights_keys)
-        ordered = [name for name in skeleton.state_dict() if name in wanted]
-        tensors = merged_from_shards(ordered, model, units, keep, live or {}, source, trust=trust)
+        names = _stored_names(skeleton)
+        tensors = merged_from_shards(names, model, units, keep, live or {}, source, trust=trust)
     if rank() > 0:
         for _ in tensors:  # gathering a tensor takes all processes
             pass
@@ -93,14 +93,7 @@ def export_streamed(
     layered = LAYERS_KEY in config.to_dict()
     with replaced_whole(output) as folder:
         checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
-        config.architectures = [cls.__name__]
-        config.save_pretrained(folder)
-        (base.generation_config or GenerationConfig()).to_json_file(folder / "generation_config.json")
-        if layered:
-            code = modeling_source(stock_class_of(config).__name__, units.family)
-            (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        _write_beside(folder, config, base.generation_config, units.family, tokenizer)
         parameters = sum(parameter.numel() for parameter in skeleton.parameters())
         check = Check(
             folder, probe_ids, logits.to(dtype), parameters, remote_code=layered, merged_here=False, checksum=checksum,
@@ -123,6 +116,29 @@ def export_streamed(
     if source is None or any(map(is_sharded, model.modules())):
         barrier()
     return report
+
+
+def _stored_names(skeleton: PreTrainedModel) -> list[str]:
+    """Names of a model's tensors in their order, tied ones once."""
+    tied = set(skeleton.all_tied_weights_keys)
+    return [name for name in skeleton.state_dict() if name not in tied]
+
+
+def _write_beside(
+    folder: Path,
+    config: PreTrainedConfig,
+    generation_config: GenerationConfig | None,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """All of a checkpoint but its weights: configs, code where layers differ, the tokenizer."""
+    config.save_pretrained(folder)
+    (generation_config or GenerationConfig()).to_json_file(folder / "generation_config.json")
+    if LAYERS_KEY in config.to_dict():
+        code = modeling_source(stock_class_of(config).__name__, family)
+        (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def _most_kl(model: nn.Module) -> float | None:
