@@ -23,7 +23,6 @@ from secateur.harness import TaskOptions, check_tasks, run_tasks
 from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model
 from secateur.records import environment, markdown_table, write_json
 from secateur.task_figures import (
-    NOISE,
     SEVEN_TASKS,
     TaskFigure,
     figure_metric,
@@ -132,26 +131,16 @@ def table(records: dict[str, dict[str, TaskFigure]]) -> str:
             cell(f.value, f.stderr, paired_rows(f, first[task]) if figures is not first else None)
             for task, f in figures.items()
         ]
-        average = seven_task_average(figures)
-        paired = paired_average(figures, first) if figures is not first else None
-        seven = cell(average["value"], average["stderr"], paired) if average else "–"
-        lines.append((name, *cells, seven, without_habit(figures, first) if average else "–"))
+        lines.append((name, *cells, average(figures, first), average(figures, first, without=HABIT)))
     return markdown_table(lines, header)
 
 
-def without_habit(figures: dict[str, TaskFigure], first: dict[str, TaskFigure]) -> str:
-    """The average of the other six tasks; tasks are independent, so variances of means add up."""
-    names = [name for name in SEVEN_TASKS if name != HABIT]
-    value = sum(figures[name].value for name in names) / len(names)
-    stderr = math.hypot(*(figures[name].stderr or 0.0 for name in names)) / len(names)
-    pairs = [paired_rows(figures[name], first[name]) for name in names]
-    if figures is first or None in pairs:
-        return cell(value, stderr, None)
-    known = [pair for pair in pairs if pair is not None]
-    difference = sum(pair["difference"] for pair in known) / len(names)
-    error = math.hypot(*(pair["stderr"] for pair in known)) / len(names)
-    noise = abs(difference) <= NOISE * error
-    return cell(value, stderr, {"difference": difference, "stderr": error, "within_noise": noise})
+def average(figures: dict[str, TaskFigure], first: dict[str, TaskFigure], without: str | None = None) -> str:
+    found = seven_task_average(figures, without)
+    if found is None:
+        return "–"
+    paired = paired_average(figures, first, without) if figures is not first else None
+    return cell(found["value"], found["stderr"], paired)
 
 
 def cell(value: float, stderr: float | None, paired: dict[str, Any] | None) -> str:

@@ -95,28 +95,34 @@ def joined(parts: Sequence[TaskFigure]) -> TaskFigure:
     )
 
 
-def seven_task_average(tasks: Mapping[str, TaskFigure]) -> dict[str, Any] | None:
+def seven_task_average(tasks: Mapping[str, TaskFigure], without: str | None = None) -> dict[str, Any] | None:
     """The papers' average: the mean of the seven figures, each task counting the same; None unless all are there.
 
     All must be zero-shot and in the papers' metric. The standard error takes the tasks as independent of each other.
+
+    Args:
+        without: a task that is left out, such as one that says nothing of these models.
     """
-    found = [tasks[name] for name in SEVEN_TASKS if name in tasks]
-    if [figure.metric for figure in found] != list(SEVEN_TASKS.values()) or any(f.num_fewshot for f in found):
+    wanted = {name: metric for name, metric in SEVEN_TASKS.items() if name != without}
+    found = [tasks[name] for name in wanted if name in tasks]
+    if [figure.metric for figure in found] != list(wanted.values()) or any(f.num_fewshot for f in found):
         return None
     errors = [figure.stderr for figure in found if figure.stderr is not None]
     return {
         "value": statistics.fmean(figure.value for figure in found),
         "stderr": _mean_error(errors) if len(errors) == len(found) else None,
         "rows": sum(figure.rows for figure in found),
-        "metrics": SEVEN_TASKS,
+        "metrics": wanted,
     }
 
 
-def paired_average(first: Mapping[str, TaskFigure], second: Mapping[str, TaskFigure]) -> dict[str, Any] | None:
+def paired_average(
+    first: Mapping[str, TaskFigure], second: Mapping[str, TaskFigure], without: str | None = None
+) -> dict[str, Any] | None:
     """`first` less `second` of `seven_task_average`, as `paired_rows` gives it; None where a task has no such pair."""
-    if not (seven_task_average(first) and seven_task_average(second)):
+    if not (seven_task_average(first, without) and seven_task_average(second, without)):
         return None
-    pairs = [paired_rows(first[name], second[name]) for name in SEVEN_TASKS]
+    pairs = [paired_rows(first[name], second[name]) for name in SEVEN_TASKS if name != without]
     known = [pair for pair in pairs if pair is not None]
     if len(known) < len(pairs):
         return None
