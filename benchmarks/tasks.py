@@ -135,11 +135,11 @@ def table(records: dict[str, dict[str, TaskFigure]]) -> str:
     return markdown_table(lines, header)
 
 
-def average(figures: dict[str, TaskFigure], first: dict[str, TaskFigure], without: str | None = None) -> str:
-    found = seven_task_average(figures, without)
+def average(figures: dict[str, TaskFigure], first: dict[str, TaskFigure], *, without: str | None = None) -> str:
+    found = seven_task_average(figures, without=without)
     if found is None:
         return "–"
-    paired = paired_average(figures, first, without) if figures is not first else None
+    paired = paired_average(figures, first, without=without) if figures is not first else None
     return cell(found["value"], found["stderr"], paired)
 
 

@@ -198,6 +198,11 @@ def test_the_seven_task_average() -> None:
         assert seven_task_average(changed) is None
         assert paired_average(changed, dense) is None
     assert paired_average(dense | {"piqa": figure("acc", 0.5, [1.0])}, dense) is None
+    no_boolq = {name: f for name, f in pruned.items() if name != "boolq"}  # the first of the seven: 0.50 dense
+    assert seven_task_average(no_boolq, without="boolq")["value"] == pytest.approx(0.535 - 1 / 12)
+    six = paired_average(no_boolq, dense, without="boolq")
+    assert six["difference"] == pytest.approx(-1 / 12)
+    assert six["stderr"] == pytest.approx(1 / 12 / 6**0.5)
 
 
 def test_a_group_of_the_harness_is_one_figure() -> None:

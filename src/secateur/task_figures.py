@@ -95,7 +95,7 @@ def joined(parts: Sequence[TaskFigure]) -> TaskFigure:
     )
 
 
-def seven_task_average(tasks: Mapping[str, TaskFigure], without: str | None = None) -> dict[str, Any] | None:
+def seven_task_average(tasks: Mapping[str, TaskFigure], *, without: str | None = None) -> dict[str, Any] | None:
     """The papers' average: the mean of the seven figures, each task counting the same; None unless all are there.
 
     All must be zero-shot and in the papers' metric. The standard error takes the tasks as independent of each other.
@@ -117,10 +117,10 @@ def seven_task_average(tasks: Mapping[str, TaskFigure], without: str | None = No
 
 
 def paired_average(
-    first: Mapping[str, TaskFigure], second: Mapping[str, TaskFigure], without: str | None = None
+    first: Mapping[str, TaskFigure], second: Mapping[str, TaskFigure], *, without: str | None = None
 ) -> dict[str, Any] | None:
     """`first` less `second` of `seven_task_average`, as `paired_rows` gives it; None where a task has no such pair."""
-    if not (seven_task_average(first, without) and seven_task_average(second, without)):
+    if not (seven_task_average(first, without=without) and seven_task_average(second, without=without)):
         return None
     pairs = [paired_rows(first[name], second[name]) for name in SEVEN_TASKS if name != without]
     known = [pair for pair in pairs if pair is not None]
