@@ -3,15 +3,15 @@
     export SECATEUR_DATA=/path/to/data
     python benchmarks/adapt.py runs/adapt --task gsm8k --stage tune final variants
     python benchmarks/adapt.py runs/adapt --task gsm8k --stage tune final variants --shard 1/2     # and 2/2 beside it
-    python benchmarks/adapt.py runs/adapt --task gsm8k --stage tune --only "from rank 32" "alpha 2r"
+    python benchmarks/adapt.py runs/adapt --task gsm8k --stage tune --only "gradient, singular: alpha r/2"
     python benchmarks/adapt.py runs/adapt --task gsm8k --table --summary docs/results/adapt.json
 
 SmolLM2-135M-Instruct, adapters on all linears, AdamW, cosine decay, bfloat16 where the hardware has it. Stages:
 `tune` runs each contender (and the variants that `--only` names) with each learning rate of the grid on seed 0, and
 goes on by factors of 2, at most twice a side, while the best is at an edge; it is measured on rows of its own.
 `final` runs each contender with its best rate on seeds 1 to 3 (the batches of a seed are the same for all) and measures
-on the held-out rows. `variants` changes one option of `gradient` at a time, at the variant's best rate if that was
-tuned, else at that of `gradient`.
+on the held-out rows. `variants` changes one option of `gradient, singular` (the default of `secateur adapt`) at a time,
+at the variant's best rate if that was tuned, else at that of `gradient, singular`.
 Neither rows to tune on nor held-out rows are ever trained on. A run whose record is in the folder or in
 docs/results/adapt.json (`--from-summary`) is not run again.
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapt_tables import best_rates, tables
+from adapt_tables import VARIED, best_rates, tables
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
@@ -50,41 +50,44 @@ SUMMARY = Path(__file__).parent.parent / "docs" / "results" / "adapt.json"
 NOISE = (0.05, 0.1, 0.2)
 """Standard deviations of a perturbation of A and B, relative to each factor's own root mean square."""
 
-PRUNED = {"init_rank": 64, "rank": 8}
+GIVEN = {"init_rank": 64, "rank": 8, "basis": "given"}
+TURNED = {"init_rank": 64, "rank": 8, "basis": "singular"}
 CONTENDERS: dict[str, dict[str, Any]] = {
     "lora-8": {"rank": 8},
-    "gradient": PRUNED,
+    "gradient": GIVEN,
     "lora-64": {"rank": 64},
-    "sparsegpt": PRUNED | {"criterion": "sparsegpt"},
-    "magnitude": PRUNED | {"criterion": "magnitude"},
-    "taylor": PRUNED | {"criterion": "taylor"},
-    "wanda": PRUNED | {"criterion": "wanda"},
-    "random": PRUNED | {"criterion": "random"},
+    "sparsegpt": GIVEN | {"criterion": "sparsegpt"},
+    "magnitude": GIVEN | {"criterion": "magnitude"},
+    "taylor": GIVEN | {"criterion": "taylor"},
+    "wanda": GIVEN | {"criterion": "wanda"},
+    "random": GIVEN | {"criterion": "random"},
     "rslora-8": {"rank": 8, "rslora": True},
     "adalora-8": {"rank": 8, "adalora": True},
+    "lora-8, alpha 2r": {"rank": 8, "scaling": 2.0},
+    VARIED: TURNED,
+    "gradient, alpha 2r": GIVEN | {"scaling": 2.0},
+    "gradient, singular, alpha 2r": TURNED | {"scaling": 2.0},
 }
-VARIANTS: dict[str, dict[str, Any]] = {
-    "recovery none": PRUNED | {"recovery": "none"},
-    "recovery newton+compensate": PRUNED | {"recovery": "newton+compensate"},
-    "wanda, none": PRUNED | {"criterion": "wanda", "recovery": "none"},
-    "taylor, none": PRUNED | {"criterion": "taylor", "recovery": "none"},
-    "magnitude, none": PRUNED | {"criterion": "magnitude", "recovery": "none"},
-    "from rank 32": {"init_rank": 32, "rank": 8},
-    "from rank 128": {"init_rank": 128, "rank": 8},
-    "alpha r/4": PRUNED | {"scaling": 0.25},
-    "alpha r/2": PRUNED | {"scaling": 0.5},
-    "alpha 2r": PRUNED | {"scaling": 2.0},
-    "global": PRUNED | {"allocation": "global"},
-    "cut until 0.4": PRUNED | {"prune_end": 0.4},
-    "cut until 0.8": PRUNED | {"prune_end": 0.8},
-    "alpha r/2, cut until 0.4": PRUNED | {"scaling": 0.5, "prune_end": 0.4},
-    "K1 1, K2 1": PRUNED | {"k1": 1, "k2": 1},
-    "K1 1, K2 2": PRUNED | {"k1": 1, "k2": 2},
-    "K1 2, K2 4": PRUNED | {"k1": 2, "k2": 4},
-    "K1 5, K2 4": PRUNED | {"k1": 5, "k2": 4},
-    "K1 5, K2 8": PRUNED | {"k1": 5, "k2": 8},
-    "K1 10, K2 8": PRUNED | {"k1": 10, "k2": 8},
+CHANGES: dict[str, dict[str, Any]] = {
+    "recovery none": {"recovery": "none"},
+    "recovery newton+compensate": {"recovery": "newton+compensate"},
+    "magnitude": {"criterion": "magnitude"},
+    "magnitude, recovery none": {"criterion": "magnitude", "recovery": "none"},
+    "sparsegpt": {"criterion": "sparsegpt"},
+    "wanda, recovery none": {"criterion": "wanda", "recovery": "none"},
+    "from rank 32": {"init_rank": 32},
+    "from rank 128": {"init_rank": 128},
+    "global": {"allocation": "global"},
+    "alpha r/2": {"scaling": 0.5},
+    "cut until 0.4": {"prune_end": 0.4},
+    "cut until 0.8": {"prune_end": 0.8},
+    "K1 1, K2 1": {"k1": 1, "k2": 1},
+    "K1 2, K2 4": {"k1": 2, "k2": 4},
+    "K1 5, K2 4": {"k1": 5, "k2": 4},
+    "K1 5, K2 8": {"k1": 5, "k2": 8},
+    "K1 10, K2 8": {"k1": 10, "k2": 8},
 }
+VARIANTS = {f"{VARIED}: {change}": TURNED | options for change, options in CHANGES.items()}
 
 Row = tuple[list[int], int]
 """Tokens of a prompt with its answer, and where the answer starts."""
@@ -212,7 +215,7 @@ def adapted(base: Any, given: dict[str, Any], steps: int) -> PeftModel:
 
 def train(model: PeftModel, task: Task, given: dict[str, Any], rate: float, seed: int) -> dict[str, Any]:
     """One run; -> loss of the last ten steps, seconds, and the steps with a cut."""
-    names = ("criterion", "recovery", "allocation", "prune_end", "k1", "k2")
+    names = ("criterion", "recovery", "allocation", "basis", "prune_end", "k1", "k2")
     options = {name: given[name] for name in names if name in given}
     pruner = None
     if "init_rank" in given:
@@ -374,7 +377,7 @@ def run_stages(runs: Runs, given: argparse.Namespace) -> list[str]:
             if not rates:
                 best = best_rates(runs.all(), list(VARIANTS)).get(name)
                 # Another process may still be tuning: a best rate of half a grid would be another one's results.
-                known = best is not None and next_rate(runs, name if best.own else "gradient") is None
+                known = best is not None and next_rate(runs, name if best.own else VARIED) is None
                 rates = [best.rate] if best and known else []
                 missing += [] if rates else [name]
             for rate in rates:

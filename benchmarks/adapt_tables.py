@@ -6,14 +6,16 @@ from typing import Any
 
 from secateur.records import markdown_table
 
-REFERENCES = ("lora-8", "gradient")
+VARIED = "gradient, singular"
+"""Whose options the variants change."""
+REFERENCES = ("lora-8", "gradient", VARIED)
 CONTENDERS_TITLE = (
     "Contenders, each at its best rate. All cuts recover by `compensate` (the other papers' own cuts do not: see the "
     "rows `none` below); differences are paired by seed"
 )
 VARIANTS_TITLE = (
-    "One option of `gradient` at a time. K1 × K2 also decides when the cutting ends. The paper's K1 = 10, K2 = 2 takes "
-    "224 cuts and 2,240 steps from rank 512 to 64; its like in a run of this size, the smallest cuts over most of it, "
+    "One option of `gradient, singular` at a time. K1 × K2 also decides when the cutting ends. The paper's K1 = 10, K2 = 2 "
+    "takes 224 cuts and 2,240 steps from rank 512 to 64; its like in a run of this size, the smallest cuts over most of it, "
     "is K1 1, K2 1"
 )
 
@@ -26,16 +28,16 @@ class Best:
     edge: str
     """`low` or `high` where it is the lowest or highest of those tried, `only` where no other was, else empty."""
     own: bool = True
-    """Whether it was tuned for this one, and not taken from `gradient`."""
+    """Whether it was tuned for this one, and not taken from `VARIED`."""
 
     @property
     def words(self) -> str:
         marks = {"low": " (lowest tried)", "high": " (highest tried)", "only": " (only one tried)"}
-        return f"{self.rate:g}" + marks.get(self.edge, "") + ("" if self.own else ", as gradient")
+        return f"{self.rate:g}" + marks.get(self.edge, "") + ("" if self.own else f", as {VARIED}")
 
 
 def best_rates(records: list[dict[str, Any]], variants: list[str]) -> dict[str, Best]:
-    """Best rate of each that was tuned; variants that were not take that of `gradient`."""
+    """Best rate of each that was tuned; variants that were not take that of `VARIED`."""
     losses: dict[str, dict[float, float]] = {}
     for record in records:
         if record["seed"] == 0:
@@ -45,8 +47,8 @@ def best_rates(records: list[dict[str, Any]], variants: list[str]) -> dict[str, 
         rate = min(tried, key=lambda rate: tried[rate])
         edge = "only" if len(tried) == 1 else {min(tried): "low", max(tried): "high"}.get(rate, "")
         best[name] = Best(rate, edge)
-    if "gradient" in best:
-        borrowed = Best(best["gradient"].rate, best["gradient"].edge, own=False)
+    if VARIED in best:
+        borrowed = Best(best[VARIED].rate, best[VARIED].edge, own=False)
         best = dict.fromkeys(variants, borrowed) | best
     return best
 
@@ -57,7 +59,7 @@ def tables(records: list[dict[str, Any]], *, contenders: list[str], variants: li
     final = [r for r in records if r["seed"] > 0 and r["name"] in best and r["rate"] == best[r["name"]].rate]
     parts = [("Loss on the rows to tune on by learning rate, seed 0", rates_table(records, [*contenders, *variants]))]
     parts += [(CONTENDERS_TITLE, finals_table(final, best, contenders))]
-    parts += [(VARIANTS_TITLE, finals_table(final, best, ["gradient", *variants], cuts=True))]
+    parts += [(VARIANTS_TITLE, finals_table(final, best, [VARIED, *variants], cuts=True))]
     parts += [("Rise of the loss under perturbation of A and B", noise_table(final, contenders))]
     return "\n\n".join(f"{title}\n\n{table}" for title, table in parts)
 

@@ -86,9 +86,10 @@ def test_merged(place, tmp_path, capsys, more) -> None:
         torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, capsys, allocation) -> None:
+@pytest.mark.parametrize(("allocation", "basis"), [("uniform", "given"), ("global", "given"), ("uniform", "singular")])
+def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, capsys, allocation, basis) -> None:
     more = ("--save-steps", "2", "--dropout", "0.2", "--allocation", allocation, "--recovery", "newton+compensate")
+    more += ("--basis", basis)
     assert main(command(place, tmp_path / "whole", *more)) == 0
     real = PruningCallback.on_optimizer_step
 
@@ -189,6 +190,7 @@ def adapters(folder):
         (("--lora-init", "pissa"), "add --merge"),
         (("--criterion", "gradeint"), "did you mean 'gradient'"),
         (("--criterion", "sparsegpt", "--recovery", "newton+compensate"), "this cut by the activations'"),
+        (("--criterion", "taylor", "--basis", "singular"), "use --basis given"),
         (("--adapter", "{pissa}"), "began with init_lora_weights='pissa'"),
         (("--damping", "0"), "--damping is 0"),
         (("--fisher-decay", "1"), "--fisher-decay is 1"),

@@ -142,7 +142,8 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     """Train and prune an adapter; the records go to `job.work`."""
     config = job.config
     names = (
-        "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation seed"
+        "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation basis "
+        "seed"
     )
     options = {name: getattr(config, name) for name in names.split()}
     pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)

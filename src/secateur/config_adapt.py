@@ -37,6 +37,13 @@ class AdaptConfig(RunConfig):
         choices=("uniform", "global"),
     )
 
+    basis: str = option(
+        "components that a cut chooses from: given, as they are trained; singular, the adapter's singular directions",
+        "given",
+        group="pruning",
+        choices=("given", "singular"),
+    )
+
     schedule: str = option(
         "how the rank falls between the first and the last cut", "cubic", group="schedule", choices=("cubic", "linear")
     )
@@ -64,6 +71,11 @@ class AdaptConfig(RunConfig):
             found.append(
                 "--recovery newton+compensate with --criterion sparsegpt: a Newton step goes by the gradients' "
                 "curvature and this cut by the activations': use --recovery compensate."
+            )
+        if self.criterion == "taylor" and self.basis == "singular":
+            found.append(
+                "--basis singular with --criterion taylor: an average of |∂L/∂w · w| is known only for the components "
+                "that it was taken of: use --basis given, or another criterion."
             )
         if (self.k1 is None) != (self.k2 is None):
             found.append("--k1 and --k2 go together: give both, or neither.")

@@ -11,6 +11,7 @@ from ..surgery import check_mergeable, lora_factors, lora_layers
 from .criteria import RANK_CRITERIA
 from .layers import start_that_moves_base
 
+BASES = ("given", "singular")
 RECOVERIES = ("none", "compensate", "newton+compensate")
 
 
@@ -57,6 +58,7 @@ def check_options(
     decay: float,
     allocation: str,
     criterion: str,
+    basis: str,
     k1: int | None,
     k2: int | None,
 ) -> None:
@@ -79,6 +81,13 @@ def check_options(
         )
     if allocation not in ("uniform", "global"):
         raise InputError(f"--allocation is {allocation!r}: choose uniform or global.")
+    if basis not in BASES:
+        raise InputError(f"--basis is {basis!r}: choose from {', '.join(BASES)}.")
+    if basis == "singular" and RANK_CRITERIA[criterion].first_order:
+        raise InputError(
+            f"--basis singular with --criterion {criterion}: an average of |∂L/∂w · w| is known only for the "
+            "components that it was taken of: use --basis given, or another criterion."
+        )
     if not damping > 0:
         raise InputError(f"--damping is {damping}: it must be above 0.")
     if not 0 <= decay < 1:

@@ -14,6 +14,7 @@ from ..errors import InputError, NumericsError
 from ..schedule import Schedule
 from ..state import load_state, restoring, save_state
 from ..surgery import check_shapes, lora_factors, lora_layers
+from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
 from .criteria import RANK_CRITERIA, RankEvidence
 from .layers import (
@@ -61,6 +62,8 @@ class RankPruner:
         damping: of the curvature, relative to its mean diagonal.
         fisher_decay: weight of the past in the moving averages.
         allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
+        basis: the components that a cut chooses from: `given`, columns of B with rows of A as they are, or `singular`,
+            the singular directions of B·A, into which the adapter is turned before each cut.
         merges: the result will be merged into the base weights. Otherwise a start that has moved a part of them into
             the adapter (PiSSA, OLoRA) is warned of: saved alone, it fits no model.
     Raises:
@@ -84,6 +87,7 @@ class RankPruner:
         damping: float = 0.1,
         fisher_decay: float = 0.9,
         allocation: str = "uniform",
+        basis: str = "given",
         seed: int = 0,
         merges: bool = False,
     ) -> None:
@@ -93,11 +97,11 @@ class RankPruner:
         self.layers = lora_layers(model)
         check_options(
             rank, list(self.ranks.values()), recovery=recovery, damping=damping, decay=fisher_decay,
-            allocation=allocation, criterion=criterion, k1=k1, k2=k2,
+            allocation=allocation, criterion=criterion, basis=basis, k1=k1, k2=k2,
         )  # fmt: skip
         start = max(self.ranks.values())
         self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
-        self.allocation, self.seed = allocation, seed
+        self.allocation, self.basis, self.seed = allocation, basis, seed
         self.criterion = RANK_CRITERIA[criterion]
         self.start_ranks = self.ranks
         self.steps_done = 0
@@ -167,7 +171,7 @@ class RankPruner:
     def _wants_curvature(self) -> bool:
         """Whether the score or the recovery uses the gradients' second moments."""
         recovers = self.recovery != "none" and self.criterion.curvature == "gradient"
-        return self.criterion.second_order or recovers
+        return self.criterion.second_order or recovers or self.basis == "singular"
 
     def _check_gradients(self) -> None:
         """All there and finite; the device is asked once."""
@@ -201,6 +205,9 @@ class RankPruner:
         self._check_known()
         before = self.ranks
         self.share()
+        if self.basis == "singular":
+            for path, layer in self.layers.items():
+                turn_(lora_factors(layer), self._averages[path], optimizer)
         chosen: dict[str, Tensor] = {}
         for path, gone in self._choose(self.schedule.progress(self.steps_done), optimizer).items():
             if len(gone):
