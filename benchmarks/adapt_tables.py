@@ -14,7 +14,7 @@ CONTENDERS_TITLE = (
     "rows `none` below); differences are paired by seed"
 )
 VARIANTS_TITLE = (
-    f"One option of `{VARIED}` at a time. K1 × K2 also decides when the cutting ends. The paper's K1 = 10, K2 = 2 takes "
+    f"One option of `{VARIED}` at a time. K1 × K2 also decides when the cutting ends. The paper's 10 x 2 takes "
     "224 cuts and 2,240 steps from rank 512 to 64; its like in a run of this size, the smallest cuts over most of it, "
     "is K1 1, K2 1"
 )
