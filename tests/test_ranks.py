@@ -15,6 +15,7 @@ from secateur import PruningCallback
 from secateur.errors import InputError, NumericsError
 from secateur.ranks import RANK_CRITERIA, RankPruner
 from secateur.ranks.checks import rank_schedule
+from secateur.ranks.cut import score
 from secateur.ranks.layers import Averages, last_update_norm, second_moment
 from secateur.ranks.recovery import compensation, damped, newton_step, rise_of_each, rise_of_set
 from secateur.surgery import lora_factors
@@ -386,7 +387,7 @@ def test_the_newton_score_is_the_formula() -> None:
         optimizer.param_groups[0]["lr"] = 0.0
         optimizer.step()
         optimizer.param_groups[0]["lr"] = rate
-        scores.append(pruner._score(path, optimizer))
+        scores.append(score(pruner._now(path, optimizer), pruner.criterion, pruner.recovery, 0))
     expected = []
     for newton in (True, False):
         total = 0.0
@@ -476,7 +477,7 @@ def test_a_curvature_that_cannot_be_inverted_names_the_remedy() -> None:
     with pytest.raises(
         NumericsError, match=f"{path}: the curvature cannot be inverted with damping 0.1: raise --damping"
     ):
-        pruner._score(path, None)
+        score(pruner._now(path, None), pruner.criterion, pruner.recovery, 0)
 
 
 def test_rslora_keeps_its_scaling_in_memory_too() -> None:

@@ -43,9 +43,17 @@ def singular(a: Tensor, b: Tensor) -> Turn:
     return Turn(
         a=length * right @ across_a.T,
         b=across_b @ (left * (values / length)),
-        forth=length * right @ torch.linalg.pinv(upper_a).T,
+        forth=length * _solved(upper_a, right.T).T,
         back=upper_a.T @ right.T / length,
     )
+
+
+def _solved(upper: Tensor, sides: Tensor) -> Tensor:
+    """R⁻¹·S of an upper triangle R; with its pseudo-inverse where rows of A depend on each other."""
+    diagonal = upper.diagonal().abs()
+    if diagonal.min() > 1e-5 * diagonal.max():
+        return torch.linalg.solve_triangular(upper, sides, upper=True)
+    return torch.linalg.pinv(upper, rtol=1e-5) @ sides
 
 
 def turn_(lora: LoraFactors, averages: Averages, optimizer: torch.optim.Optimizer | None) -> None:

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, NumericsError
 from ..models import compute_dtype
-from ..surgery import Sliced, swap_parameters_
+from ..surgery import LoraFactors, Sliced, swap_parameters_
 
 NARROW_FROM = 64
 """Columns from which a gradient's second moment is taken in bfloat16."""
@@ -47,6 +47,24 @@ class Averages:
             sliced = value.index_select(-1, stay)
             square = name.startswith(("curvature", "second"))
             self.tensors[name] = sliced.index_select(0, stay) if square else sliced
+
+
+def check_gradients(factors: dict[str, LoraFactors], step: int) -> None:
+    """All there and finite; the device is asked once.
+
+    Raises:
+        InputError: one has none.
+        NumericsError: one is not finite; names layer and step.
+    """
+    norms = {}
+    for path, lora in factors.items():
+        if lora.a.grad is None or lora.b.grad is None:
+            raise InputError(f"{path}: LoRA has no gradient: call observe() after backward(), before zero_grad().")
+        norms[path] = lora.a.grad.norm() + lora.b.grad.norm().to(lora.a.grad.device)
+    finite = torch.stack([norm.to(next(iter(norms.values())).device) for norm in norms.values()]).isfinite()
+    for path, good in zip(norms, finite.tolist(), strict=True):
+        if not good:
+            raise NumericsError(f"step {step}: gradients of {path} are not finite: lower --lr, or use float32.")
 
 
 def step_facts(

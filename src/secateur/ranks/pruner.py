@@ -10,21 +10,16 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ..distributed import average_, check_agreement, trained_weights
-from ..errors import InputError, NumericsError
+from ..errors import NumericsError
 from ..schedule import Schedule
 from ..state import load_state, restoring, save_state
 from ..surgery import check_shapes, lora_factors, lora_layers
 from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
-from .criteria import RANK_CRITERIA, RankEvidence
-from .layers import (
-    Averages,
-    last_update_norm,
-    slice_components_,
-    step_facts,
-    tell_peft,
-)
-from .recovery import compensation, damped, inverse_of, newton_step, rise_of_set
+from .choice import lowest_of_all, lowest_of_each
+from .criteria import RANK_CRITERIA
+from .cut import LayerNow, recover_, score
+from .layers import Averages, check_gradients, slice_components_, step_facts, tell_peft
 from .watch import Activations
 
 STATE = "rank_pruner"
@@ -153,7 +148,7 @@ class RankPruner:
         assert self.schedule is not None, "begin() comes first, or total_steps"
         if not self._cuts_ahead:
             return
-        self._check_gradients()
+        check_gradients({path: lora_factors(layer) for path, layer in self.layers.items()}, self.steps_done + 1)
         seen_z = self._activations.take()
         wanted = {
             "curvature": self._wants_curvature,
@@ -172,21 +167,6 @@ class RankPruner:
         """Whether the score or the recovery uses the gradients' second moments."""
         recovers = self.recovery != "none" and self.criterion.curvature == "gradient"
         return self.criterion.second_order or recovers or self.basis == "singular"
-
-    def _check_gradients(self) -> None:
-        """All there and finite; the device is asked once."""
-        norms = {}
-        for path, layer in self.layers.items():
-            lora = lora_factors(layer)
-            if lora.a.grad is None or lora.b.grad is None:
-                raise InputError(f"{path}: LoRA has no gradient: call observe() after backward(), before zero_grad().")
-            norms[path] = lora.a.grad.norm() + lora.b.grad.norm().to(lora.a.grad.device)
-        finite = torch.stack([norm.to(next(iter(norms.values())).device) for norm in norms.values()]).isfinite()
-        for path, good in zip(norms, finite.tolist(), strict=True):
-            if not good:
-                raise NumericsError(
-                    f"step {self.steps_done + 1}: gradients of {path} are not finite: lower --lr, or use float32."
-                )
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
@@ -292,82 +272,24 @@ class RankPruner:
 
     def _choose(self, progress: float, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
         """Layer -> components that go now, ascending."""
-        scores = {path: self._score(path, optimizer).cpu() for path in self.layers}
-        if self.allocation == "uniform":
-            chosen = {}
-            for path, start in self.start_ranks.items():
-                due = round(progress * (start - self.rank)) - (start - len(scores[path]))
-                chosen[path] = scores[path].argsort(stable=True)[: max(0, due)].sort().values
-            return chosen
-        total = sum(self.start_ranks.values())
-        due = round(progress * (total - self.rank * len(self.layers))) - (total - sum(map(len, scores.values())))
-        ranked = sorted((float(score), path, j) for path, values in scores.items() for j, score in enumerate(values))
-        taken: dict[str, list[int]] = {path: [] for path in self.layers}
-        for _, path, component in ranked:
-            if due <= 0:
-                break
-            if len(taken[path]) < len(scores[path]) - 1:  # every layer keeps one
-                taken[path].append(component)
-                due -= 1
-        return {path: torch.tensor(sorted(gone), dtype=torch.long) for path, gone in taken.items()}
+        scores = {
+            path: score(self._now(path, optimizer), self.criterion, self.recovery, self.seed).cpu()
+            for path in self.layers
+        }
+        lowest = lowest_of_each if self.allocation == "uniform" else lowest_of_all
+        return lowest(scores, self.start_ranks, self.rank, progress)
 
-    def _score(self, path: str, optimizer: torch.optim.Optimizer | None) -> Tensor:
-        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
-        second_order = self.criterion.second_order
-        moves = second_order and self.recovery == "newton+compensate"
-        everything = torch.arange(lora.a.shape[0], device=lora.a.device)
-        evidence = RankEvidence(
-            path=path,
-            a=lora.a.detach(),
-            b=lora.b.detach(),
-            inverse_a=self._inverse(path, "curvature_a") if second_order else None,
-            inverse_b=self._inverse(path, "curvature_b") if second_order else None,
-            taylor=facts.get("taylor"),
-            second_z=facts.get("second_z"),
-            inverse_z=self._inverse(path, "second_z") if self.criterion.curvature == "activations" else None,
-            seed=self.seed,
-            newton_a=self._newton(path, "a", everything, optimizer) if moves else None,
-            newton_b=self._newton(path, "b", everything, optimizer) if moves else None,
-        )
-        return self.criterion.score(evidence)
-
-    def _inverse(self, path: str, curvature: str) -> Tensor:
-        return inverse_of(self._averages[path].tensors[curvature], self.damping, f"step {self.steps_done}, {path}")
-
-    def _newton(self, path: str, factor: str, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> Tensor:
-        """(d, stay) the Newton step of one factor, no longer than the optimiser's last."""
-        lora, facts = lora_factors(self.layers[path]), self._averages[path].tensors
-        longest = last_update_norm(lora.b if factor == "b" else lora.a, optimizer)
-        curvature = damped(facts[f"curvature_{factor}"], self.damping)
-        return newton_step(facts[f"gradient_{factor}"], curvature, stay, longest)
+    def _now(self, path: str, optimizer: torch.optim.Optimizer | None) -> LayerNow:
+        lora, known = lora_factors(self.layers[path]), self._averages[path].tensors
+        return LayerNow(path, self.steps_done, lora, known, self.damping, optimizer)
 
     def _remove(self, path: str, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Recover one factor, drop the components from both."""
-        layer = self.layers[path]
-        lora = lora_factors(layer)
-        gone = gone.to(lora.a.device)
-        everything = torch.arange(lora.a.shape[0], device=gone.device)
+        layer = self._now(path, optimizer)
+        gone = gone.to(layer.lora.a.device)
+        everything = torch.arange(layer.lora.a.shape[0], device=gone.device)
         stay = everything[~torch.isin(everything, gone)]
         if self.recovery != "none":
-            self._recover_(path, stay, gone, optimizer)
-        slice_components_(layer, stay, optimizer)
+            recover_(layer, self.criterion, self.recovery, stay, gone)
+        slice_components_(self.layers[path], stay, optimizer)
         self._averages[path].slice_(stay)
-
-    def _recover_(self, path: str, stay: Tensor, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
-        """Rewrite the columns that stay of the factor whose predicted rise is lower; both would correct twice."""
-        lora = lora_factors(self.layers[path])
-        factors = {"b": lora.b.detach(), "a": lora.a.detach().T}
-        if self.criterion.curvature == "activations":
-            inverses = {"b": self._inverse(path, "second_z")}
-        else:
-            inverses = {name: self._inverse(path, f"curvature_{name}") for name in factors}
-        rises = {name: rise_of_set(factors[name], inverse, gone) for name, inverse in inverses.items()}
-        chosen = "a" if "a" in rises and rises["a"] < rises["b"] else "b"
-        change = compensation(factors[chosen], inverses[chosen], gone)[:, stay]
-        if self.recovery == "newton+compensate":
-            change = change + self._newton(path, chosen, stay, optimizer)
-        with torch.no_grad():
-            if chosen == "b":
-                lora.b.data[:, stay] += change.to(lora.b)
-            else:
-                lora.a.data[stay] += change.T.to(lora.a)
