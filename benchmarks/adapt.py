@@ -67,7 +67,11 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     VARIED: TURNED,
     "gradient, alpha 2r": GIVEN | {"scaling": 2.0},
     "gradient, singular, alpha 2r": TURNED | {"scaling": 2.0},
+    "gradient, alpha 2r, by rank": GIVEN | {"scaling": 2.0, "follows": True},
+    "gradient, singular, by rank": TURNED | {"follows": True},
+    "gradient, singular, alpha 2r, by rank": TURNED | {"scaling": 2.0, "follows": True},
 }
+"""`scaling` is that of the end; with `follows` it is lower at the start, as 1/√r (`--scaling rank`)."""
 CHANGES: dict[str, dict[str, Any]] = {
     "recovery none": {"recovery": "none"},
     "recovery newton+compensate": {"recovery": "newton+compensate"},
@@ -205,7 +209,7 @@ def adapted(base: Any, given: dict[str, Any], steps: int) -> PeftModel:
         budget = {"init_r": 12, "target_r": 8, "tinit": steps // 10, "tfinal": steps * 4 // 10, "deltaT": 1}
         model = get_peft_model(base, AdaLoraConfig(lora_alpha=12, total_step=steps, **budget, **common))
     else:
-        alpha = given.get("scaling", 1.0) * rank
+        alpha = given.get("scaling", 1.0) * rank * ((given["rank"] / rank) ** 0.5 if given.get("follows") else 1)
         model = get_peft_model(
             base, LoraConfig(r=rank, lora_alpha=alpha, use_rslora=given.get("rslora", False), **common)
         )
@@ -217,6 +221,7 @@ def train(model: PeftModel, task: Task, given: dict[str, Any], rate: float, seed
     """One run; -> loss of the last ten steps, seconds, and the steps with a cut."""
     names = ("criterion", "recovery", "allocation", "basis", "prune_end", "k1", "k2")
     options = {name: given[name] for name in names if name in given}
+    options["scaling"] = "rank" if given.get("follows") else "fixed"
     pruner = None
     if "init_rank" in given:
         pruner = RankPruner(model, rank=given["rank"], total_steps=task.steps, frequency=5, seed=seed, **options)

@@ -89,7 +89,7 @@ def test_merged(place, tmp_path, capsys, more) -> None:
 @pytest.mark.parametrize(("allocation", "basis"), [("uniform", "given"), ("global", "given"), ("uniform", "singular")])
 def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, capsys, allocation, basis) -> None:
     more = ("--save-steps", "2", "--dropout", "0.2", "--allocation", allocation, "--recovery", "newton+compensate")
-    more += ("--basis", basis)
+    more += ("--basis", basis, "--scaling", "rank" if basis == "singular" else "fixed")
     assert main(command(place, tmp_path / "whole", *more)) == 0
     real = PruningCallback.on_optimizer_step
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from test_pruner import rows
 from test_ranks import adapted, delta, lora_layers_of, prune_to, train
+from tiny import tiny_llama
 
 from secateur.errors import InputError
 from secateur.ranks import RankPruner
@@ -12,11 +14,12 @@ from secateur.ranks.layers import Averages, second_moment
 from secateur.surgery import lora_factors
 
 
-def grown(rank=8):
-    """A model whose adapter does something, with gradients and AdamW moments."""
+def grown(rank=8, working=8):
+    """A model whose adapter does something, with gradients and the AdamW moments of one step at rate 0."""
     model = adapted(rank=rank)
     for layer in lora_layers_of(model):
         torch.nn.init.normal_(lora_factors(layer).b, std=0.3)
+        lora_factors(layer).b.data[:, working:] = 0
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
     ids = rows(4)
     model(ids, labels=ids).loss.backward()
@@ -121,8 +124,46 @@ def test_a_run(criterion, allocation) -> None:
             assert parameter.isfinite().all()
 
 
+@pytest.mark.parametrize("basis", ["given", "singular"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_scaling_may_follow_the_rank(tmp_path, basis, allocation) -> None:
+    """At a cut that removes components that do nothing, the function stays; the rest is as if all had been rescaled."""
+    model, optimizer, ids = grown(working=3)
+    pruner = RankPruner(
+        model, rank=3, total_steps=1, schedule="one-shot", prune_start=1, criterion="magnitude",
+        basis=basis, allocation=allocation, scaling="rank",
+    )  # fmt: skip
+    expected = model(ids).logits.detach()
+    optimizer.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    pruner.observe()
+    pruner.step(optimizer)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-8, atol=1e-8)
+    optimizer.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    assert sum(pruner.ranks.values()) == 3 * len(pruner.ranks)
+    for path, layer in pruner.layers.items():
+        lora = lora_factors(layer)
+        assert lora.scaling == pytest.approx((8 / len(lora.a)) ** 0.5)
+        curvature = pruner._averages[path].tensors["curvature_b"]
+        torch.testing.assert_close(curvature, second_moment(lora.b.grad), rtol=1e-6, atol=1e-12)
+        # The only step so far was on the same rows, at the same function.
+        torch.testing.assert_close(optimizer.state[lora.b]["exp_avg"], 0.1 * lora.b.grad, rtol=1e-6, atol=1e-10)
+        length = optimizer.state[lora.b]["exp_avg_sq"].sum(0)
+        torch.testing.assert_close(length, 1e-3 * lora.b.grad.square().sum(0), rtol=1e-6, atol=1e-14)
+    model.save_pretrained(tmp_path)
+    base = tiny_llama(layers=2, dtype=torch.float64)
+    again = PeftModel.from_pretrained(base, tmp_path, autocast_adapter_dtype=False)
+    torch.testing.assert_close(again(ids).logits, expected, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize(
-    ("options", "words"), [({"basis": "svd"}, "given, singular"), ({"criterion": "taylor"}, "--basis given")]
+    ("options", "words"),
+    [
+        ({"basis": "svd"}, "given, singular"),
+        ({"criterion": "taylor"}, "--basis given"),
+        ({"scaling": "sqrt"}, "choose fixed or rank"),
+    ],
 )
 def test_bad_input(options, words) -> None:
     with pytest.raises(InputError, match=words):

@@ -95,7 +95,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     if config.load_in is not None:
         progress.message(load_in_words(config.load_in, cuts=False))
     before = measure(base, job, dtype)
-    model = add_lora(base, config, "all-linear", scaling=lora_scaling(config, 1.0))
+    model = add_lora(base, config, "all-linear", scaling=first_scaling(config))
     training = time.perf_counter()
     pruner = train_adapter(model, job, dtype, progress)
     train_seconds = time.perf_counter() - training
@@ -138,12 +138,18 @@ def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> Pef
     return model
 
 
+def first_scaling(config: AdaptConfig) -> float:
+    """What B·A is multiplied by at the run's start: `--alpha` tells of the end."""
+    last = lora_scaling(config, 1.0)
+    return last if config.scaling == "fixed" else last * float((config.rank / config.init_rank) ** 0.5)
+
+
 def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
     """Train and prune an adapter; the records go to `job.work`."""
     config = job.config
     names = (
         "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation basis "
-        "seed"
+        "scaling seed"
     )
     options = {name: getattr(config, name) for name in names.split()}
     pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)

@@ -16,6 +16,13 @@ class AdaptConfig(RunConfig):
     init_rank: int = option("rank that it starts with; equal to --rank: plain LoRA", 64, group="lora")
     alpha: int | None = option("LoRA alpha at the final rank; default: the rank, so scaling 1", None, group="lora")
 
+    scaling: str = option(
+        "fixed: alpha / r of the final rank throughout; rank: it grows to that as the rank falls, as 1 / sqrt(r)",
+        "fixed",
+        group="lora",
+        choices=("fixed", "rank"),
+    )
+
     criterion: str = option(
         "what scores the rank components",
         "gradient",

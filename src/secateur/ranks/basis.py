@@ -13,6 +13,10 @@ from torch import Tensor
 from ..surgery import LoraFactors
 from .layers import Averages
 
+DEPENDENT = 1e-2
+"""Singular values of A, relative to the largest, below which rows count as dependent. N would enlarge the rounding of
+a curvature by their inverse square, until it is no curvature any more (seen where training diverges)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Turn:
@@ -43,17 +47,9 @@ def singular(a: Tensor, b: Tensor) -> Turn:
     return Turn(
         a=length * right @ across_a.T,
         b=across_b @ (left * (values / length)),
-        forth=length * _solved(upper_a, right.T).T,
+        forth=length * right @ torch.linalg.pinv(upper_a, rtol=DEPENDENT).T,
         back=upper_a.T @ right.T / length,
     )
-
-
-def _solved(upper: Tensor, sides: Tensor) -> Tensor:
-    """R⁻¹·S of an upper triangle R; with its pseudo-inverse where rows of A depend on each other."""
-    diagonal = upper.diagonal().abs()
-    if diagonal.min() > 1e-5 * diagonal.max():
-        return torch.linalg.solve_triangular(upper, sides, upper=True)
-    return torch.linalg.pinv(upper, rtol=1e-5) @ sides
 
 
 def turn_(lora: LoraFactors, averages: Averages, optimizer: torch.optim.Optimizer | None) -> None:

@@ -59,6 +59,7 @@ def check_options(
     allocation: str,
     criterion: str,
     basis: str,
+    scaling: str,
     k1: int | None,
     k2: int | None,
 ) -> None:
@@ -83,6 +84,8 @@ def check_options(
         raise InputError(f"--allocation is {allocation!r}: choose uniform or global.")
     if basis not in BASES:
         raise InputError(f"--basis is {basis!r}: choose from {', '.join(BASES)}.")
+    if scaling not in ("fixed", "rank"):
+        raise InputError(f"--scaling is {scaling!r}: choose fixed or rank.")
     if basis == "singular" and RANK_CRITERIA[criterion].first_order:
         raise InputError(
             f"--basis singular with --criterion {criterion}: an average of |∂L/∂w · w| is known only for the "

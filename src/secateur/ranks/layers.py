@@ -122,6 +122,30 @@ def slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer
         swap_parameters_(optimizer, swapped)
 
 
+def rescale_(layer: Any, scaling: float, averages: Averages | None, optimizer: torch.optim.Optimizer | None) -> None:
+    """Another `scaling`, and B with its AdamW moments and averages what they then must be: the function stays.
+
+    Args:
+        averages: none, where B's values and moments are still to be read from a checkpoint of that scaling.
+    """
+    (adapter,) = layer.active_adapters
+    factor = scaling / layer.scaling[adapter]
+    layer.scaling[adapter] = scaling
+    if averages is None:
+        return
+    b = layer.lora_B[adapter].weight
+    b.data /= factor
+    state = optimizer.state.get(b, {}) if optimizer is not None else {}
+    for known, name, power in (
+        (state, "exp_avg", 1),
+        (state, "exp_avg_sq", 2),
+        (averages.tensors, "gradient_b", 1),
+        (averages.tensors, "curvature_b", 2),
+    ):
+        if name in known:
+            known[name] *= factor**power
+
+
 def last_update_norm(parameter: Tensor, optimizer: torch.optim.Optimizer | None) -> float:
     """Length of AdamW's last update of a parameter (without weight decay), from its moments.
 

@@ -19,7 +19,7 @@ from .checks import check_adapter, check_options, rank_schedule
 from .choice import lowest_of_all, lowest_of_each
 from .criteria import RANK_CRITERIA
 from .cut import LayerNow, recover_, score
-from .layers import Averages, check_gradients, slice_components_, step_facts, tell_peft
+from .layers import Averages, check_gradients, rescale_, slice_components_, step_facts, tell_peft
 from .watch import Activations
 
 STATE = "rank_pruner"
@@ -43,7 +43,7 @@ class RankPruner:
     In a loop: `loss.backward(); pruner.observe(); optimizer.step(); pruner.step(optimizer); optimizer.zero_grad()`;
     in Trainer, `PruningCallback(pruner)`.
 
-    Removal is physical: A (r, in), B (out, r) and their AdamW moments shrink. `scaling` stays what it was.
+    Removal is physical: A (r, in), B (out, r) and their AdamW moments shrink.
 
     Args:
         model: a `PeftModel` with one plain LoRA adapter.
@@ -59,6 +59,8 @@ class RankPruner:
         allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
         basis: the components that a cut chooses from: `given`, columns of B with rows of A as they are, or `singular`,
             the singular directions of B·A, into which the adapter is turned before each cut.
+        scaling: what becomes of each layer's `scaling`: `fixed`, or `rank`, which lets it grow as 1/√r and divides B by
+            as much, so that the function stays and a step moves the weights alike at every rank (rsLoRA).
         merges: the result will be merged into the base weights. Otherwise a start that has moved a part of them into
             the adapter (PiSSA, OLoRA) is warned of: saved alone, it fits no model.
     Raises:
@@ -83,6 +85,7 @@ class RankPruner:
         fisher_decay: float = 0.9,
         allocation: str = "uniform",
         basis: str = "given",
+        scaling: str = "fixed",
         seed: int = 0,
         merges: bool = False,
     ) -> None:
@@ -92,13 +95,14 @@ class RankPruner:
         self.layers = lora_layers(model)
         check_options(
             rank, list(self.ranks.values()), recovery=recovery, damping=damping, decay=fisher_decay,
-            allocation=allocation, criterion=criterion, basis=basis, k1=k1, k2=k2,
+            allocation=allocation, criterion=criterion, basis=basis, scaling=scaling, k1=k1, k2=k2,
         )  # fmt: skip
         start = max(self.ranks.values())
         self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
-        self.allocation, self.basis, self.seed = allocation, basis, seed
+        self.allocation, self.basis, self.scaling, self.seed = allocation, basis, scaling, seed
         self.criterion = RANK_CRITERIA[criterion]
         self.start_ranks = self.ranks
+        self._start_scalings = {path: lora_factors(layer).scaling for path, layer in self.layers.items()}
         self.steps_done = 0
         self.cuts: list[RankCut] = []
         self._averages = {path: Averages() for path in self.layers}
@@ -245,6 +249,8 @@ class RankPruner:
         self.cuts = [RankCut(**cut) for cut in state["cuts"]]
         for path, rank in state["ranks"].items():
             slice_components_(self.layers[path], torch.arange(rank), None)
+            if self.scaling == "rank":
+                rescale_(self.layers[path], self._scaling(path), None, None)
         tell_peft(self.model, self.layers)
         for path, averages in self._averages.items():
             prefix = path + "."
@@ -293,3 +299,10 @@ class RankPruner:
             recover_(layer, self.criterion, self.recovery, stay, gone)
         slice_components_(self.layers[path], stay, optimizer)
         self._averages[path].slice_(stay)
+        if self.scaling == "rank":
+            rescale_(self.layers[path], self._scaling(path), self._averages[path], optimizer)
+
+    def _scaling(self, path: str) -> float:
+        """What a layer's `scaling` is at its rank now, where it follows it."""
+        rank = lora_factors(self.layers[path]).a.shape[0]
+        return float(self._start_scalings[path] * (self.start_ranks[path] / rank) ** 0.5)
