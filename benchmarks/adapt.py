@@ -72,6 +72,17 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "gradient, singular, alpha 2r, by rank": TURNED | {"scaling": 2.0, "follows": True},
 }
 """`scaling` is that of the end; with `follows` it is lower at the start, as 1/√r (`--scaling rank`)."""
+FINAL_2 = {"init_rank": 64, "rank": 2, "follows": True}
+SMALLER: dict[str, dict[str, Any]] = {
+    "lora-2, alpha 2r": {"rank": 2, "scaling": 2.0},
+    "lora-2, alpha 4r": {"rank": 2, "scaling": 4.0},
+    "gradient to 2, alpha 2r": FINAL_2 | {"scaling": 2.0},
+    "gradient to 2, alpha 4r": FINAL_2 | {"scaling": 4.0},
+    "gradient, singular, to 2, alpha 2r": FINAL_2 | {"scaling": 2.0, "basis": "singular"},
+    "gradient, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular"},
+    "random to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "criterion": "random"},
+}
+"""Where rank is scarcer; stages run these only when `--only` names them."""
 CHANGES: dict[str, dict[str, Any]] = {
     "recovery none": {"recovery": "none"},
     "recovery newton+compensate": {"recovery": "newton+compensate"},
@@ -299,7 +310,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--stage", nargs="+", choices=("tune", "final", "variants"), default=["tune", "final"])
-    parser.add_argument("--only", nargs="+", choices=[*CONTENDERS, *VARIANTS], help="contenders or variants")
+    parser.add_argument("--only", nargs="+", choices=[*CONTENDERS, *SMALLER, *VARIANTS], help="of these")
     parser.add_argument("--rates", nargs="+", type=float, help="default: the grid, or the best of it")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 to 3; seed 0 is for tuning")
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th contender, from the i-th on")
@@ -315,7 +326,7 @@ def main() -> None:
         with freed_pages_kept():
             missing = run_stages(runs, given)
     records = runs.all()
-    print(tables(records, contenders=list(CONTENDERS), variants=list(VARIANTS)))
+    print(tables(records, contenders=list(CONTENDERS), smaller=list(SMALLER), variants=list(VARIANTS)))
     if given.summary:
         known = json.loads(given.summary.read_text()) if given.summary.exists() else {}
         write_json(given.summary, known | {given.task: records})
@@ -366,13 +377,13 @@ def run_stages(runs: Runs, given: argparse.Namespace) -> list[str]:
 
     def done(name: str, rate: float, seed: int) -> None:
         if not runs.has(name, rate, seed, task.size):
-            specs = CONTENDERS | VARIANTS
+            specs = CONTENDERS | SMALLER | VARIANTS
             write_json(runs.path(name, rate, seed), run(base, task, name, specs[name], rate, seed))
 
     for stage in given.stage:
         specs = VARIANTS if stage == "variants" else CONTENDERS
-        if stage == "tune" and given.only:
-            specs = CONTENDERS | VARIANTS
+        if given.only:
+            specs = {"tune": CONTENDERS | SMALLER | VARIANTS, "final": CONTENDERS | SMALLER}.get(stage, specs)
         names = [name for name in specs if not given.only or name in given.only]
         for name in names[number - 1 :: shards]:
             if stage == "tune":

@@ -8,7 +8,8 @@ from secateur.records import markdown_table
 
 VARIED = "gradient, singular"
 """Whose options the variants change."""
-REFERENCES = ("lora-8", "gradient", VARIED)
+REFERENCES = ("lora-8", "lora-8, alpha 2r", "gradient")
+SMALLER_REFERENCES = ("lora-2, alpha 2r", "lora-2, alpha 4r")
 CONTENDERS_TITLE = (
     "Contenders, each at its best rate. All cuts recover by `compensate` (the other papers' own cuts do not: see the "
     "rows `none` below); differences are paired by seed"
@@ -53,13 +54,24 @@ def best_rates(records: list[dict[str, Any]], variants: list[str]) -> dict[str, 
     return best
 
 
-def tables(records: list[dict[str, Any]], *, contenders: list[str], variants: list[str]) -> str:
-    """Markdown: rates tried, contenders, variants, robustness. Final runs count at the best rate alone."""
+def tables(records: list[dict[str, Any]], *, contenders: list[str], smaller: list[str], variants: list[str]) -> str:
+    """Markdown: rates tried, contenders, those that end at a smaller rank, variants, robustness. Final runs count at the best rate alone."""
     best = best_rates(records, variants)
     final = [r for r in records if r["seed"] > 0 and r["name"] in best and r["rate"] == best[r["name"]].rate]
-    parts = [("Loss on the rows to tune on by learning rate, seed 0", rates_table(records, [*contenders, *variants]))]
-    parts += [(CONTENDERS_TITLE, finals_table(final, best, contenders))]
-    parts += [(VARIANTS_TITLE, finals_table(final, best, [VARIED, *variants], cuts=True))]
+    parts = [
+        (
+            "Loss on the rows to tune on by learning rate, seed 0",
+            rates_table(records, [*contenders, *smaller, *variants]),
+        )
+    ]
+    parts += [(CONTENDERS_TITLE, finals_table(final, best, contenders, REFERENCES))]
+    parts += [
+        (
+            "Final rank 2; differences are paired by seed",
+            finals_table(final, best, ["lora-64", *smaller], SMALLER_REFERENCES),
+        )
+    ]
+    parts += [(VARIANTS_TITLE, finals_table(final, best, [VARIED, *variants], (VARIED,), cuts=True))]
     parts += [("Rise of the loss under perturbation of A and B", noise_table(final, contenders))]
     return "\n\n".join(f"{title}\n\n{table}" for title, table in parts)
 
@@ -79,7 +91,14 @@ def rates_table(records: list[dict[str, Any]], names: list[str]) -> str:
     return markdown_table(rows, ("", *(f"{rate:g}" for rate in rates), "best"))
 
 
-def finals_table(final: list[dict[str, Any]], best: dict[str, Best], names: list[str], *, cuts: bool = False) -> str:
+def finals_table(
+    final: list[dict[str, Any]],
+    best: dict[str, Best],
+    names: list[str],
+    references: tuple[str, ...],
+    *,
+    cuts: bool = False,
+) -> str:
     """Mean and spread over seeds, and the differences from the references, seed by seed.
 
     Args:
@@ -98,7 +117,7 @@ def finals_table(final: list[dict[str, Any]], best: dict[str, Best], names: list
                 for r in records
                 if (other, r["seed"]) in at
             ]
-            for other in REFERENCES
+            for other in references
         ]
         accuracies = [100 * record["held_out"]["accuracy"] for record in records if "accuracy" in record["held_out"]]
         steps = records[0].get("cuts")
@@ -108,13 +127,13 @@ def finals_table(final: list[dict[str, Any]], best: dict[str, Best], names: list
             *((f"{len(steps)}, {steps[0]}–{steps[-1]}" if steps else "–",) if cuts else ()),
             f"{records[0]['adapter_parameters'] / 1e6:.2f}M",
             spread([record["held_out"]["loss"] for record in records]),
-            *("–" if name == other else differences(values) for other, values in zip(REFERENCES, paired, strict=True)),
+            *("–" if name == other else differences(values) for other, values in zip(references, paired, strict=True)),
             spread(accuracies, digits=1) if accuracies else "–",
             str(len(records)),
         )
         rows.append(row)
     columns = ("", "rate", *(("cuts, steps",) if cuts else ()), "parameters", "held-out loss")
-    return markdown_table(rows, (*columns, *(f"less {name}" for name in REFERENCES), "accuracy, %", "seeds"))
+    return markdown_table(rows, (*columns, *(f"less {name}" for name in references), "accuracy, %", "seeds"))
 
 
 def noise_table(final: list[dict[str, Any]], names: list[str]) -> str:
