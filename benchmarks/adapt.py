@@ -10,7 +10,7 @@ SmolLM2-135M-Instruct, adapters on all linears, AdamW, cosine decay, bfloat16 wh
 `tune` runs each contender (and the variants that `--only` names) with each learning rate of the grid on seed 0, and
 goes on by factors of 2, at most twice a side, while the best is at an edge; it is measured on rows of its own.
 `final` runs each contender with its best rate on seeds 1 to 3 (the batches of a seed are the same for all) and measures
-on the held-out rows. `variants` changes one option of `gradient, singular` (the default of `secateur adapt`) at a time,
+on the held-out rows. `variants` changes one option of `gradient, singular` at a time,
 at the variant's best rate if that was tuned, else at that of `gradient, singular`.
 Neither rows to tune on nor held-out rows are ever trained on. A run whose record is in the folder or in
 docs/results/adapt.json (`--from-summary`) is not run again.

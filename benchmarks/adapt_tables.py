@@ -55,7 +55,10 @@ def best_rates(records: list[dict[str, Any]], variants: list[str]) -> dict[str, 
 
 
 def tables(records: list[dict[str, Any]], *, contenders: list[str], smaller: list[str], variants: list[str]) -> str:
-    """Markdown: rates tried, contenders, those that end at a smaller rank, variants, robustness. Final runs count at the best rate alone."""
+    """Markdown: rates tried, contenders, those that end at a smaller rank, variants, robustness.
+
+    Final runs count at the best rate alone.
+    """
     best = best_rates(records, variants)
     final = [r for r in records if r["seed"] > 0 and r["name"] in best and r["rate"] == best[r["name"]].rate]
     parts = [
