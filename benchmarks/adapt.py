@@ -47,7 +47,7 @@ WIDER = 2
 """How often the grid goes on by a factor of 2, on each side, while the best rate is at its edge."""
 SEEDS = (1, 2, 3)
 SUMMARY = Path(__file__).parent.parent / "docs" / "results" / "adapt.json"
-NOISE = (0.05, 0.1, 0.2)
+NOISE = (0.1, 0.2, 0.5, 1.0)
 """Standard deviations of a perturbation of A and B, relative to each factor's own root mean square."""
 
 GIVEN = {"init_rank": 64, "rank": 8, "basis": "given"}
