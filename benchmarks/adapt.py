@@ -37,7 +37,7 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from secateur.heap import freed_pages_kept
 from secateur.loss import causal_lm_loss
-from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, resolve_model
+from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, name_of, resolve_model
 from secateur.ranks import RankPruner
 from secateur.records import environment, write_json
 
@@ -80,6 +80,9 @@ SMALLER: dict[str, dict[str, Any]] = {
     "gradient to 2, alpha 4r": FINAL_2 | {"scaling": 4.0},
     "gradient, singular, to 2, alpha 2r": FINAL_2 | {"scaling": 2.0, "basis": "singular"},
     "gradient, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular"},
+    "magnitude, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "magnitude"},
+    "sparsegpt, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "sparsegpt"},
+    "wanda, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "wanda"},
     "random to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "criterion": "random"},
 }
 """Where rank is scarcer; stages run these only when `--only` names them."""
@@ -427,6 +430,7 @@ def run(base: Any, task: Task, name: str, given: dict[str, Any], rate: float, se
     set_seed(seed)
     model = adapted(base, given, task.steps)
     record: dict[str, Any] = {"name": name, "options": given, "rate": rate, "seed": seed, "size": task.size}
+    record["dtype"] = name_of(compute_dtype("auto"))
     started, used = time.perf_counter(), time.process_time()
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     with disable_input_dtype_casting(model):
