@@ -77,7 +77,7 @@ def best_ratio(dense, small, turns=15) -> float:
     """Shortest forward pass of one over the other's, in alternate turns, each on one thread.
 
     Another process on the same cores only adds to a pass, and half the median of seven under load: the shortest of many
-    is the one that it left alone. Of two threads one always waits for the other, which shares its core with that process.
+    is the one that it left alone. Of two threads one would wait for the other, which shares its core with that process.
     """
     ids = torch.arange(256).unsqueeze(0)
     seconds: dict[str, list[float]] = {"dense": [], "small": []}
