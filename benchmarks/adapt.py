@@ -37,7 +37,7 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from secateur.heap import freed_pages_kept
 from secateur.loss import causal_lm_loss
-from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, name_of, resolve_model
+from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, name_of, resolve_model, widened
 from secateur.ranks import RankPruner
 from secateur.records import environment, write_json
 
@@ -373,7 +373,7 @@ def run_stages(runs: Runs, given: argparse.Namespace) -> list[str]:
     data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
     source = resolve_model(MODEL)
     task = TASKS[given.task](data, load_tokenizer(source))
-    base = load_model(source)
+    base = widened(load_model(source), compute_dtype("auto"))
     base.config.use_cache = False
     number, shards = map(int, given.shard.split("/"))
     missing = []

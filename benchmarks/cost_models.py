@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from secateur.models import default_device
+from secateur.models import compute_dtype, default_device
 
 LLAMA: dict[str, Any] = {"vocab_size": 32000, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -25,13 +25,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(shape: dict[str, Any], load_in: str = "none") -> PreTrainedModel:
-    """A Llama with random weights in bfloat16 on the device; a quantised one is made linear by linear."""
+    """A Llama with random weights in the dtype that is computed in; a quantised one is made linear by linear."""
     config = LlamaConfig(**shape, use_cache=False)
     device = default_device()
     if load_in == "none":
         with device:
             previous = torch.get_default_dtype()
-            torch.set_default_dtype(torch.bfloat16)
+            torch.set_default_dtype(compute_dtype("auto"))
             try:
                 return LlamaForCausalLM(config)
             finally:
@@ -50,7 +50,7 @@ def random_model(shape: dict[str, Any], load_in: str = "none") -> PreTrainedMode
 def meta_model(shape: dict[str, Any]) -> PreTrainedModel:
     """The shapes alone."""
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(**shape, use_cache=False)).to(torch.bfloat16)
+        return LlamaForCausalLM(LlamaConfig(**shape, use_cache=False)).to(compute_dtype("auto"))
 
 
 def fill(model: PreTrainedModel, device: torch.device) -> None:
@@ -58,7 +58,7 @@ def fill(model: PreTrainedModel, device: torch.device) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
+                value = torch.empty(parameter.shape, dtype=compute_dtype("auto"), device=device).normal_(std=0.02)
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     rotary = type(model.model.rotary_emb)
@@ -78,7 +78,7 @@ def in_4bit(linear: nn.Linear, device: torch.device) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     new = Linear4bit(
-        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        linear.in_features, linear.out_features, bias=False, compute_dtype=compute_dtype("auto"), quant_type="nf4"
     )
     new.weight = Params4bit(random_weight(linear, device), requires_grad=False, quant_type="nf4", module=new).to(device)
     return new

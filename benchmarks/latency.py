@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from secateur.benchmark import forward_flops, forward_latency
-from secateur.models import compute_dtype, load_model, resolve_model
+from secateur.models import compute_dtype, load_model, resolve_model, widened
 from secateur.records import environment, markdown_table
 
 DENSE = "smollm2-135m-instruct"
@@ -26,6 +26,8 @@ def main() -> None:
     dtype = compute_dtype("auto")
     models = {DENSE: load_model(resolve_model(DENSE))}
     models |= {f.name: load_model(resolve_model(str(f)), trust_remote_code=True) for f in given.folders}
+    for model in models.values():
+        widened(model, dtype)
     machine = environment()
     print(
         f"{machine['cpu']}, {machine['logical_cores']} cores, torch {machine['versions']['torch']}, "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.harness import TaskOptions, check_tasks, run_tasks
-from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model
+from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model, widened
 from secateur.records import environment, markdown_table, write_json
 from secateur.task_figures import (
     SEVEN_TASKS,
@@ -80,7 +80,7 @@ def run(path: Path, name: str, options: TaskOptions) -> None:
     if path.exists():
         return
     source, dtype, started = resolve_model(name), compute_dtype("auto"), time.perf_counter()
-    model = load_model(source, trust_remote_code=True)
+    model = widened(load_model(source, trust_remote_code=True), dtype)
     found, warnings = run_tasks(model, load_tokenizer(source), options, dtype)
     rows = {task: list(figure.row_values) for task, figure in found.items()}
     record = {

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_tiny
+from tiny import save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from secateur.cli import COMMANDS, main
 from secateur.config import ExportConfig, PruneConfig, QuickstartConfig
 from secateur.config_eval import EvalConfig, SampleConfig
 from secateur.embedded import stdlib_docs
+from secateur.evaluate import perplexity
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,26 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     assert "sha256" not in padded_card
     ids = torch.arange(3, 60).unsqueeze(0)
     torch.testing.assert_close(padded(ids).logits, model(ids).logits, rtol=0.0, atol=2e-4)
+
+
+def test_a_float32_run_of_a_bfloat16_checkpoint_measures_in_float32(place, tmp_path, capsys) -> None:
+    """As on hardware without bfloat16: what is read back has bfloat16 weights, and nothing but a cast widens them."""
+    save_tiny(tmp_path / "narrow", layers=3, dtype=torch.bfloat16)
+    out, text = tmp_path / "out", str(place / "text.txt")
+    given = {"model": tmp_path / "narrow", "eval_data": text, "eval_tokens": 1024, "eval_seq_len": 32, "steps": 6}
+    assert main(arguments(place, out, **given)) == 0
+    measured = json.loads((out / "result.json").read_text())["pruned"]["perplexity"]["perplexity"]
+    ids = torch.tensor(tiny_tokenizer()(Path(text).read_text()).input_ids)
+    expected = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=dtype)
+        expected[dtype] = perplexity(model, ids[:1024], seq_len=32, batch_size=2, dtype=torch.float32).perplexity
+    assert measured == pytest.approx(expected[torch.float32], rel=1e-6)
+    assert measured != pytest.approx(expected[torch.bfloat16], rel=1e-5)
+    evaluated = ["eval", "--model", str(out), "--data", text, "--seq-len", "32", "--max-tokens", "1024"]
+    assert main([*evaluated, "--dtype", "float32", "--output", str(tmp_path / "eval.json")]) == 0
+    found = json.loads((tmp_path / "eval.json").read_text())["models"][str(out)]["perplexity"]
+    assert found == pytest.approx(measured, rel=1e-6)
 
 
 def test_a_pruned_model_is_pruned_again_from_yaml(place, tmp_path, capsys) -> None:

@@ -30,6 +30,7 @@ from .models import (
     load_model,
     load_tokenizer,
     resolve_model,
+    widened,
 )
 from .output import check_output_file
 from .overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
@@ -163,7 +164,7 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
     if subject.name not in loaded:
         loaded.clear()
         model = load_model(subject.source, trust_remote_code=config.trust_remote_code)
-        loaded[subject.name] = nn.Module.to(model, default_device())
+        loaded[subject.name] = nn.Module.to(widened(model, compute_dtype(config.dtype)), default_device())
     return loaded[subject.name]
 
 

@@ -16,7 +16,7 @@ from .config_speed import BenchConfig
 from .errors import InputError
 from .given_adapter import load_adapter, read_adapter
 from .memory import peak_bytes, reset_peak
-from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model
+from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model, widened
 from .output import check_output_file
 from .progress import human_bytes
 from .records import environment, format_table, write_json
@@ -60,7 +60,8 @@ def load_all(config: BenchConfig, names: list[str]) -> dict[str, nn.Module]:
         needed = max(config.seq_len, PROMPT + config.decode_tokens)
         if longest and needed > longest:
             raise InputError(f"{name}: {needed} tokens are more than its {longest} positions: lower --seq-len.")
-        models[name] = nn.Module.to(load_model(source, trust_remote_code=config.trust_remote_code), default_device())
+        model = widened(load_model(source, trust_remote_code=config.trust_remote_code), compute_dtype(config.dtype))
+        models[name] = nn.Module.to(model, default_device())
     if config.adapter:
         models |= with_adapter(config)
     return models
@@ -71,7 +72,7 @@ def with_adapter(config: BenchConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for label in ("LoRA unmerged", "LoRA merged"):
         base = load_model(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
-        model = load_adapter(base, str(config.adapter))
+        model = load_adapter(widened(base, compute_dtype(config.dtype)), str(config.adapter))
         found[label] = nn.Module.to(model if "unmerged" in label else model.merge_and_unload(), default_device())
     return found
 
@@ -159,7 +160,8 @@ def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
     try:
         dtype, device = compute_dtype(config.dtype), default_device()
         before = reset_peak()
-        model = nn.Module.to(load_model(resolve_model(name), trust_remote_code=config.trust_remote_code), device)
+        model = load_model(resolve_model(name), trust_remote_code=config.trust_remote_code)
+        nn.Module.to(widened(model, dtype), device)
         ids = torch.zeros(max(map(int, config.batch_sizes)), config.seq_len, dtype=torch.long, device=device)
         with torch.inference_mode(), autocast(device.type, dtype):
             model(input_ids=ids, use_cache=False)

@@ -34,7 +34,7 @@ from .grid import Cell, Comparison
 from .job import checkpoint_dtype, make_work, open_model
 from .locks import locked
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype, default_device, load_tokenizer, resolve_model
+from .models import autocast, compute_dtype, default_device, load_tokenizer, resolve_model, widened
 from .outcome import units_record
 from .output import check_output
 from .prepare import PruneJob, plan_budget, prepare
@@ -163,6 +163,7 @@ def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
     result = prune(job, Progress(job.total_steps, every_seconds=60))
     trust = result["export"]["format"] != "stock"
     small = AutoModelForCausalLM.from_pretrained(job.output, dtype="auto", trust_remote_code=trust)
+    widened(small, compute_dtype(job.config.dtype))
     return small, {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}
 
 

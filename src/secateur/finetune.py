@@ -27,7 +27,7 @@ from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
 from .loss import causal_lm_loss, labels_at, positions_with_labels
-from .models import autocast, default_device, load_model, name_of, training_device
+from .models import autocast, default_device, load_model, name_of, training_device, widened
 from .options import steps_of
 from .quantised import is_quantised, loading_options, settle_
 from .ranks.layers import whole
@@ -62,10 +62,8 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
 def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts_apart: bool = True) -> PreTrainedModel:
     """The model that is not quantised, in its checkpoint's own precision (or wider, for float32 runs)."""
     with memory_for("loading the model", LOAD_LESS):
-        model = load_model(job.source, trust_remote_code=job.config.trust_remote_code)
+        model = widened(load_model(job.source, trust_remote_code=job.config.trust_remote_code), dtype)
         model.config.use_cache = False
-        if dtype == torch.float32 and model.dtype != torch.float64:
-            model.float()
         if experts_apart:
             unstack_experts(model, job.family)
         nn.Module.to(model, device)

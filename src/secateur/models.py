@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +36,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 HUB_TIMEOUT_S = 10
+P = TypeVar("P", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,17 @@ def compute_dtype(name: str) -> torch.dtype:
     else:
         fast = any(torch.cpu.get_capabilities().get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def widened(model: P, dtype: torch.dtype) -> P:
+    """The model itself, its weights in float32 where that is what it is to compute in.
+
+    Autocast narrows what it multiplies, but nothing widens it: weights in bfloat16 would be multiplied as such, which
+    hardware without bfloat16 emulates, about ten times slower.
+    """
+    if dtype == torch.float32 and model.dtype != torch.float64:
+        model.float()
+    return model
 
 
 def name_of(dtype: torch.dtype) -> str:

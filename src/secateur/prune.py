@@ -30,7 +30,7 @@ from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
 from .locks import locked
 from .loss import IGNORED, causal_lm_loss
-from .models import autocast, compute_dtype, device_for, name_of
+from .models import autocast, compute_dtype, device_for, name_of, widened
 from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, lora_names, scoring_options
 from .progress import Progress
@@ -86,7 +86,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
 
         def measured(place: torch.device) -> dict[str, Any]:
             alone = place.type == "meta"
-            small = load_result(job, folder, report, place)
+            small = load_result(job, folder, report, place, dtype)
             dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
             dense_perplexity = None if alone else start_perplexity
             if config.load_in is not None:
@@ -110,8 +110,10 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def load_result(job: PruneJob, folder: Path, report: ExportReport, place: torch.device) -> nn.Module:
-    """The written checkpoint on a device; on the meta device its shapes alone."""
+def load_result(
+    job: PruneJob, folder: Path, report: ExportReport, place: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """The written checkpoint on a device, to compute in a dtype; on the meta device its shapes alone."""
     trust = report.format != "stock"
     with quiet_transformers():
         if place.type == "meta":
@@ -120,7 +122,7 @@ def load_result(job: PruneJob, folder: Path, report: ExportReport, place: torch.
                 small = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         else:
             small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
-            nn.Module.to(small, place)
+            nn.Module.to(widened(small, dtype), place)
     unstack_experts(small, job.family)
     return cast(nn.Module, small)
 

@@ -8,7 +8,7 @@ from .benchmark import generate_text
 from .config import PruneConfig, QuickstartConfig
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
 from .errors import InputError
-from .models import compute_dtype, load_model, load_tokenizer, resolve_model
+from .models import compute_dtype, load_model, load_tokenizer, resolve_model, widened
 from .options import build
 from .outcome import report_on
 from .output import check_output
@@ -43,8 +43,9 @@ def quickstart(config: QuickstartConfig) -> None:
     answers = {}
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
         source = resolve_model(str(folder))
-        model, tokenizer = load_model(source), load_tokenizer(source)
-        text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=compute_dtype("auto"))
+        dtype = compute_dtype("auto")
+        model, tokenizer = widened(load_model(source), dtype), load_tokenizer(source)
+        text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=dtype)
         print(f"{label + ':':8} {' '.join(text.split())}")
         answers[label] = text
     record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment()}

@@ -20,6 +20,7 @@ from .models import (
     load_model,
     load_tokenizer,
     resolve_model,
+    widened,
 )
 from .output import check_output_file
 from .progress import safe
@@ -45,7 +46,7 @@ def sample_models(config: SampleConfig) -> str:
     answers: list[dict[str, str]] = [{} for _ in prompts]
     for name, source in sources.items():
         model = load_model(source, trust_remote_code=config.trust_remote_code)
-        nn.Module.to(model, default_device())
+        nn.Module.to(widened(model, dtype), default_device())
         for prompt, said in zip(prompts, answers, strict=True):
             said[name] = generate_text(
                 model,
