@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+from zygote import Zygote  # noqa: E402
+
+from secateur import verify  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    server = Zygote()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def imports_made_once(request, monkeypatch, zygote) -> None:
+    """What is read back is read by a fork of a process that has the libraries, except where a test is about that."""
+    if not any(request.node.get_closest_marker(name) for name in ("slow", "fresh_process")):
+        monkeypatch.setattr(verify, "run_python", zygote)
 
 
 @pytest.fixture

@@ -236,10 +236,8 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
         file = Path(name) / "task.json"
         file.write_text(json.dumps(task), encoding="utf-8")
-        command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(file)]
         # transformers copies a modelling file into this cache under the folder's (temporary) name: not the user's.
-        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(name) / "modules")}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = run_python(source, file, {**os.environ, "HF_MODULES_CACHE": str(Path(name) / "modules")})
     lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT")]
     if done.returncode or not lines:
         last = done.stderr.strip().split("\n")[-1] or f"no message, exit code {done.returncode}"
@@ -247,6 +245,12 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
             last = "it was killed, probably for lack of memory"
         raise VerificationError(f"{folder}: a fresh process could not load what was written: {last}")
     return json.loads(lines[-1].removeprefix("RESULT"))
+
+
+def run_python(source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Python `source` in a process of its own, isolated from this one's folder and packages of the user."""
+    command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
