@@ -25,8 +25,8 @@ def zygote() -> Iterator[Zygote]:
 
 @pytest.fixture(autouse=True)
 def imports_made_once(request, monkeypatch, zygote) -> None:
-    """What is read back is read by a fork of a process that has the libraries, except where a test is about that."""
-    if not any(request.node.get_closest_marker(name) for name in ("slow", "fresh_process")):
+    """What is read back is read by a fork of a process that has the libraries, but for the real model's."""
+    if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(verify, "run_python", zygote)
 
 

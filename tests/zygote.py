@@ -1,8 +1,8 @@
 """Processes that have imported torch, transformers and peft already: a test waits for its own work alone.
 
 `secateur.verify` reads each result back in a fresh process, most of whose time goes into imports. Here one process makes
-those imports, forks for each request and has no secateur, as the fresh one. The commands that tests start as processes,
-and tests marked `slow` or `fresh_process`, use fresh ones.
+them, forks for each request and has no secateur, as the fresh one. Commands that tests start as processes, fixtures of
+a whole module, and tests marked `slow` use fresh ones.
 """
 
 import json
@@ -54,7 +54,8 @@ class Zygote:
         self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
 
     def __call__(self, source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        assert self.server.stdin and self.server.stdout
+        assert self.server.stdin
+        assert self.server.stdout
         with tempfile.TemporaryDirectory() as folder:
             files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
             task = {"source": source, "argument": str(argument), "environment": environment, **files}
