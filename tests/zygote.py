@@ -1,8 +1,8 @@
 """Processes that have imported torch, transformers and peft already: a test waits for its own work alone.
 
-`secateur.verify` reads each result back in a fresh process, most of whose time goes into imports. Here one process makes
-them, forks for each request and has no secateur, as the fresh one. Commands that tests start as processes, fixtures of
-a whole module, and tests marked `slow` use fresh ones.
+`secateur.verify` reads each result back in a fresh process, most of whose time goes into imports. Here one process
+makes them, forks for each request and has no secateur, as the fresh one. Commands that tests start as processes,
+fixtures of a whole module, and tests marked `slow` use fresh ones.
 """
 
 import json
