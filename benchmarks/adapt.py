@@ -35,9 +35,10 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
+from secateur.devices import autocast, compute_dtype, name_of, widened
 from secateur.heap import freed_pages_kept
 from secateur.loss import causal_lm_loss
-from secateur.models import autocast, compute_dtype, load_model, load_tokenizer, name_of, resolve_model, widened
+from secateur.models import load_model, load_tokenizer, resolve_model
 from secateur.ranks import RankPruner
 from secateur.records import environment, write_json
 

@@ -18,9 +18,9 @@ from transformers import set_seed
 
 from secateur.allocation import make_budget
 from secateur.config import PruneConfig
+from secateur.devices import autocast, compute_dtype
 from secateur.finetune import add_lora, load_base
 from secateur.loss import causal_lm_loss
-from secateur.models import autocast, compute_dtype
 from secateur.prepare import PruneJob, prepare
 from secateur.prune import make_pruner
 from secateur.pruner import Pruner

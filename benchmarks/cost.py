@@ -35,10 +35,10 @@ from cost_profile import profile_step
 from cost_tables import tables
 
 from secateur.benchmark import forward_flops, forward_latency
+from secateur.devices import compute_dtype, default_device
 from secateur.errors import InputError
 from secateur.flops import Workload, model_sizes, run_flops, step_flops
 from secateur.heap import freed_pages_kept
-from secateur.models import compute_dtype, default_device
 from secateur.records import environment, write_json
 from secateur.schedule import make_schedule
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from secateur import Pruner, Scoring
 from secateur.criteria import InputMoments
+from secateur.devices import autocast, compute_dtype, default_device
 from secateur.finetune import checkpoint_layers
 from secateur.loss import causal_lm_loss
-from secateur.models import autocast, compute_dtype, default_device
 from secateur.ranks import RankPruner
 from secateur.units import base_linear
 

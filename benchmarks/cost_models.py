@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from secateur.models import compute_dtype, default_device
+from secateur.devices import compute_dtype, default_device
 
 LLAMA: dict[str, Any] = {"vocab_size": 32000, "max_position_embeddings": 2048}
 SHAPES: dict[str, dict[str, Any]] = {

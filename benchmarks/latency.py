@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from secateur.benchmark import forward_flops, forward_latency
-from secateur.models import compute_dtype, load_model, resolve_model, widened
+from secateur.devices import compute_dtype, widened
+from secateur.models import load_model, resolve_model
 from secateur.records import environment, markdown_table
 
 DENSE = "smollm2-135m-instruct"

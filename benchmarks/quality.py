@@ -103,9 +103,9 @@ def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
 
     from transformers import set_seed
 
+    from secateur.devices import compute_dtype
     from secateur.finetune import add_lora, load_base, run_trainer
     from secateur.job import make_work
-    from secateur.models import compute_dtype
     from secateur.prepare import prepare
     from secateur.records import environment
 

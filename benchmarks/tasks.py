@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.devices import compute_dtype, widened
 from secateur.harness import TaskOptions, check_tasks, run_tasks
-from secateur.models import compute_dtype, load_model, load_tokenizer, resolve_model, widened
+from secateur.models import load_model, load_tokenizer, resolve_model
 from secateur.records import environment, markdown_table, write_json
 from secateur.task_figures import (
     SEVEN_TASKS,

@@ -7,18 +7,9 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_llama
 
-from secateur import models
+from secateur.devices import autocast, compute_dtype, default_device
 from secateur.errors import InputError
-from secateur.models import (
-    ModelSource,
-    autocast,
-    check_checkpoint,
-    compute_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
+from secateur.models import ModelSource, check_checkpoint, load_config, load_model, load_tokenizer, resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +223,7 @@ def test_compute_dtype_and_autocast(monkeypatch):
     for capabilities, expected in [({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert compute_dtype("auto") == expected
-    assert models.default_device() == torch.device("cpu")
+    assert default_device() == torch.device("cpu")
     a = torch.ones(2, 2)
     with autocast("cpu", torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16

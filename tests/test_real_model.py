@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur.cli import main
+from secateur.devices import compute_dtype
 from secateur.embedded import embedded_model_dir
 from secateur.errors import InputError
-from secateur.models import compute_dtype
 from secateur.prepare import prepare
 from secateur.quickstart import QuickstartConfig, quickstart_options
 
@@ -87,7 +87,7 @@ import sys, torch
 from secateur.config import PruneConfig
 from secateur.finetune import add_lora, load_base, run_trainer
 from secateur.memory import peak_bytes, reset_peak
-from secateur.models import compute_dtype
+from secateur.devices import compute_dtype
 from secateur.options import build
 from secateur.prepare import prepare
 job = prepare(build(PruneConfig, {"model": "smollm2-135m-instruct", "data": ("stdlib-docs",), "output": sys.argv[1],

@@ -19,10 +19,10 @@ from transformers import TrainingArguments
 from secateur import Pruner, finetune
 from secateur.cli import main
 from secateur.config import PruneConfig
+from secateur.devices import default_device
 from secateur.distributed import join, part_ways
 from secateur.errors import InputError
 from secateur.launcher import launched
-from secateur.models import default_device
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .config_adapt import AdaptConfig
 from .coverage import planned_lora
+from .devices import compute_dtype, name_of
 from .errors import InputError
 from .evaluate import Perplexity
 from .finetune import add_lora, load_base, lora_config, lora_scaling, run_trainer
@@ -29,7 +30,6 @@ from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
 from .launcher import rank as process_rank
 from .load_in import load_in_words
 from .locks import locked
-from .models import compute_dtype, name_of
 from .original import check_blocks, restore_, with_plain_lora
 from .outcome import keep_metrics, measure, numerics, report_on, token_counts
 from .progress import Progress

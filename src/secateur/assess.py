@@ -15,23 +15,14 @@ from .assess_text import perplexity_lines, task_lines
 from .benchmark import parameter_count
 from .config_eval import EvalConfig
 from .data import evaluation_tokens, first_tokens
+from .devices import compute_dtype, default_device, widened
 from .distributed import join, leave
 from .documents import check_spec, read_documents
 from .errors import all_faults
 from .evaluate import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
 from .harness import TaskOptions, check_tasks, run_tasks
 from .launcher import rank
-from .models import (
-    ModelSource,
-    check_checkpoint,
-    compute_dtype,
-    default_device,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-    widened,
-)
+from .models import ModelSource, check_checkpoint, load_config, load_model, load_tokenizer, resolve_model
 from .output import check_output_file
 from .overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
 from .presets import PRESETS, preset_text

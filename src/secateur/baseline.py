@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .devices import default_device
 from .finetune import add_lora, load_base, run_trainer
 from .guard import DivergenceWatch, NumericsGuard
 from .job import make_work
-from .models import default_device
 from .original import restore_, with_plain_lora
 from .prepare import PruneJob
 from .progress import Progress

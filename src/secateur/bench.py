@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from .benchmark import Latency, checkpoint_bytes, evaluating, forward_flops, forward_latency, parameter_count, wait
 from .config_speed import BenchConfig
+from .devices import autocast, compute_dtype, default_device, name_of, widened
 from .errors import InputError
 from .given_adapter import load_adapter, read_adapter
 from .memory import peak_bytes, reset_peak
-from .models import autocast, compute_dtype, default_device, load_config, load_model, name_of, resolve_model, widened
+from .models import load_config, load_model, resolve_model
 from .output import check_output_file
 from .progress import human_bytes
 from .records import environment, format_table, write_json

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .devices import autocast
 from .errors import InputError
 from .experts import expert_lists
-from .models import autocast
 from .quantised import entries
 
 LONGEST_SIDE = 4096

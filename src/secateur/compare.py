@@ -23,6 +23,7 @@ from .checkpoints import find_latest, work_folder
 from .comparison import write_comparison
 from .config import PruneConfig
 from .data import evaluation_tokens
+from .devices import autocast, compute_dtype, default_device, widened
 from .distributed import Share
 from .documents import check_spec
 from .errors import InputError, NumericsError
@@ -34,7 +35,7 @@ from .grid import Cell, Comparison
 from .job import checkpoint_dtype, make_work, open_model
 from .locks import locked
 from .loss import causal_lm_loss
-from .models import autocast, compute_dtype, default_device, load_tokenizer, resolve_model, widened
+from .models import load_tokenizer, resolve_model
 from .outcome import units_record
 from .output import check_output
 from .prepare import PruneJob, plan_budget, prepare

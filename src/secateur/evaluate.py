@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from .devices import autocast
 from .distributed import processes, sum_
 from .errors import InputError, NumericsError, all_faults
 from .launcher import rank
-from .models import autocast
 from .task_figures import LEAST_PAIRS, NOISE
 
 CHUNK_POSITIONS = 512

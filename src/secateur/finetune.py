@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from .checkpoints import find_latest
 from .config import PruneConfig, RunConfig
 from .contact import contact_kept
+from .devices import autocast, default_device, name_of, training_device, widened
 from .distributed import average_gradients_, join, processes
 from .errors import InputError, SecateurError, disk_is_full
 from .experts import unstack_experts
@@ -27,7 +28,7 @@ from .heap import freed_pages_kept
 from .job import Job
 from .launcher import rank
 from .loss import causal_lm_loss, labels_at, positions_with_labels
-from .models import autocast, default_device, load_model, name_of, training_device, widened
+from .models import load_model
 from .options import steps_of
 from .quantised import is_quantised, loading_options, settle_
 from .ranks.layers import whole

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from .devices import autocast
 from .experts import expert_lists, unstack_experts
 from .families import Family
 from .job import checkpoint_dtype
 from .loss import causal_lm_loss
-from .models import autocast
 from .quantised import quantised_bytes
 from .verify import wide_of
 

@@ -1,14 +1,12 @@
-"""Models and tokenizers by folder, GGUF file, hub id or embedded name; what to compute them in."""
+"""Models and tokenizers by folder, GGUF file, hub id or embedded name."""
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +34,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 HUB_TIMEOUT_S = 10
-P = TypeVar("P", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -177,59 +174,6 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
         raise InputError(f"{source.path} has no tokenizer ({names[0]}): copy the base model's there.")
     options = {"gguf_file": source.gguf_file}
     return _guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
-
-
-def compute_dtype(name: str) -> torch.dtype:
-    """The dtype called `name`; "auto" is bfloat16 where the hardware multiplies in it, else float32."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if torch.cuda.is_available():
-        # emulated bfloat16 (before Ampere) is slower than float32
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = any(torch.cpu.get_capabilities().get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-def widened(model: P, dtype: torch.dtype) -> P:
-    """The model itself, its weights in float32 where that is what it is to compute in.
-
-    Autocast narrows what it multiplies, but nothing widens it: weights in bfloat16 would be multiplied as such, which
-    hardware without bfloat16 emulates, about ten times slower.
-    """
-    if dtype == torch.float32 and model.dtype != torch.float64:
-        model.float()
-    return model
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """`bfloat16` rather than `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """`torch.autocast` for the half precisions, nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype=dtype)
-
-
-def default_device() -> torch.device:
-    """The CUDA device if there is one, this process's own among several, else the CPU."""
-    return training_device()
-
-
-def training_device() -> torch.device:
-    """The CUDA device of this process among those that a launcher started, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def device_for(needed_bytes: int) -> torch.device:
-    """The default device where it has `needed_bytes` free, else the CPU."""
-    device = default_device()
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed_bytes:
-        return torch.device("cpu")
-    return device
 
 
 def _resolve_folder(name: str, path: Path) -> ModelSource:

@@ -18,9 +18,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
+from .devices import training_device
 from .errors import InputError, VerificationError
 from .families import FAMILIES
-from .models import INDEX, SINGLE, ModelSource, load_model, training_device
+from .models import INDEX, SINGLE, ModelSource, load_model
 from .quantised import BLOCK, bits_of, dequantised, plain_in_place_of, quantised_linears, was_conv1d
 from .surgery import lora_factors, lora_layers
 from .units import base_linear

@@ -15,6 +15,7 @@ from .compensation import NEEDS
 from .config_speed import PlanConfig
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
+from .devices import compute_dtype, default_device, name_of
 from .families import family_of
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
@@ -22,7 +23,7 @@ from .given_adapter import starting_from_adapter
 from .job import checkpoint_dtype
 from .layout import LayerShape
 from .load_in import load_in_words
-from .models import compute_dtype, default_device, load_config, name_of, resolve_model
+from .models import load_config, resolve_model
 from .original import check_quantisable
 from .output import check_output_file
 from .plan_text import plan_text

@@ -18,6 +18,7 @@ from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .contact import contact_kept
+from .devices import autocast, compute_dtype, device_for, name_of, widened
 from .distributed import average_gradients_, join, total
 from .embedded import quiet_transformers
 from .errors import OutOfMemoryError
@@ -30,7 +31,6 @@ from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
 from .locks import locked
 from .loss import IGNORED, causal_lm_loss
-from .models import autocast, compute_dtype, device_for, name_of, widened
 from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, lora_names, scoring_options
 from .progress import Progress

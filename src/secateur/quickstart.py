@@ -6,9 +6,10 @@ from pathlib import Path
 
 from .benchmark import generate_text
 from .config import PruneConfig, QuickstartConfig
+from .devices import compute_dtype, widened
 from .embedded import EMBEDDED_MODEL, embedded_model_dir
 from .errors import InputError
-from .models import compute_dtype, load_model, load_tokenizer, resolve_model, widened
+from .models import load_model, load_tokenizer, resolve_model
 from .options import build
 from .outcome import report_on
 from .output import check_output

@@ -9,19 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from .benchmark import encode_prompt, generate_text
 from .config_eval import SampleConfig
+from .devices import compute_dtype, default_device, widened
 from .errors import InputError, all_faults
 from .evaluate import token_faults
-from .models import (
-    ModelSource,
-    check_checkpoint,
-    compute_dtype,
-    default_device,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-    widened,
-)
+from .models import ModelSource, check_checkpoint, load_config, load_model, load_tokenizer, resolve_model
 from .output import check_output_file
 from .progress import safe
 from .reading import parse_json, read_text

@@ -5,9 +5,10 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .devices import training_device
 from .errors import InputError
 from .job import checkpoint_dtype
-from .models import check_checkpoint, load_config, resolve_model, training_device
+from .models import check_checkpoint, load_config, resolve_model
 from .original import original_tensors
 from .sharding import assign_, is_sharded, spread_
 

@@ -11,8 +11,8 @@ from .budget import Budget
 from .config import PruneConfig
 from .criteria import CRITERIA, Scoring
 from .criteria.base import scored_members
+from .devices import name_of
 from .flops import ModelSizes, Workload, run_flops, step_flops
-from .models import name_of
 from .schedule import make_schedule
 from .units import Units
 

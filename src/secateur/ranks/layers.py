@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from ..devices import compute_dtype
 from ..errors import InputError, NumericsError
-from ..models import compute_dtype
 from ..surgery import LoraFactors, Sliced, swap_parameters_
 
 NARROW_FROM = 64
