@@ -10,7 +10,8 @@ import torch
 from tiny import save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from secateur.cli import COMMANDS, main
+from secateur.cli import main
+from secateur.commands import COMMANDS
 from secateur.config import ExportConfig, PruneConfig, QuickstartConfig
 from secateur.config_eval import EvalConfig, SampleConfig
 from secateur.embedded import stdlib_docs

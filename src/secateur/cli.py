@@ -1,33 +1,27 @@
-"""The command line: options to configs, errors to exit codes. No logic of its own.
+"""The command line: flags to configs, errors to exit codes. No logic of its own.
 
-Flags are generated from the config dataclasses; torch is imported only when a command runs.
+Flags are generated from the commands' config dataclasses; torch is imported only when a command runs.
 """
 
 import argparse
 import errno
 import logging
-import os
 import pickle
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
+from contextlib import redirect_stdout
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .config import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
-from .config_adapt import AdaptConfig
-from .config_eval import EvalConfig, ReportConfig, SampleConfig
-from .config_speed import BenchConfig, PlanConfig
+from .commands import COMMANDS
+from .config import CompareConfig
 from .errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from .options import build
 from .progress import Escaping, safe
 from .registry import did_you_mean
 from .signals import Terminated, terminated_tidily
-
-if TYPE_CHECKING:
-    from .grid import Comparison
 
 INTERRUPTED = 130
 FILE_SYSTEM = (
@@ -175,223 +169,3 @@ def _as_ours(error: Exception, arguments: list[str]) -> SecateurError | None:
         part, remedy = (command.memory if command else None) or ("running", "Choose a smaller model.")
         return OutOfMemoryError(f"out of memory while {part}. {remedy}")
     return None
-
-
-def _prune(config: PruneConfig) -> int:
-    from .distributed import leave
-    from .launcher import rank
-    from .prepare import prepare
-    from .progress import Progress
-    from .prune import prune
-    from .summary import loading_lines, run_summary
-
-    job = prepare(config)
-    if rank() > 0:
-        with open(os.devnull, "w") as silence:
-            prune(job, Progress(job.total_steps, silence))
-        leave()
-        return 0
-    result = prune(job, Progress(job.total_steps))
-    leave()
-    print(run_summary(result))
-    print(loading_lines(result))
-    return 0
-
-
-def _adapt(config: AdaptConfig) -> int:
-    from .adapt import adapt, prepare_adapt
-    from .distributed import leave
-    from .launcher import rank
-    from .progress import Progress
-    from .summary import adapt_summary, loading_lines
-
-    job = prepare_adapt(config)
-    if rank() > 0:
-        with open(os.devnull, "w") as silence:
-            adapt(job, Progress(job.total_steps, silence))
-        leave()
-        return 0
-    result = adapt(job, Progress(job.total_steps))
-    leave()
-    print(adapt_summary(result))
-    print(loading_lines(result))
-    return 0
-
-
-def _quickstart(config: QuickstartConfig) -> int:
-    from .quickstart import quickstart
-
-    quickstart(config)
-    return 0
-
-
-def _eval(config: EvalConfig) -> int:
-    from .assess import evaluate_models
-
-    if words := evaluate_models(config):
-        print(words)
-    return 0
-
-
-def _compare(comparison: "Comparison") -> int:
-    from .distributed import part_ways
-
-    share = part_ways()  # before any import that looks for GPUs
-    from .compare import compare
-
-    if share.number > 0:
-        with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
-            compare(comparison, share)
-        return 0
-    print("\n" + compare(comparison, share))
-    print(f"\ntables, plot and records: {comparison.settings.output}")
-    return 0
-
-
-def _export(config: ExportConfig) -> int:
-    from .export import export_config
-    from .summary import export_summary
-
-    print(export_summary(export_config(config).to_dict()))
-    return 0
-
-
-def _sample(config: SampleConfig) -> int:
-    from .sample import sample_models
-
-    print(sample_models(config))
-    return 0
-
-
-def _report(config: ReportConfig) -> int:
-    from .report import make_report
-
-    for path in make_report(config):
-        print(path)
-    return 0
-
-
-def _bench(config: BenchConfig) -> int:
-    from .bench import bench
-
-    print(bench(config))
-    return 0
-
-
-def _plan(config: PlanConfig) -> int:
-    from .plan import plan
-
-    print(plan(config))
-    return 0
-
-
-def _families(_: None) -> int:
-    from .families import FAMILIES
-
-    for name, family in FAMILIES.items():
-        units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
-        print(f"{name:12} {units}")
-        for note in family.notes:
-            print(f"{'':12} {note}")
-    print("\nkind of unit (formats in which a model without some of them can be written)")
-    print("stock: loads anywhere; layered: with a modelling file (trust_remote_code); padded: stock, zeros kept")
-    return 0
-
-
-def _criteria(_: None) -> int:
-    from .criteria import CRITERIA
-
-    for name, criterion in CRITERIA.items():
-        needs = ", ".join(sorted(criterion.needs)) or "nothing"
-        print(f"{name:19} {criterion.summary} (needs {needs})")
-    return 0
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: what it says of itself, its options, what runs."""
-
-    summary: str
-    run: Callable[[Any], int]
-    options: tuple[type, ...] = ()
-    example: str = ""
-    memory: tuple[str, str] | None = None
-    """What it does when memory runs out (beyond loading a model), and the remedy."""
-
-
-TRAINING = (
-    "running",
-    "Raise --accumulation, lower --batch-size or --seq-len, pass --gradient-checkpointing, or hold the base in "
-    "--load-in 8bit or 4bit.",
-)
-COMMANDS = {
-    "quickstart": Command(
-        "prune a small real model on real text: no data and no hub needed, a few minutes",
-        _quickstart,
-        (QuickstartConfig,),
-        "secateur quickstart",
-    ),
-    "prune": Command(
-        "prune a model while LoRA fine-tunes it",
-        _prune,
-        (PruneConfig,),
-        "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
-        TRAINING,
-    ),
-    "adapt": Command(
-        "train a LoRA adapter from a high rank down to a low one",
-        _adapt,
-        (AdaptConfig,),
-        "secateur adapt --model ./llama --data gsm8k.jsonl --init-rank 64 --rank 8 --output ./adapter",
-        TRAINING,
-    ),
-    "compare": Command(
-        "run a grid of prune's options and put the results in one table; comma-separated values make an axis",
-        _compare,
-        (CompareConfig, PruneConfig),
-        "secateur compare --model ./llama --data c4.jsonl --criterion lora,taylor --sparsity 0.2,0.5 "
-        "--evaluate-on wiki.txt --output ./grid",
-        TRAINING,
-    ),
-    "eval": Command(
-        "perplexity of a model, or of two side by side",
-        _eval,
-        (EvalConfig,),
-        "secateur eval --model ./small --against ./llama --data wiki.test.raw",
-        ("evaluating", "Lower --batch-size or --seq-len, or choose a smaller model."),
-    ),
-    "export": Command(
-        "write a checkpoint in another format",
-        _export,
-        (ExportConfig,),
-        "secateur export --model ./small --format padded --output ./small-padded",
-    ),
-    "sample": Command(
-        "what a model answers to prompts, or two models side by side",
-        _sample,
-        (SampleConfig,),
-        'secateur sample --model ./small --against ./llama --prompts "Why is the sky blue?"',
-        ("writing answers", "Lower --max-new-tokens, give shorter prompts, or choose a smaller model."),
-    ),
-    "report": Command(
-        "one self-contained page about a run, or about several side by side",
-        _report,
-        (ReportConfig,),
-        "secateur report ./small",
-    ),
-    "plan": Command(
-        "what a run of prune would remove, and the memory it takes; reads no weights",
-        _plan,
-        (PlanConfig,),
-        "secateur plan --model ./llama --sparsity 0.5 --batch-size 4 --seq-len 1024",
-    ),
-    "bench": Command(
-        "time a model against another: latency, decoding speed, memory, sizes",
-        _bench,
-        (BenchConfig,),
-        "secateur bench --model ./small --against ./llama",
-        ("measuring", "Lower --batch-sizes or --seq-len, pass --no-memory, or choose a smaller model."),
-    ),
-    "families": Command("list the architectures that can be pruned", _families),
-    "criteria": Command("list what can score the units", _criteria),
-}
