@@ -75,7 +75,8 @@ def tables(records: list[dict[str, Any]], *, contenders: list[str], smaller: lis
         )
     ]
     parts += [(VARIANTS_TITLE, finals_table(final, best, [VARIED, *variants], (VARIED,), cuts=True))]
-    parts += [("Rise of the loss under perturbation of A and B", noise_table(final, contenders))]
+    parts += [("Rise of the loss under perturbation of A and B", noise_table(final, contenders, "gradient"))]
+    parts += [("The same at final rank 2", noise_table(final, smaller, SMALLER_REFERENCES[-1]))]
     return "\n\n".join(f"{title}\n\n{table}" for title, table in parts)
 
 
@@ -139,23 +140,26 @@ def finals_table(
     return markdown_table(rows, (*columns, *(f"less {name}" for name in references), "accuracy, %", "seeds"))
 
 
-def noise_table(final: list[dict[str, Any]], names: list[str]) -> str:
-    """Rise of the loss at each level, and less that of `gradient`, paired by seed."""
-    noted = {(record["name"], record["seed"]): record["perturbed"] for record in final if "perturbed" in record}
-    levels = sorted({level for losses in noted.values() for level in losses if level != "0"}, key=float)
+def noise_table(final: list[dict[str, Any]], names: list[str], reference: str) -> str:
+    """Rise of the loss at each level that all have, and less that of the reference, paired by seed."""
+    noted = {(r["name"], r["seed"]): r["perturbed"] for r in final if "perturbed" in r and r["name"] in names}
+    rises = {
+        which: {level: loss - losses["0"] for level, loss in losses.items() if level != "0"}
+        for which, losses in noted.items()
+    }
+    levels = sorted(set.intersection(*map(set, rises.values())), key=float) if rises else []
     rows = []
     for name in names:
-        own = {seed: losses for (other, seed), losses in sorted(noted.items()) if other == name}
+        own = {seed: found for (other, seed), found in sorted(rises.items()) if other == name}
         if not own:
             continue
         cells = []
         for level in levels:
-            rises = {seed: losses[level] - losses["0"] for seed, losses in own.items()}
-            shared = [seed for seed in rises if ("gradient", seed) in noted]
-            less = [rises[s] - noted["gradient", s][level] + noted["gradient", s]["0"] for s in shared]
-            cells += [spread(list(rises.values()), signed=True), "–" if name == "gradient" else differences(less)]
+            less = [own[seed][level] - rises[reference, seed][level] for seed in own if (reference, seed) in rises]
+            values = [found[level] for found in own.values()]
+            cells += [spread(values, signed=True), "–" if name == reference else differences(less)]
         rows.append((name, *cells))
-    columns = [column for level in levels for column in (f"{level} of the root mean square", "less gradient")]
+    columns = [column for level in levels for column in (f"{level} of the root mean square", f"less {reference}")]
     return markdown_table(rows, ("", *columns))
 
 
