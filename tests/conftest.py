@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
-from zygote import Zygote  # noqa: E402
+from zygote import read_back  # noqa: E402
 
 from secateur import verify  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    server = Zygote()
-    yield server
-    server.close()
-
-
 @pytest.fixture(autouse=True)
-def imports_made_once(request, monkeypatch, zygote) -> None:
+def imports_made_once(request, monkeypatch) -> None:
     """What is read back is read by a fork of a process that has the libraries, but for the real model's."""
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(verify, "run_python", zygote)
+        monkeypatch.setattr(verify, "run_python", read_back)
 
 
 @pytest.fixture

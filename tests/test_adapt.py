@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_distributed import launch
 from tiny import save_tiny, tiny_llama
 from transformers import AutoModelForCausalLM
+from zygote import launch
 
 from secateur.callback import PruningCallback
 from secateur.cli import main

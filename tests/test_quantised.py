@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from zygote import launch
 
 pytest.importorskip("bitsandbytes")
 
-from test_distributed import launch
 from tiny import tiny_tokenizer
 
 from secateur import Pruner, export, models, original, quantised

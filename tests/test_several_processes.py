@@ -12,9 +12,10 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_distributed import ENVIRONMENT, WORDS, launch
+from test_distributed import ENVIRONMENT, WORDS
 from tiny import save_tiny, tiny_llama
 from transformers import TrainingArguments
+from zygote import launch
 
 from secateur import Pruner, finetune
 from secateur.cli import main

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import assert_cuts, assert_same, launch
+from test_distributed import assert_cuts, assert_same
 from tiny import tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM
 from two_sharded import CASES, CUTS
+from zygote import launch
 
 from secateur.cli import main
 from secateur.errors import InputError

@@ -1,72 +1,132 @@
-"""Processes that have imported torch, transformers and peft already: a test waits for its own work alone.
+"""Processes that have made their imports already: a test waits for its own work alone.
 
-`secateur.verify` reads each result back in a fresh process, most of whose time goes into imports. Here one process
-makes them, forks for each request and has no secateur, as the fresh one. Commands that tests start as processes,
-fixtures of a whole module, and tests marked `slow` use fresh ones.
+A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
+`reader()` has torch, transformers and PEFT and reads results back for `secateur.verify`, without secateur, as the
+fresh process does; `runner()` has secateur too, and is one process or several, as torchrun starts them. Tests of
+launchers and signals, fixtures of a whole module, and tests marked `slow` start processes from nothing.
 """
 
+import atexit
+import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-SERVER = r"""
-import json, os, sys, traceback
-import safetensors.torch, torch, transformers, peft
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM
+LIBRARIES = "import safetensors.torch, torch, transformers, peft; from transformers import LlamaForCausalLM"
+OURS = "import datasets, secateur.cli, secateur.prune, secateur.adapt, secateur.compare, secateur.assess"
+LIMIT_S = 500
 
-print("ready", flush=True)
-for line in sys.stdin:
-    task = json.loads(line)
-    child = os.fork()
-    if child:
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
+SERVER = r"""
+import json, os, runpy, signal, sys, time, traceback
+
+def work(task, environment):
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(task[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
-    os.environ.update(task["environment"])
-    sys.argv = ["-c", task["argument"]]
+    os.environ.update(environment)
     code = 0
     try:
-        exec(compile(task["source"], "<string>", "exec"), {"__name__": "__main__"})
+        if task["source"]:
+            sys.argv = ["-c", *task["arguments"]]
+            exec(compile(task["source"], "<string>", "exec"), {"__name__": "__main__"})
+        elif task["arguments"][0] == "-m":
+            sys.argv = task["arguments"][1:]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = task["arguments"]
+            sys.path.insert(0, os.path.dirname(sys.argv[0]))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+def serve(task):
+    running, worst = set(), 0
+    for environment in task["environments"]:
+        child = os.fork()
+        if child == 0:
+            work(task, environment)
+        running.add(child)
+    deadline = time.monotonic() + task["limit"]
+    while running:
+        for child in list(running):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                running.remove(child)
+                worst = worst or os.waitstatus_to_exitcode(status)
+        if running and (worst or time.monotonic() > deadline):  # as torchrun ends the others when one has failed
+            for child in running:
+                os.kill(child, signal.SIGTERM if worst else signal.SIGKILL)
+            deadline, worst = time.monotonic() + 30, worst or -9
+        time.sleep(0.01)
+    return worst
+
+for line in sys.stdin:
+    print(serve(json.loads(line)), flush=True)
 """
 
 
 class Zygote:
-    """`run_python` of `secateur.verify`, by a fork of a process that is started once."""
+    """A server, and what it answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: str, *flags: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="secateur-zygote-")
         # Remote code is copied to one folder for all requests, whose file times are too coarse to tell copies apart.
-        environment = {**os.environ, "HF_MODULES_CACHE": self.folder.name}
-        command = [sys.executable, "-I", "-B", "-W", "ignore", "-c", SERVER]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": self.folder.name}
+        command = [sys.executable, *flags, "-B", "-W", "ignore", "-c", imports + SERVER]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
+        atexit.register(self.close)
 
-    def __call__(self, source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def ask(self, environments: list[dict[str, str]], arguments: list[str], source: str = "") -> Any:
+        """A `CompletedProcess` of as many processes as environments are given, what they print together."""
         assert self.server.stdin
         assert self.server.stdout
         with tempfile.TemporaryDirectory() as folder:
             files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
-            task = {"source": source, "argument": str(argument), "environment": environment, **files}
+            task = {"environments": environments, "arguments": arguments, "source": source, "limit": LIMIT_S, **files}
             print(json.dumps(task), file=self.server.stdin, flush=True)
-            answer = self.server.stdout.readline().strip()
-            if answer == "ready":
-                answer = self.server.stdout.readline().strip()
+            code = int(self.server.stdout.readline())
             printed = {name: Path(file).read_text() if Path(file).exists() else "" for name, file in files.items()}
-        return subprocess.CompletedProcess([], int(answer), **printed)
+        return subprocess.CompletedProcess(arguments, code, **printed)
 
     def close(self) -> None:
         self.server.kill()
         self.server.wait()
         self.folder.cleanup()
+
+
+@functools.cache
+def reader() -> Zygote:
+    return Zygote(LIBRARIES, "-I")
+
+
+@functools.cache
+def runner() -> Zygote:
+    return Zygote(f"{LIBRARIES}\n{OURS}")
+
+
+def read_back(source: str, argument: Path, environment: dict[str, str]) -> Any:
+    """`secateur.verify.run_python` by a fork."""
+    return reader().ask([environment], [str(argument)], source)
+
+
+def launch(processes: int, *arguments: str) -> Any:
+    """What `torchrun --nproc-per-node PROCESSES ARGUMENTS` does, by forks: `-m secateur ...` or a script."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    size = str(processes)
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(processes)]
+    return runner().ask([{**os.environ, "OMP_NUM_THREADS": "1", **rank} for rank in ranks], list(arguments))
