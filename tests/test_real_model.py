@@ -48,7 +48,7 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     argv = [
         "prune", "--model", "smollm2-135m-instruct", "--data", str(data_dir / "c4_calib.jsonl"), "--output", str(out),
         "--eval-data", text, "--eval-tokens", "1024", "--eval-seq-len", "512", "--sparsity", "0.2", "--steps", "6",
-        "--batch-size", "4", "--seq-len", "128", "--frequency", "1", "--prune-start", "2", "--prune-end", "5",
+        "--batch-size", "2", "--seq-len", "128", "--frequency", "1", "--prune-start", "2", "--prune-end", "5",
     ]  # fmt: skip
     assert main(argv) == 0
     result = json.loads((out / "result.json").read_text())
@@ -65,13 +65,13 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     assert best_ratio(dense, small.to(dtype)) >= 0.8 * result["speed"]["flop_speedup"] > 0.9
 
 
-def best_ratio(dense, small, turns=10) -> float:
+def best_ratio(dense, small, turns=8) -> float:
     """Shortest forward pass of one over the other's, in alternate turns.
 
     Another process on the same cores only adds to a pass, and half the median of seven under load: the shortest of many
     is the one that it left alone. On one thread, as all tests: of two, one would wait for the other on the busy core.
     """
-    ids = torch.arange(256).unsqueeze(0)
+    ids = torch.arange(128).unsqueeze(0)
     seconds: dict[str, list[float]] = {"dense": [], "small": []}
     with torch.inference_mode():
         for _ in range(turns):
@@ -107,12 +107,12 @@ print(peak_bytes() - before)
 def test_the_memory_of_a_run_is_within_15_percent(dense_folder, tmp_path, capsys, more) -> None:
     """What its tensors take, measured without the C library's heap: every tensor in pages of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path / "out"), "4", *more],
+        [sys.executable, "-W", "ignore", "-c", TRAIN, str(tmp_path / "out"), "2", *more],
         capture_output=True, text=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     measured = int(done.stdout.split()[-1])
-    command = ["plan", "--model", "smollm2-135m-instruct", "--sparsity", "0.2", "--batch-size", "4", *more]
+    command = ["plan", "--model", "smollm2-135m-instruct", "--sparsity", "0.2", "--batch-size", "2", *more]
     assert main([*command, "--json", str(tmp_path / "plan.json")]) == 0
     planned = json.loads((tmp_path / "plan.json").read_text())["memory"]
     print(f"planned {planned['total'] - planned['allocator']:,}, measured {measured:,}")
