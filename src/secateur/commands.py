@@ -13,45 +13,39 @@ from .config_speed import BenchConfig, PlanConfig
 
 if TYPE_CHECKING:
     from .grid import Comparison
+    from .progress import Progress
 
 
 def _prune(config: PruneConfig) -> int:
-    from .distributed import leave
-    from .launcher import rank
     from .prepare import prepare
-    from .progress import Progress
     from .prune import prune
-    from .summary import loading_lines, run_summary
+    from .summary import run_summary
 
-    job = prepare(config)
-    if rank() > 0:
-        with open(os.devnull, "w") as silence:
-            prune(job, Progress(job.total_steps, silence))
-        leave()
-        return 0
-    result = prune(job, Progress(job.total_steps))
-    leave()
-    print(run_summary(result))
-    print(loading_lines(result))
-    return 0
+    return _trained(prepare(config), prune, run_summary)
 
 
 def _adapt(config: AdaptConfig) -> int:
     from .adapt import adapt, prepare_adapt
+    from .summary import adapt_summary
+
+    return _trained(prepare_adapt(config), adapt, adapt_summary)
+
+
+def _trained(job: Any, run: Callable[[Any, "Progress"], dict[str, Any]], words: Callable[[dict[str, Any]], str]) -> int:
+    """Run a prepared job; of several processes the first one speaks."""
     from .distributed import leave
     from .launcher import rank
     from .progress import Progress
-    from .summary import adapt_summary, loading_lines
+    from .summary import loading_lines
 
-    job = prepare_adapt(config)
     if rank() > 0:
         with open(os.devnull, "w") as silence:
-            adapt(job, Progress(job.total_steps, silence))
+            run(job, Progress(job.total_steps, silence))
         leave()
         return 0
-    result = adapt(job, Progress(job.total_steps))
+    result = run(job, Progress(job.total_steps))
     leave()
-    print(adapt_summary(result))
+    print(words(result))
     print(loading_lines(result))
     return 0
 
