@@ -95,10 +95,10 @@ def test_what_is_gone_for_the_time_is_what_the_budget_removes(place, allocation)
 
 
 def test_the_speed_of_products_is_measured_briefly() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     speed = matmul_flops_per_s([(64, 96), (9000, 64)], tokens=256, dtype=torch.float32, device=torch.device("cpu"))
     assert speed > 0
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.fixture(scope="module")
