@@ -81,10 +81,6 @@ SMALLER: dict[str, dict[str, Any]] = {
     "gradient to 2, alpha 4r": FINAL_2 | {"scaling": 4.0},
     "gradient, singular, to 2, alpha 2r": FINAL_2 | {"scaling": 2.0, "basis": "singular"},
     "gradient, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular"},
-    "gradient, singular, to 2, alpha 4r, until 0.3": FINAL_2 | {"scaling": 4.0, "basis": "singular", "prune_end": 0.3},
-    "magnitude, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "magnitude"},
-    "sparsegpt, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "sparsegpt"},
-    "wanda, singular, to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "basis": "singular", "criterion": "wanda"},
     "random to 2, alpha 4r": FINAL_2 | {"scaling": 4.0, "criterion": "random"},
 }
 """Where rank is scarcer; stages run these only when `--only` names them."""

@@ -3,7 +3,7 @@
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
 `reader()` has torch, transformers and PEFT and reads results back for `secateur.verify`, without secateur, as the
 fresh process does; `runner()` has secateur too, and is one process or several, as torchrun starts them. Tests of
-launchers and signals, fixtures of a whole module, and tests marked `slow` start processes from nothing.
+launchers and signals, results of a whole module's fixtures, and tests marked `slow` use processes from nothing.
 """
 
 import atexit
