@@ -104,10 +104,11 @@ def finetune(name: str, folder: Path, data: Path, steps: int) -> None:
     from transformers import set_seed
 
     from secateur.devices import compute_dtype
-    from secateur.finetune import add_lora, load_base, run_trainer
+    from secateur.finetune import add_lora, load_base
     from secateur.job import make_work
     from secateur.prepare import prepare
     from secateur.records import environment
+    from secateur.trainer import run_trainer
 
     job = prepare(options(name, folder, data, steps))
     make_work(job)

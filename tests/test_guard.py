@@ -7,9 +7,9 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 
 from secateur import PruningCallback
 from secateur.errors import NumericsError, OutOfMemoryError
-from secateur.finetune import AutocastTrainer
 from secateur.guard import START_UP, TRAIN_LESS, NumericsGuard, first_faulty_module, memory_for
 from secateur.progress import Progress
+from secateur.trainer import AutocastTrainer
 
 
 class Poisoned(Trainer):

@@ -8,7 +8,7 @@ import torch
 from transformers.optimization import get_scheduler
 
 from secateur.config import PruneConfig
-from secateur.finetune import training_arguments
+from secateur.trainer import training_arguments
 
 
 def rates(total: int, **options: object) -> list[float]:

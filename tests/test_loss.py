@@ -13,8 +13,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from secateur import loss as loss_module
-from secateur.finetune import AutocastTrainer, Distillation
 from secateur.loss import causal_lm_loss
+from secateur.trainer import AutocastTrainer, Distillation
 
 
 def test_equals_the_models_own_loss_and_gradient(monkeypatch) -> None:

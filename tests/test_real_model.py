@@ -85,7 +85,8 @@ def best_ratio(dense, small, turns=8) -> float:
 TRAIN = """
 import sys, torch
 from secateur.config import PruneConfig
-from secateur.finetune import add_lora, load_base, run_trainer
+from secateur.finetune import add_lora, load_base
+from secateur.trainer import run_trainer
 from secateur.memory import peak_bytes, reset_peak
 from secateur.devices import compute_dtype
 from secateur.options import build

@@ -18,11 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from secateur import Pruner, PruningCallback, RankPruner
 from secateur.criteria import CRITERIA
 from secateur.distributed import DisagreementError, leave
-from secateur.finetune import AutocastTrainer
 from secateur.guard import NumericsGuard
 from secateur.launcher import launched, rank
 from secateur.loss import causal_lm_loss
 from secateur.progress import Progress
+from secateur.trainer import AutocastTrainer
 
 STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24
 CUTS = (5, 8, 11)

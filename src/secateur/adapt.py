@@ -23,7 +23,7 @@ from .coverage import planned_lora
 from .devices import compute_dtype, name_of
 from .errors import InputError
 from .evaluate import Perplexity
-from .finetune import add_lora, load_base, lora_config, lora_scaling, run_trainer
+from .finetune import add_lora, load_base, lora_config, lora_scaling
 from .given_adapter import lora_config_of, read_adapter, starting_from_adapter
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import Job, checkpoint_dtype, make_work, open_model, read_inputs
@@ -40,6 +40,7 @@ from .recording import RecordingCallback, WatchedRanks, rank_cut_words
 from .records import environment, write_json
 from .saving import Interruption, SavingCallback
 from .schedule import Schedule
+from .trainer import run_trainer
 
 
 @dataclass(frozen=True, eq=False)

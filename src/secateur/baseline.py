@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .devices import default_device
-from .finetune import add_lora, load_base, run_trainer
+from .finetune import add_lora, load_base
 from .guard import DivergenceWatch, NumericsGuard
 from .job import make_work
 from .original import restore_, with_plain_lora
@@ -18,6 +18,7 @@ from .prepare import PruneJob
 from .progress import Progress
 from .recording import RecordingCallback
 from .saving import Interruption, SavingCallback
+from .trainer import run_trainer
 
 
 @dataclass

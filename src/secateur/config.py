@@ -5,125 +5,13 @@ A field here is a command-line flag (`prune_start` -> `--prune-start`), a YAML k
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import ClassVar
 
-from .load_in import HELP as LOAD_IN_HELP
-from .load_in import LOAD_IN, load_in_faults
-from .options import at_least, below_one, choice_faults, flag, option, step_faults
+from .config_run import RunConfig
+from .options import at_least, below_one, choice_faults, option, step_faults
 from .sizes import target_faults
 
-TRACKERS = ("tensorboard", "wandb")
 DEFAULT_SPARSITY = 0.2
 """Where neither a sparsity nor a size is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every command that trains can be told."""
-
-    given: ClassVar[frozenset[str]] = frozenset()
-    """Of a config that `options.build` made: the options that were given, by flag or YAML, whatever their value."""
-
-    model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
-    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
-    data: tuple[str, ...] = option(
-        "training text: .txt, .jsonl, .json, a folder of these, a hub data set, or stdlib-docs", group="data"
-    )
-    eval_data: str | None = option("text to evaluate on while training and at the end", None, group="data")
-    eval_steps: int = option("steps between evaluations; 0: only before and after", 0, group="training")
-    eval_tokens: int = option("tokens of --eval-data to use", 65536, group="data")
-    eval_seq_len: int | None = option("segment length of evaluations; default: --seq-len", None, group="data")
-    output: str = option("folder for the pruned checkpoint and its records", group="output")
-    overwrite: bool = option("replace a non-empty output folder", False, group="output")
-    steps: int | None = option("optimiser steps; default: --epochs over the data", None, group="training")
-    epochs: float = option("passes over the data when --steps is not given", 1.0, group="training")
-    batch_size: int = option("sequences per optimiser step and process", 8, group="training")
-    accumulation: int = option("micro-batches a step is split into", 1, group="training")
-    seq_len: int = option("tokens per sequence", 256, group="training")
-    gradient_checkpointing: bool = option(
-        "keep only each layer's input and compute the rest again in the backward pass: less memory, more time",
-        False,
-        group="training",
-    )
-    response_only: bool = option("loss on the response tokens only", False, group="training")
-    packing: str = option(
-        "documents of a sequence: joined into one text, or separate: positions, attention, labels stay within each",
-        "joined",
-        group="data",
-        choices=("joined", "separate"),
-    )
-    lr: float = option("peak learning rate of AdamW; cosine decay", 5e-4, group="training")
-    lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
-    dtype: str = option(
-        "computation: auto takes bfloat16 where the hardware has it",
-        "auto",
-        group="training",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    load_in: str | None = option(LOAD_IN_HELP, None, group="model", choices=LOAD_IN)
-    on_nan: str = option(
-        "gradients that are not finite leave their step out; stop: end the run after three in a row",
-        "stop",
-        group="training",
-        choices=("stop", "skip"),
-    )
-    seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
-    save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
-    resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")
-    process_timeout: int = option(
-        "with several processes: seconds after which one that does not answer is given up", 1800, group="training"
-    )
-    report_to: tuple[str, ...] = option(
-        "trackers, through transformers' Trainer: tensorboard, wandb", (), group="training"
-    )
-    rank: int = option("LoRA rank", 8, group="lora")
-    alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
-    dropout: float = option("LoRA dropout", 0.0, group="lora")
-    lora_init: str = option(
-        "how LoRA's factors start: default and gaussian (B = 0), pissa (the weight's leading singular vectors), "
-        "olora (its QR factors)",
-        "default",
-        group="lora",
-        choices=("default", "gaussian", "pissa", "olora"),
-    )
-    rslora: bool = option("scale LoRA by alpha / sqrt(rank) rather than alpha / rank", False, group="lora")
-    targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
-    adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
-    family: str | None = option("architecture layout, when the model type is not known", None, group="model")
-
-    def faults(self) -> list[str]:
-        """All faults that can be known from the options alone."""
-        found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "rank", "eval_tokens", "process_timeout"):
-            found += at_least(self, name, 1)
-        found += at_least(self, "seq_len", 2)  # the first token is not predicted
-        for name in ("save_steps", "eval_steps", "seed"):
-            found += at_least(self, name, 0)
-        found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)
-        for name in ("lr", "epochs", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                found.append(f"{flag(name)} is {value}: it must be above 0.")
-        found += below_one(self, "dropout") + step_faults(self, "lr_warmup")
-        if self.batch_size > 0 and self.accumulation > 0 and self.batch_size % self.accumulation:
-            found.append(
-                f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
-                "equal micro-batches: choose a divisor."
-            )
-        if self.adapter and self.lora_init != "default":
-            found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
-        found += load_in_faults(self)
-        if self.resume and self.overwrite:
-            found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
-        for name in self.report_to:
-            if name not in TRACKERS:
-                found.append(f"--report-to {name}: choose from {', '.join(TRACKERS)}.")
-            elif find_spec(name) is None:
-                found.append(f"--report-to {name}: the package is not installed: pip install {name}.")
-        if self.eval_steps and not self.eval_data:
-            found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)

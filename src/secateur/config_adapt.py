@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .config import RunConfig
+from .config_run import RunConfig
 from .options import at_least, below_one, option, step_faults
 
 

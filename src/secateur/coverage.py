@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from .config import RunConfig
+from .config_run import RunConfig
 from .errors import InputError
 from .given_adapter import check_fits, lora_config_of, read_adapter
 from .surgery import check_mergeable, lora_layers

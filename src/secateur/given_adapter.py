@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from .config import RunConfig
 from .config_adapt import AdaptConfig
+from .config_run import RunConfig
 from .embedded import quiet_transformers
 from .errors import InputError, all_faults
 from .options import flag

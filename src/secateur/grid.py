@@ -4,7 +4,8 @@ from dataclasses import MISSING, Field, dataclass, fields
 from itertools import product
 from typing import Any
 
-from .config import CompareConfig, PruneConfig, RunConfig
+from .config import CompareConfig, PruneConfig
+from .config_run import RunConfig
 from .errors import InputError, all_faults
 from .locks import LOCK
 from .options import build, flag, known_options, read_options

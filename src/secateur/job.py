@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
-from .config import RunConfig
+from .config_run import RunConfig
 from .data import Blocks, evaluation_tokens, require_batches, training_blocks
 from .documents import check_spec, fingerprint
 from .errors import InputError, all_faults

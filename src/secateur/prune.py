@@ -25,7 +25,7 @@ from .errors import OutOfMemoryError
 from .evaluate import Perplexity
 from .experts import Dropped, drop_experts, expert_lists, share_counts, unstack_experts, unused_experts
 from .export import ExportReport, Finish, export_checkpoint
-from .finetune import Distillation, add_lora, load_base, load_original, run_trainer, without_weights
+from .finetune import add_lora, load_base, load_original, without_weights
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
 from .launcher import launched, rank
@@ -42,6 +42,7 @@ from .saving import Interruption, SavingCallback
 from .streaming import export_streamed
 from .surgery import removals
 from .teacher import Teacher
+from .trainer import Distillation, run_trainer
 
 ROUTING_BATCHES = 8
 """Batches from which experts are chosen that go before training."""
