@@ -152,7 +152,7 @@ def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)
     small = build_small(base.config, pruner.units.family, shapes, tensors, torch.float32, job.config.model_class)
     round_(small, checkpoint_dtype(job.model_config))
-    nn.Module.to(small, device)
+    nn.Module.to(widened(small, dtype), device)
     assert dense - parameter_count(small) == pruner.removed_params
     return small, _details(pruner)
 
