@@ -145,6 +145,23 @@ def test_moving_average_is_eq_11() -> None:
     torch.testing.assert_close(pruner.scores[pruner.units.pools[1].name], expected)
 
 
+@pytest.mark.parametrize(("relative", "same"), [(True, True), (False, False)])
+def test_relative_averages_do_not_feel_a_steps_size(relative, same) -> None:
+    averages = []
+    for size in (1.0, 3.0):  # of the second step's gradients; eta = 0, as its term is not linear in them
+        model = adapted()
+        pruner = pruner_for(model, total_steps=STEPS, ema_relative=relative, scoring=Scoring(eta=0.0))
+        for number, ids in enumerate(rows(3 * BATCH).split(BATCH)):
+            (model(ids, labels=ids).loss * (size if number == 1 else 1.0)).backward()
+            pruner.observe()
+            pruner.step()
+            model.zero_grad()
+        averages.append(torch.cat(list(pruner.scores.values())))
+    assert torch.allclose(*averages, rtol=1e-5) == same
+    if relative:
+        torch.testing.assert_close(averages[0].mean(), torch.tensor(1 - 0.9**3))
+
+
 def test_what_is_out_stays_out_and_is_recorded() -> None:
     model = adapted()
     pruner = pruner_for(model, total_steps=STEPS, frequency=1, shrink=False)

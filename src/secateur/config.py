@@ -93,6 +93,12 @@ class PruneConfig(RunConfig):
         choices=("none", "linear", "scale", "projected"),
     )
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
+    ema_relative: bool = option(
+        "average each step's scores relative to their mean, so that a step with large gradients (as after a cut) does "
+        "not outweigh the others; the paper averages them as they are",
+        False,
+        group="criterion",
+    )
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
     score_linears: str | None = option(
         "score the linears whose rows a unit owns (q k v gate up), or all; default: what suits the criterion",

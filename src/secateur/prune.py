@@ -283,8 +283,8 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
     names = (
-        "schedule prune_start prune_end frequency criterion ema compensate attention attention_sparsity "
-        "allocation protect_first protect_last floor across_layers round_to model_class family"
+        "schedule prune_start prune_end frequency criterion ema ema_relative compensate attention "
+        "attention_sparsity allocation protect_first protect_last floor across_layers round_to model_class family"
     )
     options = {name: getattr(config, name) for name in names.split()}
     return Pruner(

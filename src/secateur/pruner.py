@@ -68,6 +68,8 @@ class Pruner:
         prune_start, prune_end, frequency, schedule: see `Schedule`; fractions of the run or steps.
         criterion, scoring, ema: what scores a unit, and the weight of the past in its moving average (with the
             one-shot schedule all steps before the cut count alike).
+        ema_relative: average each step's scores relative to their mean over all units: squared scores grow with the
+            square of the gradient, and the steps just after a cut would outweigh the others.
         compensate: how what stays takes over at a cut: `none`, `lstsq` or `bias` (see `compensation`).
         attention: `auto`, `kv_group`, `query_head` or `none`; the other shape options as in `BudgetOptions`.
         model_class: stock class the result will have (`keep`, or `mistral` for any head count).
@@ -95,6 +97,7 @@ class Pruner:
         criterion: str = "lora",
         scoring: Scoring | None = None,
         ema: float = 0.9,
+        ema_relative: bool = False,
         compensate: str = "none",
         attention: str = "auto",
         attention_sparsity: float | None = None,
@@ -135,6 +138,7 @@ class Pruner:
         check_compensation(compensate, self.units, self.modules)
         self.compensate = compensate
         self.ema = ema
+        self.ema_relative = ema_relative
         self._all_alike = schedule == "one-shot"
         # Masks come before statistics: what is out has no input to speak of.
         self.masks = None if shrink else Masks(self.units.pools, self.modules)
@@ -204,11 +208,19 @@ class Pruner:
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
                     "lower --lr, or compute in float32 (--dtype float32)."
                 )
-        for pool, fresh in on_the_host:
+        living = [(pool, fresh[self.live_keep[pool.name]]) for pool, fresh in on_the_host]
+        scale = self._mean([fresh for _, fresh in living]) if self.ema_relative else torch.ones(())
+        for pool, fresh in living:
             # A removed unit keeps the average it went with; the others go on.
             keep, scores = self.keep[pool.name], self.scores[pool.name]
-            fresh = fresh[self.live_keep[pool.name]]
-            scores[keep] = past * scores[keep] + (1 - past) * fresh
+            scores[keep] = past * scores[keep] + (1 - past) * fresh / scale
+
+    def _mean(self, scores: list[Tensor]) -> Tensor:
+        """Mean over all units and processes; 1 where all are 0."""
+        mean = torch.cat(scores).mean()
+        if self._own_scores:
+            average_([mean])
+        return torch.where(mean > 0, mean, torch.ones_like(mean))
 
     def _on_the_host(self, scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
         """Scores, brought over from the device at once: a GPU is waited for once a step."""
