@@ -11,6 +11,7 @@ from dataclasses import asdict
 from statistics import mean, stdev
 
 import pytest
+import torch
 from tiny import save_tiny
 
 from secateur import compare as compare_module
@@ -23,6 +24,7 @@ from secateur.errors import InputError, NumericsError
 from secateur.grid import build_comparison, differences
 from secateur.locks import locked
 from secateur.options import build
+from secateur.same_source import same_source
 from secateur.saving import SavingCallback
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
@@ -198,10 +200,104 @@ def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
 
 
 def test_same_source_is_said(inputs, tmp_path, capsys) -> None:
-    (tmp_path / "train_eval.txt").write_text(WORDS * 20)
-    given = {**inputs, "evaluate_on": (str(tmp_path / "train_eval.txt"),), "criterion": "magnitude"}
-    compare(build_comparison({**given, "sparsity": "0.3", "baselines": ("dense",)}))
+    (tmp_path / "fox.train.txt").write_text(WORDS * 60)
+    (tmp_path / "fox.test.txt").write_text(WORDS * 20)
+    given = {**inputs, "data": (str(tmp_path / "fox.train.txt"),), "evaluate_on": (str(tmp_path / "fox.test.txt"),)}
+    compare(build_comparison({**given, "criterion": "magnitude", "sparsity": "0.3", "baselines": ("dense",)}))
     assert "come from the same source" in capsys.readouterr().out
+    assert "come from the same source" in (tmp_path / "grid" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("wiki.train.raw", "wiki.test.raw", True),
+        ("c4/train.jsonl", "c4/test.jsonl", True),
+        ("x/c4_calib.jsonl", "y/c4_eval.jsonl", True),
+        ("allenai/c4:train", "c4_eval.jsonl", True),
+        ("wiki/test_a.txt", "ptb/test_b.txt", False),
+        ("c4_calib.jsonl", "wikitext2_raw_test.txt", False),
+    ],
+)
+def test_sources_by_name(one, other, same) -> None:
+    assert same_source(one, other) == same_source(other, one) == same
+
+
+def record(name, perplexities, kind="prune", **more):
+    """What a cell leaves, with these perplexities of texts."""
+    measured = {
+        text: {
+            "perplexity": value, "mean_nll": None if value is None else math.log(value), "stderr_nll": 0.01,
+            "tokens_scored": 9, "segments": 1, "seq_len": 32, "dtype": "float32", "text": {"sha256": "0"},
+        }
+        for text, value in perplexities.items()
+    }  # fmt: skip
+    options = ("model", "steps", "batch_size", "seq_len", "lr", "rank", "eval_tokens", "eval_seq_len", "dtype")
+    done = {"status": "done", "config": dict.fromkeys(options), "environment": {}, "training_data": []}
+    return {"name": name, "kind": kind, "parameters": 10, "perplexity": measured} | done | more
+
+
+def written(tmp_path, inputs, records):
+    """comparison.json of cells with these records, by name."""
+    given = {**inputs, "allow_different": True}
+    comparison = build_comparison(given)
+    for name, found in records.items():
+        (tmp_path / "grid" / name).mkdir(parents=True)
+        (tmp_path / "grid" / name / "result.json").write_text(json.dumps(record(name, **found)))
+    text = write_comparison(tmp_path / "grid", comparison.cells)
+    return text, json.loads((tmp_path / "grid" / "comparison.json").read_text())
+
+
+def test_texts_of_one_name_stay_apart(inputs, tmp_path) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": (), "cells": ()}
+    text, found = written(tmp_path, given, {"run": {"perplexities": {"/a/wiki/test.txt": 3.0, "/a/ptb/test.txt": 9.0}}})
+    assert found["cells"][0]["perplexity"] == {"wiki/test.txt": 3.0, "ptb/test.txt": 9.0}
+    assert "3.00" in text
+    assert "9.00" in text
+
+
+def test_tables_take_what_is_missing_infinite_or_failed(inputs, tmp_path) -> None:
+    given = {**inputs, "criterion": "magnitude,gate,random,wanda", "sparsity": "0.3", "baselines": ()}
+    text, _ = written(
+        tmp_path,
+        given,
+        {
+            "gate": {"perplexities": {"a.txt": 3.0, "b.txt": 5.0}},
+            "magnitude": {"perplexities": {"a.txt": 4.0}},
+            "random": {"perplexities": {"a.txt": None, "b.txt": 7.0}},
+            "wanda": {"perplexities": {}, "status": "failed", "reason": "nan"},
+        },
+    )
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "inf" in lines["random"]
+    assert "failed: nan" in lines["wanda"]
+    assert (tmp_path / "grid" / "comparison.png").stat().st_size > 1000
+
+
+def test_a_grid_of_failures_has_a_table(inputs, tmp_path) -> None:
+    given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ()}
+    text, _ = written(tmp_path, given, {"run": {"perplexities": {}, "status": "failed", "reason": "out of memory"}})
+    assert "failed: out of memory" in text
+    assert not (tmp_path / "grid" / "comparison.png").exists()
+
+
+def test_each_is_compared_with_its_own_budget_and_steps(inputs, tmp_path) -> None:
+    given = {**inputs, "baselines": ("dense+lora",), "steps": "8,16", "seed": "0,1", "criterion": "gate,magnitude"}
+    names = [cell.name for cell in build_comparison({**given, "allow_different": True}).cells]
+    values = {name: 2.0 + place for place, name in enumerate(names)}
+    records = {name: {"perplexities": {"a.txt": value}} for name, value in values.items()}
+    for name in names:
+        if name.startswith("dense+lora"):
+            records[name]["kind"] = "dense+lora"
+    _, found = written(tmp_path, given, records)
+    series = {each["name"]: each for each in found["over_seeds"]["series"]}
+    assert series["magnitude_sparsity0.5_steps16"]["reference"] == "gate_sparsity0.5_steps16"
+    assert series["magnitude_sparsity0.3_steps8"]["reference"] == "gate_sparsity0.3_steps8"
+    rows = list(csv.DictReader((tmp_path / "grid" / "comparison.csv").open()))
+    for row in rows:
+        steps = "steps16" if "steps16" in row["cell"] else "steps8"
+        base = math.exp(mean(math.log(v) for n, v in values.items() if n.startswith("dense+lora") and steps in n))
+        assert float(row["ratio, a.txt"]) == pytest.approx(values[row["cell"]] / base, abs=1e-3)
 
 
 def test_a_cell_that_fails_leaves_the_others(inputs, tmp_path, monkeypatch) -> None:
@@ -216,6 +312,10 @@ def test_a_cell_that_fails_leaves_the_others(inputs, tmp_path, monkeypatch) -> N
     text = compare(build_comparison({**inputs, "sparsity": "0.3", "baselines": ("dense",)}))
     assert "failed: step 3: the loss is nan" in text
     assert "magnitude" in text
+    monkeypatch.setattr(compare_module, "run_cell", real)
+    given = {**inputs, "sparsity": "0.3", "baselines": ("dense",)}
+    assert "failed" in compare(build_comparison(given))
+    assert "failed" not in compare(build_comparison({**given, "overwrite": True}))
 
 
 def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
@@ -310,6 +410,10 @@ def test_recorded_cells_are_checked(inputs, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="not measured on --evaluate-on .*new.txt as it is now.*--allow-different"):
         compare(build_comparison({**given, "evaluate_on": more}))
     compare(build_comparison({**given, "evaluate_on": more, "allow_different": True}))
+    monkeypatch.setattr("secateur.recorded.compute_dtype", lambda name: torch.bfloat16)
+    with pytest.raises(InputError, match="computed in float32, and on this machine others would be in bfloat16"):
+        compare(build_comparison(given))
+    monkeypatch.undo()
     train = tmp_path / "train_text.txt"
     before = train.read_text()
     train.write_text(before + "more")

@@ -58,11 +58,30 @@ def train_bare(model, pruner, clip=1.0, lr_decay=True):
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_shrinking_is_masking(attention, allocation, bias) -> None:
+    check_shrinking_is_masking(attention=attention, allocation=allocation, bias=bias)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scoring": Scoring(normalize="linear", linears="all")},
+        {"scoring": Scoring(normalize="projected", linears="all")},
+        {"ema_relative": True},
+        {"criterion": "magnitude", "scoring": Scoring(normalize="linear")},
+        {"criterion": "random"},
+    ],
+    ids=["linear", "projected", "relative", "magnitude", "random"],
+)
+def test_shrinking_is_masking_for_scores_that_look_at_other_units(options) -> None:
+    check_shrinking_is_masking(**options)
+
+
+def check_shrinking_is_masking(bias=False, **options):
     """Same losses, same cuts, same moments on what is left; float64, as Adam amplifies round-off."""
     runs = {}
     for shrink in (True, False):
         model = adapted(torch.float64, bias=bias)
-        pruner = pruner_for(model, attention=attention, allocation=allocation, shrink=shrink, total_steps=STEPS)
+        pruner = pruner_for(model, **options, shrink=shrink, total_steps=STEPS)
         losses, optimizer = train_bare(model, pruner)
         runs[shrink] = (losses, pruner, model, optimizer)
     (losses, shrunk, small, small_opt), (masked_losses, masked, big, big_opt) = runs[True], runs[False]

@@ -8,6 +8,8 @@ from tiny import tiny_llama
 
 from secateur.errors import InputError
 from secateur.loss import causal_lm_loss
+from secateur.ranks import RankPruner
+from secateur.surgery import lora_factors, lora_layers
 from secateur.teacher import Teacher
 
 
@@ -33,6 +35,40 @@ def test_teacher_stays_the_dense_model(init, compensate) -> None:
     with teacher():
         torch.testing.assert_close(model(ids).logits, dense, rtol=0.0, atol=1e-4)  # PiSSA moves float32 weights about
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("init", [True, "pissa"])
+def test_teacher_stays_the_dense_model_while_the_rank_falls(init) -> None:
+    model, pruner, dense = setting(init, criterion="gate")
+    teacher = Teacher(model, pruner)
+    ranks = RankPruner(model, rank=2, total_steps=STEPS, prune_start=2, prune_end=11, frequency=3, merges=True)
+    ids = rows(2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(STEPS):
+        model(ids, labels=ids).loss.backward()
+        ranks.observe()
+        optimizer.step()
+        ranks.step(optimizer)
+        optimizer.zero_grad()
+    assert {len(factors.a) for factors in map(lora_factors, lora_layers(model).values())} == {2}
+    before = model.eval()(ids).logits.detach()
+    assert (before - dense).abs().max() > 0.5
+    with teacher():
+        torch.testing.assert_close(model(ids).logits, dense, rtol=0.0, atol=1e-4)
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_teacher_has_the_adapter_that_was_given() -> None:
+    model, pruner, dense = setting(criterion="gate")
+    for factors in map(lora_factors, lora_layers(model).values()):
+        torch.nn.init.normal_(factors.b.data, std=0.1)
+    ids = rows(2)
+    given = model.eval()(ids).logits.detach()
+    assert (given - dense).abs().max() > 0.1
+    teacher = Teacher(model, pruner)
+    train_bare(model, pruner)
+    with teacher():
+        torch.testing.assert_close(model(ids).logits, given, rtol=0.0, atol=1e-5)
 
 
 def test_teachers_pass_leaves_gradients_and_statistics_alone() -> None:

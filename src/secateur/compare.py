@@ -23,18 +23,18 @@ from .checkpoints import find_latest, work_folder
 from .comparison import write_comparison
 from .config import PruneConfig
 from .data import evaluation_tokens
-from .devices import autocast, compute_dtype, default_device, widened
+from .devices import compute_dtype, default_device, widened
 from .distributed import Share
 from .documents import check_spec
-from .errors import InputError, NumericsError
+from .errors import InputError, NumericsError, OutOfMemoryError, VerificationError
+from .estimate import estimated_seconds
 from .evaluate import perplexity
 from .export import build_small, round_
-from .finetune import add_lora, load_base, load_original
+from .finetune import load_base, load_original
 from .given_adapter import starting_from_adapter
 from .grid import Cell, Comparison
 from .job import checkpoint_dtype, make_work, open_model
 from .locks import locked
-from .loss import causal_lm_loss
 from .models import load_tokenizer, resolve_model
 from .outcome import units_record
 from .output import check_output
@@ -44,6 +44,7 @@ from .prune import drop_by_routing, fine_tune_and_prune, prune
 from .pruner import Pruner
 from .recorded import RECORD, check_inputs, recorded
 from .records import environment, write_json
+from .same_source import same_source
 from .surgery import merged_and_sliced
 
 
@@ -64,44 +65,58 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     check_output(folder, overwrite=True)  # it is added to, never replaced
     for spec in comparison.settings.evaluate_on:
         check_spec(spec)
-        _warn_of_same_source(comparison, spec)
+    for warning in _same_source(comparison):
+        print(f"warning: {warning}", flush=True)
     with locked(folder) if share.number == 0 else nullcontext():
         return _compare(comparison, folder, share)
 
 
 def _compare(comparison: Comparison, folder: Path, share: Share) -> str:
     settings, cells = comparison.settings, comparison.cells
-    missing = [cell for cell in cells if recorded(folder, cell) is None]
+    missing = [cell for cell in cells if not _was_run(folder, cell)]
     jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
     texts = _check_texts(comparison)
     if not settings.allow_different:
         check_inputs(folder, cells, texts)
         if missing:
             _check_budgets(cells, jobs, folder)
+    if share.number == 0:
+        for cell in missing:
+            (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
     print(f"{len(cells)} cells, {len(missing)} to run", end="", flush=True)
     if missing and share.number == 0:
-        seconds = _estimate(folder, comparison, jobs[missing[0].name]) * -(-len(missing) // share.of)
-        print(f", about {human_seconds(seconds)}", flush=True)
+        records = [recorded(folder, cell) for cell in cells if cell.kind != "dense"]
+        known = [seconds for record in records if record and (seconds := record.get("total_seconds"))]
+        seconds = estimated_seconds(missing, jobs, known, len(settings.evaluate_on))
+        if seconds is not None:
+            print(f", about {human_seconds(seconds / share.of)}", end="", flush=True)
+    print(flush=True)
     mine = [cell for place, cell in enumerate(cells) if place % share.of == share.number and cell in missing]
     for count, cell in enumerate(mine, 1):
         print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
         try:
             record = run_cell(cell, jobs[cell.name], comparison)
-        except NumericsError as error:
+        except (NumericsError, OutOfMemoryError, VerificationError) as error:
             failed = {"status": "failed", "reason": str(error)}
             record = failed | {"config": asdict(cell.config), "environment": environment()}
-            print(f"failed: {error}", flush=True)
+            print(f"failed: {error}\n(--overwrite runs failed cells again)", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
         if share.number == 0:
-            write_comparison(folder, cells, settings.reference)
+            write_comparison(folder, cells, settings.reference, _same_source(comparison))
         gc.collect()
     if share.number > 0:
         return ""
     while not all((folder / cell.name / RECORD).exists() for cell in cells):
         time.sleep(1)
-    return write_comparison(folder, cells, settings.reference)
+    return write_comparison(folder, cells, settings.reference, _same_source(comparison))
+
+
+def _was_run(folder: Path, cell: Cell) -> bool:
+    """Whether a cell's record is there; with `--overwrite` a failed one is to be run again."""
+    record = recorded(folder, cell)
+    return record is not None and not (cell.config.overwrite and record["status"] != "done")
 
 
 def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any]:
@@ -240,29 +255,6 @@ def _check_budgets(cells: Sequence[Cell], jobs: dict[str, PruneJob], folder: Pat
             )
 
 
-def _estimate(folder: Path, comparison: Comparison, job: PruneJob) -> float:
-    """Seconds a cell takes: what finished ones took, or a few measured training steps."""
-    records = [recorded(folder, cell) for cell in comparison.cells if cell.kind == "prune"]
-    if known := [seconds for record in records if record and (seconds := record.get("total_seconds"))]:
-        return median(known)
-    dtype = compute_dtype(job.config.dtype)
-    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
-    model = add_lora(load_base(job, dtype), job.config, linears)
-    rows = [i % len(job.blocks) for i in range(job.config.batch_size)]
-    inputs, labels = job.blocks.batch(rows, model.device)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        with autocast(model.device.type, dtype):
-            loss = causal_lm_loss(model(**inputs), labels)
-        loss.backward()
-        seconds.append(time.perf_counter() - started)
-        model.zero_grad()
-    texts = len(comparison.settings.evaluate_on)
-    tokens = job.total_steps * labels.numel() + texts * job.config.eval_tokens / 3
-    return median(seconds) * tokens / labels.numel()
-
-
 def _keep_metrics(job: PruneJob) -> float | None:
     """Put the run's metrics beside the cell's record; returns the median seconds of an optimiser step."""
     found = [path for folder in (job.work, job.output) if (path := folder / "metrics.jsonl").exists()]
@@ -275,18 +267,13 @@ def _keep_metrics(job: PruneJob) -> float | None:
     return seconds
 
 
-def _warn_of_same_source(comparison: Comparison, spec: str) -> None:
-    """Calibration text from the evaluation's source flatters what was calibrated on it."""
-    for data in dict.fromkeys(name for cell in comparison.cells for name in cell.config.data):
-        if _source(data) == _source(spec):
-            print(
-                f"warning: {spec} and the training data {data} come from the same source by their names: perplexity "
-                "on it says less about other text.",
-                flush=True,
-            )
-
-
-def _source(spec: str) -> str:
-    """`c4` of c4_calib.jsonl and c4_eval.jsonl; a hub data set's name without its split."""
-    path = Path(spec)
-    return path.stem.split("_")[0] if path.suffix or path.exists() else spec.partition(":")[0]
+def _same_source(comparison: Comparison) -> list[str]:
+    """Warnings of calibration text from an evaluation's source, which flatters what was calibrated on it."""
+    data = dict.fromkeys(name for cell in comparison.cells for name in cell.config.data)
+    return [
+        f"{text} and the training data {name} come from the same source by their names: perplexity on it says less "
+        "about other text."
+        for text in comparison.settings.evaluate_on
+        for name in data
+        if same_source(name, text)
+    ]

@@ -1,13 +1,13 @@
 """Cells of a comparison that belong together: the seeds of a series, the learning rates of a contender."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from .grid import Cell
+from .grid import SAME_EVERYWHERE, TARGETS, Cell
 
 Record = dict[str, Any]
 Table = tuple[list[tuple[str, ...]], tuple[str, ...]]
@@ -22,6 +22,10 @@ class Series:
     contender: str
     kind: str
     lr: float
+    condition: tuple[Any, ...] = ()
+    """Data, steps and what else must be alike for a trained model to be compared with."""
+    target: tuple[Any, ...] = ()
+    """How small it gets."""
     nll: dict[str, dict[int, float]] = field(default_factory=dict)
     """Text -> seed -> mean loss per token, the logarithm of the perplexity."""
     cells: list[str] = field(default_factory=list)
@@ -42,10 +46,25 @@ class Series:
             return "".join(f"{value:.2f}" for value in values)
         return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
+    def ratios(self, base: "Series | None") -> dict[str, float]:
+        """Text -> this one's perplexity over the base's, of the means of their logarithms."""
+        return {t: _exp(self.level(t) - base.level(t)) for t in self.nll if base and t in base.nll}
+
     def differences(self, other: "Series", text: str) -> dict[int, float]:
         """Seed -> by how much this one's log perplexity is higher than the other's with the same seed."""
         mine, theirs = self.nll.get(text, {}), other.nll.get(text, {})
         return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+
+
+def columns(records: Iterable[Record]) -> dict[str, str]:
+    """Evaluation text -> its name in tables: the file's, with as many folders before it as tell two apart."""
+    texts = list(dict.fromkeys(text for record in records for text in record.get("perplexity", {})))
+    tails = {text: ["/".join(Path(text).parts[-n:]) for n in range(1, len(Path(text).parts) + 1)] for text in texts}
+    found = {}
+    for text in texts:
+        others = {tail for other in texts if other != text for tail in tails[other]}
+        found[text] = next((tail for tail in tails[text] if tail not in others), text)
+    return found
 
 
 def series_of(cells: Sequence[Cell], records: dict[str, Record]) -> list[Series]:
@@ -55,13 +74,17 @@ def series_of(cells: Sequence[Cell], records: dict[str, Record]) -> list[Series]
         records: name of a cell -> its record.
     """
     found: dict[tuple[str, str], Series] = {}
+    names = columns(records.values())
     for cell in cells:
         record = records.get(cell.name, {})
         for text, measured in record.get("perplexity", {}).items():
             if measured["mean_nll"] is not None:  # infinite
-                new = Series(cell.series, cell.contender, cell.kind, cell.config.lr)
+                condition, target = (
+                    tuple(getattr(cell.config, name) for name in options) for options in (SAME_EVERYWHERE, TARGETS)
+                )
+                new = Series(cell.series, cell.contender, cell.kind, cell.config.lr, condition, target)
                 series = found.setdefault((cell.kind, cell.series), new)
-                series.nll.setdefault(Path(text).name, {})[cell.config.seed] = measured["mean_nll"]
+                series.nll.setdefault(names[text], {})[cell.config.seed] = measured["mean_nll"]
                 series.cells += [cell.name] * (cell.name not in series.cells)
     return list(found.values())
 
@@ -82,10 +105,11 @@ def best_rates(series: list[Series]) -> dict[tuple[str, str], Series]:
     return best
 
 
-def dense_with_lora(series: list[Series]) -> Series | None:
-    """What ratios are to: the best of what was trained without pruning."""
-    found = [each for (kind, _), each in best_rates(series).items() if kind == "dense+lora"] if series else []
-    return min(found, key=lambda each: each.level(first_text(series)), default=None)
+def dense_with_lora(series: list[Series], condition: tuple[Any, ...]) -> Series | None:
+    """What ratios are to: the best of what was trained alike without pruning."""
+    text = first_text(series)
+    alike = [each for each in series if each.kind == "dense+lora" and each.condition == condition and text in each.nll]
+    return min(alike, key=lambda each: each.level(text), default=None)
 
 
 def rates_table(series: list[Series]) -> tuple[Table, list[Record]] | None:
@@ -93,14 +117,15 @@ def rates_table(series: list[Series]) -> tuple[Table, list[Record]] | None:
     contenders = best_rates(series) if series else {}
     if len({(each.kind, each.contender) for each in series}) == len(series):
         return None
-    base, lines, rows = dense_with_lora(series), [], list[Record]()
+    bases = {key: dense_with_lora(series, best.condition) for key, best in contenders.items()}
+    lines, rows = [], list[Record]()
     texts = list(dict.fromkeys(text for each in series for text in each.nll))
     for (kind, name), best in contenders.items():
         tried = sorted(each.lr for each in series if (each.kind, each.contender) == (kind, name))
-        ratios = {t: _exp(best.level(t) - base.level(t)) for t in texts if base and t in best.nll and t in base.nll}
+        ratios = best.ratios(bases[kind, name])
         rate, rates = (f"{best.lr:g}", ", ".join(f"{lr:g}" for lr in tried)) if kind != "dense" else ("", "")
         cells = [best.perplexity(text) for text in texts]
-        cells += [f"{ratios[text]:.3f}" if text in ratios else "" for text in texts] if base else []
+        cells += [f"{ratios[text]:.3f}" if text in ratios else "" for text in texts] if any(bases.values()) else []
         lines.append((name, rate, rates, str(best.seeds), *cells))
         rows.append(
             {
@@ -108,7 +133,7 @@ def rates_table(series: list[Series]) -> tuple[Table, list[Record]] | None:
                 "cells": best.cells, "mean_nll": {t: best.level(t) for t in best.nll}, "ratio": ratios,
             }
         )  # fmt: skip
-    ratio_names = [f"ratio, {text}" for text in texts] if base else []
+    ratio_names = [f"ratio, {text}" for text in texts] if any(bases.values()) else []
     return (lines, ("contender", "best lr", "of", "seeds", *texts, *ratio_names)), rows
 
 
@@ -122,28 +147,39 @@ def seeds_table(series: list[Series], reference: str | None) -> tuple[Table, Rec
     if not several:
         return None
     texts = list(dict.fromkeys(text for each in several for text in each.nll))
-    against = _reference(series, reference)
+    against = {each.name: _reference(series, reference, each) for each in several}
+    names = list(dict.fromkeys(other.name for other in against.values() if other))
     lines, rows = [], list[Record]()
     for each in several:
-        cells = [each.perplexity(text) for text in texts]
-        found = {text: each.differences(against, text) for text in texts} if against else {}
-        if against:
-            cells += ["" if each is against else _difference(list(found[text].values())) for text in texts]
-        lines.append((each.name, str(each.seeds), *cells))
+        other = against[each.name]
+        found = {text: each.differences(other, text) for text in texts} if other else {}
+        differences = [_difference(list(found[text].values())) if other not in (None, each) else "" for text in texts]
+        cells = [each.perplexity(text) for text in texts] + (differences if names else [])
+        which = (other.name if other else "",) if len(names) > 1 else ()
+        lines.append((each.name, str(each.seeds), *which, *cells))
         rows.append({"name": each.name, "kind": each.kind, "nll": each.nll, "difference": found})
-    names = [f"against {against.name}, {text}" for text in texts] if against else []
-    record = {"reference": against.name if against else None, "series": rows}
-    return (lines, ("cell", "seeds", *texts, *names)), record
+        rows[-1]["reference"] = other.name if other else None
+    one = names[0] if len(names) == 1 else "the reference"
+    header = ("cell", "seeds", *(("reference",) if len(names) > 1 else ()), *texts)
+    header += tuple(f"against {one}, {text}" for text in texts if names)
+    return (lines, header), {"reference": names[0] if len(names) == 1 else None, "series": rows}
 
 
-def _reference(series: list[Series], name: str | None) -> Series | None:
-    """The series that is called so, has a cell that is, or is the best of a contender that is."""
+def _reference(series: list[Series], name: str | None, of: Series) -> Series | None:
+    """What a series is compared with: what is called so, or the first contender of the same budget, data and steps.
+
+    Args:
+        name: of a series, of a cell of it, or of a contender, which stands for its best learning rate.
+    """
+    best = best_rates(series)
     if name is None:
-        return next((each for each in series if each.kind == "prune"), series[0])
+        alike = [each for each in series if each.kind == "prune" and each.condition == of.condition]
+        first = next((each for each in alike if each.target == of.target or of.kind != "prune"), None)
+        return best.get((first.kind, first.contender), first) if first else None
     for each in series:
         if name in (each.name, *each.cells):
             return each
-    return next((best for (_, contender), best in best_rates(series).items() if contender == name), None)
+    return next((each for (_, contender), each in best.items() if contender == name), None)
 
 
 def _difference(values: list[float]) -> str:

@@ -146,7 +146,9 @@ class Pruner:
         self.statistics = Statistics(
             model, self.criterion.needs, self.scoring, past, NEEDS[compensate], self.budget.spared
         )
-        self.statistics.attach(self.units.pools, self.modules)
+        self._living = self.units.pools
+        """Pools of the units that are left, where they are in the model now."""
+        self.statistics.attach(self._living, self.modules)
         self._make_schedule: Callable[[int], Schedule] = lambda total: make_schedule(
             schedule, prune_start, prune_end, frequency, total
         )
@@ -200,15 +202,14 @@ class Pruner:
         past = (step - 1) / step if self._all_alike else self.ema
         if not self.criterion.changes:
             past = 0.0
-        scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.live.pools}
-        on_the_host = list(self._on_the_host(scores_now))
-        for pool, fresh in on_the_host:  # all are looked at before any average changes
+        scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self._living}
+        living = list(self._on_the_host(scores_now))
+        for pool, fresh in living:  # all are looked at before any average changes
             if not torch.isfinite(fresh).all():
                 raise NumericsError(
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
                     "lower --lr, or compute in float32 (--dtype float32)."
                 )
-        living = [(pool, fresh[self.live_keep[pool.name]]) for pool, fresh in on_the_host]
         scale = self._mean([fresh for _, fresh in living]) if self.ema_relative else torch.ones(())
         for pool, fresh in living:
             # A removed unit keeps the average it went with; the others go on.
@@ -414,12 +415,15 @@ class Pruner:
             self.masks.update(self.keep)
             for pool in self.units.pools:
                 self.statistics.clear_(pool, ~self.keep[pool.name])
+            self._living = tuple(pool.only(self.keep[pool.name]) for pool in self.units.pools)
+            self.statistics.attach(self._living, self.modules)
             return
         shrink_(self.model, self.live, relative, optimizer)
         for pool in self.live.pools:
             self.statistics.slice_(pool, relative[pool.name])
         self.live = self._find_units()
-        self.statistics.attach(self.live.pools, self.modules)
+        self._living = self.live.pools
+        self.statistics.attach(self._living, self.modules)
 
     def _compensate(self, before: dict[str, Tensor], relative: dict[str, Tensor]) -> None:
         for pool in self.live.pools:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .devices import compute_dtype, name_of
 from .documents import fingerprint
 from .errors import InputError
 from .grid import Cell, differences
@@ -80,6 +81,13 @@ def check_inputs(folder: Path, cells: Sequence[Cell], texts: dict[str, str]) -> 
                     f"{AWAY} With --allow-different it is compared as it is."
                 )
         measured = {found["text"]["sha256"] for found in record["perplexity"].values()}
+        now = name_of(compute_dtype(cell.config.dtype))
+        for found in record["perplexity"].values():
+            if found.get("dtype", now) != now:
+                raise InputError(
+                    f"{place}: this cell was computed in {found['dtype']}, and on this machine others would be in "
+                    f"{now}: {AWAY} With --allow-different they are compared as they are."
+                )
         for spec, digest in texts.items():
             if digest not in measured:
                 raise InputError(

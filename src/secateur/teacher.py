@@ -13,10 +13,11 @@ from .surgery import lora_factors, lora_layers
 
 
 class Teacher:
-    """The frozen base with adapters and masks off.
+    """The frozen base with masks off and adapters as they were at the start.
 
-    What compensation rewrites is kept as it was, and an adapter that took a part of the weight into its factors
-    (PiSSA) is put back to where it started, so that the teacher is the dense model throughout.
+    What compensation rewrites is kept as it was, and an adapter that did something then (PiSSA's, which took a part of
+    the weight into its factors, or one that the user gave) is put back to it, whatever rank it has by now; others are
+    off. So the teacher is the dense model that training started from, throughout.
 
     Args:
         model, pruner: at the start of training, before the first step.
@@ -29,15 +30,14 @@ class Teacher:
             raise InputError("distillation needs the dense weights, which shrinking drops: use shrink=False.")
         self._model = model
         self._masks = pruner.masks
-        moved = model.active_peft_config.init_lora_weights
-        self._on_at_start = isinstance(moved, str) and moved.startswith(("pissa", "olora"))
-        held: dict[Tensor, Tensor] = {}
-        for parameter in pruner.rewritten().values():
-            held[parameter] = parameter.detach().clone()
-        for layer in lora_layers(model).values() if self._on_at_start else ():
-            factors = lora_factors(layer)
-            held |= {factor: factor.detach().clone() for factor in (factors.a, factors.b)}
-        self._held = held
+        self._rewritten = [(p, p.detach().clone()) for p in pruner.rewritten().values()]
+        factors = {path: lora_factors(layer) for path, layer in lora_layers(model).items()}
+        self._on_at_start = any(bool(each.b.any()) for each in factors.values())
+        self._factors = {
+            path: (each.a.detach().clone(), each.b.detach().clone())
+            for path, each in factors.items()
+            if self._on_at_start
+        }
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -59,5 +59,10 @@ class Teacher:
                 torch.clear_autocast_cache()
 
     def _swap(self) -> None:
-        for parameter, other in self._held.items():
+        layers = lora_layers(self._model) if self._factors else {}
+        pairs: list[tuple[Tensor, Tensor]] = list(self._rewritten)
+        for path, (a, b) in self._factors.items():
+            now = lora_factors(layers[path])  # rank pruning has put others in place
+            pairs += [(now.a, a), (now.b, b)]
+        for parameter, other in pairs:
             parameter.data, other.data = other.data, parameter.data

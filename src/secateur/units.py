@@ -6,7 +6,7 @@ a KV group (a KV head with its query heads) or a query head. The units of one ki
 secateur (scores, masks, slicing, parameter counts) is computed from these index tables.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -78,6 +78,11 @@ class Pool:
     @property
     def size(self) -> int:
         return self.members[0].index.shape[0]
+
+    def only(self, units: Tensor) -> "Pool":
+        """The pool of the units that `units` (units,) marks, in the same places of the same linears."""
+        members = (Member(m.linear, m.dim, m.index[units], m.size, m.scored) for m in self.members)
+        return replace(self, members=tuple(members))
 
     @property
     def gates(self) -> tuple[Member, ...]:

@@ -44,13 +44,14 @@ class InputMoments:
 
     @classmethod
     def of(cls, x: Tensor, second: bool, tokens: float | Tensor) -> Self:
-        """Sums over the rows of x (tokens, columns); bf16 products, float32 (or float64) sums.
+        """Sums over the rows of x (tokens, columns); bf16 products (float16 would overflow), float32 (or float64) sums.
 
         Args:
             tokens: that the sums stand for: fewer than rows where some are padding, and zero.
         """
         full = wide(x)
-        return cls(tokens, full.sum(0), full.square().sum(0), wide(x.T @ x) if second else None)
+        products = full if x.dtype == torch.float16 else x
+        return cls(tokens, full.sum(0), full.square().sum(0), wide(products.T @ products) if second else None)
 
     @property
     def variance(self) -> Tensor:

@@ -74,8 +74,12 @@ def projected(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: flo
 
     All of G = ∂L/∂W that LoRA's gradients ∂B = s·G·Aᵀ and ∂A = s·Bᵀ·G say, whatever the factors' scale:
     ∂B·A′ + B′·(∂A − s·Bᵀ·∂B·A′) with A′ = (A·Aᵀ)⁺·A / s and B′ = B·(Bᵀ·B)⁺ / s. At B = 0 it is G·P_A.
+    Rows of B and columns of A without gradient belong to units that are masked: they span nothing.
     """
     a, b, grad_a, grad_b = (t.detach().double() for t in (a, b, grad_a, grad_b))
+    if grad_a.any():  # at B = 0 it says nothing of columns
+        a = a * grad_a.any(0)
+    b = b * grad_b.any(1, keepdim=True)
     rows = torch.linalg.pinv(a @ a.T, hermitian=True) @ a / scaling
     columns = b @ torch.linalg.pinv(b.T @ b, hermitian=True) / scaling
     return torch.cat([grad_b, columns], dim=1), torch.cat([rows, grad_a - scaling * (b.T @ grad_b) @ rows])
