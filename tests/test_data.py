@@ -42,6 +42,12 @@ def labelled(blocks, tokenizer):
     return [tokenizer.decode(run) for run in runs]
 
 
+@pytest.mark.parametrize("name", ["wiki.test.raw", "wiki.test.tokens", "WIKI.TXT"])
+def test_a_text_file_is_one_document(tmp_path, name):
+    (tmp_path / name).write_text("= A =\n\n{not json\n")
+    assert read_documents(str(tmp_path / name)) == [Document("text", str(tmp_path / name), "= A =\n\n{not json\n")]
+
+
 def test_row_forms(tmp_path):
     sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
     spec = write(

@@ -11,6 +11,7 @@ from tiny_gguf import save_gguf
 
 from secateur import finetune
 from secateur.cli import main
+from secateur.loss import causal_lm_loss
 from secateur.outcome import token_counts
 from secateur.recording import RecordingCallback
 
@@ -73,6 +74,19 @@ def test_what_was_trained_on_is_counted_and_the_width_is_round(model, tmp_path) 
     assert width % 16 == 0
     data = result["data"]
     assert (data["steps"], data["trained_steps"], data["trained_tokens"]) == (6, 4, 4 * 2 * 32)
+
+
+def test_a_scoring_batch_that_is_not_finite_is_left_out(model, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "text.txt").write_text(WORDS * 40)
+    argv = ["prune", "--model", str(model), "--data", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
+    argv += ["--schedule", "one-shot", "--prune-start", "3", "--sparsity", "0.3", "--criterion", "gate", *TRAIN]
+    losses = iter([1.0, float("nan"), 1.0])
+    monkeypatch.setattr("secateur.prune.causal_lm_loss", lambda *given: causal_lm_loss(*given) * next(losses))
+    assert main(argv) == 0
+    assert "batch 2: its gradients are not finite" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["sparsity"]["reached"] == pytest.approx(
+        0.3, abs=0.01
+    )
 
 
 def test_a_step_that_was_left_out_does_not_count(tmp_path) -> None:

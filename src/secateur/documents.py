@@ -15,7 +15,9 @@ from .registry import did_you_mean
 
 STDLIB = "stdlib-docs"
 STDLIB_SPLITS = ("train", "held-out")
-FILE_TYPES = (".txt", ".jsonl", ".json")
+TEXTS = (".txt", ".raw", ".tokens")
+"""One text a file; the last two as WikiText names its own."""
+FILE_TYPES = (*TEXTS, ".jsonl", ".json")
 HUB_NAME = re.compile(  # org/name:config:split, where a split may be a slice: train[:10%]
     r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<config>[^:/\\\[\]]+)(?=:))?"
     r"(:(?P<split>[\w.+-]+(\[[\d:%-]*\])?))?"
@@ -165,7 +167,7 @@ def _read_file(path: Path) -> list[Document]:
         raise InputError(f"{path} has NUL bytes, so it is no UTF-8 text (a binary file, or UTF-16?): convert it.")
     if not text.strip():
         raise InputError(f"{path} is empty: give a file with text in it, or leave it out.")
-    if path.suffix.lower() == ".txt":
+    if path.suffix.lower() in TEXTS:
         return [Document("text", str(path), text)]
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         rows = _parse(text, str(path), 1)

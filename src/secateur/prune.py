@@ -271,7 +271,11 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
                 loss = causal_lm_loss(model(**inputs), labels, labelled)
             (loss * launched()).backward()  # counted over all processes, and gradients are averaged
         average_gradients_(model.parameters())
-        pruner.observe()
+        if all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None):
+            pruner.observe()
+        else:
+            progress.message(f"warning: batch {pruner.steps_done + 1}: its gradients are not finite, it is left out")
+            pruner.skip()
         cut = pruner.step(optimizer)
         model.zero_grad()
         progress.message(f"scored {pruner.steps_done} of {job.schedule.start} batches")
