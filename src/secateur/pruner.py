@@ -5,7 +5,7 @@ Knows nothing of Trainer, data or files. In a loop:
     loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import BudgetOptions, make_budget, shape_by_quota
+from .averages import Averages
 from .budget import Budget
 from .compensation import NEEDS, check_compensation, compensate_
 from .coverage import check_coverage
 from .criteria import CRITERIA, Scoring
 from .discovery import check_class, family_for, find_units
-from .distributed import average_, check_agreement, trained_weights, whole_weights
+from .distributed import check_agreement, trained_weights, whole_weights
 from .errors import InputError, NumericsError
 from .experts import expert_lists, share_counts
 from .export import ExportReport, export_checkpoint
@@ -37,7 +38,7 @@ from .state import load_state, restoring, save_state
 from .statistics import Statistics
 from .stock import accepts
 from .surgery import check_mergeable, removals, shrink_
-from .units import Pool, base_linear
+from .units import base_linear
 from .verify import default_probe
 
 
@@ -137,12 +138,9 @@ class Pruner:
         self._check_coverage()
         check_compensation(compensate, self.units, self.modules)
         self.compensate = compensate
-        self.ema = ema
-        self.ema_relative = ema_relative
-        self._all_alike = schedule == "one-shot"
         # Masks come before statistics: what is out has no input to speak of.
         self.masks = None if shrink else Masks(self.units.pools, self.modules)
-        past = 1.0 if self._all_alike else ema
+        past = 1.0 if schedule == "one-shot" else ema
         self.statistics = Statistics(
             model, self.criterion.needs, self.scoring, past, NEEDS[compensate], self.budget.spared
         )
@@ -157,8 +155,10 @@ class Pruner:
             self.begin(total_steps)
         self.steps_done = 0
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
-        self._wide = torch.float64 if base.dtype == torch.float64 else torch.float32
-        self.scores = {pool.name: torch.zeros(pool.size, dtype=self._wide) for pool in self.units.pools}
+        self.averages = Averages(
+            {pool.name: pool.size for pool in self.units.pools}, ema=ema, alike=schedule == "one-shot",
+            relative=ema_relative, dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
+        )  # fmt: skip
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
@@ -199,35 +199,13 @@ class Pruner:
 
     def _score(self, step: int) -> None:
         evidence = self.statistics.evidence(self.modules)
-        past = (step - 1) / step if self._all_alike else self.ema
-        if not self.criterion.changes:
-            past = 0.0
-        scores_now = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self._living}
-        living = list(self._on_the_host(scores_now))
-        for pool, fresh in living:  # all are looked at before any average changes
-            if not torch.isfinite(fresh).all():
-                raise NumericsError(
-                    f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
-                    "lower --lr, or compute in float32 (--dtype float32)."
-                )
-        scale = self._mean([fresh for _, fresh in living]) if self.ema_relative else torch.ones(())
-        for pool, fresh in living:
-            # A removed unit keeps the average it went with; the others go on.
-            keep, scores = self.keep[pool.name], self.scores[pool.name]
-            scores[keep] = past * scores[keep] + (1 - past) * fresh / scale
+        fresh = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self._living}
+        self.averages.add(fresh, self.keep, step, anew=not self.criterion.changes, apart=self._own_scores)
 
-    def _mean(self, scores: list[Tensor]) -> Tensor:
-        """Mean over all units and processes; 1 where all are 0."""
-        mean = torch.cat(scores).mean()
-        if self._own_scores:
-            average_([mean])
-        return torch.where(mean > 0, mean, torch.ones_like(mean))
-
-    def _on_the_host(self, scores: dict[Pool, Tensor]) -> Iterator[tuple[Pool, Tensor]]:
-        """Scores, brought over from the device at once: a GPU is waited for once a step."""
-        device = next(iter(scores.values())).device
-        joined = torch.cat([score.to(device, self._wide) for score in scores.values()]).cpu()
-        yield from zip(scores, joined.split([len(score) for score in scores.values()]), strict=True)
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Pool name -> (units,) averaged scores; of a unit that went, the one that it went with."""
+        return self.averages.scores
 
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
         """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.
@@ -247,7 +225,7 @@ class Pruner:
                 "any unit: lower --lr, or compute in float32."
             )
         if self._own_scores:  # LoRA's gradients are averaged in every step
-            average_([self.scores[pool.name] for pool in self.units.pools])
+            self.averages.share()
         if not self.cuts:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         before = self.keep
@@ -354,7 +332,7 @@ class Pruner:
         before = self.keep
         self.steps_done = int(state["steps_done"])
         self.keep = {name: mask.clone() for name, mask in state["keep"].items()}
-        self.scores = {name: scores.to(self._wide, copy=True) for name, scores in state["scores"].items()}
+        self.averages.load(state["scores"])
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
         self._apply(before, None, compensating=False)
@@ -370,7 +348,7 @@ class Pruner:
         Averages are linear, so a later mean of means is the same. Every process must call it before one of them saves.
         """
         if self._own_scores:
-            average_([self.scores[pool.name] for pool in self.units.pools])
+            self.averages.share()
         self.statistics.average_()
         share_counts(self.model)
 
