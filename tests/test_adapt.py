@@ -86,7 +86,7 @@ def test_merged(place, tmp_path, capsys, more) -> None:
         torch.testing.assert_close(merged(ids()).logits, adapted(ids()).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("allocation", "basis"), [("uniform", "given"), ("global", "given"), ("uniform", "singular")])
+@pytest.mark.parametrize(("allocation", "basis"), [("global", "given"), ("uniform", "singular")])
 def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, capsys, allocation, basis) -> None:
     more = ("--save-steps", "2", "--dropout", "0.2", "--allocation", allocation, "--recovery", "newton+compensate")
     more += ("--basis", basis, "--scaling", "rank" if basis == "singular" else "fixed")

@@ -1,6 +1,7 @@
 """Full disks, memory that runs out, losses that diverge, two runs at once: said plainly, nothing lost."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import save_tiny
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from zygote import runner
 
-from secateur import embedded, finetune, prune
+from secateur import embedded, finetune, prune, trainer
 from secateur.checkpoints import find_latest
 from secateur.cli import main
 from secateur.guard import DivergenceWatch
@@ -91,10 +93,7 @@ def adapting(place, output, *more):
 
 
 def limited(largest, after, arguments):
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(largest), str(after), *arguments],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    return runner().ask([dict(os.environ)], [str(largest), str(after), *arguments], LIMITED)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +121,9 @@ def test_a_full_disk_while_another_kind_of_result_is_written(place, tmp_path, ar
     ("owner", "name", "error", "part"),
     [
         (finetune, "load_model", MemoryError(), "loading the model"),
-        (finetune.AutocastTrainer, "training_step", torch.OutOfMemoryError("CUDA out of memory"), "training"),
+        (trainer.AutocastTrainer, "training_step", torch.OutOfMemoryError("CUDA out of memory"), "training"),
         (
-            finetune.AutocastTrainer,
+            trainer.AutocastTrainer,
             "training_step",
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
             "training",
@@ -264,13 +263,13 @@ def test_two_runs_that_fill_the_cache_at_once_both_get_the_model(tmp_path) -> No
 
 def test_a_second_signal_stops_at_once(place, tmp_path) -> None:
     code = (
-        "import signal, os, sys; from secateur import finetune; from secateur.cli import main\n"
-        "real = finetune.AutocastTrainer.training_step\n"
+        "import signal, os, sys; from secateur import trainer; from secateur.cli import main\n"
+        "real = trainer.AutocastTrainer.training_step\n"
         "def step(self, *a, **k):\n"
         "    if self.state.global_step == 3:\n"
         "        os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
         "    return real(self, *a, **k)\n"
-        "finetune.AutocastTrainer.training_step = step\n"
+        "trainer.AutocastTrainer.training_step = step\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     started = time.monotonic()

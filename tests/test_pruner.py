@@ -54,9 +54,17 @@ def train_bare(model, pruner, clip=1.0, lr_decay=True):
     return losses, optimizer
 
 
-@pytest.mark.parametrize("attention", ["kv_group", "query_head", "none"])
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "allocation", "bias"),
+    [
+        ("kv_group", "uniform", False),
+        ("kv_group", "global", True),
+        ("query_head", "uniform", True),
+        ("query_head", "global", False),
+        ("none", "uniform", True),
+        ("none", "global", False),
+    ],
+)
 def test_shrinking_is_masking(attention, allocation, bias) -> None:
     check_shrinking_is_masking(attention=attention, allocation=allocation, bias=bias)
 

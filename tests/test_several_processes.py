@@ -17,7 +17,7 @@ from tiny import save_tiny, tiny_llama
 from transformers import TrainingArguments
 from zygote import launch
 
-from secateur import Pruner, finetune
+from secateur import Pruner, trainer
 from secateur.cli import main
 from secateur.config import PruneConfig
 from secateur.devices import default_device
@@ -276,7 +276,7 @@ def test_one_process_trains_on_one_gpu(monkeypatch, tmp_path) -> None:
             super().__post_init__()
             self._n_gpu = 4
 
-    monkeypatch.setattr(finetune, "TrainingArguments", OnFour)
+    monkeypatch.setattr(trainer, "TrainingArguments", OnFour)
     config = PruneConfig(model="m", data=("d",), output=str(tmp_path / "out"), sparsity=0.2, batch_size=2)
-    arguments = finetune.training_arguments(config, 10, torch.float32, tmp_path)
+    arguments = trainer.training_arguments(config, 10, torch.float32, tmp_path)
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 2)

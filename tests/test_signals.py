@@ -7,7 +7,7 @@ import pytest
 from test_faults import command
 from tiny import save_tiny
 
-from secateur import finetune, prune, saving
+from secateur import prune, saving, trainer
 from secateur.checkpoints import find_latest
 from secateur.cli import main
 
@@ -39,7 +39,7 @@ def sending(owner, name, monkeypatch, *signals, at_call=1):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_while_training_the_step_is_saved(place, tmp_path, capsys, monkeypatch, number, code) -> None:
-    sending(finetune.AutocastTrainer, "training_step", monkeypatch, number, at_call=4)
+    sending(trainer.AutocastTrainer, "training_step", monkeypatch, number, at_call=4)
     assert main(command(place, tmp_path / "out")) == code
     assert "stopped after step 4, which is saved. The same command with --resume" in capsys.readouterr().err
     assert find_latest(tmp_path / "out.run")[0].name == "checkpoint-4"
@@ -48,7 +48,7 @@ def test_while_training_the_step_is_saved(place, tmp_path, capsys, monkeypatch, 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_one_stops_at_once_with_its_own_code(place, tmp_path, capsys, monkeypatch, number, code) -> None:
-    sending(finetune.AutocastTrainer, "training_step", monkeypatch, number, number, at_call=3)
+    sending(trainer.AutocastTrainer, "training_step", monkeypatch, number, number, at_call=3)
     assert main(command(place, tmp_path / "out")) == code
     assert "interrupted; nothing was written" in capsys.readouterr().err
 

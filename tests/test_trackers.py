@@ -26,7 +26,7 @@ class Tracker(TrainerCallback):
 def test_a_tracker_named_by_report_to(place, tmp_path, monkeypatch) -> None:  # noqa: F811
     tracker = Tracker()
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", tracker)
-    monkeypatch.setattr("secateur.config.find_spec", lambda name: name)  # as if it were installed
+    monkeypatch.setattr("secateur.config_run.find_spec", lambda name: name)  # as if it were installed
     assert main([*arguments(place, tmp_path / "out", steps=6, frequency=1), "--report-to", "wandb"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert len(tracker.told) == 6
