@@ -13,6 +13,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 from tiny import save_tiny
+from transformers import AutoModelForCausalLM
 
 from secateur import compare as compare_module
 from secateur.checkpoints import MANIFEST, find_latest
@@ -316,6 +317,18 @@ def test_a_cell_that_fails_leaves_the_others(inputs, tmp_path, monkeypatch) -> N
     given = {**inputs, "sparsity": "0.3", "baselines": ("dense",)}
     assert "failed" in compare(build_comparison(given))
     assert "failed" not in compare(build_comparison({**given, "overwrite": True}))
+
+
+def test_a_cell_is_measured_in_the_precision_that_its_record_says(inputs, tmp_path, monkeypatch) -> None:
+    """A checkpoint in bfloat16: its weights are rounded to it, and multiplied in float32."""
+    AutoModelForCausalLM.from_pretrained(inputs["model"]).bfloat16().save_pretrained(inputs["model"])
+    real, seen = compare_module.perplexity, []
+    monkeypatch.setattr(compare_module, "perplexity", lambda small, *a, **k: seen.append(small) or real(small, *a, **k))
+    compare(build_comparison({**inputs, "criterion": "magnitude", "sparsity": "0.3"}))
+    weights = [weight for model in seen for weight in model.parameters()]
+    assert len(seen) == 3
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert all(torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
 def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:

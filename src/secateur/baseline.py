@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .devices import default_device
+from .devices import default_device, widened
+from .export import round_
 from .finetune import add_lora, load_base
 from .guard import DivergenceWatch, NumericsGuard
-from .job import make_work
+from .job import checkpoint_dtype, make_work
 from .original import restore_, with_plain_lora
 from .prepare import PruneJob
 from .progress import Progress
@@ -41,7 +42,10 @@ class WatchedSteps(TrainerCallback):
 
 
 def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Module:
-    """LoRA merged into the whole model, with the guards, records and checkpoints of a run that prunes."""
+    """LoRA merged into the whole model, as a checkpoint would hold it.
+
+    With the guards, records and checkpoints of a run that prunes.
+    """
     linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
     model = add_lora(load_base(job, dtype), job.config, linears)
     make_work(job)
@@ -58,5 +62,6 @@ def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Mod
         restore_(model, {}, job.source, trust=job.config.trust_remote_code)
         model = with_plain_lora(model)
         nn.Module.to(model, default_device())
-    merged: nn.Module = model.merge_and_unload()
-    return merged
+    merged: PreTrainedModel = model.merge_and_unload()
+    round_(merged, checkpoint_dtype(job.model_config))
+    return widened(merged, dtype)
