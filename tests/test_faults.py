@@ -210,17 +210,14 @@ def test_a_noisy_loss_is_no_divergence(tmp_path, capsys) -> None:
 
 def test_the_second_run_on_one_output_is_refused(place, tmp_path) -> None:
     slow = "import time; from secateur import prune; real = prune.load_base\n"
-    slow += "def waiting(*a, **k): print('HERE', flush=True); time.sleep(20); return real(*a, **k)\n"
+    slow += "def waiting(*a, **k): print('HERE', flush=True); time.sleep(60); return real(*a, **k)\n"
     slow += "prune.load_base = waiting; import sys; from secateur.cli import main; main(sys.argv[1:])"
     first = subprocess.Popen(
         [sys.executable, "-c", slow, *command(place, tmp_path / "out")], stdout=subprocess.PIPE, text=True
     )
     try:
         assert first.stdout.readline().strip() == "HERE"
-        second = subprocess.run(
-            [sys.executable, "-m", "secateur", *command(place, tmp_path / "out", "--overwrite")],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        second = runner().ask([dict(os.environ)], ["-m", "secateur", *command(place, tmp_path / "out", "--overwrite")])
         assert second.returncode == 2
         assert f"in use by process {first.pid}" in second.stderr
     finally:
@@ -273,9 +270,7 @@ def test_a_second_signal_stops_at_once(place, tmp_path) -> None:
         "sys.exit(main(sys.argv[1:]))"
     )
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command(place, tmp_path / "out")], capture_output=True, text=True, timeout=60
-    )
+    done = runner().ask([dict(os.environ)], command(place, tmp_path / "out"), code)
     assert done.returncode == 130
     assert "once more stops at once" in done.stdout
     assert "interrupted" in done.stderr
