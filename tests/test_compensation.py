@@ -80,7 +80,7 @@ def test_a_duplicated_channel_goes_without_a_trace(monkeypatch) -> None:
         model(ids, labels=ids).loss.backward()
         pruner.observe()
         marked = {p.name: torch.ones(p.size).index_fill(0, torch.tensor([5]), -1.0) for p in pruner.units.pools}
-        pruner.scores = marked
+        pruner.scores.update(marked)
         pruner.step()
         assert [cut.removed for cut in pruner.cuts] == [{p.name: [5] for p in pruner.units.pools}]
         model.eval()
