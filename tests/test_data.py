@@ -93,7 +93,7 @@ def test_file_forms(tmp_path):
         ("no.jsonl", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
         ("sub/typo", "no such file or folder"),
-        ("data.csv", r"data file data\.csv is '\.csv': expected \.txt, \.raw, \.tokens, \.jsonl, \.json; rename or convert"),
+        ("data.csv", r"data file data\.csv is '\.csv': expected \.txt, \.raw, \.tokens, \.jsonl, \.json; rename"),
         ("README", "data file README is without a type"),
         ("sub", r"data folder sub has no \.txt, \.raw, \.tokens, \.jsonl, \.json file"),
         ("stdlib-docs:test", r"unknown split 'test'\. Choose from: train, held-out"),

@@ -65,13 +65,14 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     check_output(folder, overwrite=True)  # it is added to, never replaced
     for spec in comparison.settings.evaluate_on:
         check_spec(spec)
-    for warning in _same_source(comparison):
+    warnings = _same_source(comparison)
+    for warning in warnings:
         print(f"warning: {warning}", flush=True)
     with locked(folder) if share.number == 0 else nullcontext():
-        return _compare(comparison, folder, share)
+        return _compare(comparison, folder, share, warnings)
 
 
-def _compare(comparison: Comparison, folder: Path, share: Share) -> str:
+def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Sequence[str]) -> str:
     settings, cells = comparison.settings, comparison.cells
     missing = [cell for cell in cells if not _was_run(folder, cell)]
     jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
@@ -104,13 +105,13 @@ def _compare(comparison: Comparison, folder: Path, share: Share) -> str:
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
         if share.number == 0:
-            write_comparison(folder, cells, settings.reference, _same_source(comparison))
+            write_comparison(folder, cells, settings.reference, warnings)
         gc.collect()
     if share.number > 0:
         return ""
     while not all((folder / cell.name / RECORD).exists() for cell in cells):
         time.sleep(1)
-    return write_comparison(folder, cells, settings.reference, _same_source(comparison))
+    return write_comparison(folder, cells, settings.reference, warnings)
 
 
 def _was_run(folder: Path, cell: Cell) -> bool:
