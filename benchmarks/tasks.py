@@ -1,7 +1,7 @@
 """Task figures of several models on the same local rows, and each one's paired difference from the first.
 
     SECATEUR_DATA=/path/to/data python benchmarks/tasks.py runs/tasks --limit 200 \
-        --models dense=smollm2-135m-instruct lora-20=runs/criteria-20/lora/checkpoint ...
+        --models dense=smollm2-135m-instruct lora-20=runs/criteria-20-2048/lora/checkpoint ...
     python benchmarks/tasks.py runs/tasks --limit 200 --table --models ...    # only from what is there
 
 The pruning papers' seven tasks in their metrics, zero-shot, and their average; bfloat16 where the hardware has it.
