@@ -24,8 +24,8 @@ NEEDS = {
 }
 """Way of compensation -> what it needs to know of the linears' inputs."""
 RIDGE = 1.0
-"""λ, relative to the mean diagonal of C_KK. A run sees 1,000 to 8,000 tokens' inputs before a cut, not many more than there
-are channels: with 0.01 the refit's error on other tokens is up to twice that of no refit (docs/results/compensation.md)."""
+"""λ, relative to the mean diagonal of C_KK. Before a cut a run sees inputs of 1,000 to 8,000 tokens, not many more than
+there are channels: with 0.01 the refit can double the error on other tokens (docs/results/compensation.md)."""
 
 
 def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) -> None:
