@@ -6,7 +6,7 @@ from test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 from tiny import tiny_llama
 
 from secateur import Pruner
-from secateur.compensation import refit_coefficients
+from secateur.compensation import RIDGE, refit_coefficients
 from secateur.criteria import CRITERIA
 from secateur.criteria.obs import removal_cost
 from secateur.errors import InputError, NumericsError
@@ -20,6 +20,21 @@ def test_refit_is_least_squares() -> None:
     refit = refit_coefficients(x.T @ x / 300, stay, go, ridge=0.0)
     expected = torch.linalg.lstsq(x[:, stay], x[:, go]).solution
     torch.testing.assert_close(refit, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_few_tokens_do_no_harm() -> None:
+    """Weakly related channels and not many more tokens than channels, as a run has them: other tokens must gain."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 8).double() @ torch.randn(8, 64).double() * 0.3 + torch.randn(2000, 64).double()
+    seen, other = x[:96], x[96:]
+    stay, go = torch.arange(32), torch.arange(32, 64)
+
+    def error(ridge: float) -> float:
+        refit = refit_coefficients(seen.T @ seen / len(seen), stay, go, ridge)
+        return float((other[:, go] - other[:, stay] @ refit).square().sum() / other[:, go].square().sum())
+
+    assert error(RIDGE) < 0.9
+    assert error(RIDGE) < error(0.01)
 
 
 def test_what_was_never_used_is_left_as_it_is() -> None:
