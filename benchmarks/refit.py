@@ -28,6 +28,7 @@ RIDGES = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 DAMPINGS = (0.01, 0.1, 1.0)
 HELD_OUT = 4096
 LENGTH = 256
+HEAD = 64
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def errors(name: str, weight: Tensor, seen: Tensor, held_out: Tensor) -> Iterato
     heads = name.endswith(" o")
     score = seen.square().mean(0) * weight.square().sum(0)
     if heads:
-        score = score.view(-1, 64).sum(1).repeat_interleave(64)
+        score = score.view(-1, HEAD).sum(1).repeat_interleave(HEAD)
     gone = len(score) // 3 if heads else len(score) // 2
     order = score.argsort(stable=True)
     go, stay = order[:gone], order[gone:]
