@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,21 @@ from zygote import read_back  # noqa: E402
 
 from secateur import verify  # noqa: E402
 
+from_nothing = verify.run_python
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imports_made_once() -> Iterator[None]:
+    """What is read back is read by a fork of a process that has the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "run_python", read_back)
+        yield
+
 
 @pytest.fixture(autouse=True)
-def imports_made_once(request, monkeypatch) -> None:
-    """What is read back is read by a fork of a process that has the libraries, but for the real model's."""
-    if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(verify, "run_python", read_back)
+def the_real_model_is_read_back_as_a_users_is(request, monkeypatch) -> None:
+    if request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(verify, "run_python", from_nothing)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from secateur.cli import main
 from secateur.devices import compute_dtype
@@ -28,14 +28,6 @@ def dense_folder():
         pytest.skip(f"the embedded model cannot be had here: {error}")
 
 
-def test_the_embedded_model_speaks(dense_folder) -> None:
-    model = AutoModelForCausalLM.from_pretrained(dense_folder)
-    tokenizer = AutoTokenizer.from_pretrained(dense_folder)
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-    assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
-    assert sum(p.numel() for p in model.parameters()) == 134_515_008
-
-
 def test_quickstart_plans_three_cuts_to_a_fifth(dense_folder, tmp_path) -> None:
     job = prepare(quickstart_options(QuickstartConfig(output=str(tmp_path / "out"))))
     assert job.budget.sparsity >= 0.2
@@ -47,8 +39,8 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     text = str(data_dir / "wikitext2_raw_test.txt")
     argv = [
         "prune", "--model", "smollm2-135m-instruct", "--data", str(data_dir / "c4_calib.jsonl"), "--output", str(out),
-        "--eval-data", text, "--eval-tokens", "1024", "--eval-seq-len", "512", "--sparsity", "0.2", "--steps", "6",
-        "--batch-size", "2", "--seq-len", "128", "--frequency", "1", "--prune-start", "2", "--prune-end", "5",
+        "--eval-data", text, "--eval-tokens", "512", "--eval-seq-len", "512", "--sparsity", "0.2", "--steps", "6",
+        "--batch-size", "2", "--seq-len", "64", "--frequency", "1", "--prune-start", "2", "--prune-end", "5",
     ]  # fmt: skip
     assert main(argv) == 0
     result = json.loads((out / "result.json").read_text())
@@ -65,7 +57,7 @@ def test_a_short_run_on_c4(dense_folder, data_dir, tmp_path, capsys) -> None:
     assert best_ratio(dense, small.to(dtype)) >= 0.8 * result["speed"]["flop_speedup"] > 0.9
 
 
-def best_ratio(dense, small, turns=8) -> float:
+def best_ratio(dense, small, turns=6) -> float:
     """Shortest forward pass of one over the other's, in alternate turns.
 
     Another process on the same cores only adds to a pass, and half the median of seven under load: the shortest of many

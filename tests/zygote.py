@@ -2,8 +2,8 @@
 
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
 `reader()` has torch, transformers and PEFT and reads results back for `secateur.verify`, without secateur, as the
-fresh process does; `runner()` has secateur too, and is one process or several, as torchrun starts them. Tests of
-launchers and signals, results of a whole module's fixtures, and tests marked `slow` use processes from nothing.
+fresh process does, also for the processes of `runner()`, which has secateur too, and is one process or several, as
+torchrun starts them. Tests of launchers and signals and tests marked `slow` use processes from nothing.
 """
 
 import atexit
@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = "import safetensors.torch, torch, transformers, peft; from transformers import LlamaForCausalLM"
-OURS = "import datasets, secateur.cli, secateur.prune, secateur.adapt, secateur.compare, secateur.assess"
+OURS = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import datasets, zygote
+import secateur.cli, secateur.prune, secateur.adapt, secateur.compare, secateur.assess, secateur.verify
+secateur.verify.run_python = zygote.read_back
+"""
+READER = "SECATEUR_TEST_READER"
+"""Environment variable: where the processes of `runner()` find the reader."""
 LIMIT_S = 500
 
 SERVER = r"""
-import json, os, runpy, signal, sys, time, traceback
+import json, os, runpy, select, signal, socket, sys, time, traceback
 
 def work(task, environment):
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -71,8 +79,14 @@ def serve(task):
         time.sleep(0.01)
     return worst
 
-for line in sys.stdin:
-    print(serve(json.loads(line)), flush=True)
+place = socket.socket(socket.AF_UNIX)
+place.bind(sys.argv[1])
+place.listen()
+print("listening", flush=True)
+while sys.stdin not in select.select([sys.stdin, place], [], [])[0]:  # which ends with the process that made it
+    asking, _ = place.accept()
+    with asking, asking.makefile("rw") as line:
+        line.write(f"{serve(json.loads(line.readline()))}\n")
 """
 
 
@@ -81,29 +95,38 @@ class Zygote:
 
     def __init__(self, imports: str, *flags: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="secateur-zygote-")
+        self.address = str(Path(self.folder.name) / "asked")
         # Remote code is copied to one folder for all requests, whose file times are too coarse to tell copies apart.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": self.folder.name}
-        command = [sys.executable, *flags, "-B", "-W", "ignore", "-c", imports + SERVER]
+        command = [sys.executable, *flags, "-B", "-W", "ignore", "-c", imports + SERVER, self.address]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
         atexit.register(self.close)
+        assert self.server.stdout
+        assert self.server.stdout.readline() == "listening\n"
 
     def ask(self, environments: list[dict[str, str]], arguments: list[str], source: str = "") -> Any:
         """A `CompletedProcess` of as many processes as environments are given, what they print together."""
-        assert self.server.stdin
-        assert self.server.stdout
-        with tempfile.TemporaryDirectory() as folder:
-            files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
-            task = {"environments": environments, "arguments": arguments, "source": source, "limit": LIMIT_S, **files}
-            print(json.dumps(task), file=self.server.stdin, flush=True)
-            code = int(self.server.stdout.readline())
-            printed = {name: Path(file).read_text() if Path(file).exists() else "" for name, file in files.items()}
-        return subprocess.CompletedProcess(arguments, code, **printed)
+        return ask(self.address, environments, arguments, source)
 
     def close(self) -> None:
         self.server.kill()
         self.server.wait()
         self.folder.cleanup()
+
+
+def ask(address: str, environments: list[dict[str, str]], arguments: list[str], source: str = "") -> Any:
+    """The same of the server at an address."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+        task = {"environments": environments, "arguments": arguments, "source": source, "limit": LIMIT_S, **files}
+        server.connect(address)
+        with server.makefile("rw") as line:
+            line.write(f"{json.dumps(task)}\n")
+            line.flush()
+            code = int(line.readline())
+        printed = {name: Path(file).read_text() if Path(file).exists() else "" for name, file in files.items()}
+    return subprocess.CompletedProcess(arguments, code, **printed)
 
 
 @functools.cache
@@ -113,12 +136,13 @@ def reader() -> Zygote:
 
 @functools.cache
 def runner() -> Zygote:
+    os.environ[READER] = reader().address
     return Zygote(f"{LIBRARIES}\n{OURS}")
 
 
 def read_back(source: str, argument: Path, environment: dict[str, str]) -> Any:
     """`secateur.verify.run_python` by a fork."""
-    return reader().ask([environment], [str(argument)], source)
+    return ask(os.environ.get(READER) or reader().address, [environment], [str(argument)], source)
 
 
 def launch(processes: int, *arguments: str) -> Any:
