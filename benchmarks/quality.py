@@ -68,7 +68,7 @@ def main() -> None:
 
 def options(name: str, folder: Path, data: Path, steps: int) -> PruneConfig:
     fixed = {"model": MODEL, "data": (str(data / "c4_calib.jsonl"),), "output": str(folder), "steps": steps}
-    fixed |= {"frequency": 5, "score_linears": "rows"}
+    fixed |= {"frequency": 5, "score_linears": "rows", "lr_decay": "cosine", "across_layers": "mean", "floor": 0.1}
     return build(PruneConfig, {**fixed, **CELLS[name]})
 
 

@@ -1,5 +1,6 @@
 """A target becomes exact, legal counts, or an error that names what can be reached."""
 
+import math
 import re
 from statistics import mean, stdev
 
@@ -115,6 +116,13 @@ def test_global_keeps_the_floor(wide) -> None:
     assert int(keep["layer.3.ffn"].sum()) == 96
 
 
+@pytest.mark.parametrize(("sparsity", "share"), [(0.2, 0.3), (0.5, 0.3), (0.75, 0.15), (0.8, 0.12)])
+def test_the_floor_leaves_room_to_choose(wide, sparsity, share) -> None:
+    """At most 0.3, and 0.6 of what stays on average: the target is reached, and layers can differ."""
+    budget = budget_for(wide, sparsity=sparsity, allocation="global")
+    assert {budget.least[pool.name] for pool in budget.units.of_kind("ffn")} == {math.ceil(share * 384)}
+
+
 @pytest.mark.parametrize("mode", ["mean", "standard", "raw"])
 def test_global_order_is_by_score_per_parameter(wide, mode) -> None:
     """Written out: every unit's rank, lowest first, until the budget is spent."""
@@ -152,7 +160,7 @@ def test_global_order_is_by_score_per_parameter(wide, mode) -> None:
 @pytest.mark.parametrize(("per_parameter", "first"), [(0.9, "kv_group"), (1.1, "ffn")])
 def test_heads_and_channels_compete_by_what_a_parameter_is_worth(wide, per_parameter, first) -> None:
     for mode in ("mean", "raw"):
-        budget = budget_for(wide, sparsity=0.1, allocation="global", across_layers=mode)
+        budget = budget_for(wide, sparsity=0.1, allocation="global", across_layers=mode, floor=0.1)
         scores = {
             p.name: torch.full((p.size,), float(p.unit_params) * (per_parameter if p.kind == "kv_group" else 1.0))
             for p in budget.units.pools
@@ -179,7 +187,7 @@ def test_unreachable_targets_name_the_nearest() -> None:
     with pytest.raises(InputError, match=r"--sparsity 0.9 is not reachable.*at most 0.2"):
         budget_for(coarse, "none", sparsity=0.9)
     with pytest.raises(InputError, match=r"--sparsity 0.9 is not reachable with a floor of 0.1: at most 0.2"):
-        budget_for(coarse, "none", sparsity=0.9, allocation="global")
+        budget_for(coarse, "none", sparsity=0.9, allocation="global", floor=0.1)
     with pytest.raises(InputError, match=r"--attention-sparsity 0.3: not reachable.*Reachable: 0.000, 0.500"):
         budget_for(coarse, sparsity=0.5, attention_sparsity=0.3)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
@@ -123,7 +124,8 @@ def test_what_an_untrained_baseline_does_not_feel_may_change() -> None:
                   for changes in ({"lr": 0.1}, {"lr": 0.2, "floor": 0.5}))  # fmt: skip
     assert differences(one, other, "dense") == []
     assert differences(one, other, "dense+lora") == ["lr: 0.1 -> 0.2"]
-    assert len(differences(one, other)) == 2
+    assert differences(one, other) == ["lr: 0.1 -> 0.2"], "a floor is felt by global allocation alone"
+    assert len(differences(one | {"allocation": "global"}, other)) == 3
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,9 @@ def test_a_cell_is_measured_in_the_precision_that_its_record_says(inputs, tmp_pa
 
 def test_an_option_that_an_older_record_lacks_was_at_its_default() -> None:
     now = json.loads(json.dumps(asdict(build(PruneConfig, {"model": "m", "data": ("d",), "output": "o"}))))
-    older = {name: value for name, value in now.items() if name not in ("packing", "load_in", "targets")}
+    older = {name: value for name, value in now.items() if name not in ("packing", "load_in", "targets", "lr_decay")}
+    assert differences(older, now) == ["lr_decay: cosine -> after-cuts"], "which was another one then"
+    older["lr_decay"] = now["lr_decay"]
     assert differences(older, now) == []
     assert differences(older, now | {"packing": "separate"}) == ["packing: joined -> separate"]
 
@@ -453,3 +457,26 @@ def test_a_short_text_is_noticed_before_the_first_cell(inputs, tmp_path, monkeyp
     with pytest.raises(InputError, match=r"short.txt: 1\d tokens, fewer than one segment of 32"):
         compare(build_comparison({**inputs, "evaluate_on": (str(tmp_path / "short.txt"),)}))
     assert not list((tmp_path / "grid").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("grid", "records", "more"),
+    [
+        ("criteria", "criteria-50", {"sparsity": "0.5"}),
+        ("criteria", "criteria-20", {"sparsity": "0.2"}),
+        ("criteria-more", "criteria-50-more", {"sparsity": "0.5"}),
+        ("criteria-2048", "criteria-50-2048", {"sparsity": "0.5", "lr": "5e-4"}),
+        ("criteria-2048", "criteria-20-2048", {"sparsity": "0.2", "lr": "5e-4"}),
+        ("criteria-2048", "criteria-50-2048-float32", {"sparsity": "0.5", "lr": "5e-4,1e-3"}),
+    ],
+)
+def test_committed_records_are_of_the_grids_that_their_page_names(monkeypatch, grid, records, more) -> None:
+    """So the command beside a table takes them up."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    given = {"data": "$SECATEUR_DATA/c4_calib.jsonl", "evaluate_on": "t.txt", "output": "o", **more}
+    cells = {cell.name: cell for cell in build_comparison(given, f"benchmarks/{grid}.yaml").cells}
+    found = {path.stem: json.loads(path.read_text()) for path in Path(f"docs/results/{records}").glob("*.json")}
+    assert found
+    for name, record in found.items():
+        now = json.loads(json.dumps(asdict(cells[name].config)))
+        assert differences(record["config"], now, record["kind"]) == [], name

@@ -28,15 +28,15 @@ def rates(total: int, **options: object) -> list[float]:
 
 
 def test_after_cuts_holds_the_rate_until_the_last_cut() -> None:
-    found = rates(40, prune_end=0.6, lr_warmup=2, lr_decay="after-cuts")
+    found = rates(40, prune_end=0.6, lr_warmup=2)
     assert found[2:25] == [1.0] * 23
     assert all(later < earlier for earlier, later in pairwise(found[24:]))
     assert found[-1] < 0.02
 
 
-@pytest.mark.parametrize("options", [{}, {"lr_decay": "after-cuts", "schedule": "one-shot"}])
+@pytest.mark.parametrize("options", [{"lr_decay": "cosine"}, {"schedule": "one-shot"}])
 def test_otherwise_it_falls_from_the_warm_up_on(options) -> None:
     found = rates(40, lr_warmup=2, **options)
-    assert found == pytest.approx(rates(40, lr_warmup=2))
+    assert found == pytest.approx(rates(40, lr_warmup=2, lr_decay="cosine"))
     assert found[2] == 1.0
     assert all(later < earlier for earlier, later in pairwise(found[2:]))

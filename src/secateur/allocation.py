@@ -45,7 +45,7 @@ class BudgetOptions:
     allocation: str = "uniform"
     protect_first: int | None = None
     protect_last: int | None = None
-    floor: float = 0.1
+    floor: float | None = None
     round_to: int = 1
     across_layers: str = "mean"
     attention: str = "auto"
@@ -207,7 +207,7 @@ def _distance(a: float, b: float) -> float:
 
 def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     """Channels to remove from each open layer, the same share everywhere, widths snapped to `round_to`."""
-    share = params / sum(pool.size * pool.unit_params for pool in ffn)
+    share = params / _params(ffn)
     quota = {}
     for pool in ffn:
         width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
@@ -217,7 +217,8 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
 
 def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """One pot of parameters that all units compete for; two when the attention's share is given."""
-    least = {pool.name: _least(pool, options) for pool in attention + ffn}
+    floors = _floors(options, attention, ffn, goal)
+    least = {pool.name: _least(pool, floors[pool.kind], options) for pool in attention + ffn}
     spare = {
         kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
         for kind, pools in (("attention", attention), ("ffn", ffn))
@@ -231,8 +232,8 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
         taken = min(wanted, spare["attention"])
         if wanted - taken > unit:
             raise InputError(
-                f"--attention-sparsity {options.attention_sparsity}: not reachable with a floor of {options.floor}: at "
-                f"most {taken / params:.3f}. Stay within that, or lower --floor."
+                f"--attention-sparsity {options.attention_sparsity}: not reachable with a floor of "
+                f"{floors[attention[0].kind]:.3g}: at most {taken / params:.3f}. Stay within that, or lower --floor."
             )
         if taken > goal:
             raise Unreachable(
@@ -248,17 +249,38 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
         raise Unreachable(
             options.sparsity,
             (most / units.prunable_params,),
-            f"with a floor of {options.floor}",
+            f"with a floor of {floors['ffn']:.3g}",
             "Stay within that, or lower --floor.",
         )
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
 
 
-def _least(pool: Pool, options: BudgetOptions) -> int:
+def _floors(options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
+    """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
+    if options.floor is not None:
+        shares = dict.fromkeys((*ATTENTION_KINDS, "ffn"), options.floor)
+    elif options.attention_sparsity is not None and attention:
+        heads = options.attention_sparsity * _params(attention)
+        shares = dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
+    else:
+        shares = dict.fromkeys((*ATTENTION_KINDS, "ffn"), _room(attention + ffn, goal))
+    return shares
+
+
+def _room(pools: list[Pool], gone: float) -> float:
+    """A floor under the average that stays, so that layers can differ: at most 0.3 of a layer."""
+    return min(0.3, 0.6 * max(0.0, 1 - gone / _params(pools))) if pools else 0.0
+
+
+def _params(pools: list[Pool]) -> int:
+    return sum(pool.size * pool.unit_params for pool in pools)
+
+
+def _least(pool: Pool, floor: float, options: BudgetOptions) -> int:
     """Units of a pool that stay whatever they score: the floor's, in whole sets and (channels) whole steps of width."""
     step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
-    floor = max(1, math.ceil(options.floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
-    return min(pool.size, -(-floor // step) * step)
+    units = max(1, math.ceil(floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
+    return min(pool.size, -(-units // step) * step)
 
 
 def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> None:

@@ -63,11 +63,17 @@ class PruneConfig(RunConfig):
         "layers left alone at the start (protected: a tenth of the layers; global: 0)", None, group="pruning"
     )
     protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
-    floor: float = option("global: fraction of each layer's units that always stays", 0.1, group="pruning")
+    floor: float | None = option(
+        "global: fraction of each layer's units that always stays; default: 0.3, less above a sparsity of 0.5: 0.6 "
+        "of what stays on average",
+        None,
+        group="pruning",
+    )
     round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
-    across_layers: str = option(
-        "global: compare scores relative to the layer's mean, in standard deviations from it, or raw",
-        "mean",
+    across_layers: str | None = option(
+        "global: compare scores relative to the layer's mean, in standard deviations from it, or raw; default: raw for "
+        "lora, gate and taylor, which estimate what the loss would change by, else the mean",
+        None,
         group="pruning",
         choices=("mean", "standard", "raw"),
     )
@@ -123,8 +129,8 @@ class PruneConfig(RunConfig):
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
     lr_decay: str = option(
-        "cosine: over the whole run; after-cuts: the rate stays at its peak until the last cut, then falls as a cosine",
-        "cosine",
+        "after-cuts: the rate stays at its peak until the last cut, then falls as a cosine; cosine: over the whole run",
+        "after-cuts",
         group="training",
         choices=("cosine", "after-cuts"),
     )

@@ -26,6 +26,10 @@ TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
 """Axes that the baselines take part in too."""
 HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
 """Options that change no result."""
+ACROSS = ("floor", "across_layers")
+"""Options that global allocation alone feels."""
+FORMERLY = {"lr_decay": "cosine"}
+"""Options that came later with another default: what a record without them means."""
 CONDITIONS = (*TRAINED, *TARGETS)
 """Axes that are no contenders by themselves: where cells are named, these are for them."""
 
@@ -168,10 +172,14 @@ def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune")
 
     An option that a record of an earlier version does not have was at its default then.
     """
-    felt = {"dense": UNTRAINED, "dense+lora": known_options(RunConfig)}.get(kind, known_options(PruneConfig))
+    trained = {*known_options(RunConfig), "lr_decay", "prune_end"}  # the rate is held until the last cut
+    felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
+    if "global" not in (one.get("allocation"), other.get("allocation")):
+        felt.difference_update(ACROSS)
 
     def value(config: dict[str, Any], option: Field[Any]) -> Any:
-        found = config.get(option.name, None if option.default is MISSING else option.default)
+        default = FORMERLY.get(option.name, None if option.default is MISSING else option.default)
+        found = config.get(option.name, default)
         return list(found) if isinstance(found, tuple) else found
 
     return [

@@ -97,7 +97,7 @@ def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
         config.protect_last,
         config.floor,
         config.round_to,
-        config.across_layers,
+        config.across_layers or CRITERIA[config.criterion].across_layers,
         config.attention,
     )
 

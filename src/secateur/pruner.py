@@ -105,8 +105,8 @@ class Pruner:
         allocation: str = "uniform",
         protect_first: int | None = None,
         protect_last: int | None = None,
-        floor: float = 0.1,
-        across_layers: str = "mean",
+        floor: float | None = None,
+        across_layers: str | None = None,
         round_to: int = 1,
         model_class: str = "keep",
         family: str | Family | None = None,
@@ -124,16 +124,16 @@ class Pruner:
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         self.model_class = model_class
+        self.criterion = CRITERIA[criterion]
         self.budget_options = BudgetOptions(
-            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to, across_layers,
-            attention,
+            sparsity, attention_sparsity, allocation, protect_first, protect_last, floor, round_to,
+            across_layers or self.criterion.across_layers, attention,
         )  # fmt: skip
         self.legal = partial(accepts, base.config, self.units.family, model_class=model_class)
         self.budget: Budget = make_budget(self.units, self.budget_options, self.legal)
         if isinstance(family, str) and allocation == "uniform":
             wanted = shape_by_quota(self.units, self.budget.quota)
             check_class(base.config, self.units.family, wanted, model_class)
-        self.criterion = CRITERIA[criterion]
         self.scoring = self.criterion.options(criterion, scoring or Scoring())
         self._check_coverage()
         check_compensation(compensate, self.units, self.modules)

@@ -119,6 +119,9 @@ class Criterion:
     """True: scores come from a step and are averaged over steps. False: they are taken once per cut."""
     linears: str = "all"
     """`rows` or `all`: the linears that are scored where the user does not say (`Scoring.linears`)."""
+    across_layers: str = "mean"
+    """How scores of different layers compare (`Budget.across_layers`) where the user does not say: `raw` for those that
+    estimate by how much the loss changes, which is one scale for all layers."""
 
     def options(self, name: str, scoring: Scoring) -> Scoring:
         """`scoring` with this criterion's own choices where the user left them open.

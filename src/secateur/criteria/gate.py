@@ -18,5 +18,10 @@ def gate(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
 
 CRITERIA.register(
     "gate",
-    Criterion(gate, "mean over sequences of (Σ h·∂L/∂h)² at the input of o and down", needs=frozenset({"gate_grad"})),
+    Criterion(
+        gate,
+        "mean over sequences of (Σ h·∂L/∂h)² at the input of o and down",
+        needs=frozenset({"gate_grad"}),
+        across_layers="raw",
+    ),
 )

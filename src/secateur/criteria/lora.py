@@ -143,5 +143,6 @@ CRITERIA.register(
         "Taylor with LoRA's own gradients in place of ∂L/∂W (LoRAPrune)",
         needs=frozenset({"lora_grad"}),
         linears="rows",
+        across_layers="raw",
     ),
 )

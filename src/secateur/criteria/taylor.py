@@ -27,7 +27,13 @@ def accumulated_taylor(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tens
 
 
 CRITERIA.register(
-    "taylor", Criterion(taylor, "mean over sequences of Σ (∂L/∂W ⊙ W)²", needs=frozenset({"weight_grad"}))
+    "taylor",
+    Criterion(
+        taylor,
+        "mean over sequences of Σ (∂L/∂W ⊙ W)²",
+        needs=frozenset({"weight_grad"}),
+        across_layers="raw",
+    ),
 )
 CRITERIA.register(
     "taylor-accumulated",
@@ -35,5 +41,6 @@ CRITERIA.register(
         accumulated_taylor,
         "Σ (∂L/∂W ⊙ W)² of the whole batch, its gradients kept in memory as LLM-Pruner does",
         needs=frozenset({"batch_weight_grad"}),
+        across_layers="raw",
     ),
 )
