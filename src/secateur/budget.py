@@ -105,9 +105,9 @@ class Budget:
     def _across_layers(self, pool: Pool, layer: list[Pool], scores: dict[str, Tensor]) -> Tensor:
         """(units,) score per parameter, comparable with that of other layers' units.
 
-        Raw scores differ by orders of magnitude between layers, so by default a unit's score per parameter is
-        divided by its layer's mean: layers are compared by what is unimportant *within* them. In `standard`
-        deviations (FLAP) heads and channels are each compared with their own kind.
+        Scores that estimate what the loss changes by compare as they are (`raw`). Others differ by orders of magnitude
+        between layers: divided by its layer's `mean`, a unit says what is unimportant *within* its layer. In
+        `standard` deviations (FLAP) heads and channels are each compared with their own kind.
         """
         per_parameter = scores[pool.name].double() / pool.unit_params
         if self.across_layers == "raw":
