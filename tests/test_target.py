@@ -73,7 +73,7 @@ def test_a_target_of_a_size_is_the_same_run_as_its_sparsity(place, tmp_path) -> 
         (("--target-params", "10k"), r"-params 10k is not reachable with --allocation uniform: at least (\d+) param"),
         (("--target-bytes", "50kB"), r"-bytes 50kB is not reachable with --allocation uniform: at least (\d+B) \("),
         (("--target-params", "10k", "--round-to", "64"), r"-params 10k is not reachable .*: at least (\d+) param"),
-        (("--target-params", "10k", "--allocation", "global"), r"with a floor of 0.1: at least (\d+) parameters"),
+        (("--target-params", "10k", "--allocation", "global", "--floor", "0.1"), r"floor of 0.1: at least (\d+) param"),
         (("--target-params", "1M"), r"1M is not below the dense model's own size, \d+ parameters .*: give less"),
     ],
 )  # fmt: skip
