@@ -119,7 +119,7 @@ def test_accumulated_taylor_is_the_gradient_of_the_batch(setting) -> None:
 def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) -> None:
     """Σ_t h_c·g_c = Σ_i G_ic·W_ic exactly: no weight gradient is needed for it."""
     model, units, modules, ids = setting
-    scores, _ = collected(setting, "gate", one_batch, reduce=reduce)
+    scores, _ = collected(setting, "gate", one_batch, reduce=reduce, gate_over="sequence")
     expected = {pool.name: torch.zeros(pool.size, dtype=torch.float64) for pool in units.pools}
     for row in ids:
         gradients = weight_gradients(model, modules, row[None])
@@ -130,6 +130,26 @@ def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) ->
             expected[pool.name] += (signed**2 if reduce == "squared" else signed.abs()) / BATCH
     for name, score in scores.items():
         torch.testing.assert_close(score, expected[name], rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("reduce", ["squared", "abs"])
+def test_a_gate_at_each_token_is_what_the_loss_says_of_a_switch_there(setting, reduce) -> None:
+    """A switch z = 1 that multiplies a unit's part of a token's input of o or down: ∂L/∂z, squared and summed."""
+    model, units, modules, ids = setting
+    scores, _ = collected(setting, "gate", one_batch, reduce=reduce)
+    for pool in units.pools:
+        path, index = pool.gates[0].linear, pool.gates[0].index
+        switches = torch.ones(*ids.shape, pool.size, dtype=torch.float64, requires_grad=True)
+        unit_of = torch.zeros(modules[path].in_features, dtype=torch.long)
+        for unit in range(pool.size):
+            unit_of[index[unit]] = unit
+        handle = modules[path].register_forward_pre_hook(lambda _, args, s=switches, u=unit_of: (args[0] * s[..., u],))
+        model(ids, labels=ids).loss.backward()
+        handle.remove()
+        model.zero_grad()
+        each = switches.grad**2 if reduce == "squared" else switches.grad.abs()
+        assert each.std() > 0
+        torch.testing.assert_close(scores[pool.name], each.sum((0, 1)) / BATCH, rtol=RTOL, atol=0.0)
 
 
 def stored_inputs(model, path, ids):

@@ -106,6 +106,12 @@ class PruneConfig(RunConfig):
         group="criterion",
     )
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
+    gate_over: str = option(
+        "gate: a unit's switch is one for each token, of which a step sees many, or one for the whole sequence",
+        "token",
+        group="criterion",
+        choices=("token", "sequence"),
+    )
     score_linears: str | None = option(
         "score the linears whose rows a unit owns (q k v gate up), or all; default: what suits the criterion",
         None,

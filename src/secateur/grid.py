@@ -26,9 +26,13 @@ TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
 """Axes that the baselines take part in too."""
 HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
 """Options that change no result."""
-ACROSS = ("floor", "across_layers")
-"""Options that global allocation alone feels."""
-FORMERLY = {"lr_decay": "cosine"}
+ONLY = {
+    "floor": ("allocation", "global"),
+    "across_layers": ("allocation", "global"),
+    "gate_over": ("criterion", "gate"),
+}
+"""Options that are felt where another one has a value, alone."""
+FORMERLY = {"lr_decay": "cosine", "gate_over": "sequence"}
 """Options that came later with another default: what a record without them means."""
 CONDITIONS = (*TRAINED, *TARGETS)
 """Axes that are no contenders by themselves: where cells are named, these are for them."""
@@ -174,8 +178,9 @@ def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune")
     """
     trained = {*known_options(RunConfig), "lr_decay", "prune_end"}  # the rate is held until the last cut
     felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
-    if "global" not in (one.get("allocation"), other.get("allocation")):
-        felt.difference_update(ACROSS)
+    felt.difference_update(
+        name for name, (where, needed) in ONLY.items() if needed not in (one.get(where), other.get(where))
+    )
 
     def value(config: dict[str, Any], option: Field[Any]) -> Any:
         default = FORMERLY.get(option.name, None if option.default is MISSING else option.default)

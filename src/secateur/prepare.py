@@ -82,9 +82,9 @@ def prepare(config: PruneConfig) -> PruneJob:
 
 def scoring_options(config: PruneConfig) -> Scoring:
     """The part of the options that says how units are scored."""
-    return Scoring(
-        config.reduce, config.normalize, config.eta, config.score_linears, config.seed, config.offload_gradients
-    )
+    names = "reduce normalize eta gate_over seed"
+    shared = {name: getattr(config, name) for name in names.split()}
+    return Scoring(**shared, linears=config.score_linears, offload=config.offload_gradients)
 
 
 def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:

@@ -215,12 +215,19 @@ class Statistics:
         return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
 
     def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(units,) Σ over sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of its absolute value."""
+        """(units,) Σ over tokens of (h·g)², h and g (batch, tokens, columns); or of its absolute value.
+
+        Over sequences, it is of Σ_t h·g.
+        """
         total = wide(x.new_zeros(index.shape[0]))
         for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
-            columns = (wide(h) * g).sum(0)
-            units = columns[index].sum(1)
-            total += units.square() if self.scoring.reduce == "squared" else units.abs()
+            effects = wide(h) * g
+            if self.scoring.gate_over == "sequence":
+                effects = effects.sum(0, keepdim=True)
+            if index.shape[1] > 1:
+                effects = effects[:, index].sum(2)
+            sums = (effects.square() if self.scoring.reduce == "squared" else effects.abs()).sum(0)
+            total += sums if index.shape[1] > 1 else sums[index[:, 0]]
         return total
 
     def _weight_tap(

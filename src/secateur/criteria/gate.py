@@ -2,7 +2,8 @@
 
 With h the input of `down` (or `o`) and g = ∂L/∂h, Σ_t h_c·g_c is exactly Σ_i (∂L/∂W ⊙ W)_ic over column c: the
 first-order effect of removing the unit, without ∂L/∂W. Squared and summed over sequences it is the Fisher
-information of the switch. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arXiv:2204.09656).
+information of the switch; summed over tokens, that of a switch at each token, of which a step sees hundreds of times as
+many. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arXiv:2204.09656); over tokens: ours.
 """
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from .base import CRITERIA, Criterion, Evidence, Scoring
 
 
 def gate(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
-    """Mean over sequences of (Σ_t h·∂L/∂h)² at the input of o and down (`abs`: |·|)."""
+    """Mean over sequences of Σ_t (h·∂L/∂h)² at the input of o and down (`abs`: |·|), or of (Σ_t h·∂L/∂h)²."""
     return evidence.gates[pool.name]
 
 
@@ -20,7 +21,7 @@ CRITERIA.register(
     "gate",
     Criterion(
         gate,
-        "mean over sequences of (Σ h·∂L/∂h)² at the input of o and down",
+        "mean over sequences of Σ (h·∂L/∂h)² at the input of o and down",
         needs=frozenset({"gate_grad"}),
         across_layers="raw",
     ),
