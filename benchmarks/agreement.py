@@ -29,7 +29,7 @@ from secateur.records import environment, markdown_table, write_json
 CELLS: dict[str, dict[str, object]] = {
     "taylor": {"criterion": "taylor"},
     "gate": {"criterion": "gate"},
-    "gate, over sequences": {"criterion": "gate", "gate_over": "sequence"},
+    "gate, over sequences": {"criterion": "gate", "gate_tokens": 0},
     "lora, random start, rows": {"criterion": "lora"},
     "lora, random start, rows, projected": {"criterion": "lora", "normalize": "projected"},
     "lora, random start, all linears": {"criterion": "lora", "score_linears": "all"},

@@ -1,5 +1,7 @@
 """What the backward pass shows: per-sequence gradients, gates and input moments equal their definitions."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -119,7 +121,7 @@ def test_accumulated_taylor_is_the_gradient_of_the_batch(setting) -> None:
 def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) -> None:
     """Σ_t h_c·g_c = Σ_i G_ic·W_ic exactly: no weight gradient is needed for it."""
     model, units, modules, ids = setting
-    scores, _ = collected(setting, "gate", one_batch, reduce=reduce, gate_over="sequence")
+    scores, _ = collected(setting, "gate", one_batch, reduce=reduce, gate_tokens=0)
     expected = {pool.name: torch.zeros(pool.size, dtype=torch.float64) for pool in units.pools}
     for row in ids:
         gradients = weight_gradients(model, modules, row[None])
@@ -132,24 +134,31 @@ def test_gate_is_the_signed_sum_over_the_column_per_sequence(setting, reduce) ->
         torch.testing.assert_close(score, expected[name], rtol=RTOL, atol=0.0)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("reduce", ["squared", "abs"])
-def test_a_gate_at_each_token_is_what_the_loss_says_of_a_switch_there(setting, reduce) -> None:
-    """A switch z = 1 that multiplies a unit's part of a token's input of o or down: ∂L/∂z, squared and summed."""
+def test_a_gate_of_some_tokens_is_what_the_loss_says_of_a_switch_there(setting, reduce, tokens) -> None:
+    """A switch z = 1 that multiplies a unit's part of some tokens' input of o or down: ∂L/∂z, squared and summed."""
     model, units, modules, ids = setting
-    scores, _ = collected(setting, "gate", one_batch, reduce=reduce)
+    scores, _ = collected(setting, "gate", one_batch, reduce=reduce, gate_tokens=tokens)
+    pieces = -(-ids.shape[1] // tokens)  # the last one is shorter
     for pool in units.pools:
         path, index = pool.gates[0].linear, pool.gates[0].index
-        switches = torch.ones(*ids.shape, pool.size, dtype=torch.float64, requires_grad=True)
+        switches = torch.ones(len(ids), pieces, pool.size, dtype=torch.float64, requires_grad=True)
         unit_of = torch.zeros(modules[path].in_features, dtype=torch.long)
         for unit in range(pool.size):
             unit_of[index[unit]] = unit
-        handle = modules[path].register_forward_pre_hook(lambda _, args, s=switches, u=unit_of: (args[0] * s[..., u],))
+        handle = modules[path].register_forward_pre_hook(partial(switched, switches, unit_of, tokens))
         model(ids, labels=ids).loss.backward()
         handle.remove()
         model.zero_grad()
         each = switches.grad**2 if reduce == "squared" else switches.grad.abs()
         assert each.std() > 0
         torch.testing.assert_close(scores[pool.name], each.sum((0, 1)) / BATCH, rtol=RTOL, atol=0.0)
+
+
+def switched(switches, unit_of, tokens, module, args):
+    each = switches.repeat_interleave(tokens, 1)[:, : args[0].shape[1]]
+    return (args[0] * each[..., unit_of],)
 
 
 def stored_inputs(model, path, ids):

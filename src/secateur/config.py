@@ -106,11 +106,10 @@ class PruneConfig(RunConfig):
         group="criterion",
     )
     eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
-    gate_over: str = option(
-        "gate: a unit's switch is one for each token, of which a step sees many, or one for the whole sequence",
-        "token",
+    gate_tokens: int = option(
+        "gate: a unit's switch is one for so many tokens in a row, of which a step sees several; 0: for a sequence",
+        32,
         group="criterion",
-        choices=("token", "sequence"),
     )
     score_linears: str | None = option(
         "score the linears whose rows a unit owns (q k v gate up), or all; default: what suits the criterion",
@@ -164,7 +163,7 @@ class PruneConfig(RunConfig):
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = super().faults()
-        found += at_least(self, "frequency", 1) + at_least(self, "round_to", 1)
+        found += at_least(self, "frequency", 1) + at_least(self, "round_to", 1) + at_least(self, "gate_tokens", 0)
         found += at_least(self, "protect_first", 0) + at_least(self, "protect_last", 0)
         found += target_faults(self)
         found += below_one(self, "attention_sparsity") + below_one(self, "ema") + below_one(self, "floor")

@@ -29,10 +29,10 @@ HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report
 ONLY = {
     "floor": ("allocation", "global"),
     "across_layers": ("allocation", "global"),
-    "gate_over": ("criterion", "gate"),
+    "gate_tokens": ("criterion", "gate"),
 }
 """Options that are felt where another one has a value, alone."""
-FORMERLY = {"lr_decay": "cosine", "gate_over": "sequence"}
+FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
 """Options that came later with another default: what a record without them means."""
 CONDITIONS = (*TRAINED, *TARGETS)
 """Axes that are no contenders by themselves: where cells are named, these are for them."""

@@ -82,7 +82,7 @@ def prepare(config: PruneConfig) -> PruneJob:
 
 def scoring_options(config: PruneConfig) -> Scoring:
     """The part of the options that says how units are scored."""
-    names = "reduce normalize eta gate_over seed"
+    names = "reduce normalize eta gate_tokens seed"
     shared = {name: getattr(config, name) for name in names.split()}
     return Scoring(**shared, linears=config.score_linears, offload=config.offload_gradients)
 

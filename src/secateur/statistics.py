@@ -215,22 +215,14 @@ class Statistics:
         return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
 
     def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(units,) Σ over tokens of (h·g)², h and g (batch, tokens, columns); or of its absolute value.
-
-        Over sequences, it is of Σ_t h·g.
-        """
+        """(units,) Σ over pieces of sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of |·|."""
         total = wide(x.new_zeros(index.shape[0]))
-        heads = index.shape[1] > 1
-        if heads:  # a product with who belongs to whom: picking a head's columns out of each token takes longer
-            members = total.new_zeros(x.shape[-1], len(total))
-            members[index, torch.arange(len(total), device=x.device).unsqueeze(1)] = 1
         for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
             effects = wide(h) * g
-            if self.scoring.gate_over == "sequence":
-                effects = effects.sum(0, keepdim=True)
-            effects = effects @ members if heads else effects
-            sums = (effects.square_() if self.scoring.reduce == "squared" else effects.abs_()).sum(0)
-            total += sums if heads else sums[index[:, 0]]
+            if (piece := self.scoring.gate_tokens or len(effects)) > 1:
+                effects = torch.stack([part.sum(0) for part in effects.split(piece)])
+            units = effects[:, index].sum(2)
+            total += (units.square() if self.scoring.reduce == "squared" else units.abs()).sum(0)
         return total
 
     def _weight_tap(

@@ -25,8 +25,8 @@ class Scoring:
     """Weight of the −∂B·∂A term (Eq. 10)."""
     linears: str | None = None
     """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`; None: the criterion's own choice."""
-    gate_over: str = "token"
-    """`gate`'s switches: one for a unit at each `token`, or one for the whole `sequence`."""
+    gate_tokens: int = 32
+    """`gate`'s switches: one of a unit for so many tokens in a row; 0: for the whole sequence."""
     seed: int = 0
     offload: bool = False
     """`batch_weight_grad` is kept in the host's memory, one linear at a time on the device."""
@@ -102,8 +102,8 @@ class Evidence:
     weight_grads: Mapping[str, Tensor] = field(default_factory=dict)
     """`batch_weight_grad`: linear -> (out, in) ∂L/∂W of the whole batch."""
     gates: Mapping[str, Tensor] = field(default_factory=dict)
-    """`gate_grad`: pool -> (units,) mean over sequences of Σ_t (h·∂L/∂h)² (or |·|), h the input of o or down; over
-    sequences (`Scoring.gate_over`), of (Σ_t h·∂L/∂h)²."""
+    """`gate_grad`: pool -> (units,) mean over sequences of Σ (Σ_t h·∂L/∂h)² (or |·|), h the input of o or down, over
+    pieces of `Scoring.gate_tokens` tokens."""
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
 

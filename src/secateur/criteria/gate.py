@@ -2,8 +2,8 @@
 
 With h the input of `down` (or `o`) and g = ∂L/∂h, Σ_t h_c·g_c is exactly Σ_i (∂L/∂W ⊙ W)_ic over column c: the
 first-order effect of removing the unit, without ∂L/∂W. Squared and summed over sequences it is the Fisher
-information of the switch; summed over tokens, that of a switch at each token, of which a step sees hundreds of times as
-many. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arXiv:2204.09656); over tokens: ours.
+information of the switch; over pieces of sequences, that of a switch for each piece, of which a step sees several times
+as many. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arXiv:2204.09656); over pieces: ours.
 """
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from .base import CRITERIA, Criterion, Evidence, Scoring
 
 
 def gate(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
-    """Mean over sequences of Σ_t (h·∂L/∂h)² at the input of o and down (`abs`: |·|), or of (Σ_t h·∂L/∂h)²."""
+    """Mean over sequences of Σ (Σ_t h·∂L/∂h)² (`abs`: |·|) over pieces of them, at the input of o and down."""
     return evidence.gates[pool.name]
 
 
@@ -21,7 +21,7 @@ CRITERIA.register(
     "gate",
     Criterion(
         gate,
-        "mean over sequences of Σ (h·∂L/∂h)² at the input of o and down",
+        "Σ over pieces of sequences of (Σ h·∂L/∂h)² at the input of o and down",
         needs=frozenset({"gate_grad"}),
         across_layers="raw",
     ),
