@@ -9,9 +9,12 @@ from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_wa
 from trl import SFTConfig, SFTTrainer
 
 from secateur import Pruner, PruningCallback, Scoring
+from secateur.config import PruneConfig
 from secateur.criteria import Evidence
 from secateur.errors import InputError, NumericsError
 from secateur.outcome import alternatives
+from secateur.prepare import budget_options
+from secateur.target import Target
 
 STEPS, BATCH, LENGTH = 24, 4, 32
 LR = 1e-2
@@ -52,6 +55,23 @@ def train_bare(model, pruner, clip=1.0, lr_decay=True):
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "raw"),
+        ({"criterion": "gate"}, "raw"),
+        ({"criterion": "wanda"}, "mean"),
+        ({"across_layers": "mean"}, "mean"),
+    ],
+)
+def test_layers_compare_as_suits_the_criterion(options, way) -> None:
+    """What estimates a change of the loss is on one scale; the user's word goes before that."""
+    pruner = pruner_for(adapted(), allocation="global", **options)
+    assert pruner.budget.across_layers == way
+    config = PruneConfig(model="m", data=("d",), output="o", allocation="global", **options)
+    assert budget_options(config, Target("--sparsity 0.4", 0.4)).across_layers == way
 
 
 @pytest.mark.parametrize(
