@@ -15,7 +15,7 @@ from zygote import read_back  # noqa: E402
 
 from secateur import verify  # noqa: E402
 
-from_nothing = verify.run_python
+FROM_NOTHING = verify.run_python
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,10 +26,16 @@ def imports_made_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def from_nothing(monkeypatch) -> None:
+    """What is read back is read as a user's is, by a process that makes its own imports."""
+    monkeypatch.setattr(verify, "run_python", FROM_NOTHING)
+
+
 @pytest.fixture(autouse=True)
-def the_real_model_is_read_back_as_a_users_is(request, monkeypatch) -> None:
+def the_real_model_is_read_back_as_a_users_is(request) -> None:
     if request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(verify, "run_python", from_nothing)
+        request.getfixturevalue("from_nothing")
 
 
 @pytest.fixture

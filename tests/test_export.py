@@ -229,6 +229,16 @@ def test_a_wrong_kv_mapping_fails(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_from_nothing_reads_it_back(tmp_path, from_nothing) -> None:
+    """As users have it; the other tests fork a process that has the libraries."""
+    model, pruner, _ = masked("gqa", "kv_group", "uniform")
+    report = export_checkpoint(
+        model, pruner.live, pruner.live_keep, tmp_path / "out", probe_ids=IDS, dtype=torch.float32
+    )
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert report.parameters == sum(p.numel() for p in small.parameters())
+
+
 def test_a_corrupted_write_is_noticed_and_leaves_nothing(tmp_path, monkeypatch) -> None:
     model, pruner, _ = masked("gqa", "kv_group", "uniform")
     save = export_module.PreTrainedModel.save_pretrained

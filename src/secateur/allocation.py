@@ -257,14 +257,11 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
 
 def _floors(options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
     """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
-    if options.floor is not None:
-        shares = dict.fromkeys((*ATTENTION_KINDS, "ffn"), options.floor)
-    elif options.attention_sparsity is not None and attention:
+    if options.floor is None and options.attention_sparsity is not None and attention:
         heads = options.attention_sparsity * _params(attention)
-        shares = dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
-    else:
-        shares = dict.fromkeys((*ATTENTION_KINDS, "ffn"), _room(attention + ffn, goal))
-    return shares
+        return dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
+    floor = options.floor if options.floor is not None else _room(attention + ffn, goal)
+    return dict.fromkeys((*ATTENTION_KINDS, "ffn"), floor)
 
 
 def _room(pools: list[Pool], gone: float) -> float:

@@ -176,7 +176,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune")
 
     An option that a record of an earlier version does not have was at its default then.
     """
-    trained = {*known_options(RunConfig), "lr_decay", "prune_end"}  # the rate is held until the last cut
+    trained = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
     felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
     felt.difference_update(
         name for name, (where, needed) in ONLY.items() if needed not in (one.get(where), other.get(where))

@@ -82,9 +82,15 @@ def prepare(config: PruneConfig) -> PruneJob:
 
 def scoring_options(config: PruneConfig) -> Scoring:
     """The part of the options that says how units are scored."""
-    names = "reduce normalize eta gate_tokens seed"
-    shared = {name: getattr(config, name) for name in names.split()}
-    return Scoring(**shared, linears=config.score_linears, offload=config.offload_gradients)
+    return Scoring(
+        reduce=config.reduce,
+        normalize=config.normalize,
+        eta=config.eta,
+        linears=config.score_linears,
+        gate_tokens=config.gate_tokens,
+        seed=config.seed,
+        offload=config.offload_gradients,
+    )
 
 
 def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
