@@ -4,18 +4,25 @@
     python benchmarks/comparison_records.py restore runs/criteria-50 docs/results/criteria-50
 
 SECATEUR_DATA is the folder that records do not name. A cell whose record is there again is not run again.
+`keep` adds the training's last losses: iterative cells of one seed see the same batches in the same steps; a one-shot
+cell, which scores on the first ones and then starts with them again, is that much behind.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from secateur.recorded import RECORD, read_record
 from secateur.records import write_json
 
 LEFT_OUT = ("checkpoint",)
 """What is of use only beside the run's own files."""
+LAST_STEPS = 15
+"""A quarter of a comparison's 60: after the last cut, whatever the order."""
 
 
 def main() -> None:
@@ -37,9 +44,19 @@ def keep(runs: Path, records: Path, data: str) -> None:
     records.mkdir(parents=True, exist_ok=True)
     for path in sorted(runs.glob(f"*/{RECORD}")):
         record = {key: value for key, value in read_record(path).items() if key not in LEFT_OUT}
+        record |= last_losses(path.parent, record)
         kept = records / f"{path.parent.name}.json"
         write_json(kept, record)
         kept.write_text(kept.read_text().replace(data, "$SECATEUR_DATA"))
+
+
+def last_losses(cell: Path, record: dict[str, Any]) -> dict[str, float]:
+    """Mean training loss of the last steps, in nats a token; none where a teacher's logits are a part of it."""
+    path = cell / "metrics.jsonl"
+    if not path.is_file() or record["config"].get("distill"):
+        return {}
+    losses = [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return {"last_losses": mean(losses[-LAST_STEPS:])}
 
 
 def restore(runs: Path, records: Path, data: str) -> None:
