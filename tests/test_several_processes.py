@@ -130,7 +130,7 @@ def test_a_killed_process_ends_the_run_and_it_resumes(place, tmp_path) -> None:
     # Between cuts each process averages its own gate scores and moments: a checkpoint must hold them of all.
     more = ("--criterion", "gate", "--compensate", "lstsq", "--frequency", "6")
     arguments = ["-m", "secateur", *command(place, output, batch=2, more=more)]
-    arguments[arguments.index("--steps") + 1] = "40"
+    arguments[arguments.index("--steps") + 1] = "30"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     run = subprocess.Popen(launcher, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
