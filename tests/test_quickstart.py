@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from secateur import quickstart
 from secateur.config import QuickstartConfig
 from secateur.errors import InputError
 from secateur.records import plain
+from secateur.summary import run_summary
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,10 @@ def test_anything_else_is_refused(here, what) -> None:
     with pytest.raises(InputError, match="is not empty"):
         quickstart.quickstart(QuickstartConfig(**output))
     assert (next(here.iterdir()) / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("speedup", "said"), [(1.2, "1.20x faster"), (0.8, "1.25x slower")])
+def test_the_summary_says_which_way_the_speed_went(speedup, said) -> None:
+    record = json.loads((Path(__file__).parents[1] / "docs/results/quickstart.json").read_text())
+    record["speed"]["speedup"] = speedup
+    assert said in run_summary(record)

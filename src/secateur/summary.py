@@ -66,7 +66,10 @@ def _before_and_after(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     if "dense" in speed:
         before, after = f"{speed['dense']['median_ms']:.1f} ms", f"{speed['pruned']['median_ms']:.1f} ms"
-        rows.append(("forward pass", before, after, f"{speed['speedup']:.2f}x faster"))
+        ratio = speed["speedup"]
+        rows.append(
+            ("forward pass", before, after, f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower")
+        )
     elif "pruned" in speed:
         rows.append(("forward pass", "not loaded", f"{speed['pruned']['median_ms']:.1f} ms", ""))
     if pruned["perplexity"] and not dense["perplexity"]:
