@@ -7,10 +7,12 @@ READY := $(VENV)/.ready
 
 .PHONY: quickstart test lint reliability clean
 
+# Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'secateur needs Python 3.11 or newer, this is {sys.version}: make PYTHON=python3.11'"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test,eval,quant]
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .[test,eval,quant]
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(READY)
 
 quickstart: $(READY)
