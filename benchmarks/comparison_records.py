@@ -19,8 +19,8 @@ from typing import Any
 from secateur.recorded import RECORD, read_record
 from secateur.records import write_json
 
-LEFT_OUT = ("checkpoint",)
-"""What is of use only beside the run's own files."""
+LEFT_OUT = ("checkpoint", "units")
+"""What is of use only beside the run's own files, and which units went: megabytes of each cell."""
 LAST_STEPS = 15
 """A quarter of a comparison's 60: after the last cut, whatever the order."""
 
