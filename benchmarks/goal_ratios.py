@@ -2,17 +2,20 @@
 
     python benchmarks/goal_ratios.py runs/criteria-50 runs/criteria-20
 
-Each folder is a `secateur compare --output` with `comparison.json`. A contender counts at its best
-learning rate. Of several seeds it is the mean over pairs of one seed (of the logarithms), with its standard error.
+A folder is a `secateur compare --output` with `comparison.json`. A contender counts at its best learning rate; in the
+last column at the best by its last training losses, which cells have that `comparison_records.py` has put back. Of
+several seeds it is the mean over pairs of one seed (of the logarithms), with its standard error.
 """
 
 import argparse
 import json
+import re
 from math import exp, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from secateur.recorded import RECORD, read_record
 from secateur.records import markdown_table
 
 Levels = dict[str, dict[str, dict[str, float]]]
@@ -44,17 +47,19 @@ GOALS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", type=Path, nargs="+", help="folders with a comparison.json each")
-    found = [levels_of(folder) for folder in parser.parse_args().comparisons]
-    texts = list(dict.fromkeys(text for _, levels in found for nll in levels.values() for text in nll))
+    found = [(*levels_of(folder), last_losses_of(folder)) for folder in parser.parse_args().comparisons]
+    texts = list(dict.fromkeys(text for _, levels, _ in found for nll in levels.values() for text in nll))
     lines = []
     for goal in GOALS:
-        for sparsity, levels in found:
+        for sparsity, levels, losses in found:
             one, other = levels.get(goal.contender, {}), levels.get(goal.base, {})
             if abs(sparsity - goal.sparsity) < 0.01 and one and other:
                 name = f"`{goal.contender}` / `{goal.base}`"
                 ratios = [ratio(one[text], other[text]) for text in texts]
+                trained = [losses.get(contender, {}) for contender in (goal.contender, goal.base)]
+                ratios.append(ratio(*trained) if all(trained) else "")
                 lines.append((name, f"{sparsity:.0%}", str(goal.at_most), *ratios, goal.where))
-    print(markdown_table(lines, ("", "gone", "at most", *texts, "asked by")))
+    print(markdown_table(lines, ("", "gone", "at most", *texts, "training, last steps", "asked by")))
 
 
 def levels_of(folder: Path) -> tuple[float, Levels]:
@@ -65,6 +70,19 @@ def levels_of(folder: Path) -> tuple[float, Levels]:
         return sparsity, {row["name"]: row["nll"] for row in table["over_seeds"] if row["kind"] == "prune"}
     rows = [row for row in table["best_rates"] if row["kind"] == "prune"]
     return sparsity, {row["contender"]: {text: {"": nll} for text, nll in row["mean_nll"].items()} for row in rows}
+
+
+def last_losses_of(folder: Path) -> dict[str, dict[str, float]]:
+    """Contender -> seed -> mean of its last training losses, at the rate where that is least."""
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    for path in folder.glob(f"*/{RECORD}"):
+        record = read_record(path)
+        if record["kind"] == "prune" and "last_losses" in record:
+            contender = re.split("_(?:lr|seed)", path.parent.name)[0]
+            config = record["config"]
+            seeds = found.setdefault(contender, {}).setdefault(config["lr"], {})
+            seeds[str(config["seed"])] = record["last_losses"]
+    return {name: min(rates.values(), key=lambda seeds: mean(seeds.values())) for name, rates in found.items()}
 
 
 def ratio(one: dict[str, float], other: dict[str, float]) -> str:
