@@ -21,8 +21,8 @@ from secateur.records import write_json
 
 LEFT_OUT = ("checkpoint", "units")
 """What is of use only beside the run's own files, and which units went: megabytes of each cell."""
-LAST_STEPS = 15
-"""A quarter of a comparison's 60: after the last cut, whatever the order."""
+LAST_PART = 4
+"""The last fourth of the steps is after the last cut, whatever the order."""
 
 
 def main() -> None:
@@ -56,7 +56,15 @@ def last_losses(cell: Path, record: dict[str, Any]) -> dict[str, float]:
     if not path.is_file() or record["config"].get("distill"):
         return {}
     losses = [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return {"last_losses": mean(losses[-LAST_STEPS:])}
+    steps = record["config"].get("steps") or len(losses)
+    return {"last_losses": mean(losses[-(steps // LAST_PART) :])}
+
+
+def records_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Cell -> record, of cells that came to their end: of kept records, or of a comparison's own folder."""
+    found = {path.stem: read_record(path) for path in folder.glob("*.json") if not path.stem.startswith("comparison")}
+    found |= {path.parent.name: read_record(path) for path in folder.glob(f"*/{RECORD}")}
+    return {name: found[name] for name in sorted(found) if found[name]["status"] == "done"}
 
 
 def restore(runs: Path, records: Path, data: str) -> None:

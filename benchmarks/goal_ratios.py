@@ -1,25 +1,31 @@
-"""The ratios that LoRAPrune and this project's own criteria are to reach, from comparisons' tables, as one table.
+"""The ratios that LoRAPrune and this project's own criteria are to reach, from comparisons' records, as one table.
 
     python benchmarks/goal_ratios.py runs/criteria-50 runs/criteria-20
 
-A folder is a `secateur compare --output` with `comparison.json`. A contender counts at its best learning rate; in the
-last column at the best by its last training losses, which cells have that `comparison_records.py` has put back. Of
-several seeds it is the mean over pairs of one seed (of the logarithms), with its standard error.
+A folder is a `secateur compare --output`, or records kept by `comparison_records.py`, which alone have the last
+training losses. A contender counts at the learning rate that is best on the first text, in the last column at the best
+by its last training losses. Of several seeds it is the mean over pairs of one seed (of the logarithms), with its
+standard error.
 """
 
 import argparse
-import json
 import re
+from collections.abc import Iterable
 from math import exp, sqrt
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from secateur.recorded import RECORD, read_record
+from comparison_records import records_of
+
 from secateur.records import markdown_table
 
-Levels = dict[str, dict[str, dict[str, float]]]
-"""Contender -> text -> seed -> log perplexity."""
+Record = dict[str, Any]
+Rates = dict[float, dict[int, Record]]
+"""Learning rate -> seed -> record."""
+
+TRAINING = "training, last steps"
+"""The training's own text, beside those of the evaluation."""
 
 
 class Goal(NamedTuple):
@@ -46,48 +52,66 @@ GOALS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparisons", type=Path, nargs="+", help="folders with a comparison.json each")
-    found = [(*levels_of(folder), last_losses_of(folder)) for folder in parser.parse_args().comparisons]
-    texts = list(dict.fromkeys(text for _, levels, _ in found for nll in levels.values() for text in nll))
+    parser.add_argument("comparisons", type=Path, nargs="+", help="folders with the cells' records")
+    print(goal_table([records_of(folder) for folder in parser.parse_args().comparisons]))
+
+
+def goal_table(comparisons: Iterable[dict[str, Record]]) -> str:
+    """A line for each goal that a comparison has both contenders of. Each is cell -> record, of one sparsity."""
+    found = [contenders_of(records) for records in comparisons]
+    texts = texts_of(record for rates in found for each in rates.values() for record in records_in(each))
     lines = []
     for goal in GOALS:
-        for sparsity, levels, losses in found:
-            one, other = levels.get(goal.contender, {}), levels.get(goal.base, {})
-            if abs(sparsity - goal.sparsity) < 0.01 and one and other:
+        for rates in found:
+            one, other = rates.get(goal.contender), rates.get(goal.base)
+            if one and other and abs(records_in(one)[0]["sparsity"] - goal.sparsity) < 0.01:
+                ratios = [ratio(at_best(one, text, texts[0]), at_best(other, text, texts[0])) for text in texts]
+                ratios.append(ratio(at_best(one, TRAINING, TRAINING), at_best(other, TRAINING, TRAINING)))
                 name = f"`{goal.contender}` / `{goal.base}`"
-                ratios = [ratio(one[text], other[text]) for text in texts]
-                trained = [losses.get(contender, {}) for contender in (goal.contender, goal.base)]
-                ratios.append(ratio(*trained) if all(trained) else "")
-                lines.append((name, f"{sparsity:.0%}", str(goal.at_most), *ratios, goal.where))
-    print(markdown_table(lines, ("", "gone", "at most", *texts, "training, last steps", "asked by")))
+                lines.append((name, f"{goal.sparsity:.0%}", str(goal.at_most), *ratios, goal.where))
+    return markdown_table(lines, ("", "gone", "at most", *texts, TRAINING, "asked by"))
 
 
-def levels_of(folder: Path) -> tuple[float, Levels]:
-    """A comparison's sparsity, and what its contenders reached at their best rates, or their only one."""
-    table = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    sparsity = max(cell["sparsity"] for cell in table["cells"])
-    if "over_seeds" in table:
-        return sparsity, {row["name"]: row["nll"] for row in table["over_seeds"] if row["kind"] == "prune"}
-    rows = [row for row in table["best_rates"] if row["kind"] == "prune"]
-    return sparsity, {row["contender"]: {text: {"": nll} for text, nll in row["mean_nll"].items()} for row in rows}
-
-
-def last_losses_of(folder: Path) -> dict[str, dict[str, float]]:
-    """Contender -> seed -> mean of its last training losses, at the rate where that is least."""
-    found: dict[str, dict[float, dict[str, float]]] = {}
-    for path in folder.glob(f"*/{RECORD}"):
-        record = read_record(path)
-        if record["kind"] == "prune" and "last_losses" in record:
-            contender = re.split("_(?:lr|seed)", path.parent.name)[0]
+def contenders_of(records: dict[str, Record]) -> dict[str, Rates]:
+    """Contender -> its rates and seeds, of cells that prune."""
+    found: dict[str, Rates] = {}
+    for name, record in records.items():
+        if record["kind"] == "prune":
             config = record["config"]
-            seeds = found.setdefault(contender, {}).setdefault(config["lr"], {})
-            seeds[str(config["seed"])] = record["last_losses"]
-    return {name: min(rates.values(), key=lambda seeds: mean(seeds.values())) for name, rates in found.items()}
+            rates = found.setdefault(re.split("_(?:lr|seed)", name)[0], {})
+            rates.setdefault(config["lr"], {})[config["seed"]] = record
+    return found
 
 
-def ratio(one: dict[str, float], other: dict[str, float]) -> str:
+def records_in(rates: Rates) -> list[Record]:
+    """All rates, all seeds."""
+    return [record for seeds in rates.values() for record in seeds.values()]
+
+
+def texts_of(records: Iterable[Record]) -> list[str]:
+    """Names of the texts that perplexity was measured on."""
+    return list(dict.fromkeys(text for record in records for text in levels(record) if text != TRAINING))
+
+
+def levels(record: Record) -> dict[str, float]:
+    """Text -> logarithm of the perplexity."""
+    found = {Path(text).name: measured["mean_nll"] for text, measured in record["perplexity"].items()}
+    return found | ({TRAINING: record["last_losses"]} if "last_losses" in record else {})
+
+
+def at_best(rates: Rates, text: str, chosen_on: str) -> dict[int, float]:
+    """Seed -> logarithm of the perplexity on a text, at the rate with the lowest mean on another."""
+    measured = [{seed: levels(record) for seed, record in seeds.items()} for seeds in rates.values()]
+    known = [seeds for seeds in measured if all(chosen_on in each for each in seeds.values())]
+    best = min(known, key=lambda seeds: mean(each[chosen_on] for each in seeds.values()), default={})
+    return {seed: each[text] for seed, each in best.items() if text in each}
+
+
+def ratio(one: dict[int, float], other: dict[int, float]) -> str:
     """Perplexity over perplexity, with its standard error where there are several seeds."""
     differences = [one[seed] - other[seed] for seed in one if seed in other]
+    if not differences:
+        return ""
     value = exp(mean(differences))
     if len(differences) < 2:
         return f"{value:.3f}"

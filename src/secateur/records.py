@@ -108,9 +108,9 @@ def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> st
     )
 
 
-def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """The same as a Markdown table."""
-    rule = "|---" + "|---:" * (len(header) - 1) + "|"
+def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], left: int = 1) -> str:
+    """The same as a Markdown table, whose first `left` columns are words."""
+    rule = "|---" * left + "|---:" * (len(header) - left) + "|"
     # A bar or a line break in a cell would start a new cell or row.
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *rows)]
     head, *body = ["| " + " | ".join(line) + " |" for line in cells]
