@@ -321,6 +321,14 @@ def test_a_cell_that_fails_leaves_the_others(inputs, tmp_path, monkeypatch) -> N
     assert "failed" not in compare(build_comparison({**given, "overwrite": True}))
 
 
+def test_a_cell_that_scores_in_all_steps_and_trains_in_none(inputs, tmp_path) -> None:
+    one = {"criterion": "gate", "sparsity": "0.3", "baselines": (), "schedule": "one-shot", "prune_start": "8"}
+    compare(build_comparison({**inputs, **one}))
+    (path,) = (tmp_path / "grid").glob("*/result.json")
+    record = json.loads(path.read_text())
+    assert (record["status"], record["step_seconds"]) == ("done", None)
+
+
 def test_a_cell_is_measured_in_the_precision_that_its_record_says(inputs, tmp_path, monkeypatch) -> None:
     """A checkpoint in bfloat16: its weights are rounded to it, and multiplied in float32."""
     AutoModelForCausalLM.from_pretrained(inputs["model"]).bfloat16().save_pretrained(inputs["model"])

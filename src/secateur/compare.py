@@ -40,10 +40,11 @@ from .outcome import units_record
 from .output import check_output
 from .prepare import PruneJob, plan_budget, prepare
 from .progress import Progress, human_seconds
-from .prune import drop_by_routing, fine_tune_and_prune, prune
+from .prune import fine_tune_and_prune, prune
 from .pruner import Pruner
 from .recorded import RECORD, check_inputs, recorded
 from .records import environment, write_json
+from .routing import drop_by_routing
 from .same_source import same_source
 from .surgery import merged_and_sliced
 
@@ -263,7 +264,8 @@ def _keep_metrics(job: PruneJob) -> float | None:
     if found:
         lines = found[0].read_text(encoding="utf-8")
         (job.output.parent / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        seconds = median(json.loads(line)["seconds"] for line in lines.splitlines())
+        if lines:  # one-shot may score in all steps and train in none
+            seconds = median(json.loads(line)["seconds"] for line in lines.splitlines())
     shutil.rmtree(job.work, ignore_errors=True)
     return seconds
 

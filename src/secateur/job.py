@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,10 @@ def make_work(job: Job) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
     write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))
+
+
+def first_batches(job: Job, count: int) -> Iterator[torch.Tensor]:
+    """Indices into the training data of the first `count` batches, of all processes together."""
+    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
+    size = job.config.batch_size * launched()
+    yield from order.repeat(-(-count * size // len(order))).split(size)[:count]

@@ -3,7 +3,7 @@
 import gc
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -11,41 +11,38 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from .benchmark import parameter_count
 from .callback import PruningCallback
 from .checkpoints import failure_noted
 from .contact import contact_kept
-from .devices import autocast, compute_dtype, device_for, name_of, widened
-from .distributed import average_gradients_, join, total
+from .devices import compute_dtype, device_for, name_of, widened
 from .embedded import quiet_transformers
 from .errors import OutOfMemoryError
 from .evaluate import Perplexity
-from .experts import Dropped, drop_experts, expert_lists, share_counts, unstack_experts, unused_experts
+from .experts import unstack_experts
 from .export import ExportReport, Finish, export_checkpoint
 from .finetune import add_lora, load_base, load_original, without_weights
 from .guard import WRITE_LATER, DivergenceWatch, NumericsGuard, memory_for
 from .job import checkpoint_dtype, make_work, probe_of
-from .launcher import launched, rank
+from .launcher import rank
 from .locks import locked
-from .loss import IGNORED, causal_lm_loss
+from .one_shot import score_and_cut
 from .outcome import measure, outcome, report_on, write_records
 from .prepare import PruneJob, lora_names, scoring_options
 from .progress import Progress
-from .pruner import Cut, Pruner
+from .pruner import Pruner
 from .ranks import RankPruner
 from .recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from .records import write_json
+from .routing import drop_by_routing, tell_unused
 from .saving import Interruption, SavingCallback
 from .streaming import export_streamed
 from .surgery import removals
 from .teacher import Teacher
 from .trainer import Distillation, run_trainer
-
-ROUTING_BATCHES = 8
-"""Batches from which experts are chosen that go before training."""
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -189,10 +186,6 @@ def fine_tune_and_prune(
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
-    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
-    watched = WatchedUnits(pruner, dense_parameters)
-    guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
-    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     steps = job.total_steps
     if job.schedule.kind == "one-shot":
         steps -= job.schedule.start
@@ -200,11 +193,15 @@ def fine_tune_and_prune(
             with contact_kept(job):
                 cut = score_and_cut(model, pruner, job, dtype, progress)
             progress.told(cut_words(cut))
+    guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
     pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
     if rank_pruner is not None:
         pruning.append(
             PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
         )
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
+    watched = WatchedUnits(pruner, dense_parameters)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     with Interruption(job.output) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, divergence, *pruning, recording, saving, interruption]
@@ -219,68 +216,6 @@ def fine_tune_and_prune(
     tell_unused(model, progress)
     assert pruner.steps_done >= job.schedule.last_cut
     return model, pruner
-
-
-def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Dropped | None:
-    """`--experts`: what the router uses least on the first batches goes, before LoRA is added."""
-    if job.config.experts is None:
-        return None
-    parameters = parameter_count(base)
-    counted = list(expert_lists(base).values())
-    for experts in counted:
-        experts.counting = True
-    for batch in _batches(job, min(job.total_steps, ROUTING_BATCHES)):
-        for rows in batch.split(job.config.batch_size // job.config.accumulation):
-            inputs, _ = job.blocks.batch(rows, base.device)
-            with torch.inference_mode(), autocast(base.device.type, dtype):
-                base(**inputs)
-    gone = drop_experts(base, job.budget.units.family, job.config.experts)
-    progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
-    return Dropped(gone, parameters - parameter_count(base))
-
-
-def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:
-    """Warn of experts that no token of the training was given to: their scores say nothing."""
-    share_counts(model)
-    unused = unused_experts(model)
-    if unused:
-        examples = ", ".join(f"{path} {numbers}" for path, numbers in list(unused.items())[:3])
-        progress.message(f"warning: experts that no token of the training was given to: {examples}")
-    return unused
-
-
-def _batches(job: PruneJob, count: int) -> Iterator[Tensor]:
-    """Indices into the training data of the first `count` batches, of all processes together."""
-    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
-    size = job.config.batch_size * launched()
-    yield from order.repeat(-(-count * size // len(order))).split(size)[:count]
-
-
-def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Cut:
-    """One-shot order: score on the first steps' batches without training, then cut ("separate" in LoRAPrune §4)."""
-    join(job.config.process_timeout)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
-    model.train()
-    for batch in _batches(job, job.schedule.start):
-        own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
-        parts = [job.blocks.batch(rows, model.device) for rows in own]
-        labelled = total(sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts))
-        for inputs, labels in parts:
-            with autocast(model.device.type, dtype):
-                loss = causal_lm_loss(model(**inputs), labels, labelled)
-            (loss * launched()).backward()  # counted over all processes, and gradients are averaged
-        average_gradients_(model.parameters())
-        if all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None):
-            pruner.observe()
-        else:
-            progress.message(f"warning: batch {pruner.steps_done + 1}: its gradients are not finite, it is left out")
-            pruner.skip()
-        cut = pruner.step(optimizer)
-        model.zero_grad()
-        progress.message(f"scored {pruner.steps_done} of {job.schedule.start} batches")
-    assert cut is not None, "the schedule ends where scoring does"
-    return cut
 
 
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
