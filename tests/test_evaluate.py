@@ -27,6 +27,15 @@ def test_equals_a_naive_loop(monkeypatch) -> None:
     assert found.stderr_nll == pytest.approx(spread, rel=1e-3)
 
 
+def test_a_long_text_tells_how_far_it_is() -> None:
+    found: list[tuple[int, int]] = []
+    perplexity(
+        tiny_llama(), torch.zeros(165, dtype=torch.long), seq_len=32, batch_size=2, dtype=torch.float32,
+        told=lambda *counts: found.append(counts),
+    )  # fmt: skip
+    assert found == [(2, 5), (4, 5), (5, 5)]
+
+
 def test_batch_size_does_not_matter() -> None:
     model = tiny_llama()
     ids = torch.randint(3, 99, (160,))

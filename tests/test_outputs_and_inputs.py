@@ -81,7 +81,7 @@ def test_a_scoring_batch_that_is_not_finite_is_left_out(model, tmp_path, monkeyp
     argv = ["prune", "--model", str(model), "--data", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
     argv += ["--schedule", "one-shot", "--prune-start", "3", "--sparsity", "0.3", "--criterion", "gate", *TRAIN]
     losses = iter([1.0, float("nan"), 1.0])
-    monkeypatch.setattr("secateur.prune.causal_lm_loss", lambda *given: causal_lm_loss(*given) * next(losses))
+    monkeypatch.setattr("secateur.one_shot.causal_lm_loss", lambda *given: causal_lm_loss(*given) * next(losses))
     assert main(argv) == 0
     assert "batch 2: its gradients are not finite" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "result.json").read_text())["sparsity"]["reached"] == pytest.approx(

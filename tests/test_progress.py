@@ -72,6 +72,39 @@ def test_plain_lines_keep_their_distance_and_cuts_are_always_shown(monkeypatch, 
     assert lines[2] == "cut after step 8"
 
 
+def test_a_long_measurement_says_once_a_minute_how_far_it_is(monkeypatch, tmp_path) -> None:
+    """A short one says nothing."""
+    now = 0.0
+    monkeypatch.setattr("secateur.progress.time.monotonic", lambda: now)
+    with (tmp_path / "log").open("w+") as stream:
+        progress = Progress(10, stream=stream)
+        for seconds in (1.0, 25.0):  # a segment
+            told = progress.measuring()
+            for done in range(1, 9):
+                now += seconds
+                told(done, 8)
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert lines == [
+        "measuring perplexity: 3 of 8 segments, 2m05s left",
+        "measuring perplexity: 6 of 8 segments, 50s left",
+    ]
+
+
+def test_a_measurement_within_a_run_gives_the_live_line_back(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        progress = Progress(100, stream=terminal)
+        update(progress, 1)
+        told = progress.measuring()
+        told(1, 2)
+        told(2, 2)
+        progress.close()
+    lines = [line.strip()[:12] for line in read_all(reader).replace("\r\x1b[K", "\n").split("\n") if line.strip()]
+    assert lines == ["step   1/100", "measuring pe", "step   1/100"]
+
+
 def test_eight_bit_control_sequences_are_taken_out() -> None:
     assert "\x9b" not in safe("a\x9b31mb")
     assert safe("tab\tand\nline, déjà vu") == "tab\tand\nline, déjà vu"

@@ -95,7 +95,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     if config.load_in is not None:
         progress.message(load_in_words(config.load_in, cuts=False))
-    before = measure(base, job, dtype)
+    before = measure(base, job, dtype, progress)
     model = add_lora(base, config, "all-linear", scaling=first_scaling(config))
     training = time.perf_counter()
     pruner = train_adapter(model, job, dtype, progress)
@@ -107,8 +107,8 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
         model = _on_the_original(model, job, dtype)
         with model.disable_adapter():
-            before = measure(model, job, dtype)
-    after = measure(model, job, dtype)
+            before = measure(model, job, dtype, progress)
+    after = measure(model, job, dtype, progress)
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
 
@@ -160,7 +160,7 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     progress.message(_plan_words(job, pruner))
     guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
     pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
-    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     watched = WatchedRanks(pruner)
     recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     with Interruption(job.output) as interruption, closing(recording):

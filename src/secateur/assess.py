@@ -26,6 +26,7 @@ from .models import ModelSource, check_checkpoint, load_config, load_model, load
 from .output import check_output_file
 from .overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
 from .presets import PRESETS, preset_text
+from .progress import Progress
 from .records import environment, write_json
 from .task_figures import TaskFigure, paired_average, paired_rows, seven_task_average
 
@@ -165,7 +166,9 @@ def _measure_text(model: nn.Module, ids: Tensor, text: Text, found: Findings, co
         config.batch_size or SEGMENTS_PER_PASS,
         time.perf_counter(),
     )
-    losses = segment_nlls(model, ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True)
+    losses = segment_nlls(
+        model, ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True, told=Progress(0).measuring()
+    )
     seconds = time.perf_counter() - started
     found.parameters, found.losses = parameter_count(model), losses
     found.perplexity = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)

@@ -146,7 +146,8 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     record["perplexity"] = {}
     for spec in comparison.settings.evaluate_on:
         ids, info = evaluation_tokens(spec, job.tokenizer, max_tokens=job.config.eval_tokens)
-        measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype)
+        told = Progress(job.total_steps).measuring()
+        measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype, told=told)
         record["perplexity"][spec] = measured.to_dict() | {"text": info}
         print(f"perplexity {measured.perplexity:.2f} on {spec}", flush=True)
     record["training_data"] = job.data

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from .errors import InputError, NumericsError, all_faults
 from .launcher import rank
 from .task_figures import LEAST_PAIRS, NOISE
 
+Told = Callable[[int, int], None]
+"""Is called with the segments that are done and all of them."""
 CHUNK_POSITIONS = 512
 """Positions whose logits are widened to float32 at once."""
 
@@ -44,7 +47,13 @@ class Perplexity:
 
 
 def perplexity(
-    model: nn.Module, token_ids: Tensor, *, seq_len: int, batch_size: int = 2, dtype: torch.dtype
+    model: nn.Module,
+    token_ids: Tensor,
+    *,
+    seq_len: int,
+    batch_size: int = 2,
+    dtype: torch.dtype,
+    told: Told | None = None,
 ) -> Perplexity:
     """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out.
 
@@ -52,7 +61,7 @@ def perplexity(
     errors as for `segment_nlls`.
     """
     started = time.perf_counter()
-    means = segment_nlls(model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype)
+    means = segment_nlls(model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype, told=told)
     return summarise(means, seq_len=seq_len, dtype=dtype, seconds=time.perf_counter() - started)
 
 
@@ -72,7 +81,14 @@ def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float
 
 
 def segment_nlls(
-    model: nn.Module, token_ids: Tensor, *, seq_len: int, batch_size: int = 2, dtype: torch.dtype, spread: bool = False
+    model: nn.Module,
+    token_ids: Tensor,
+    *,
+    seq_len: int,
+    batch_size: int = 2,
+    dtype: torch.dtype,
+    spread: bool = False,
+    told: Told | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood per token of each segment, (segments,) float64.
 
@@ -81,6 +97,7 @@ def segment_nlls(
         batch_size: segments per forward pass; does not change the result beyond rounding.
         dtype: of the computation; bfloat16 and float16 go through autocast.
         spread: over all processes, which must all call this; each gets the whole result, the same as of one process.
+        told: of a long text, how far it is; in the first process alone.
     Raises:
         InputError: fewer tokens than a segment, a segment of fewer than 2 tokens or longer than the model's context,
             tokens that the model has no embedding of.
@@ -108,6 +125,8 @@ def segment_nlls(
                 logits = model(input_ids=batch, use_cache=False).logits
                 found = [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
                 losses[number] = torch.tensor(found, dtype=torch.float64)
+                if told is not None and rank() == 0:
+                    told(min((number + of) * batch_size, segments), segments)
     finally:
         model.train(was_training)
     total = torch.cat(losses)

@@ -25,11 +25,12 @@ from .records import environment, write_json
 LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
 
-def measure(model: nn.Module, job: Job, dtype: torch.dtype) -> Perplexity | None:
+def measure(model: nn.Module, job: Job, dtype: torch.dtype, progress: Progress) -> Perplexity | None:
     """Perplexity on the run's evaluation text, if there is one."""
     if job.eval_ids is None or rank() > 0 or next(model.parameters()).is_meta:
         return None
-    return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype)
+    told = progress.measuring()
+    return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype, told=told)
 
 
 def outcome(
@@ -41,6 +42,7 @@ def outcome(
     report: ExportReport,
     folder: Path,
     dtype: torch.dtype,
+    progress: Progress,
     dropped: Dropped | None = None,
 ) -> dict[str, Any]:
     """What `result.json` holds, but for the times.
@@ -64,7 +66,7 @@ def outcome(
         "pruned": {
             "parameters": parameter_count(small),
             "bytes": checkpoint_bytes(folder),
-            "perplexity": measured.to_dict() if (measured := measure(small, job, dtype)) else None,
+            "perplexity": measured.to_dict() if (measured := measure(small, job, dtype, progress)) else None,
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},

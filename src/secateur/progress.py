@@ -6,9 +6,13 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+MEASURING_SECONDS = 60.0
+"""Least time between plain lines that say how far a measurement is."""
 
 
 def human_count(number: float) -> str:
@@ -103,21 +107,48 @@ class Progress:
             f"{human_seconds(seconds_left)} left  lr {lr:.1e}"
         )
         if self.live:
-            self._clear()
-            self._line = line
-            self._redraw()
+            self._live(line)
         elif step in (1, self.total_steps) or time.monotonic() - self._shown_at >= self.every_seconds:
             self._shown_at = time.monotonic()
-            self.stream.write(line + "\n")
-            self.stream.flush()
+            self._plain(line)
         if step == self.total_steps:
             self.close()
+
+    def measuring(self) -> Callable[[int, int], None]:
+        """For a measurement to call with the segments that are done and all of them.
+
+        A live line until it is done, in place of the one that was there; elsewhere a line a minute.
+        """
+        before, started = self._line, time.monotonic()
+        shown_at = started
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown_at
+            now = time.monotonic()
+            left = human_seconds((now - started) / done * (total - done))
+            line = f"measuring perplexity: {done} of {total} segments, {left} left"
+            if self.live:
+                self._live(line if done < total else before)
+            elif done < total and now - shown_at >= MEASURING_SECONDS:
+                shown_at = now
+                self._plain(line)
+
+        return show
 
     def close(self) -> None:
         """Leave the last live line where it is."""
         if self.live and self._line:
             self.stream.write("\n")
             self._line = ""
+        self.stream.flush()
+
+    def _live(self, line: str) -> None:
+        self._clear()
+        self._line = line
+        self._redraw()
+
+    def _plain(self, line: str) -> None:
+        self.stream.write(line + "\n")
         self.stream.flush()
 
     def _clear(self) -> None:

@@ -66,7 +66,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
-    start_perplexity = measure(base, job, dtype)
+    start_perplexity = measure(base, job, dtype, progress)
     training = time.perf_counter()
     dropped = drop_by_routing(base, job, dtype, progress)
     model, pruner = fine_tune_and_prune(base, job, dtype, progress)
@@ -88,8 +88,8 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
             dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
             dense_perplexity = None if alone else start_perplexity
             if config.load_in is not None:
-                dense_perplexity = None if streamed or alone else measure(dense, job, dtype)
-            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, dropped)
+                dense_perplexity = None if streamed or alone else measure(dense, job, dtype, progress)
+            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
 
         place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
         result.update(measured_somewhere(measured, place, progress))
@@ -199,7 +199,7 @@ def fine_tune_and_prune(
         pruning.append(
             PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
         )
-    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype)  # noqa: E731
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     watched = WatchedUnits(pruner, dense_parameters)
     recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
     with Interruption(job.output) as interruption, closing(recording):
