@@ -60,6 +60,9 @@ def tables() -> dict[str, str]:
         found[f"contenders {name} %"] = contenders_table(records)
         found[f"the rest {name} %"] = rest_table(more, records)
     found["ablations"] = ablations_table(ablations())
+    longer = records_of(RESULTS / "goals")
+    found["longer runs"] = seeds_table(longer)
+    found["goals in longer runs"] = goal_table([longer])
     return found
 
 
@@ -116,6 +119,15 @@ def ablations_table(records: dict[str, Record]) -> str:
             first, *_, last = shown(records[name])
             lines.append((name, options[name], first, last))
     return markdown_table(lines, ("cell", "its option", "WikiText-2", TEXTS[TRAINING]), left=2)
+
+
+def seeds_table(records: dict[str, Record]) -> str:
+    """Contenders at one rate each, a line per seed."""
+    lines = []
+    for name, rates in contenders_of(records).items():
+        for record in records_in(rates):
+            lines.append((f"`{name}`", shown_rate(record), str(record["config"]["seed"]), *shown(record)))
+    return markdown_table(lines, ("cell", "peak rate", "seed", *TEXTS.values()))
 
 
 def at_rate(rates: Rates, rate: float) -> list[Record]:

@@ -475,6 +475,7 @@ def test_a_short_text_is_noticed_before_the_first_cell(inputs, tmp_path, monkeyp
         ("criteria-more", "criteria-50-more", {"sparsity": "0.5"}),
         ("criteria-more", "criteria-20-more", {"sparsity": "0.2"}),
         ("ablations", "ablations", {}),
+        ("goals", "goals", {}),
         ("criteria-2048", "criteria-50-2048", {"sparsity": "0.5", "lr": "5e-4"}),
         ("criteria-2048", "criteria-20-2048", {"sparsity": "0.2", "lr": "5e-4"}),
         ("criteria-2048", "criteria-50-2048-float32", {"sparsity": "0.5", "lr": "5e-4,1e-3"}),
