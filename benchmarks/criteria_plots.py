@@ -11,8 +11,8 @@ from math import exp
 from typing import Any
 
 from comparison_records import records_of
-from criteria_tables import RESULTS, TEXTS, ablations
-from goal_ratios import TRAINING, contenders_of, levels, records_in
+from criteria_tables import RESULTS, TEXTS, ablations, best_first, perplexities
+from goal_ratios import TRAINING, levels
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -50,12 +50,11 @@ def main() -> None:
 
 def contenders(axes: Axes, sparsity: str) -> None:
     """A line per contender at its best rate, and per cell of `MORE`."""
-    measured = {"dense+lora": baseline(sparsity)}
-    for name, rates in contenders_of(records_of(RESULTS / f"criteria-{sparsity}")).items():
-        measured[name] = min(records_in(rates), key=first_text)
+    measured = {name: best for name, (best, *_) in best_first(records_of(RESULTS / f"criteria-{sparsity}")).items()}
+    del measured["dense"]  # not trained: it has no loss in training
     more = records_of(RESULTS / f"criteria-{sparsity}-more")
     measured |= {name: more[name] for name in MORE if name in more}
-    names = sorted(measured, key=lambda name: first_text(measured[name]), reverse=True)
+    names = sorted(measured, key=lambda name: perplexities(measured[name]), reverse=True)
     for text, marker in MARKERS.items():
         found = [(exp(levels(measured[name])[text]), name) for name in names if text in levels(measured[name])]
         axes.plot([x for x, _ in found], [names.index(name) for _, name in found], marker, label=TEXTS[text], ms=5)
@@ -68,16 +67,6 @@ def contenders(axes: Axes, sparsity: str) -> None:
     axes.set_title(f"{sparsity} % of the prunable parameters gone")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-
-
-def baseline(sparsity: str) -> dict[str, Any]:
-    """Trained alike, not pruned, at its best rate."""
-    records = records_of(RESULTS / f"criteria-{sparsity}").values()
-    return min((record for record in records if record["kind"] == "dense+lora"), key=first_text)
-
-
-def first_text(record: dict[str, Any]) -> float:
-    return levels(record)[next(iter(TEXTS))]
 
 
 def ablation(axes: Axes, title: str, cells: dict[str, dict[str, Any]]) -> None:

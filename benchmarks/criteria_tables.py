@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from comparison_records import records_of
-from goal_ratios import TRAINING, Rates, contenders_of, goal_table, levels, records_in
+from goal_ratios import TRAINING, contenders_of, goal_table, levels, records_in
 
 from secateur.records import markdown_table
 
@@ -36,9 +36,10 @@ def main() -> None:
     check = parser.parse_args().check
     old = PAGE.read_text(encoding="utf-8")
     new = filled(old, tables())
-    if check and new != old:
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != old:
         sys.exit(f"{PAGE} has other tables than its records say: run {Path(__file__).name}")
-    PAGE.write_text(new, encoding="utf-8")
 
 
 def filled(page: str, found: dict[str, str]) -> str:
@@ -77,11 +78,7 @@ def contenders_table(records: dict[str, Record]) -> str:
     """Each contender at the rate that is best on the first text, with its other rates."""
     options = options_of("criteria")
     rows = []
-    contenders = {name: records_in(rates) for name, rates in contenders_of(records).items()}
-    contenders["dense+lora"] = [record for record in records.values() if record["kind"] == "dense+lora"]
-    contenders["dense"] = [record for record in records.values() if record["kind"] == "dense"]
-    for name, measured in contenders.items():
-        best, *others = sorted(measured, key=perplexities)
+    for name, (best, *others) in best_first(records).items():
         rate = shown_rate(best) if best["kind"] != "dense" else ""
         left = "; ".join(f"{shown_rate(record)}: {', '.join(shown(record)[:2])}" for record in others)
         rows.append((perplexities(best), (f"`{name}`", options.get(name, ""), rate, *shown(best), left)))
@@ -89,12 +86,21 @@ def contenders_table(records: dict[str, Record]) -> str:
     return markdown_table([row for _, row in sorted(rows)], header, left=2)
 
 
+def best_first(records: dict[str, Record]) -> dict[str, list[Record]]:
+    """Contender or baseline -> its records at all rates, the best on the first text first."""
+    found = {name: records_in(rates) for name, rates in contenders_of(records).items()}
+    for kind in ("dense+lora", "dense"):
+        found[kind] = [record for record in records.values() if record["kind"] == kind]
+    return {name: sorted(measured, key=perplexities) for name, measured in found.items()}
+
+
 def rest_table(records: dict[str, Record], contenders: dict[str, Record]) -> str:
     """All other cells, and among them the contenders at the same rate."""
     options, contenders_options = options_of("criteria-more"), options_of("criteria")
     rows = [(record, f"`{name}`", options[name]) for name, record in records.items()]
     for name, rates in contenders_of(contenders).items():
-        rows += [(record, f"`{name}` (above)", contenders_options[name]) for record in at_rate(rates, ONE_RATE)]
+        same = rates.get(ONE_RATE, {}).values()
+        rows += [(record, f"`{name}` (above)", contenders_options[name]) for record in same]
     rows.sort(key=lambda row: perplexities(row[0]))
     lines = [(name, its, *shown(record)) for record, name, its in rows]
     return markdown_table(lines, ("cell", "its options", *TEXTS.values()), left=2)
@@ -106,7 +112,7 @@ def ablations() -> dict[str, Record]:
     records |= {name: records_of(RESULTS / grid)[cell] for name, (grid, cell) in ELSEWHERE.items()}
     for record in records.values():
         if record["config"]["steps"] != records["start"]["config"]["steps"]:
-            record.pop("last_losses")
+            record.pop("last_losses", None)
     return records
 
 
@@ -128,10 +134,6 @@ def seeds_table(records: dict[str, Record]) -> str:
         for record in records_in(rates):
             lines.append((f"`{name}`", shown_rate(record), str(record["config"]["seed"]), *shown(record)))
     return markdown_table(lines, ("cell", "peak rate", "seed", *TEXTS.values()))
-
-
-def at_rate(rates: Rates, rate: float) -> list[Record]:
-    return list(rates.get(rate, {}).values())
 
 
 def perplexities(record: Record) -> list[float]:

@@ -67,9 +67,8 @@ def test_a_contender_counts_at_its_best_rate_and_seeds_in_pairs(records, tmp_pat
     assert trained.startswith(f"{exp(-1.1):.3f} ± ")
 
 
-def test_the_pages_tables_are_what_the_records_say(records, monkeypatch) -> None:
+def test_the_pages_tables_are_what_the_records_say(records) -> None:
     import criteria_tables
 
-    monkeypatch.chdir(Path(__file__).parents[1])
     page = criteria_tables.PAGE.read_text(encoding="utf-8")
     assert criteria_tables.filled(page, criteria_tables.tables()) == page
