@@ -14,7 +14,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 from tiny import save_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur import compare as compare_module
 from secateur.checkpoints import MANIFEST, find_latest
@@ -22,6 +22,7 @@ from secateur.cli import main
 from secateur.compare import compare
 from secateur.comparison import write_comparison
 from secateur.config import PruneConfig
+from secateur.distributed import Share
 from secateur.errors import InputError, NumericsError
 from secateur.grid import build_comparison, differences
 from secateur.locks import locked
@@ -181,6 +182,39 @@ def test_a_stopped_comparison_goes_on_to_the_same_table(inputs, tmp_path, monkey
 
     with pytest.raises(InputError, match=r"run with other options \(lr: 0.001 -> 0.002\)"):
         compare(build_comparison({**given, "lr": "2e-3"}))
+
+
+def test_the_estimate_counts_the_tokens_that_there_are(inputs, tmp_path, monkeypatch) -> None:
+    """--eval-tokens is a bound: a test set that is shorter takes no longer for it."""
+    (tmp_path / "second.txt").write_text(WORDS * 10)
+    texts = (*inputs["evaluate_on"], str(tmp_path / "second.txt"))
+    tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
+    lengths = [len(tokenizer(Path(text).read_text(), add_special_tokens=False)["input_ids"]) for text in texts]
+    asked = []
+    monkeypatch.setattr(compare_module, "estimated_seconds", lambda *given: asked.append(given[-1]))
+    monkeypatch.setattr(compare_module, "run_cell", fails_at_once)
+    for most in ("1000000", "100"):
+        given = {**inputs, "evaluate_on": texts, "eval_tokens": most, "output": str(tmp_path / most)}
+        compare(build_comparison(given))
+    assert min(lengths) > 100
+    assert asked == [sum(lengths), 200]
+
+
+def test_what_is_missing_is_dealt_out_evenly(inputs, monkeypatch) -> None:
+    """Also where one of the processes had done its part before all were stopped."""
+    monkeypatch.setattr(compare_module, "run_cell", fails_at_once)
+    monkeypatch.setattr(compare_module, "estimated_seconds", lambda *given: None)
+    Path(inputs["output"]).mkdir()  # by the first process
+    found = []
+    for _ in range(3):
+        before = set(Path(inputs["output"]).glob("*/result.json"))
+        compare(build_comparison(inputs), Share(number=1, of=2))
+        found.append(len(set(Path(inputs["output"]).glob("*/result.json")) - before))
+    assert found == [3, 1, 1], "the second process of two, of 6 cells, then of 3 and 2 that are missing"
+
+
+def fails_at_once(cell, job, comparison):
+    raise NumericsError("not run")
 
 
 def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:

@@ -77,7 +77,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
     settings, cells = comparison.settings, comparison.cells
     missing = [cell for cell in cells if not _was_run(folder, cell)]
     jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
-    texts = _check_texts(comparison)
+    texts, measured = _check_texts(comparison)
     if not settings.allow_different:
         check_inputs(folder, cells, texts)
         if missing:
@@ -90,11 +90,11 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
     if missing and share.number == 0:
         records = [recorded(folder, cell) for cell in cells if cell.kind != "dense"]
         known = [seconds for record in records if record and (seconds := record.get("total_seconds"))]
-        seconds = estimated_seconds(missing, jobs, known, len(settings.evaluate_on))
+        seconds = estimated_seconds(missing, jobs, known, measured)
         if seconds is not None:
             print(f", about {human_seconds(seconds / share.of)}", end="", flush=True)
     print(flush=True)
-    mine = [cell for place, cell in enumerate(cells) if place % share.of == share.number and cell in missing]
+    mine = missing[share.number :: share.of]
     for count, cell in enumerate(mine, 1):
         print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
         try:
@@ -214,8 +214,8 @@ def _placed(cell: Cell, folder: Path) -> PruneConfig:
     return PruneConfig(**{**asdict(cell.config), "output": str(output), "overwrite": True, "resume": begun})
 
 
-def _check_texts(comparison: Comparison) -> dict[str, str]:
-    """Evaluation text -> the sha256 of what it holds.
+def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
+    """Evaluation text -> the sha256 of what it holds; and the tokens that a cell is measured on, of all texts.
 
     Raises:
         InputError: one is too short for a segment.
@@ -225,8 +225,10 @@ def _check_texts(comparison: Comparison) -> dict[str, str]:
     for config in (cell.config for cell in comparison.cells):
         length = config.eval_seq_len or config.seq_len
         kinds[config.model, config.trust_remote_code, config.eval_tokens, length] = config
+    measured = 0
     for (model, trust, tokens, length), _ in kinds.items():
         tokenizer = load_tokenizer(resolve_model(model), trust_remote_code=trust)
+        lengths = []
         for spec in comparison.settings.evaluate_on:
             ids, info = evaluation_tokens(spec, tokenizer, max_tokens=tokens)
             if len(ids) < length:
@@ -235,7 +237,9 @@ def _check_texts(comparison: Comparison) -> dict[str, str]:
                     "--eval-seq-len, raise --eval-tokens, or give more text."
                 )
             found[spec] = info["sha256"]
-    return found
+            lengths.append(len(ids))
+        measured = max(measured, sum(lengths))
+    return found, measured
 
 
 def _check_budgets(cells: Sequence[Cell], jobs: dict[str, PruneJob], folder: Path) -> None:

@@ -47,7 +47,7 @@ class RunConfig:
         group="data",
         choices=("joined", "separate"),
     )
-    lr: float = option("peak learning rate of AdamW, which decays as a cosine", 5e-4, group="training")
+    lr: float = option("peak learning rate of AdamW", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",

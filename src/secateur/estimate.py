@@ -17,13 +17,13 @@ PASSES = 3
 
 
 def estimated_seconds(
-    missing: Sequence[Cell], jobs: dict[str, PruneJob], known: Iterable[float], texts: int
+    missing: Sequence[Cell], jobs: dict[str, PruneJob], known: Iterable[float], measured: int
 ) -> float | None:
     """Seconds that the missing cells take one after the other; None where they have no room in memory.
 
     Args:
         known: seconds that trained cells took which have been run.
-        texts: how many texts each is measured on.
+        measured: tokens that each is measured on, of all texts together.
     """
     if known := list(known):
         return median(known) * sum(cell.kind != "dense" for cell in missing)
@@ -37,7 +37,7 @@ def estimated_seconds(
         job = jobs[cell.name]
         steps = 0 if cell.kind == "dense" else job.total_steps
         # A forward pass is a third of a step's work.
-        total += steps * job.config.batch_size * job.config.seq_len + texts * job.config.eval_tokens / 3
+        total += steps * job.config.batch_size * job.config.seq_len + measured / 3
     return seconds * total
 
 
