@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 MORE = ("obs", "flap", "wanda", "random", "magnitude", "gate-lstsq")
 """Cells of criteria-more.yaml that are drawn too."""
 IMAGES = RESULTS.parent / "images"
-MARKERS = dict(zip(TEXTS, "osD", strict=True))
+MARKERS = dict(zip(TEXTS, "os^^D", strict=True))
 ABLATIONS = {
     "λ, the past's weight in the average": {"0": "ema 0", "0.5": "ema 0.5", "0.9": "start", "0.99": "ema 0.99"},
     "steps from cut to cut": {"1": "frequency 1", "5": "start", "10": "frequency 10", "20": "frequency 20"},
@@ -57,7 +57,8 @@ def contenders(axes: Axes, sparsity: str) -> None:
     names = sorted(measured, key=lambda name: perplexities(measured[name]), reverse=True)
     for text, marker in MARKERS.items():
         found = [(exp(levels(measured[name])[text]), name) for name in names if text in levels(measured[name])]
-        axes.plot([x for x, _ in found], [names.index(name) for _, name in found], marker, label=TEXTS[text], ms=5)
+        if found:
+            axes.plot([x for x, _ in found], [names.index(name) for _, name in found], marker, label=TEXTS[text], ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
     axes.set_xticks([x for x in (20, 30, 50, 100, 200, 500, 1000) if x < 1.3 * axes.get_xlim()[1]])

@@ -8,6 +8,7 @@ writes them into the page; with `--check` it says whether the page has them.
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from secateur.records import markdown_table
 BENCHMARKS = Path(__file__).parent
 RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGE = RESULTS / "criteria.md"
-TEXTS = {"wikitext2_raw_test.txt": "WikiText-2", "ptb_test.txt": "PTB", TRAINING: "C4, last steps"}
+TEXTS = {
+    "wikitext2_raw_test.txt": "WikiText-2",
+    "ptb_test.txt": "PTB",
+    "c4_eval.jsonl": "C4, held out",
+    "c4_eval_head.jsonl": "C4, held out",
+    TRAINING: "C4, last steps",
+}
 ONE_RATE = 1e-3
 """That of criteria-more.yaml."""
 ELSEWHERE = {"start": ("criteria-50", "lora_lr1e-3"), "separate": ("criteria-50-more", "lora-one-shot")}
@@ -76,13 +83,13 @@ def options_of(grid: str) -> dict[str, str]:
 
 def contenders_table(records: dict[str, Record]) -> str:
     """Each contender at the rate that is best on the first text, with its other rates."""
-    options = options_of("criteria")
+    options, texts = options_of("criteria"), measured_on(records)
     rows = []
     for name, (best, *others) in best_first(records).items():
         rate = shown_rate(best) if best["kind"] != "dense" else ""
-        left = "; ".join(f"{shown_rate(record)}: {', '.join(shown(record)[:2])}" for record in others)
-        rows.append((perplexities(best), (f"`{name}`", options.get(name, ""), rate, *shown(best), left)))
-    header = ("cell", "its options", "peak rate", *TEXTS.values(), "other rates: WikiText-2, PTB")
+        left = "; ".join(f"{shown_rate(record)}: {', '.join(shown(record, texts[:2]))}" for record in others)
+        rows.append((perplexities(best), (f"`{name}`", options.get(name, ""), rate, *shown(best, texts), left)))
+    header = ("cell", "its options", "peak rate", *map(TEXTS.get, texts), "other rates: WikiText-2, PTB")
     return markdown_table([row for _, row in sorted(rows)], header, left=2)
 
 
@@ -97,13 +104,14 @@ def best_first(records: dict[str, Record]) -> dict[str, list[Record]]:
 def rest_table(records: dict[str, Record], contenders: dict[str, Record]) -> str:
     """All other cells, and among them the contenders at the same rate."""
     options, contenders_options = options_of("criteria-more"), options_of("criteria")
+    texts = measured_on(records)
     rows = [(record, f"`{name}`", options[name]) for name, record in records.items()]
     for name, rates in contenders_of(contenders).items():
         same = rates.get(ONE_RATE, {}).values()
         rows += [(record, f"`{name}` (above)", contenders_options[name]) for record in same]
     rows.sort(key=lambda row: perplexities(row[0]))
-    lines = [(name, its, *shown(record)) for record, name, its in rows]
-    return markdown_table(lines, ("cell", "its options", *TEXTS.values()), left=2)
+    lines = [(name, its, *shown(record, texts)) for record, name, its in rows]
+    return markdown_table(lines, ("cell", "its options", *map(TEXTS.get, texts)), left=2)
 
 
 def ablations() -> dict[str, Record]:
@@ -118,22 +126,18 @@ def ablations() -> dict[str, Record]:
 
 def ablations_table(records: dict[str, Record]) -> str:
     """In the grid's order; on WikiText-2 and the training's own text."""
-    options = options_of("ablations")
-    lines = []
-    for name in options:
-        if name in records:
-            first, *_, last = shown(records[name])
-            lines.append((name, options[name], first, last))
-    return markdown_table(lines, ("cell", "its option", "WikiText-2", TEXTS[TRAINING]), left=2)
+    options, texts = options_of("ablations"), ("wikitext2_raw_test.txt", TRAINING)
+    lines = [(name, its, *shown(records[name], texts)) for name, its in options.items() if name in records]
+    return markdown_table(lines, ("cell", "its option", *map(TEXTS.get, texts)), left=2)
 
 
 def seeds_table(records: dict[str, Record]) -> str:
     """Contenders at one rate each, a line per seed."""
-    lines = []
+    lines, texts = [], measured_on(records)
     for name, rates in contenders_of(records).items():
         for record in records_in(rates):
-            lines.append((f"`{name}`", shown_rate(record), str(record["config"]["seed"]), *shown(record)))
-    return markdown_table(lines, ("cell", "peak rate", "seed", *TEXTS.values()))
+            lines.append((f"`{name}`", shown_rate(record), str(record["config"]["seed"]), *shown(record, texts)))
+    return markdown_table(lines, ("cell", "peak rate", "seed", *map(TEXTS.get, texts)))
 
 
 def perplexities(record: Record) -> list[float]:
@@ -141,10 +145,15 @@ def perplexities(record: Record) -> list[float]:
     return [exp(nll) for text, nll in levels(record).items() if text != TRAINING]
 
 
-def shown(record: Record) -> tuple[str, ...]:
-    """A perplexity per text of the tables; nothing where it was not measured."""
+def measured_on(records: dict[str, Record]) -> list[str]:
+    """Those of `TEXTS` that some record has."""
+    return [text for text in TEXTS if any(text in levels(record) for record in records.values())]
+
+
+def shown(record: Record, texts: Sequence[str]) -> tuple[str, ...]:
+    """A perplexity per text; nothing where it was not measured."""
     found = levels(record)
-    return tuple(f"{exp(found[text]):.1f}" if text in found else "" for text in TEXTS)
+    return tuple(f"{exp(found[text]):.1f}" if text in found else "" for text in texts)
 
 
 def shown_rate(record: Record) -> str:
