@@ -3,7 +3,8 @@
     SECATEUR_DATA=/path/to/data python benchmarks/agreement.py --steps 10 --json docs/results/agreement.json
 
 SmolLM2-135M-Instruct, scores averaged over the same `steps` batches of 2,048 tokens of C4 (c4_calib.jsonl), without
-training, uniform allocation; against `taylor` (the weights' own gradients, per sequence). Attention and FFN apart.
+training; against `taylor` (the weights' own gradients, per sequence). FFN channels as uniform allocation takes them;
+KV groups, of which a layer has three, ranked over the whole model, as each criterion ranks across layers.
 """
 
 import argparse
@@ -51,14 +52,17 @@ def main() -> None:
     data = Path(os.environ.get("SECATEUR_DATA") or sys.exit("set SECATEUR_DATA to the folder of the data sets"))
     removed = {}
     for name, options in CELLS.items():
-        removed[name] = masks(scored(options, data, given.steps))
+        pruner = scored(options, data, given.steps)
+        removed[name] = {"attention": lowest_groups(pruner), "ffn": uniform_channels(pruner)}
         print(f"{name}: scored", flush=True)
     found = {
-        kind: {name: [overlap(removed["taylor"], removed[name], s, kind) for s in SPARSITIES] for name in CELLS}
+        kind: {
+            name: [overlap(removed["taylor"][kind][s], removed[name][kind][s]) for s in SPARSITIES] for name in CELLS
+        }
         for kind in ("attention", "ffn")
     }
     for kind, rows in found.items():
-        lines = [(name, *("–" if v is None else f"{v:.2f}" for v in values)) for name, values in rows.items()]
+        lines = [(name, *(f"{value:.2f}" for value in values)) for name, values in rows.items()]
         print(f"\n{kind}\n\n{markdown_table(lines, ('criterion', *(f'{s:.0%}' for s in SPARSITIES)))}")
     if given.json:
         record = {
@@ -97,24 +101,29 @@ def backward(model: nn.Module, job: PruneJob, batch: Tensor, dtype: torch.dtype)
     loss.backward()
 
 
-def masks(pruner: Pruner) -> dict[float, dict[str, Tensor]]:
-    """Sparsity -> pool -> units that would go."""
+def uniform_channels(pruner: Pruner) -> dict[float, Tensor]:
+    """Sparsity -> (channels of all layers,) bool, which would go."""
     everything = {name: torch.ones_like(keep) for name, keep in pruner.keep.items()}
     found = {}
     for sparsity in SPARSITIES:
         budget = make_budget(pruner.units, replace(pruner.budget_options, sparsity=sparsity), pruner.legal)
-        found[sparsity] = {n: ~keep for n, keep in budget.select(pruner.scores, everything, 1.0).items()}
+        keep = budget.select(pruner.scores, everything, 1.0)
+        found[sparsity] = torch.cat([~mask for name, mask in keep.items() if name.endswith(".ffn")])
     return found
 
 
-def overlap(
-    one: dict[float, dict[str, Tensor]], other: dict[float, dict[str, Tensor]], sparsity: float, kind: str
-) -> float | None:
-    """Intersection over union of what goes, over all layers; None where nothing goes."""
-    names = [name for name in one[sparsity] if name.endswith(".ffn") == (kind == "ffn")]
-    both = sum(int((one[sparsity][name] & other[sparsity][name]).sum()) for name in names)
-    either = sum(int((one[sparsity][name] | other[sparsity][name]).sum()) for name in names)
-    return both / either if either else None
+def lowest_groups(pruner: Pruner) -> dict[float, Tensor]:
+    """Sparsity -> (KV groups of all layers,) bool, that share with the lowest scores."""
+    scores = torch.stack([scores for name, scores in pruner.scores.items() if not name.endswith(".ffn")])
+    if pruner.budget_options.across_layers == "mean":
+        scores = scores / scores.mean(dim=1, keepdim=True)
+    ranks = scores.flatten().argsort().argsort()
+    return {sparsity: ranks < round(sparsity * len(ranks)) for sparsity in SPARSITIES}
+
+
+def overlap(one: Tensor, other: Tensor) -> float:
+    """Intersection over union of what goes."""
+    return int((one & other).sum()) / int((one | other).sum())
 
 
 if __name__ == "__main__":

@@ -83,14 +83,13 @@ def ablation(axes: Axes, title: str, cells: dict[str, dict[str, Any]]) -> None:
     axes.legend(fontsize=8)
 
 
-def agreement(axes: Axes, kind: str, sparsities: Sequence[float], rows: dict[str, list[float | None]]) -> None:
+def agreement(axes: Axes, kind: str, sparsities: Sequence[float], rows: dict[str, list[float]]) -> None:
     """Intersection over union with `taylor` against sparsity."""
     for name, values in rows.items():
         if name != "taylor":
             style = "--" if name in ("magnitude", "random", "wanda") else "-"
-            known = [(100 * s, value) for s, value in zip(sparsities, values, strict=True) if value is not None]
-            axes.plot([s for s, _ in known], [value for _, value in known], style, marker=".", label=name)
-    axes.set_title({"ffn": "FFN channels", "attention": "KV groups"}[kind])
+            axes.plot([100 * s for s in sparsities], values, style, marker=".", label=name)
+    axes.set_title({"ffn": "FFN channels, uniform", "attention": "KV groups, across layers"}[kind])
     axes.set_xlabel("% gone")
     axes.set_ylabel("intersection over union with taylor")
     axes.grid(alpha=0.3)
