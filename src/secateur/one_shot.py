@@ -19,6 +19,7 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
+    told = progress.counting("scoring", "batches")
     for batch in first_batches(job, job.schedule.start):
         own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
         parts = [job.blocks.batch(rows, model.device) for rows in own]
@@ -35,6 +36,6 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
             pruner.skip()
         cut = pruner.step(optimizer)
         model.zero_grad()
-        progress.message(f"scored {pruner.steps_done} of {job.schedule.start} batches")
+        told(pruner.steps_done, job.schedule.start)
     assert cut is not None, "the schedule ends where scoring does"
     return cut

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-MEASURING_SECONDS = 60.0
-"""Least time between plain lines that say how far a measurement is."""
+COUNTING_SECONDS = 60.0
+"""Least time between plain lines that say how far a measurement or the like is."""
 
 
 def human_count(number: float) -> str:
@@ -115,9 +115,13 @@ class Progress:
             self.close()
 
     def measuring(self) -> Callable[[int, int], None]:
-        """For a measurement to call with the segments that are done and all of them.
+        """`counting` the segments of a text."""
+        return self.counting("measuring perplexity", "segments")
 
-        A live line until it is done, in place of the one that was there; elsewhere a line a minute.
+    def counting(self, doing: str, units: str) -> Callable[[int, int], None]:
+        """For what is done piece by piece to call with the pieces that are done and all of them.
+
+        A live line until all are, in place of the one that was there; elsewhere a line a minute.
         """
         before, started = self._line, time.monotonic()
         shown_at = started
@@ -126,10 +130,10 @@ class Progress:
             nonlocal shown_at
             now = time.monotonic()
             left = human_seconds((now - started) / done * (total - done))
-            line = f"measuring perplexity: {done} of {total} segments, {left} left"
+            line = f"{doing}: {done} of {total} {units}, {left} left"
             if self.live:
                 self._live(line if done < total else before)
-            elif done < total and now - shown_at >= MEASURING_SECONDS:
+            elif done < total and now - shown_at >= COUNTING_SECONDS:
                 shown_at = now
                 self._plain(line)
 
