@@ -128,7 +128,11 @@ class PruneConfig(RunConfig):
         group="schedule",
         choices=("cubic", "linear", "one-shot"),
     )
-    prune_start: float | int = option("first cut: a fraction (0.1) or a step (10)", 0.1, group="schedule")
+    prune_start: float | int = option(
+        "cuts begin after this, the first --frequency steps later; one-shot: at this step: a fraction (0.1) or a step (10)",
+        0.1,
+        group="schedule",
+    )
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")

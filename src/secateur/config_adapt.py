@@ -54,7 +54,11 @@ class AdaptConfig(RunConfig):
     schedule: str = option(
         "how the rank falls between the first and the last cut", "cubic", group="schedule", choices=("cubic", "linear")
     )
-    prune_start: float | int = option("first cut: a fraction (0.1) or a step (10)", 0.1, group="schedule")
+    prune_start: float | int = option(
+        "cuts begin after this, the first --frequency steps later: a fraction (0.1) or a step (10)",
+        0.1,
+        group="schedule",
+    )
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
     frequency: int = option("optimiser steps between cuts", 10, group="schedule")
     k1: int | None = option("with --k2, instead of --prune-end: steps between cuts", None, group="schedule")
