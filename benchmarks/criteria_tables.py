@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from math import exp
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -132,11 +133,15 @@ def ablations_table(records: dict[str, Record]) -> str:
 
 
 def seeds_table(records: dict[str, Record]) -> str:
-    """Contenders at one rate each, a line per seed."""
+    """Contenders at one rate each, a line per seed and one of the means (of the logarithms)."""
     lines, texts = [], measured_on(records)
     for name, rates in contenders_of(records).items():
-        for record in records_in(rates):
-            lines.append((f"`{name}`", shown_rate(record), str(record["config"]["seed"]), *shown(record, texts)))
+        found = records_in(rates)
+        rate = shown_rate(found[0])
+        lines += [(f"`{name}`", rate, str(record["config"]["seed"]), *shown(record, texts)) for record in found]
+        if len(found) > 1:
+            means = [mean(levels(record)[text] for record in found) for text in texts]
+            lines.append((f"`{name}`", rate, "mean", *(f"**{exp(value):.1f}**" for value in means)))
     return markdown_table(lines, ("cell", "peak rate", "seed", *map(TEXTS.get, texts)))
 
 
