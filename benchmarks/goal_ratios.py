@@ -41,6 +41,8 @@ class Goal(NamedTuple):
 GOALS = (
     Goal(0.5, "lora", "llm-pruner", 0.84, "LoRAPrune, Table 7 (C4): 18.37/21.78"),
     Goal(0.2, "lora", "llm-pruner", 0.89, "LoRAPrune, Table 7 (C4): 12.93/14.51"),
+    Goal(0.5, "taylor", "llm-pruner", 0.84, "the same order, both by ∂L/∂W"),
+    Goal(0.2, "taylor", "llm-pruner", 0.89, "the same order, both by ∂L/∂W"),
     Goal(0.5, "lora-pissa", "taylor", 1.02, "LoRAPrune, Table 4: 11.60/11.48"),
     Goal(0.5, "lora", "taylor", 1.02, "the same, with PEFT's start"),
     Goal(0.5, "gate", "taylor", 0.97, "ours"),
