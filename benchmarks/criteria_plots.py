@@ -21,6 +21,7 @@ MORE = ("obs", "flap", "wanda", "random", "magnitude", "gate-lstsq")
 """Cells of criteria-more.yaml that are drawn too."""
 IMAGES = RESULTS.parent / "images"
 MARKERS = dict(zip(TEXTS, "os^^D", strict=True))
+COLOURS = dict(zip(TEXTS, ("C0", "C1", "C2", "C2", "C3"), strict=True))
 ABLATIONS = {
     "λ, the past's weight in the average": {"0": "ema 0", "0.5": "ema 0.5", "0.9": "start", "0.99": "ema 0.99"},
     "steps from cut to cut": {"1": "frequency 1", "5": "start", "10": "frequency 10", "20": "frequency 20"},
@@ -58,7 +59,8 @@ def contenders(axes: Axes, sparsity: str) -> None:
     for text, marker in MARKERS.items():
         found = [(exp(levels(measured[name])[text]), name) for name in names if text in levels(measured[name])]
         if found:
-            axes.plot([x for x, _ in found], [names.index(name) for _, name in found], marker, label=TEXTS[text], ms=5)
+            places = [names.index(name) for _, name in found]
+            axes.plot([x for x, _ in found], places, marker, color=COLOURS[text], label=TEXTS[text], ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
     axes.set_xticks([x for x in (20, 30, 50, 100, 200, 500, 1000) if x < 1.3 * axes.get_xlim()[1]])
@@ -76,7 +78,7 @@ def ablation(axes: Axes, title: str, cells: dict[str, dict[str, Any]]) -> None:
     texts += [TRAINING] * all(TRAINING in levels(record) for record in cells.values())
     for text in texts:
         found = [exp(levels(record)[text]) for record in cells.values()]
-        axes.plot(list(cells), found, f"-{MARKERS[text]}", label=TEXTS[text], ms=5)
+        axes.plot(list(cells), found, f"-{MARKERS[text]}", color=COLOURS[text], label=TEXTS[text], ms=5)
     axes.set_xlabel(title)
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3)
