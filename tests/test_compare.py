@@ -307,7 +307,9 @@ def test_tables_take_what_is_missing_infinite_or_failed(inputs, tmp_path) -> Non
     )
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "inf" in lines["random"]
-    assert "failed: nan" in lines["wanda"]
+    assert lines["wanda"].split()[-2:] == ["failed", "failed"], "the reason would widen every column"
+    assert "`wanda` failed: nan" in text.splitlines()
+    assert "`wanda` failed: nan" in (tmp_path / "grid" / "comparison.md").read_text()
     assert (tmp_path / "grid" / "comparison.png").stat().st_size > 1000
 
 

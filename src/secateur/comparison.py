@@ -45,7 +45,9 @@ def write_comparison(
         tables.append((f"{words} of the same seeds:", seeds[0]))
         found["over_seeds"] = seeds[1]
     notes = [f"**Warning**: {warning}" for warning in warnings]
-    text = "\n\n".join([*notes, *(part for title, table in tables for part in (title, markdown_table(*table)) if part)])
+    reasons = [f"`{row['cell']}` {row['status']}" for row in rows if row["status"] != "done"]
+    parts = (part for title, table in tables for part in (title, markdown_table(*table)) if part)
+    text = "\n\n".join([*notes, *parts, *reasons])
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
     write_json(folder / "comparison.json", found)
     with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
@@ -54,7 +56,7 @@ def write_comparison(
         writer.writerows(lines)
     plot_perplexity(rows, folder / "comparison.svg")
     plot_perplexity(rows, folder / "comparison.png")
-    return "\n\n".join(f"{title}\n{format_table(*table)}".lstrip() for title, table in tables)
+    return "\n\n".join([*(f"{title}\n{format_table(*table)}".lstrip() for title, table in tables), *reasons])
 
 
 def _row(record: dict[str, Any], names: dict[str, str]) -> Row:
@@ -90,7 +92,7 @@ def _table(rows: list[Row], bases: dict[str, Series | None]) -> tuple[tuple[str,
 
 def _shown(row: Row, text: str) -> str:
     if row["status"] != "done":
-        return str(row["status"])
+        return "failed"
     if text not in row["perplexity"]:
         return ""  # it was not measured on this text
     value = row["perplexity"][text]

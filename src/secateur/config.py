@@ -129,7 +129,7 @@ class PruneConfig(RunConfig):
         choices=("cubic", "linear", "one-shot"),
     )
     prune_start: float | int = option(
-        "cuts begin after this, the first --frequency steps later; one-shot: at this step: a fraction (0.1) or a step (10)",
+        "cuts begin after this, the first --frequency steps later; one-shot: here: a fraction (0.1) or a step (10)",
         0.1,
         group="schedule",
     )
