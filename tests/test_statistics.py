@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
 from secateur import Pruner
+from secateur.cholesky import damped_cholesky
 from secateur.criteria import CRITERIA, InputMoments, Scoring
 from secateur.criteria.obs import removal_cost
 from secateur.discovery import find_units
@@ -335,3 +336,26 @@ def test_second_moments_memory_is_known_before_the_run(setting) -> None:
     _, evidence = collected(setting, "obs", one_batch)
     held = sum(m.second.numel() for m in evidence.moments.values())
     assert 4 * held == second_moment_bytes(units.pools)  # floats of 4 bytes for a float32 model
+
+
+def test_second_moments_in_bfloat16_have_a_factor() -> None:
+    """A few large columns that are nearly alike: entries rounded to bfloat16 are no second moment of anything.
+
+    The bound is float32's own: sums of 512 products, each exact.
+    """
+    torch.manual_seed(0)
+    shared = torch.randn(512, 1)
+    x = torch.randn(512, 64)
+    x[:, :8] = 40 * (shared + 0.01 * torch.randn(512, 8))
+    x = x.bfloat16()
+    exact = x.double().T @ x.double()
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    found = InputMoments.of(x, True, 512).second
+    assert found is not None
+    assert found.dtype == torch.float32
+    assert torch.backends.mkldnn.matmul.fp32_precision == precision
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.max()))
+    level = exact.diagonal().mean()
+    rounded = (x.T @ x).double()
+    assert torch.linalg.eigvalsh(rounded).min() < -0.01 * level, "the case is one that rounding spoils"
+    damped_cholesky(found, 0.01, level, "x")

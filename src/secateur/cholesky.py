@@ -24,8 +24,9 @@ def damped_cholesky(second: Tensor, damping: float, level: float | Tensor, what:
         factor, info = torch.linalg.cholesky_ex(damped)
         if not int(info) and bool(torch.isfinite(factor).all()):
             return factor
+    cause = "they are too inexact" if bool(torch.isfinite(wide).all()) else "an activation overflowed"
     raise NumericsError(
-        f"the second moments of {what} cannot be factorised, even with {AGAIN} times the damping of {damping}: an "
-        "activation overflowed. Lower --lr, compute in float32 (--dtype float32), or choose --compensate none and a "
+        f"the second moments of {what} cannot be factorised, even with {AGAIN} times the damping of {damping}: "
+        f"{cause}. Lower --lr, compute in float32 (--dtype float32), or choose --compensate none and a "
         "--criterion without second moments."
     )

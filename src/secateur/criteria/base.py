@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ class InputMoments:
             tokens: that the sums stand for: fewer than rows where some are padding, and zero.
         """
         full = wide(x)
-        products = full if x.dtype == torch.float16 else x
-        return cls(tokens, full.sum(0), full.square().sum(0), wide(products.T @ products) if second else None)
+        return cls(tokens, full.sum(0), full.square().sum(0), _second_moment(x, full) if second else None)
 
     @property
     def variance(self) -> Tensor:
@@ -88,6 +87,26 @@ class InputMoments:
         self.first, self.square = self.first[columns], self.square[columns]
         if self.second is not None:
             self.second = self.second[columns][:, columns]
+
+
+def _second_moment(x: Tensor, full: Tensor) -> Tensor:
+    """xᵀx (columns, columns), of which no entry is rounded to bfloat16.
+
+    A sum that is rounded so is off by 0.4 %, and where a few columns are large by more than a damping of the mean
+    diagonal makes up for: then there is no Cholesky factor. bfloat16 entries are exact in float32, so the processor may
+    multiply them as what they are.
+    """
+    if x.dtype != torch.bfloat16:
+        return full.T @ full
+    if x.is_cuda:
+        return torch.mm(x.T, x, out_dtype=torch.float32)
+    mkldnn: Any = torch.backends.mkldnn
+    matmul = mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        return full.T @ full
+    finally:
+        matmul.fp32_precision = before
 
 
 @dataclass(frozen=True, eq=False)
