@@ -20,8 +20,8 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 MORE = ("obs", "flap", "wanda", "random", "magnitude", "gate-lstsq")
 """Cells of criteria-more.yaml that are drawn too."""
 IMAGES = RESULTS.parent / "images"
-MARKERS = dict(zip(TEXTS, "os^^D", strict=True))
-COLOURS = dict(zip(TEXTS, ("C0", "C1", "C2", "C2", "C3"), strict=True))
+STYLES = dict(zip(TEXTS, ("oC0", "sC1", "^C2", "^C2", "DC3"), strict=True))
+"""Marker and colour, in all panels."""
 ABLATIONS = {
     "λ, the past's weight in the average": {"0": "ema 0", "0.5": "ema 0.5", "0.9": "start", "0.99": "ema 0.99"},
     "steps from cut to cut": {"1": "frequency 1", "5": "start", "10": "frequency 10", "20": "frequency 20"},
@@ -56,11 +56,11 @@ def contenders(axes: Axes, sparsity: str) -> None:
     more = records_of(RESULTS / f"criteria-{sparsity}-more")
     measured |= {name: more[name] for name in MORE if name in more}
     names = sorted(measured, key=lambda name: perplexities(measured[name]), reverse=True)
-    for text, marker in MARKERS.items():
+    for text, style in STYLES.items():
         found = [(exp(levels(measured[name])[text]), name) for name in names if text in levels(measured[name])]
         if found:
             places = [names.index(name) for _, name in found]
-            axes.plot([x for x, _ in found], places, marker, color=COLOURS[text], label=TEXTS[text], ms=5)
+            axes.plot([x for x, _ in found], places, style, label=TEXTS[text], ms=5)
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
     axes.set_xticks([x for x in (20, 30, 50, 100, 200, 500, 1000) if x < 1.3 * axes.get_xlim()[1]])
@@ -78,7 +78,7 @@ def ablation(axes: Axes, title: str, cells: dict[str, dict[str, Any]]) -> None:
     texts += [TRAINING] * all(TRAINING in levels(record) for record in cells.values())
     for text in texts:
         found = [exp(levels(record)[text]) for record in cells.values()]
-        axes.plot(list(cells), found, f"-{MARKERS[text]}", color=COLOURS[text], label=TEXTS[text], ms=5)
+        axes.plot(list(cells), found, f"-{STYLES[text]}", label=TEXTS[text], ms=5)
     axes.set_xlabel(title)
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3)
@@ -87,16 +87,17 @@ def ablation(axes: Axes, title: str, cells: dict[str, dict[str, Any]]) -> None:
 
 def agreement(axes: Axes, kind: str, sparsities: Sequence[float], rows: dict[str, list[float]]) -> None:
     """Intersection over union with `taylor` against sparsity."""
-    for name, values in rows.items():
-        if name != "taylor":
-            style = "--" if name in ("magnitude", "random", "wanda") else "-"
-            axes.plot([100 * s for s in sparsities], values, style, marker=".", label=name)
+    others = (name for name in rows if name != "taylor")
+    for number, name in enumerate(others):
+        style = "--" if name in ("magnitude", "random", "wanda") else "-"
+        percents = [100 * sparsity for sparsity in sparsities]
+        axes.plot(percents, rows[name], style, color=f"C{number}" if number < 10 else "black", marker=".", label=name)
     axes.set_title({"ffn": "FFN channels, uniform", "attention": "KV groups, across layers"}[kind])
     axes.set_xlabel("% gone")
     axes.set_ylabel("intersection over union with taylor")
     axes.grid(alpha=0.3)
-    if kind == "ffn":
-        axes.legend(fontsize=7)
+    if kind == "attention":
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 if __name__ == "__main__":

@@ -62,12 +62,14 @@ def test_an_output_with_an_input_in_it_is_refused(model, tmp_path, capsys, monke
     assert inside.exists()
 
 
-def test_what_was_trained_on_is_counted_and_the_width_is_round(model, tmp_path) -> None:
-    """One-shot: the steps that only score train nothing. 70 % of 96 channels would be 67."""
+def test_what_was_trained_on_is_counted_and_the_width_is_round(model, tmp_path, monkeypatch, capsys) -> None:
+    """One-shot: the steps that only score train nothing, and say how far they are. 70 % of 96 channels would be 67."""
+    monkeypatch.setattr("secateur.progress.COUNTING_SECONDS", 0.0)
     (tmp_path / "text.txt").write_text(WORDS * 40)
     argv = ["prune", "--model", str(model), "--data", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
     argv += ["--schedule", "one-shot", "--prune-start", "2", "--sparsity", "0.3", "--round-to", "16", *TRAIN]
     assert main(argv) == 0
+    assert "scoring: 1 of 2 batches" in capsys.readouterr().err
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     width = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].shape[0]
     assert width == json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] < 96

@@ -45,7 +45,7 @@ def write_comparison(
         tables.append((f"{words} of the same seeds:", seeds[0]))
         found["over_seeds"] = seeds[1]
     notes = [f"**Warning**: {warning}" for warning in warnings]
-    reasons = [f"`{row['cell']}` {row['status']}" for row in rows if row["status"] != "done"]
+    reasons = [f"`{row['cell']}` {' '.join(row['status'].split())}" for row in rows if row["status"] != "done"]
     parts = (part for title, table in tables for part in (title, markdown_table(*table)) if part)
     text = "\n\n".join([*notes, *parts, *reasons])
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
