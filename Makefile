@@ -22,14 +22,15 @@ lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # Two tests at a time, each on one thread: tiny models gain nothing from more.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 reliability: $(READY)
-	$(BIN)/python benchmarks/reliability.py runs/reliability
-	SECATEUR_FUZZ=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+	$(BIN)/python benchmarks/reliability/reliability.py runs/reliability
+	SECATEUR_FUZZ=10000 $(BIN)/python -m pytest tests/cli/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 from zygote import read_back  # noqa: E402
 
-from secateur import verify  # noqa: E402
+from secateur.checkpoint import verify  # noqa: E402
 
 FROM_NOTHING = verify.run_python
 

@@ -17,12 +17,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from secateur import Pruner, PruningCallback, RankPruner
 from secateur.criteria import CRITERIA
-from secateur.distributed import DisagreementError, leave
-from secateur.guard import NumericsGuard
-from secateur.launcher import launched, rank
-from secateur.loss import causal_lm_loss
-from secateur.progress import Progress
-from secateur.trainer import AutocastTrainer
+from secateur.parallel.distributed import DisagreementError, leave
+from secateur.system.launcher import launched, rank
+from secateur.system.progress import Progress
+from secateur.training.guard import NumericsGuard
+from secateur.training.loss import causal_lm_loss
+from secateur.training.trainer import AutocastTrainer
 
 STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24
 CUTS = (5, 8, 11)

@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from two_processes import CRITERIA_SHOWN, adapted, at_cut, norms_in_float64, with_lora
 
 from secateur import Pruner
-from secateur.distributed import average_gradients_, barrier, join, leave, processes
-from secateur.errors import InputError
-from secateur.launcher import rank
-from secateur.loss import causal_lm_loss
-from secateur.sharded_loading import load_sharded
-from secateur.sharding import gathered, shard_base
-from secateur.streaming import export_streamed
+from secateur.checkpoint.streaming import export_streamed
+from secateur.models.sharded_loading import load_sharded
+from secateur.parallel.distributed import average_gradients_, barrier, join, leave, processes
+from secateur.parallel.sharding import gathered, shard_base
+from secateur.system.errors import InputError
+from secateur.system.launcher import rank
+from secateur.training.loss import causal_lm_loss
 
 STEPS, GLOBAL_BATCH, LENGTH = 8, 8, 24
 CUTS = (2, 4, 6)

@@ -1,7 +1,7 @@
 """Processes that have made their imports already: a test waits for its own work alone.
 
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
-`reader()` has torch, transformers and PEFT and reads results back for `secateur.verify`, without secateur, as the
+`reader()` has torch, transformers and PEFT and reads results back for `checkpoint.verify`, without secateur, as the
 fresh process does, also for the processes of `runner()`, which has secateur too, and is one process or several, as
 torchrun starts them. Tests of launchers and signals and tests marked `slow` use processes from nothing.
 """
@@ -22,8 +22,9 @@ OURS = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import datasets, zygote
-import secateur.cli, secateur.prune, secateur.adapt, secateur.compare, secateur.assess, secateur.verify
-secateur.verify.run_python = zygote.read_back
+import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.compare.command
+import secateur.checkpoint.verify, secateur.evaluation.assess
+secateur.checkpoint.verify.run_python = zygote.read_back
 """
 READER = "SECATEUR_TEST_READER"
 """Environment variable: where the processes of `runner()` find the reader."""
@@ -141,7 +142,7 @@ def runner() -> Zygote:
 
 
 def read_back(source: str, argument: Path, environment: dict[str, str]) -> Any:
-    """`secateur.verify.run_python` by a fork."""
+    """`secateur.checkpoint.verify.run_python` by a fork."""
     return ask(os.environ.get(READER) or reader().address, [environment], [str(argument)], source)
 
 

@@ -6,16 +6,17 @@ Public names are imported on first use, so that `import secateur` (and `secateur
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .callback import PruningCallback
-    from .criteria import CRITERIA, Scoring
-    from .errors import SecateurError
-    from .experts import unstack_experts, unused_experts
-    from .families import FAMILIES, Family
-    from .pruner import Pruner
-    from .ranks import RankPruner
+from .system.version import VERSION as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .architecture.experts import unstack_experts, unused_experts
+    from .architecture.families import FAMILIES, Family
+    from .criteria import CRITERIA, Scoring
+    from .pruning.pruner import Pruner
+    from .ranks import RankPruner
+    from .system.errors import SecateurError
+    from .training.callback import PruningCallback
+
 __all__ = [
     "CRITERIA",
     "FAMILIES",
@@ -25,21 +26,22 @@ __all__ = [
     "RankPruner",
     "Scoring",
     "SecateurError",
+    "__version__",
     "unstack_experts",
     "unused_experts",
 ]
 
 _HOME = {
     "CRITERIA": "criteria",
-    "FAMILIES": "families",
-    "Family": "families",
-    "Pruner": "pruner",
-    "PruningCallback": "callback",
+    "FAMILIES": "architecture",
+    "Family": "architecture",
+    "Pruner": "pruning",
+    "PruningCallback": "training",
     "RankPruner": "ranks",
     "Scoring": "criteria",
-    "SecateurError": "errors",
-    "unstack_experts": "experts",
-    "unused_experts": "experts",
+    "SecateurError": "system",
+    "unstack_experts": "architecture",
+    "unused_experts": "architecture",
 }
 
 

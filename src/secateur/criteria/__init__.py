@@ -5,7 +5,7 @@ and never asks how they were made. Higher means keep.
 """
 
 from . import gate, lora, magnitude, obs, random, taylor, wanda
-from .base import CRITERIA, Criterion, Evidence, InputMoments, Scoring
+from .base import CRITERIA, Criterion, Evidence, InputMoments, Scoring, sum_gates, sum_members
 
 __all__ = [
     "CRITERIA",
@@ -18,6 +18,8 @@ __all__ = [
     "magnitude",
     "obs",
     "random",
+    "sum_gates",
+    "sum_members",
     "taylor",
     "wanda",
 ]  # fmt: skip

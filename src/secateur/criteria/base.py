@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..registry import Registry
-from ..units import Member, Pool
+from ..architecture.units import Member, Pool
+from ..system.errors import InputError
+from ..system.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ as many. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arX
 
 from torch import Tensor
 
-from ..units import Pool
+from ..architecture.units import Pool
 from .base import CRITERIA, Criterion, Evidence, Scoring
 
 

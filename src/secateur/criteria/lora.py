@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import average_, processes
-from ..errors import InputError
-from ..quantised import DequantisedRows, bits_of
-from ..sharding import gathered, local_rows
-from ..surgery import LoraFactors, lora_factors
-from ..units import Member, Pool, base_linear, weight_of
+from ..architecture.quantised import DequantisedRows, bits_of
+from ..architecture.units import Member, Pool, base_linear, weight_of
+from ..models.surgery import LoraFactors, lora_factors
+from ..parallel.distributed import average_, processes
+from ..parallel.sharding import gathered, local_rows
+from ..system.errors import InputError
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
 
 BLOCK_ENTRIES = 1 << 18

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..surgery import merged_weight
-from ..units import Member, Pool
+from ..architecture.units import Member, Pool
+from ..models.surgery import merged_weight
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members, wide
 
 

@@ -6,9 +6,9 @@ Source: SparseGPT (arXiv:2301.00774) and ZipLM (arXiv:2302.04089), on whole unit
 import torch
 from torch import Tensor
 
-from ..cholesky import damped_cholesky
-from ..surgery import merged_weight
-from ..units import Pool
+from ..architecture.units import Pool
+from ..models.cholesky import damped_cholesky
+from ..models.surgery import merged_weight
 from .base import CRITERIA, Criterion, Evidence, Scoring
 
 DAMPING = 0.01

@@ -5,7 +5,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from ..units import Pool
+from ..architecture.units import Pool
 from .base import CRITERIA, Criterion, Evidence, Scoring
 
 

@@ -5,8 +5,8 @@ Source: LLM-Pruner (arXiv:2305.11627); LoRAPrune's Eq. 3, its "vanilla" criterio
 
 from torch import Tensor
 
-from ..surgery import merged_weight
-from ..units import Member, Pool
+from ..architecture.units import Member, Pool
+from ..models.surgery import merged_weight
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members, wide
 
 

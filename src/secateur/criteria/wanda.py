@@ -5,8 +5,8 @@ Sources: Wanda (arXiv:2306.11695), in the structured form that FLAP's authors ca
 
 from torch import Tensor
 
-from ..surgery import merged_weight
-from ..units import Member, Pool
+from ..architecture.units import Member, Pool
+from ..models.surgery import merged_weight
 from .base import CRITERIA, Criterion, Evidence, Scoring, sum_gates, wide
 
 

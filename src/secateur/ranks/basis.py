@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..surgery import LoraFactors
+from ..models.surgery import LoraFactors
 from .layers import Averages
 
 DEPENDENT = 1e-2

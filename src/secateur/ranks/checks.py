@@ -5,9 +5,9 @@ import warnings
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from ..errors import InputError
-from ..schedule import Schedule, make_schedule, make_stepwise
-from ..surgery import check_mergeable, lora_factors, lora_layers
+from ..models.surgery import check_mergeable, lora_factors, lora_layers
+from ..pruning.schedule import Schedule, make_schedule, make_stepwise
+from ..system.errors import InputError
 from .criteria import RANK_CRITERIA
 from .layers import start_that_moves_base
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..registry import Registry
+from ..system.registry import Registry
 from .recovery import rise_of_each
 
 

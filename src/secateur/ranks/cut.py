@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..surgery import LoraFactors
+from ..models.surgery import LoraFactors
 from .criteria import RankCriterion, RankEvidence
 from .layers import last_update_norm
 from .recovery import compensation, damped, inverse_of, newton_step, rise_of_set

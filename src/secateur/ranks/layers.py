@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from ..devices import compute_dtype
-from ..errors import InputError, NumericsError
-from ..surgery import LoraFactors, Sliced, swap_parameters_
+from ..models.devices import compute_dtype
+from ..models.surgery import LoraFactors, Sliced, swap_parameters_
+from ..system.errors import InputError, NumericsError
 
 NARROW_FROM = 64
 """Columns from which a gradient's second moment is taken in bfloat16."""

@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..distributed import average_, check_agreement, trained_weights
-from ..errors import NumericsError
-from ..schedule import Schedule
-from ..state import load_state, restoring, save_state
-from ..surgery import check_shapes, lora_factors, lora_layers
+from ..models.surgery import check_shapes, lora_factors, lora_layers
+from ..parallel.distributed import average_, check_agreement, trained_weights
+from ..pruning.schedule import Schedule
+from ..pruning.state import load_state, restoring, save_state
+from ..system.errors import NumericsError
 from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
 from .choice import lowest_of_all, lowest_of_each

@@ -13,7 +13,7 @@ long for it, which its cap covers.
 import torch
 from torch import Tensor
 
-from ..errors import NumericsError
+from ..system.errors import NumericsError
 
 
 def inverse_of(curvature: Tensor, damping: float, whose: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria.base import wide
-from ..taps import some_tokens, tap
+from ..pruning.taps import some_tokens, tap
 
 
 class Activations:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ..progress import human_bytes, human_count, human_seconds
+from ..system.progress import human_bytes, human_count, human_seconds
 from .runs import Run, at, items, number, rows, text
 
 WORDS = {

@@ -9,13 +9,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .. import __version__
-from ..config_eval import ReportConfig
-from ..errors import InputError
-from ..output import check_output_file
-from ..progress import human_bytes, human_count
-from ..records import write_whole
-from . import facts, plots, quality, recipe
+from ..config.evaluation import ReportConfig
+from ..report import facts, plots, quality, recipe
+from ..system.errors import InputError
+from ..system.output import check_output_file
+from ..system.progress import human_bytes, human_count
+from ..system.records import write_whole
+from ..system.version import VERSION
 from .runs import Run, load_runs, number, text
 
 WIDE, FLAT = (9.0, 4.4), (9.0, 3.2)
@@ -240,7 +240,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     style: dict[str, Any] = {"style": Markup(folder.joinpath("style.css").read_text(encoding="utf-8"))}
-    environment.globals.update(style, version=__version__, layer_rows=facts.layer_rows)
+    environment.globals.update(style, version=VERSION, layer_rows=facts.layer_rows)
     return environment
 
 

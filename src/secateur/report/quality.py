@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..task_figures import SEVEN_TASKS
+from ..evaluation.figures import SEVEN_TASKS
 from .runs import Run, at, items, number, rows, text
 
 

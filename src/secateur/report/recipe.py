@@ -4,9 +4,9 @@ import shlex
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..config import PruneConfig
-from ..config_adapt import AdaptConfig
-from ..options import flag
+from ..config.adapt import AdaptConfig
+from ..config.options import flag
+from ..config.prune import PruneConfig
 from .runs import Run, items, text
 
 DEFAULTS = {

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import FAILURE, RUN, work_folder
-from ..errors import InputError
-from ..progress import safe
-from ..reading import parse_json, read_text
-from ..records import FORMAT
+from ..system.errors import InputError
+from ..system.progress import safe
+from ..system.reading import parse_json, read_text
+from ..system.records import FORMAT
+from ..training.checkpoints import FAILURE, RUN, work_folder
 from .cells import from_cell, is_cell
 
 LARGEST = 1e30

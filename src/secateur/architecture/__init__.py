@@ -1,0 +1,18 @@
+"""What a model family is: where its projections are, and which of their rows and columns go together."""
+
+from .discovery import find_units
+from .experts import expert_lists, unstack_experts, unused_experts
+from .families import FAMILIES, Family
+from .units import Member, Pool, Units
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Member",
+    "Pool",
+    "Units",
+    "expert_lists",
+    "find_units",
+    "unstack_experts",
+    "unused_experts",
+]

@@ -1,0 +1,288 @@
+"""Finding the prunable units in a model, by the layout of its family."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+
+from ..system.errors import InputError
+from .experts import ExpertList, unstack_experts
+from .families import FAMILIES, Family, family_of
+from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
+from .quantised import entries
+from .stock import resized_config
+from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
+
+
+def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
+    """The prunable units of a base model (LoRA layers may wrap its linears).
+
+    Sizes come from the linears' own shapes, so layers may differ (an earlier run's result).
+
+    Args:
+        attention: `auto` (KV groups where the family can lose some), `kv_group`, `query_head` or `none`.
+    Raises:
+        InputError: a linear of the family's layout is not there, or its heads cannot be pruned.
+    """
+    attention = attention_kind(family, attention)
+    family = _variant(model, family)
+    pools: list[Pool] = []
+    places: list[Place] = []
+    shapes: list[LayerShape] = []
+    params: list[tuple[int, int]] = []
+    for stack in family.stacks or (family,):
+        heads: list[Pool] = []
+        for number, layer in enumerate(_submodule(model, stack.layers, "").children()):
+            place = Place(f"{stack.layers}.{number}", stack)
+            linears = _linears(layer, place)
+            shape = _layer_shape(layer, stack, linears, place.prefix)
+            if attention != "none":
+                heads.append(_head_pool(attention, len(places), place, linears, shape))
+            ffn = _ffn_pools(len(places), layer, place, linears, shape)
+            if stack.head_bias is None and attention != "none":
+                pools.append(heads.pop())
+            pools += ffn
+            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears)
+            params.append((attention_params, sum(map(_parameters, linears.values())) - attention_params))
+            places.append(place)
+            shapes.append(shape)
+        if heads:
+            pools.append(_together(model, stack, heads))
+    of_attention, of_ffn = zip(*params, strict=True)
+    return Units(family, tuple(pools), tuple(places), tuple(shapes), of_attention, of_ffn)
+
+
+def check_text_model(config: PreTrainedConfig) -> None:
+    """Refuse a text model that lies inside another one, whose config is about both.
+
+    Raises:
+        InputError: how to take it out.
+    """
+    inner = config.get_text_config(decoder=True)
+    if inner is config or config.model_type in FAMILIES:
+        return
+    raise InputError(
+        f"a {config.model_type} holds its text model ({inner.model_type}) beside others, and a text model is what can "
+        "be pruned: save it first (model: the whole one) with text = AutoModelForCausalLM.from_config("
+        "model.config.text_config, dtype=model.dtype); text.base_model.load_state_dict(model.get_decoder()"
+        ".state_dict()); text.set_output_embeddings(model.get_output_embeddings()); text.save_pretrained(folder), the "
+        "tokenizer into the same folder, and give that folder."
+    )
+
+
+def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
+    """The layout of a model, or the one that the user names.
+
+    Raises:
+        InputError: the model type is not known; says what layout the model looks like; as `check_text_model`.
+    """
+    if isinstance(model, PreTrainedModel) and not isinstance(override, Family):
+        check_text_model(model.config)
+    if override is None and model_type and model_type not in FAMILIES and (alike := _looks_like(model)):
+        raise InputError(
+            f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "
+            "try it (a result that computes something else is never kept), or write its own (docs/add-a-family.md)."
+        )
+    return family_of(model_type, override)
+
+
+def check_class(
+    config: PreTrainedConfig,
+    family: Family,
+    wanted: LayerShape,
+    model_class: str = "keep",
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Whether the stock class of a model type builds the sizes that its config is given, as the named family says.
+
+    Raises:
+        InputError: it builds others, so the result could not be written.
+    """
+    with torch.device("meta"):
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        small = auto.from_config(
+            resized_config(config, family, wanted, model_class), trust_remote_code=trust_remote_code
+        )
+    unstack_experts(small, family)
+    try:
+        found = find_units(small, family, "none").shapes[0]
+    except InputError:
+        found = None
+    if found != wanted:
+        raise InputError(
+            f"--family {family.name}: with {wanted} in its config, a {config.model_type} is built as "
+            f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
+            "modelling file."
+        )
+
+
+def _looks_like(model: nn.Module) -> str | None:
+    """The first known layout whose modules and sizes the model has."""
+    for name, family in FAMILIES.items():
+        try:
+            shape = find_units(model, family).shapes[0]
+        except (InputError, AttributeError):
+            continue
+        attention = model.get_submodule(f"{family.layers}.0.{family.attention}")
+        known = all(hasattr(attention, key.split(".")[0]) for key in family.attributes)
+        if known and (family.no_heads or not _runs_over_heads(attention, family, shape)):
+            return name
+    return None
+
+
+def _runs_over_heads(attention: nn.Module, family: Family, shape: LayerShape) -> bool:
+    """Whether an attention module has a parameter over all heads that the layout does not name (OLMo's norms)."""
+    lengths = {shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim} - {shape.head_dim}
+    linears = tuple(f"{path.removeprefix(family.attention + '.')}." for path in family.attention_linears)
+    return any(
+        not name.startswith(linears) and not lengths.isdisjoint(parameter.shape)
+        for name, parameter in attention.named_parameters()
+    )
+
+
+def attention_kind(family: Family, attention: str) -> str:
+    """`auto` made definite.
+
+    Raises:
+        InputError: the architecture cannot lose what is asked for, with the reason.
+    """
+    if attention == "auto":
+        return "none" if family.no_heads else "kv_group"
+    if attention != "none" and family.no_heads:
+        raise InputError(
+            f"--attention {attention}: {family.name} cannot lose heads: {family.no_heads}. Leave --attention out."
+        )
+    if attention == "query_head" and "query_head" not in family.kinds:
+        raise InputError(
+            f"--attention query_head: each of {family.name}'s query heads has a KV head of its own, so neither goes "
+            "alone: use --attention kv_group."
+        )
+    return attention
+
+
+def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        full = f"{prefix}.{path}".lstrip(".")
+        raise InputError(
+            f"the model has no module {full!r}, which its family's layout names: pass another --family."
+        ) from None
+
+
+def _variant(model: nn.Module, family: Family) -> Family:
+    """The layout that the model has, of those that its type may have."""
+    while family.otherwise is not None:
+        stack = family.stacks[0] if family.stacks else family
+        layer = _submodule(model, f"{stack.layers}.0", "")
+        if all(_has(layer, path.format(0)) for path in stack.ffn_linears):
+            break
+        family = family.otherwise
+    return family
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
+    """Path in the layer -> linear: those of attention, then of the FFN or of every expert."""
+    family = place.family
+    paths = [*family.attention_linears, *family.ffn_linears]
+    if family.experts is not None:
+        paths = list(family.attention_linears)
+        if _has(layer, family.experts):
+            experts = layer.get_submodule(family.experts)
+            if not isinstance(experts, nn.ModuleList):
+                raise InputError(
+                    f"{place.prefix}.{family.experts} holds its experts in tensors of three dimensions, where no LoRA "
+                    "and no mask can reach a channel: call secateur.unstack_experts(model) before LoRA is added."
+                )
+            paths += [path.format(expert) for expert in range(len(experts)) for path in family.ffn_linears]
+    return {path: base_linear(_submodule(layer, path, place.prefix)) for path in paths}
+
+
+def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
+    attention = _submodule(layer, family.attention, prefix)
+    head_dim = int(getattr(attention, family.head_dim_at))
+    heads = sides_of(linears[family.o])[1] // head_dim
+    kv_heads = kv_heads_of(family, heads, head_dim, sides_of(linears[family.k])[0])
+    out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
+    shape = LayerShape(heads, kv_heads, sides_of(out)[1] if out is not None else 0, head_dim)
+    whole = kv_heads > 0 and heads % kv_heads == 0
+    for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
+        whole &= path not in linears or sides_of(linears[path])[dim] == size
+    if not whole:
+        sizes = ", ".join(f"{path} {sides_of(linear)}" for path, linear in linears.items())
+        raise InputError(
+            f"{prefix}: its linears ({sizes}) do not make whole groups of heads of {head_dim} and whole channels: "
+            f"the checkpoint does not follow the {family.name} layout."
+        )
+    return shape
+
+
+def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
+    heads = {part.role: part for part in parts(place.family, shape, "attention")}
+    if kind == "kv_group":
+        return _pool(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
+    return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
+
+
+def _ffn_pools(
+    number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape
+) -> list[Pool]:
+    """The channels of a layer's FFN, or of each of its experts."""
+    family = place.family
+    if not shape.ffn:
+        return []
+    if family.experts is None:
+        return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
+    experts = layer.get_submodule(family.experts)
+    numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
+    return [
+        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
+        for expert, name in enumerate(numbers)
+    ]
+
+
+def _pool(
+    number: int,
+    kind: str,
+    place: Place,
+    linears: dict[str, Linear],
+    chosen: Sequence[Part],
+    units: int,
+    sets: int = 1,
+    part: str = "",
+) -> Pool:
+    """Units that each own the same number of heads or channels of every part."""
+    members, unit_params = [], 0
+    for piece in chosen:
+        linear = linears[piece.linear]
+        shape = sides_of(linear)
+        index = piece.index.reshape(units, -1)
+        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, shape[piece.dim]))
+        unit_params += index.shape[1] * (shape[1 - piece.dim] + (piece.dim == 0 and linear.bias is not None))
+    return Pool((number,), kind, tuple(members), unit_params, sets, part)
+
+
+def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
+    """One pool of the heads of all layers, with the bias by head that they share."""
+    path = f"{stack.layers}.0.{stack.head_bias}"
+    bias = _submodule(model, path, "").weight
+    assert isinstance(bias, Tensor)
+    count = bias.shape[1]
+    shared = Member(path, 1, torch.arange(count).unsqueeze(1), count, scored=False)
+    members = (*(member for pool in heads for member in pool.members), shared)
+    layers = tuple(pool.layer for pool in heads)
+    return Pool(layers, heads[0].kind, members, sum(pool.unit_params for pool in heads) + bias.shape[0])
+
+
+def _parameters(linear: nn.Module) -> int:
+    return sum(map(entries, linear.parameters()))

@@ -1,0 +1,116 @@
+"""What stock config classes accept: which sizes a plain transformers checkpoint can have."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..system.errors import InputError
+from .families import Family
+from .layout import LayerShape
+
+LAYERS_KEY = "secateur_layers"
+"""Config key under which a checkpoint whose layers differ lists its layer shapes."""
+FAMILY_KEY = "secateur_family"
+"""Config key of such a checkpoint's layout, where its model type does not say it."""
+
+
+def resized_config(
+    config: PreTrainedConfig, family: Family, shape: LayerShape | None, model_class: str = "keep"
+) -> PreTrainedConfig:
+    """A stock config with every layer of one shape.
+
+    Args:
+        shape: None leaves the sizes as they are.
+        model_class: `keep`, or the family's twin (`mistral`), whose config takes any head count.
+    Raises:
+        InputError: the config class refuses these sizes, or the family has no such twin.
+    """
+    changes = _changes(config, family, shape) if shape is not None else {}
+    dropped = (
+        "model_type",
+        "architectures",
+        "auto_map",
+        "transformers_version",
+        "_name_or_path",
+        LAYERS_KEY,
+        FAMILY_KEY,
+    )
+    values = {key: value for key, value in config.to_dict().items() if key not in dropped}
+    model_type = config.model_type
+    if model_class != "keep":
+        if family.twin != model_class:
+            raise InputError(
+                f"--model-class {model_class}: a {family.name} model cannot be written as {model_class}; "
+                "leave it at keep."
+            )
+        _check_twin(values, model_class)
+        values["sliding_window"] = None
+        model_type = model_class
+    try:
+        return AutoConfig.for_model(model_type, **{**values, **changes})
+    except Exception as error:  # strict dataclass validation raises its own classes, per transformers version
+        reason = " ".join(str(error).split())
+        sizes = f"{shape.heads} query heads, {shape.kv_heads} KV heads, FFN width {shape.ffn}" if shape else "its sizes"
+        raise InputError(f"{model_type}'s config class refuses {sizes}: {reason}") from None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a shape is possible; true or false as a condition."""
+
+    refusal: str = ""
+    """Why not."""
+
+    def __bool__(self) -> bool:
+        return not self.refusal
+
+
+def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_class: str = "keep") -> Verdict:
+    """Whether a stock checkpoint can have this shape in every layer."""
+    try:
+        resized_config(config, family, shape, model_class)
+    except InputError as error:
+        return Verdict(str(error))
+    return Verdict()
+
+
+def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
+    """Entries of a head of the stock model."""
+    told = getattr(config, family.head_dim, None) if family.head_dim else None
+    assert family.heads is not None
+    return int(told or config.hidden_size // getattr(config, family.heads))
+
+
+def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dict[str, Any]:
+    """The config's keys for these sizes.
+
+    Raises:
+        InputError: it has no word for them, so the class would build others.
+    """
+    width = config.hidden_size
+    derived = family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
+    if derived and shape.heads * shape.head_dim != width:
+        raise InputError(
+            f"a stock {config.model_type} takes the size of a head from the width over the heads, so with "
+            f"{shape.heads} heads of {shape.head_dim} the width cannot be {width}"
+        )
+    if family.ffn is None and shape.ffn != family.ffn_of_width * width:
+        raise InputError(f"a stock {config.model_type} has an FFN of {family.ffn_of_width} times its width ({width})")
+    sizes = {
+        family.heads: shape.heads,
+        family.kv_heads: shape.kv_heads,
+        family.ffn: shape.ffn,
+        family.head_dim: shape.head_dim,
+    }
+    return {key: value for key, value in sizes.items() if key is not None}
+
+
+def _check_twin(values: dict[str, Any], model_class: str) -> None:
+    """A Mistral has no biases in its linears; a Llama that does cannot be written as one."""
+    for key in ("attention_bias", "mlp_bias"):
+        if values.pop(key, False):
+            raise InputError(
+                f"--model-class {model_class}: the model has {key}=True, which {model_class} has not; leave it at keep."
+            )
+    values.pop("pretraining_tp", None)

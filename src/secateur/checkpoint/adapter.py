@@ -1,0 +1,182 @@
+"""Writing a trained adapter, or the model it is merged into; done only when a fresh process reads the same back."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from ..data.embedded import quiet_transformers
+from ..models.loading import ModelSource
+from ..models.surgery import lora_layers, merged_weight
+from ..system.errors import VerificationError
+from ..system.output import check_output, replaced_whole
+from .export import ExportReport, round_, write_checkpoint
+from .verify import TOLERANCE, compare_logits, fresh_process, in_precision, logits_of, wide_of
+
+READ_BACK = """
+import json, sys
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+with open(sys.argv[1], encoding="utf-8") as file:
+    job = json.load(file)
+torch.set_num_threads(job["threads"])
+saved = load_file(job["probe"])
+base = AutoModelForCausalLM.from_pretrained(
+    job["base"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"], **job["options"])
+model = PeftModel.from_pretrained(base, job["folder"]).eval()
+with torch.inference_mode():
+    logits = model(input_ids=saved["ids"], use_cache=False).logits.double()
+ranks = {n.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): p.shape[0]
+         for n, p in model.named_parameters() if ".lora_A." in n}
+expected = saved["logits"].double()
+print("RESULT" + json.dumps({"difference": (logits - expected).abs().max().item(),
+                             "scale": expected.abs().max().item(), "ranks": ranks}))
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPlace:
+    """Where an adapter goes, and the model that it belongs to."""
+
+    output: Path
+    overwrite: bool
+    base: str
+    """The model as the user named it."""
+    source: ModelSource
+    trust_remote_code: bool
+    tokenizer: PreTrainedTokenizerBase
+    probe_ids: torch.Tensor
+    """(1, tokens) of real text, for comparing logits."""
+    dtype: torch.dtype
+    """Precision of the model's checkpoint, and of a merged result."""
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What was written and how it was checked."""
+
+    folder: str
+    format: str
+    """`adapter` or `merged`."""
+    bytes: int
+    max_logit_difference: float
+    """Fresh process against memory, on real text."""
+    loads_with: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Finish = Callable[[Path, AdapterReport], None]
+
+
+def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> AdapterReport:
+    """A plain PEFT adapter, read back by PEFT alone in a fresh process before it is put in place.
+
+    Raises:
+        InputError: the output cannot be written.
+        VerificationError: what was read back does not compute what was trained.
+    """
+    output = place.output
+    check_output(output, overwrite=place.overwrite)
+    model.cpu()
+    with replaced_whole(output) as folder:
+        with quiet_transformers():
+            model.save_pretrained(str(folder))
+        (folder / "README.md").write_text(_card(place), encoding="utf-8")
+        place.tokenizer.save_pretrained(folder)
+        found = _read_back(model, place, folder)
+        dtype = cast(torch.dtype, model.get_base_model().dtype)
+        if not found["difference"] <= TOLERANCE[dtype] * found["scale"]:
+            raise VerificationError(
+                f"the written adapter computes other logits: {found['difference']:.3g} off, "
+                f"with {TOLERANCE[dtype] * found['scale']:.3g} allowed. {output} is untouched."
+            )
+        ranks = {path: layer.r[layer.active_adapters[0]] for path, layer in lora_layers(model).items()}
+        if found["ranks"] != ranks:
+            raise VerificationError("the written adapter has other ranks than its configuration says.")
+        report = AdapterReport(
+            folder=str(output),
+            format="adapter",
+            bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            max_logit_difference=found["difference"],
+            loads_with=_loads_with(place),
+        )
+        finish(folder, report)
+    return report
+
+
+def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> AdapterReport:
+    """The base model with the adapter merged into it, as a stock checkpoint."""
+    check_output(place.output, overwrite=place.overwrite)
+    model.cpu()
+    ids, dtype = place.probe_ids, place.dtype
+    reports: list[AdapterReport] = []
+
+    def with_records(folder: Path, export: ExportReport) -> None:
+        reports.append(
+            AdapterReport(export.folder, "merged", export.bytes, export.max_logit_difference, export.loads_with)
+        )
+        finish(folder, reports[0])
+
+    with in_precision(model, wide_of(dtype)):
+        expected = logits_of(model, ids)
+    for layer in lora_layers(model).values():
+        linear, merged_in = layer.get_base_layer(), merged_weight(layer)
+        linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D) else merged_in
+    merged = cast(PreTrainedModel, model.unload())
+    with in_precision(merged, wide_of(dtype)):
+        merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, wide_of(dtype))
+    round_(merged, dtype)
+    merged.config.use_cache = True
+    write_checkpoint(merged, None, place.output, "stock", ids, place.tokenizer, merge, with_records)
+    return reports[0]
+
+
+def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str, Any]:
+    """What a process without secateur finds in the adapter."""
+    with tempfile.TemporaryDirectory() as work:
+        probe = Path(work) / "probe.safetensors"
+        ids = place.probe_ids
+        save_file({"ids": ids, "logits": logits_of(model, ids).contiguous()}, probe)
+        task = {
+            "base": str(Path(place.source.path).absolute()) if place.source.is_local else place.source.path,
+            "options": {"gguf_file": place.source.gguf_file} if place.source.gguf_file else {},
+            "dtype": str(model.get_base_model().dtype).removeprefix("torch."),
+            "trust_remote_code": place.trust_remote_code,
+            "folder": str(folder.absolute()),
+            "probe": str(probe),
+            "threads": torch.get_num_threads(),
+        }
+        found: dict[str, Any] = fresh_process(READ_BACK, task, folder)
+    return found
+
+
+def _loads_with(place: AdapterPlace) -> str:
+    gguf = f", gguf_file={json.dumps(place.source.gguf_file)}" if place.source.gguf_file else ""
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(place.source.path)}{gguf})\n"
+        f"model = PeftModel.from_pretrained(base, {json.dumps(str(place.output))})"
+    )
+
+
+def _card(place: AdapterPlace) -> str:
+    base = Path(place.base).name
+    return (
+        f"---\nlibrary_name: peft\ntags: [secateur, lora]\n---\n\n# A LoRA adapter for {base}\n\n"
+        "Its rank was pruned while it trained (PrunedLoRA, arXiv:2510.00192). `result.json` has the whole "
+        "configuration, `ranks.json` each layer's rank after each cut.\n\n"
+        f"```python\n{_loads_with(place)}\n```\n"
+    )

@@ -1,0 +1,332 @@
+"""Writing the small model: stock where layers are alike, layered or padded where they differ; always verified."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architecture.families import FAMILIES, Family, family_of
+from ..architecture.layout import LayerShape, common_shape
+from ..architecture.quantised import is_quantised
+from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, head_dim_of, resized_config
+from ..architecture.units import Units
+from ..config.prune import ExportConfig
+from ..data.embedded import quiet_transformers
+from ..models.benchmark import checkpoint_bytes, parameter_count
+from ..models.loading import ModelSource, load_config, load_tokenizer
+from ..models.surgery import merged_and_sliced
+from ..parallel.sharding import is_sharded
+from ..system.errors import InputError
+from ..system.output import check_output, replaced_whole
+from .card import padded_card, plain_card
+from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
+from .padding import padded_shape, padded_state
+from .verify import (
+    Check,
+    compare,
+    default_probe,
+    in_precision,
+    logits_of,
+    verify,
+    weights_checksum,
+    wide_of,
+)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it was checked."""
+
+    folder: str
+    format: str
+    """`stock`, `layered` or `padded`."""
+    model_class: str
+    parameters: int
+    bytes: int
+    max_logit_difference: float
+    """Fresh process against memory, on real text."""
+    merge_kl: float
+    """Mean KL (nats) of the merged, sliced model from the one that was trained."""
+    merge_difference: float
+    """Largest |Δlogit| between the same two."""
+    loads_with: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Finish = Callable[[Path, ExportReport], None]
+
+
+def export_checkpoint(
+    model: nn.Module,
+    units: Units,
+    keep: dict[str, Tensor],
+    output: Path,
+    *,
+    probe_ids: Tensor,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model_class: str = "keep",
+    overwrite: bool = False,
+    finish: Finish | None = None,
+) -> ExportReport:
+    """Merge, slice, write, read back in a fresh process, and only then put the folder in place.
+
+    Args:
+        model: the trained PEFT model (or a plain one); not changed.
+        keep: pool name -> (units,) bool; what stays.
+        probe_ids: (1, tokens) of real text, at least 17.
+        dtype: precision of the checkpoint.
+        finish: called with the verified temporary folder, to put records beside the weights.
+    Raises:
+        InputError: the output cannot be written, or no stock config takes the sizes.
+        VerificationError: what was read back does not compute what was trained.
+    """
+    if is_quantised(model):
+        raise InputError("the base is quantised: pruner.restore(source) puts the original weights in its place first.")
+    if any(map(is_sharded, model.modules())):
+        raise InputError("the base is sharded: call secateur.checkpoint.export_streamed, in every process.")
+    check_output(output, overwrite=overwrite)
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    shapes = units.shapes_after(keep)
+    tensors = merged_and_sliced(model, units, keep)
+    small = build_small(base.config, units.family, shapes, tensors, wide_of(dtype), model_class)
+    small.generation_config = base.generation_config
+    with in_precision(model, wide_of(dtype)):
+        merge = compare("the merged", small, "the trained", model, probe_ids)
+    round_(small, dtype)
+    layered = LAYERS_KEY in small.config.to_dict()
+    format = "layered" if layered else "stock"
+    finish = finish or partial(_write_card, base)
+    return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
+
+
+def export_config(config: ExportConfig) -> ExportReport:
+    """`secateur export`: a layered checkpoint, zero-padded to equal layers, as a stock one."""
+    folder, output = Path(config.model), Path(config.output)
+    check_output(output, overwrite=config.overwrite, model_folder=folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
+    source = ModelSource(config.model, config.model)
+    old = load_config(source)
+    sizes = old.to_dict().get(LAYERS_KEY)
+    if not sizes:
+        raise InputError(
+            f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
+        )
+    layout = old.to_dict().get(FAMILY_KEY)
+    if layout is not None and layout not in FAMILIES:
+        raise InputError(
+            f"--model {config.model}: it was written with the layout {layout!r}, which is not known here: register it "
+            "in a script that then calls secateur.cli.main (docs/add-a-family.md)."
+        )
+    family = family_of(old.model_type, layout)
+    head_dim = head_dim_of(old, family)
+    try:
+        listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"--model {config.model}: {LAYERS_KEY} in config.json must give every layer {', '.join(SIZE_KEYS)}: "
+            "the checkpoint is damaged, export it again."
+        ) from None
+    shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
+    state = _read_state(folder)
+    dtype = next(iter(state.values())).dtype
+    layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
+    wide = padded_shape(old, family, shapes, config.model_class)
+    alike = (wide,) * len(shapes)
+    tensors = padded_state(state, family, shapes, wide)
+    padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
+    if (folder / "generation_config.json").is_file():
+        padded.generation_config = GenerationConfig.from_pretrained(folder)
+    tokenizer = load_tokenizer(source)
+    ids = default_probe(tokenizer, old.get_text_config().vocab_size)
+    merge = compare("the padded", padded, "the layered", layered, ids)
+    round_(padded, dtype)
+
+    def carry_card(made: Path, report: ExportReport) -> None:
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
+        text = padded_card(text, loads_with(output.name, padded.config, False))
+        (made / "README.md").write_text(text, encoding="utf-8")
+
+    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
+
+
+def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> None:
+    """The model card of what no run's records describe."""
+    name = str(base.config._name_or_path)
+    place = Path(name) if name and Path(name).is_dir() else None
+    what = f"Its format is `{report.format}`; what was trained, and on which data, is not recorded here."
+    loads = loads_with(Path(report.folder).name, base.config, report.format == "layered")
+    card = plain_card(name, report.parameters, what, loads, place)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def small_class(
+    config: PreTrainedConfig, family: Family, shapes: tuple[LayerShape, ...], model_class: str
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Class and config of a model of the given layer shapes: stock where they are alike, else layered."""
+    alike = common_shape(shapes)
+    if alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
+        new_config = resized_config(config, family, alike, model_class)
+        cls = stock_class_of(new_config)
+    else:
+        if model_class != "keep":
+            raise InputError(
+                f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
+                "class: use it with --allocation uniform, or with export --format padded."
+            )
+        new_config = resized_config(config, family, None)
+        cls = layered_class(new_config, family)
+        setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
+        if family.name != config.model_type:
+            setattr(new_config, FAMILY_KEY, family.name)
+        new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
+    new_config.use_cache = True
+    return cls, new_config
+
+
+def build_small(
+    config: PreTrainedConfig,
+    family: Family,
+    shapes: tuple[LayerShape, ...],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    model_class: str,
+) -> PreTrainedModel:
+    """A model of the given layer shapes in memory."""
+    cls, new_config = small_class(config, family, shapes, model_class)
+    new_config.dtype = dtype
+    # The random start is overwritten; a training loop that goes on after an export must not notice it.
+    with torch.random.fork_rng(devices=[]):
+        small = cls._from_config(new_config, dtype=dtype)
+    _fill_(small, family, tensors)
+    return small.eval()
+
+
+def round_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the parameters to a checkpoint's precision; buffers (rotary frequencies) keep theirs."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _fill_(small: PreTrainedModel, family: Family, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy every tensor into place, one at a time: the merged ones may lie on a full accelerator."""
+    places = small.state_dict()
+    absent, unfit = set(places), []
+    for name, tensor in tensors:
+        if name in places and places[name].shape == tensor.shape:
+            places[name].copy_(tensor)
+        else:
+            unfit.append(f"{name} {tuple(tensor.shape)}")
+        absent.discard(name)
+    # A file holds tied weights once; the model has them under both names.
+    absent -= set(small.all_tied_weights_keys)
+    if absent or unfit:
+        raise InputError(
+            f"the tensors do not fit a {type(small).__name__}: missing {sorted(absent)[:3]}, unexpected or of another "
+            f"size {unfit[:3]}: the checkpoint is damaged or does not follow the {family.name} layout."
+        )
+
+
+def write_checkpoint(
+    small: PreTrainedModel,
+    family: Family | None,
+    output: Path,
+    format: str,
+    probe_ids: Tensor,
+    tokenizer: PreTrainedTokenizerBase | None,
+    merge: tuple[float, float],
+    finish: Finish | None,
+) -> ExportReport:
+    """Save, read back in a fresh process, let the caller add records, put in place.
+
+    Args:
+        family: of a layered checkpoint, whose modelling file follows it.
+        merge: what `compare` found before rounding.
+    """
+    layered = format == "layered"
+    with replaced_whole(output) as folder:
+        save_model(small, folder, family if layered else None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        check = Check(
+            folder,
+            probe_ids,
+            logits_of(small, probe_ids),
+            parameter_count(small),
+            remote_code=layered,
+            checksum=weights_checksum(small),
+        )
+        (verified,) = verify([check])
+        report = ExportReport(
+            folder=str(output),
+            format=format,
+            model_class=verified.class_name,
+            parameters=check.parameters,
+            bytes=checkpoint_bytes(folder),
+            max_logit_difference=verified.difference,
+            merge_kl=merge[0],
+            merge_difference=merge[1],
+            loads_with=loads_with(output, small.config, layered),
+        )
+        if finish is not None:
+            finish(folder, report)
+    return report
+
+
+def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> None:
+    """Config, safetensors and generation settings. A failed write is an OSError whichever library met it.
+
+    Args:
+        family: of a layered checkpoint, whose modelling file is written too.
+    """
+    settings = small.generation_config
+    # save_pretrained refuses settings that contradict each other, and well-known checkpoints ship such (Vicuna:
+    # temperature without do_sample). They load, so they are handed on as they are.
+    small.generation_config = GenerationConfig()
+    try:
+        with quiet_transformers():
+            small.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        small.generation_config = settings
+    settings.to_json_file(folder / "generation_config.json")
+    if family is not None:
+        stock = stock_class_of(small.config).__name__
+        (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"--model {folder}: {file.name} cannot be read ({error}): copy it again.") from None
+    if not state:
+        raise InputError(f"--model {folder}: no weights there (no *.safetensors file): copy the whole folder.")
+    return state
+
+
+def loads_with(output: Path | str, config: PreTrainedConfig, layered: bool) -> str:
+    trust = ", trust_remote_code=True" if layered else ""
+    auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    return (
+        f"from transformers import {auto}, AutoTokenizer\n"
+        f"model = {auto}.from_pretrained({json.dumps(str(output))}{trust})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(str(output))})"
+    )

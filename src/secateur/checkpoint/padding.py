@@ -1,0 +1,79 @@
+"""Zero-padding layers of different sizes to equal ones: the same function in a stock class."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..architecture.families import Family
+from ..architecture.layout import LayerShape, linear_sizes, parts
+from ..architecture.stock import accepts
+from ..system.errors import InputError
+
+
+def padded_shape(
+    config: PreTrainedConfig, family: Family, shapes: tuple[LayerShape, ...], model_class: str
+) -> LayerShape:
+    """The smallest shape that holds every layer's heads per group, KV heads and channels, and that stock takes.
+
+    Raises:
+        InputError: no head count up to twice the widest layer's (or the whole model's) is legal.
+    """
+    repeats = max(shape.heads // shape.kv_heads for shape in shapes)
+    kv_heads, ffn = max(shape.kv_heads for shape in shapes), max(shape.ffn for shape in shapes)
+    if family.ffn is None:
+        ffn = family.ffn_of_width * config.hidden_size
+    most = repeats if family.kv_heads is None else 2 * repeats
+    most_kv = max(2 * kv_heads, config.hidden_size // shapes[0].head_dim // repeats)  # where the width says how many
+    candidates = [
+        LayerShape(kv * n_rep, kv, ffn, shapes[0].head_dim)
+        for kv in range(kv_heads, most_kv + 1)
+        for n_rep in range(repeats, most + 1)
+    ]
+    for shape in sorted(candidates, key=lambda s: (s.heads + s.kv_heads, s.heads)):
+        if accepts(config, family, shape, model_class):
+            return shape
+    remedy = f"pass --model-class {family.twin}" if family.twin else "keep the layered checkpoint"
+    raise InputError(
+        f"--format padded: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to "
+        f"{most_kv * most}: {remedy}."
+    )
+
+
+def padded_state(
+    state: dict[str, Tensor], family: Family, shapes: tuple[LayerShape, ...], wide: LayerShape
+) -> Iterator[tuple[str, Tensor]]:
+    """A layered checkpoint's tensors with every layer widened to `wide`.
+
+    Padded channels and heads have zero columns in `down` and `o`, so they add nothing. Each KV head keeps its
+    place and its query heads stay behind it: head h of layer goes to group h // n_rep, slot h % n_rep.
+    """
+    places = [_places(family, number, shape, wide) for number, shape in enumerate(shapes)]
+    moves = {key: move for layer in places for key, move in layer.items()}
+    for name, tensor in state.items():
+        path, _, _ = name.rpartition(".")
+        for dim in (0, 1):
+            if (path, dim) in moves and dim < tensor.dim():
+                index, size = moves[path, dim]
+                along = 1 - dim if family.transposed and tensor.dim() == 2 else dim
+                bigger = list(tensor.shape)
+                bigger[along] = size
+                tensor = tensor.new_zeros(bigger).index_copy_(along, index, tensor)
+        yield name, tensor
+
+
+def _places(
+    family: Family, number: int, shape: LayerShape, wide: LayerShape
+) -> dict[tuple[str, int], tuple[Tensor, int]]:
+    """(linear, dim) -> where each of its entries goes along `dim`, and how many there are then."""
+    n_rep, wide_rep = shape.heads // shape.kv_heads, wide.heads // wide.kv_heads
+    heads = torch.arange(shape.heads)
+    slots = {"q": heads // n_rep * wide_rep + heads % n_rep, "k": torch.arange(shape.kv_heads)}
+    slots |= {"o": slots["q"], "v": slots["k"], "in": torch.arange(shape.ffn), "out": torch.arange(shape.ffn)}
+    sizes, wide_sizes = linear_sizes(family, shape), linear_sizes(family, wide)
+    moves = {side: torch.zeros(size, dtype=torch.long) for side, size in sizes.items()}
+    for old, new in zip(parts(family, shape), parts(family, wide), strict=True):
+        moves[old.linear, old.dim][old.index] = new.index[slots[old.role]]
+    prefix = f"{family.layers}.{number}"
+    return {(f"{prefix}.{path}", dim): (move, wide_sizes[path, dim]) for (path, dim), move in moves.items()}

@@ -1,0 +1,56 @@
+"""The small model's tensors, made from the checkpoint that was fine-tuned: one at a time, nothing of the base held."""
+
+from collections.abc import Iterable, Iterator
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..architecture.quantised import bits_of, dequantised, was_conv1d
+from ..architecture.units import Units, base_linear
+from ..models.loading import ModelSource
+from ..models.original import check_same, original_tensors, sliced_as
+from ..models.surgery import lora_factors, lora_layers, merged, removals
+
+Sides = dict[tuple[str, int], Tensor]
+"""(linear, dim) -> ascending positions that stay."""
+
+
+def merged_from_shards(
+    names: Iterable[str],
+    model: nn.Module,
+    units: Units,
+    keep: dict[str, Tensor],
+    live: Sides,
+    source: ModelSource,
+    *,
+    trust: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """As `surgery.merged_and_sliced`, to the bit, with the frozen weights read from their safetensors files.
+
+    Args:
+        names: the tensors wanted.
+        model: has the LoRA factors; of its base nothing is read but what a quantised one is checked by.
+        units, keep: as the model is now, and what stays of it.
+        live: what the model has left of `source` where it was sliced while it trained.
+        trust: run the model's own code, where it comes with some.
+    Raises:
+        InputError: the checkpoint cannot be read.
+        VerificationError: its weights are not those that the base was quantised from.
+    """
+    names = list(names)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers, stay, modules = lora_layers(base), removals(units, keep), dict(base.named_modules())
+    with original_tensors(source, names, trust) as read:
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            linear = base_linear(layers[path]) if path in layers else modules[path]
+            turned = leaf == "weight" and (isinstance(linear, Conv1D) or was_conv1d(linear))
+            value = read(name)
+            value = sliced_as(value.T if turned else value, path, live)
+            if linear is not None and leaf == "weight" and bits_of(linear):
+                check_same(path, dequantised(linear).cpu(), value)
+            if path in layers and leaf == "weight":
+                value = merged(value, lora_factors(layers[path]))
+            value = sliced_as(value, path, stay)
+            yield name, value.T if turned else value

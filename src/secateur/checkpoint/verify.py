@@ -1,0 +1,301 @@
+"""A written checkpoint is done only when a fresh process, without secateur, computes the same logits from it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..system.errors import VerificationError
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
+"""Largest |Δlogit| over the largest |logit|. The same weights, precision, machine and thread count: 0 in every run so
+far (SmolLM2-135M in float32 and bfloat16 too). What is allowed is a few roundings (4 ulps of the largest logit in
+bfloat16 and float16) of a matmul whose tensors lie elsewhere in memory. The weights themselves are compared to the bit,
+so what logits are left to show is a wrong config or modelling file."""
+
+GREEDY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 6e-3}
+"""How far below the best logit without the cache a token may lie that was chosen with it, over the largest |logit|.
+With the cache the matmuls have other shapes, so ties and near ties may fall the other way (SmolLM2-135M in bfloat16:
+4e-3); reading a wrong cache entry moves logits by their own size."""
+
+PROBE = (
+    "A gardener prunes a tree so that what is left can grow. The cut is made close to the branch, with a sharp blade, "
+    "and never all at once: a few twigs this year, a few the next. Whoever cuts too much in one season finds the tree "
+    "weak in the following spring, while one that was never cut at all bears small and sour fruit."
+)
+
+MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-4}
+"""Mean KL divergence (nats) allowed between the model as trained (LoRA apart, perhaps masks) and as merged and sliced,
+before it is rounded to the checkpoint's precision. Compared wide on purpose: in bfloat16 the roundings of activations
+alone came to 0.026 nats on a 30-layer model, and any bound above that would let a wrong channel through. In float32
+1e-10 is usual; the bound leaves room for a model whose rotary frequencies were rounded by `model.to(bfloat16)`."""
+
+CHILD = r'''
+import json, sys, zlib
+
+class NoSecateur:
+    """The checkpoint must load where secateur is not installed."""
+    def find_spec(self, name, path=None, target=None):
+        if name == "secateur" or name.startswith("secateur."):
+            raise ImportError("secateur is off limits here")
+
+sys.meta_path.insert(0, NoSecateur())
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+results = []
+with open(sys.argv[1], encoding="utf-8") as file:
+    jobs = json.load(file)
+for job in jobs["jobs"]:
+    torch.set_num_threads(jobs["threads"])
+    saved = load_file(job["probe"])
+    config = AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["remote_code"])
+    model, info = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_pretrained(
+        job["folder"], dtype="auto", trust_remote_code=job["remote_code"], output_loading_info=True
+    )
+    model.to(job["device"]).eval()
+    with torch.inference_mode():
+        ids = saved["ids"].to(job["device"])
+        both = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
+        logits = model(ids, use_cache=False, **both).logits.cpu().double()
+        expected = saved["logits"].double()
+        scale = expected.abs().max().item()
+        prompt = ids[:, :16]
+        # Settings that ship with the model (repetition penalty, beams, suppressed tokens, end tokens) would choose
+        # other tokens than the argmax, which is what generation without the cache is compared by.
+        start = getattr(config, "decoder_start_token_id", None)
+        model.generation_config = type(model.generation_config)(decoder_start_token_id=start)
+        written = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0,
+            use_cache=True,
+        )
+        if config.is_encoder_decoder:
+            start, again = 1, model(prompt, decoder_input_ids=written[:, :-1], use_cache=False).logits.double()
+        else:
+            start = prompt.shape[1]
+            again = model(written[:, :-1], use_cache=False).logits[:, start - 1:].double()
+        chosen = again.gather(2, written[:, start:, None]).squeeze(2)
+        greedy_gap = (again.amax(2) - chosen).max().item()
+        checksum = 0
+        for name, weight in model.named_parameters():
+            data = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            checksum ^= zlib.crc32(data, zlib.crc32(name.encode()))
+        alike = logits.shape == expected.shape
+        p, q = expected.log_softmax(-1), logits.log_softmax(-1)
+    results.append({
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "missing": sorted(info["missing_keys"]),
+        "shape_differs": not alike,
+        "difference": (logits - expected).abs().max().item() if alike else float("inf"),
+        "kl": (p.exp() * (p - q)).sum(-1).mean().item() if alike else float("inf"),
+        "scale": scale,
+        "greedy_gap": greedy_gap,
+        "checksum": checksum,
+    })
+print("RESULT" + json.dumps(results))
+'''
+
+
+@dataclass(frozen=True)
+class Check:
+    """One checkpoint to read back, and what it must compute."""
+
+    folder: Path
+    ids: Tensor
+    """(1, tokens)"""
+    logits: Tensor
+    """(1, tokens, vocabulary), of the model in memory"""
+    parameters: int
+    remote_code: bool = False
+    device: str = "cpu"
+    checksum: int | None = None
+    """`weights_checksum` of the model in memory; None: compare logits only."""
+    merged_here: bool = True
+    """False: `logits` are those of the model before LoRA was merged, which rounding moves further."""
+    most_kl: float | None = None
+    """Mean KL divergence (nats) allowed from `logits`, in place of a largest difference: of a quantised base's."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the fresh process found."""
+
+    class_name: str
+    difference: float
+    """Largest |Δlogit|."""
+    greedy_gap: float
+    """How far below the best logit (without cache) any token lies that was generated greedily with the cache."""
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    ids = ids.to(next(model.parameters()).device)
+    both = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, **both).logits
+    model.train(was_training)
+    return logits.cpu().clone()
+
+
+def weights_checksum(model: nn.Module) -> int:
+    """CRC-32 of the names and bytes of all parameters, as the fresh process computes it. Sees a single wrong entry,
+    which in bfloat16 no logit tolerance can."""
+    checksum = 0
+    for name, weight in model.named_parameters():
+        checksum ^= tensor_checksum(name, weight)
+    return checksum
+
+
+def tensor_checksum(name: str, tensor: Tensor) -> int:
+    """One parameter's part of `weights_checksum`; parts are combined by exclusive or, in any order."""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return zlib.crc32(data.data, zlib.crc32(name.encode()))
+
+
+def verify(checks: list[Check]) -> list[Verified]:
+    """Read checkpoints back in one fresh process and compare.
+
+    Raises:
+        VerificationError: names the folder and what differs.
+    """
+    found = _run_child(checks)
+    verified = []
+    for check, result in zip(checks, found, strict=True):
+        tolerance = (TOLERANCE if check.merged_here else GREEDY_TOLERANCE)[check.logits.dtype] * result["scale"]
+        greedy_tolerance = GREEDY_TOLERANCE[check.logits.dtype] * result["scale"]
+        faults = []
+        if result["missing"]:
+            faults.append(f"weights are missing: {', '.join(result['missing'][:3])}")
+        if check.most_kl is not None:
+            if not result["kl"] <= check.most_kl:
+                faults.append(f"it predicts {result['kl']:.3g} nats off what was trained (allowed: {check.most_kl:g})")
+        elif not result["difference"] <= tolerance:
+            faults.append(f"logits differ by {result['difference']:.3g} (allowed: {tolerance:.3g})")
+        if check.checksum not in (None, result["checksum"]):
+            faults.append("weights are not those in memory (CRC-32 differs)")
+        if not result["greedy_gap"] <= greedy_tolerance:
+            faults.append(
+                f"greedy generation with the cache is {result['greedy_gap']:.3g} off the one without "
+                f"(allowed: {greedy_tolerance:.3g})"
+            )
+        if result["parameters"] != check.parameters:
+            faults.append(f"{result['parameters']:,} parameters instead of {check.parameters:,}")
+        if faults:
+            raise VerificationError(f"{check.folder}: read back in a fresh process, {'; '.join(faults)}.")
+        verified.append(Verified(result["class"], result["difference"], result["greedy_gap"]))
+    return verified
+
+
+def _run_child(checks: list[Check]) -> list[dict]:
+    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
+        folder = Path(name)
+        jobs = []
+        for number, check in enumerate(checks):
+            probe = folder / f"probe-{number}.safetensors"
+            save_file({"ids": check.ids.cpu().contiguous(), "logits": check.logits.contiguous()}, probe)
+            jobs.append(
+                {
+                    "folder": str(check.folder.absolute()),
+                    "probe": str(probe),
+                    "remote_code": check.remote_code,
+                    "device": check.device,
+                }
+            )
+        found: list[dict] = fresh_process(CHILD, {"threads": torch.get_num_threads(), "jobs": jobs}, checks[0].folder)
+    return found
+
+
+def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
+    """Run Python `source` in a process that cannot import secateur from here; what it prints after `RESULT`.
+
+    Args:
+        task: given as JSON, in the file that `sys.argv[1]` names.
+        folder: what is read back, for the message.
+    Raises:
+        VerificationError: the process failed; says how it ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
+        file = Path(name) / "task.json"
+        file.write_text(json.dumps(task), encoding="utf-8")
+        # transformers copies a modelling file into this cache under the folder's (temporary) name: not the user's.
+        done = run_python(source, file, {**os.environ, "HF_MODULES_CACHE": str(Path(name) / "modules")})
+    lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT")]
+    if done.returncode or not lines:
+        last = done.stderr.strip().split("\n")[-1] or f"no message, exit code {done.returncode}"
+        if done.returncode == -9:
+            last = "it was killed, probably for lack of memory"
+        raise VerificationError(f"{folder}: a fresh process could not load what was written: {last}")
+    return json.loads(lines[-1].removeprefix("RESULT"))
+
+
+def run_python(source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Python `source` in a process of its own, isolated from this one's folder and packages of the user."""
+    command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
+    """(1, tokens) to compare models on: a paragraph of English, or without a tokenizer every token in turn."""
+    if tokenizer is None:
+        return torch.arange(min(vocabulary, 256)).unsqueeze(0)
+    return torch.tensor([tokenizer(PROBE)["input_ids"]])
+
+
+def wide_of(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which models are compared: at least float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """A model with its narrower parameters widened to `dtype`, which loses nothing, and narrowed again after."""
+    narrow = [(p, p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < dtype.itemsize]
+    for parameter, _ in narrow:
+        parameter.data = parameter.data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, before in narrow:
+            parameter.data = parameter.data.to(before)
+
+
+def compare(what: str, small: PreTrainedModel, origin: str, model: nn.Module, ids: Tensor) -> tuple[float, float]:
+    """Mean KL divergence (nats over positions) of `small` from `model`, and the largest |Δlogit|.
+
+    Raises:
+        VerificationError: the divergence is more than rounding explains, or not a number.
+    """
+    return compare_logits(what, logits_of(small, ids), origin, logits_of(model, ids), small.dtype)
+
+
+def compare_logits(what: str, found: Tensor, origin: str, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """The same from (1, tokens, vocabulary) logits computed in `dtype`."""
+    expected, found = expected.double(), found.double()
+    p, q = expected.log_softmax(-1), found.log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    difference = float((expected - found).abs().max())
+    if not kl <= MOST_KL[dtype]:
+        raise VerificationError(
+            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[dtype]:g}; "
+            f"largest logit difference {difference:.3g})."
+        )
+    return kl, difference

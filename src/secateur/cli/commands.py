@@ -1,0 +1,229 @@
+"""The commands: what each says of itself, its options, and what runs, which is imported only then."""
+
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..config.adapt import AdaptConfig
+from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
+from ..config.prune import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
+from ..config.speed import BenchConfig, PlanConfig
+
+if TYPE_CHECKING:
+    from ..compare.grid import Comparison
+    from ..system.progress import Progress
+
+
+def _prune(config: PruneConfig) -> int:
+    from ..runs.prune import prune
+    from ..runs.summary import run_summary
+    from ..training.prepare import prepare
+
+    return _trained(prepare(config), prune, run_summary)
+
+
+def _adapt(config: AdaptConfig) -> int:
+    from ..runs.adapt import adapt, prepare_adapt
+    from ..runs.summary import adapt_summary
+
+    return _trained(prepare_adapt(config), adapt, adapt_summary)
+
+
+def _trained(job: Any, run: Callable[[Any, "Progress"], dict[str, Any]], words: Callable[[dict[str, Any]], str]) -> int:
+    """Run a prepared job; of several processes the first one speaks."""
+    from ..parallel.distributed import leave
+    from ..runs.summary import loading_lines
+    from ..system.launcher import rank
+    from ..system.progress import Progress
+
+    if rank() > 0:
+        with open(os.devnull, "w") as silence:
+            run(job, Progress(job.total_steps, silence))
+        leave()
+        return 0
+    result = run(job, Progress(job.total_steps))
+    leave()
+    print(words(result))
+    print(loading_lines(result))
+    return 0
+
+
+def _quickstart(config: QuickstartConfig) -> int:
+    from ..runs.quickstart import quickstart
+
+    quickstart(config)
+    return 0
+
+
+def _eval(config: EvalConfig) -> int:
+    from ..evaluation.assess import evaluate_models
+
+    if words := evaluate_models(config):
+        print(words)
+    return 0
+
+
+def _compare(comparison: "Comparison") -> int:
+    from ..parallel.distributed import part_ways
+
+    share = part_ways()  # before any import that looks for GPUs
+    from ..compare.command import compare
+
+    if share.number > 0:
+        with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
+            compare(comparison, share)
+        return 0
+    print("\n" + compare(comparison, share))
+    print(f"\ntables, plot and records: {comparison.settings.output}")
+    return 0
+
+
+def _export(config: ExportConfig) -> int:
+    from ..checkpoint.export import export_config
+    from ..runs.summary import export_summary
+
+    print(export_summary(export_config(config).to_dict()))
+    return 0
+
+
+def _sample(config: SampleConfig) -> int:
+    from ..evaluation.sample import sample_models
+
+    print(sample_models(config))
+    return 0
+
+
+def _report(config: ReportConfig) -> int:
+    from ..report import make_report
+
+    for path in make_report(config):
+        print(path)
+    return 0
+
+
+def _bench(config: BenchConfig) -> int:
+    from ..evaluation.bench import bench
+
+    print(bench(config))
+    return 0
+
+
+def _plan(config: PlanConfig) -> int:
+    from ..plan.command import plan
+
+    print(plan(config))
+    return 0
+
+
+def _families(_: None) -> int:
+    from ..architecture.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
+        print(f"{name:12} {units}")
+        for note in family.notes:
+            print(f"{'':12} {note}")
+    print("\nkind of unit (formats in which a model without some of them can be written)")
+    print("stock: loads anywhere; layered: with a modelling file (trust_remote_code); padded: stock, zeros kept")
+    return 0
+
+
+def _criteria(_: None) -> int:
+    from ..criteria import CRITERIA
+
+    for name, criterion in CRITERIA.items():
+        needs = ", ".join(sorted(criterion.needs)) or "nothing"
+        print(f"{name:19} {criterion.summary} (needs {needs})")
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it says of itself, its options, what runs."""
+
+    summary: str
+    run: Callable[[Any], int]
+    options: tuple[type, ...] = ()
+    example: str = ""
+    memory: tuple[str, str] | None = None
+    """What it does when memory runs out (beyond loading a model), and the remedy."""
+
+
+TRAINING = (
+    "running",
+    "Raise --accumulation, lower --batch-size or --seq-len, pass --gradient-checkpointing, or hold the base in "
+    "--load-in 8bit or 4bit.",
+)
+COMMANDS = {
+    "quickstart": Command(
+        "prune a small real model on real text: no data and no hub needed, a few minutes",
+        _quickstart,
+        (QuickstartConfig,),
+        "secateur quickstart",
+    ),
+    "prune": Command(
+        "prune a model while LoRA fine-tunes it",
+        _prune,
+        (PruneConfig,),
+        "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
+        TRAINING,
+    ),
+    "adapt": Command(
+        "train a LoRA adapter from a high rank down to a low one",
+        _adapt,
+        (AdaptConfig,),
+        "secateur adapt --model ./llama --data gsm8k.jsonl --init-rank 64 --rank 8 --output ./adapter",
+        TRAINING,
+    ),
+    "compare": Command(
+        "run a grid of prune's options and put the results in one table; comma-separated values make an axis",
+        _compare,
+        (CompareConfig, PruneConfig),
+        "secateur compare --model ./llama --data c4.jsonl --criterion lora,taylor --sparsity 0.2,0.5 "
+        "--evaluate-on wiki.txt --output ./grid",
+        TRAINING,
+    ),
+    "eval": Command(
+        "perplexity of a model, or of two side by side",
+        _eval,
+        (EvalConfig,),
+        "secateur eval --model ./small --against ./llama --data wiki.test.raw",
+        ("evaluating", "Lower --batch-size or --seq-len, or choose a smaller model."),
+    ),
+    "export": Command(
+        "write a checkpoint in another format",
+        _export,
+        (ExportConfig,),
+        "secateur export --model ./small --format padded --output ./small-padded",
+    ),
+    "sample": Command(
+        "what a model answers to prompts, or two models side by side",
+        _sample,
+        (SampleConfig,),
+        'secateur sample --model ./small --against ./llama --prompts "Why is the sky blue?"',
+        ("writing answers", "Lower --max-new-tokens, give shorter prompts, or choose a smaller model."),
+    ),
+    "report": Command(
+        "one self-contained page about a run, or about several side by side",
+        _report,
+        (ReportConfig,),
+        "secateur report ./small",
+    ),
+    "plan": Command(
+        "what a run of prune would remove, and the memory it takes; reads no weights",
+        _plan,
+        (PlanConfig,),
+        "secateur plan --model ./llama --sparsity 0.5 --batch-size 4 --seq-len 1024",
+    ),
+    "bench": Command(
+        "time a model against another: latency, decoding speed, memory, sizes",
+        _bench,
+        (BenchConfig,),
+        "secateur bench --model ./small --against ./llama",
+        ("measuring", "Lower --batch-sizes or --seq-len, pass --no-memory, or choose a smaller model."),
+    ),
+    "families": Command("list the architectures that can be pruned", _families),
+    "criteria": Command("list what can score the units", _criteria),
+}

@@ -1,0 +1,171 @@
+"""The command line: flags to configs, errors to exit codes. No logic of its own.
+
+Flags are generated from the commands' config dataclasses; torch is imported only when a command runs.
+"""
+
+import argparse
+import errno
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from ..config.options import build
+from ..config.prune import CompareConfig
+from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
+from ..system.progress import Escaping, safe
+from ..system.registry import did_you_mean
+from ..system.signals import Terminated, terminated_tidily
+from ..system.version import VERSION
+from .commands import COMMANDS
+
+INTERRUPTED = 130
+FILE_SYSTEM = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)
+"""Refusals that name a place which the user chose."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code (0 done, 2 bad input, 3 memory, 4 verification, 5 numbers)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+    debug = "--debug" in arguments
+    try:
+        # What commands print has names and texts in it that come from models and data.
+        with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):
+            command, config = _parse(arguments)
+            return command(config)
+    except SecateurError as error:
+        return _fail(error, debug=debug)
+    except KeyboardInterrupt as error:
+        print("secateur: interrupted; nothing was written to the output folder.", file=sys.stderr)
+        return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if ours := _as_ours(error, arguments):
+            return _fail(ours, debug=debug)
+        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours; its subparsers are of the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See {self.prog} --help.")
+
+
+def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
+    parser = _Parser(
+        prog="secateur",
+        description="Prune a large language model while LoRA fine-tunes it; get an ordinary, smaller checkpoint.",
+        epilog="secateur COMMAND --help lists a command's options. Start with: secateur quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"secateur {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example: {command.example}" if command.example else None,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        _add_options(sub, command.options)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
+    given = vars(parser.parse_args(arguments or ["--help"]))
+    name = given.pop("command")
+    given.pop("debug", None)
+    command = COMMANDS[name]
+    if not command.options:
+        return command.run, None
+    file = given.pop("config", None)
+    if command.options[0] is CompareConfig:
+        from ..compare.grid import build_comparison
+
+        return command.run, build_comparison(given, file)
+    return command.run, build(command.options[0], given, file)
+
+
+def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> None:
+    """One flag per field; values stay text, so that YAML and the command line are converted in one place."""
+    if not classes:
+        return
+    hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
+    known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
+    groups: dict[str, Any] = {}
+    for f in known.values():
+        group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
+        flag = "--" + f.name.replace("_", "-")
+        text = f.metadata["help"].replace("%", "%%")
+        if f.metadata["positional"]:
+            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
+            continue
+        if hints[f.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        if f.default is MISSING:
+            text += " (required)"
+        elif f.default not in (None, ()):
+            text += f" (default: {f.default})"
+        metavar = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else _metavar(hints[f.name])
+        group.add_argument(flag, help=text, metavar=metavar, nargs="+" if get_origin(hints[f.name]) is tuple else None)
+    parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
+
+
+def _metavar(hint: Any) -> str:
+    kinds = get_args(hint) or (hint,)
+    if int in kinds and str in kinds:
+        return "SIZE"
+    if int in kinds and float in kinds:
+        return "STEPS|FRACTION"
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
+def _fail(error: SecateurError, *, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        print(safe("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    print(f"secateur: error: {safe(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def _as_ours(error: Exception, arguments: list[str]) -> SecateurError | None:
+    """What a user can mend but no command has put into words: memory, and a file system's refusals."""
+    if isinstance(error, OSError) and (error.errno in FILE_SYSTEM or disk_is_full(error)):
+        reason = error.strerror or str(error)
+        place = str(error.filename or "")
+        place = f"{place[:200]} ... ({len(place):,} characters)" if len(place) > 200 else place
+        return InputError(
+            f"{place + ': ' if place else ''}{reason}: check the path, its permissions and the room on its disk."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return InputError(
+            "an adapter's or model's file is a pickle, which can run code when it is opened: refused. Where you trust "
+            "it, convert it once with save_pretrained, which writes safetensors, and give that."
+        )
+    if out_of_memory(error):
+        command = COMMANDS.get(arguments[0] if arguments else "")
+        part, remedy = (command.memory if command else None) or ("running", "Choose a smaller model.")
+        return OutOfMemoryError(f"out of memory while {part}. {remedy}")
+    return None

@@ -1,0 +1,194 @@
+"""`secateur compare`'s options: which runs, and whether they compare. No torch here."""
+
+from dataclasses import MISSING, Field, dataclass, fields
+from itertools import product
+from typing import Any
+
+from ..config.options import build, flag, known_options, read_options
+from ..config.prune import CompareConfig, PruneConfig
+from ..config.run import RunConfig
+from ..system.errors import InputError, all_faults
+from ..system.locks import LOCK
+from ..system.registry import did_you_mean
+
+SAME_EVERYWHERE = (
+    "model", "data", "steps", "epochs", "batch_size", "seq_len", "response_only", "packing", "eval_seq_len",
+    "eval_tokens",
+)  # fmt: skip
+"""Cells that differ in one of these are not comparable."""
+TARGETS = ("sparsity", "target_params", "target_bytes")
+"""Ways to say how small the model gets."""
+LISTS = ("data", "targets")
+"""Options of `prune` that are lists themselves: more than one value is one cell's."""
+UNTRAINED = ("model", "trust_remote_code", "seq_len", "eval_seq_len", "eval_tokens", "dtype")
+"""What a model that is only measured depends on."""
+TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
+"""Axes that the baselines take part in too."""
+HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
+"""Options that change no result."""
+ONLY = {
+    "floor": ("allocation", "global"),
+    "across_layers": ("allocation", "global"),
+    "gate_tokens": ("criterion", "gate"),
+}
+"""Options that are felt where another one has a value, alone."""
+FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
+"""Options that came later with another default: what a record without them means."""
+CONDITIONS = (*TRAINED, *TARGETS)
+"""Axes that are no contenders by themselves: where cells are named, these are for them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    name: str
+    config: PruneConfig
+    kind: str = "prune"
+    """`prune`, or a baseline: `dense` (not trained), `dense+lora` (trained, not pruned)."""
+    series: str = ""
+    """Its name without the seed: cells of one series differ in their seed alone."""
+    contender: str = ""
+    """Its name without seed and learning rate: what gets its best of the learning rates."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A grid of runs whose options are good."""
+
+    settings: CompareConfig
+    cells: tuple[Cell, ...]
+
+
+def build_comparison(given: dict[str, Any], config_file: str | None = None) -> Comparison:
+    """The grid that options and a YAML file ask for. An option of `prune` with several values is an axis.
+
+    Raises:
+        InputError: faults of any cell, cells that do not compare, two cells of one name.
+    """
+    values = read_options(given, config_file)
+    own = known_options(CompareConfig)
+    settings = build(CompareConfig, {key: value for key, value in values.items() if key in own})
+    shared, axes = _axes({key: value for key, value in values.items() if key not in own or key == "output"})
+    cells = [cell for name in settings.baselines for cell in _baselines(name, shared, axes)]
+    if not settings.cells or not axes.keys() <= set(CONDITIONS):
+        cells += _crossed("", shared, axes)
+    for line in settings.cells:
+        name, changes = _named_cell(line)
+        left = (set(TARGETS) if any(key in changes for key in TARGETS) else set()) | set(changes)
+        others = {key: value for key, value in shared.items() if key not in left}
+        cells += _crossed(name, others | changes, {key: values for key, values in axes.items() if key not in left})
+    names = [cell.name for cell in cells]
+    all_faults([f"two cells are called {name!r}: rename one." for name in set(names) if names.count(name) > 1])
+    known = {name for cell in cells for name in (cell.name, cell.series, cell.contender)}
+    if settings.reference is not None and settings.reference not in known:
+        raise InputError(
+            f"--reference {settings.reference}: no cell is called that. {did_you_mean(settings.reference, known)}"
+            f"Choose from: {', '.join(dict.fromkeys(cell.contender for cell in cells))}."
+        )
+    if not settings.allow_different:
+        _check_alike(cells)
+    return Comparison(settings, tuple(cells))
+
+
+def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Options with one value, and those with several (`lora,taylor`, or a YAML list)."""
+    shared: dict[str, Any] = {}
+    axes: dict[str, list[str]] = {}
+    for key, value in values.items():
+        items = value.split(",") if isinstance(value, str) else value
+        several = isinstance(items, list) and len(items) > 1
+        if several and key not in (*LISTS, "output"):
+            axes[key] = [str(item).strip() for item in items]
+        else:
+            shared[key] = value
+    return shared, axes
+
+
+def _baselines(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) -> list[Cell]:
+    """A baseline for each condition that it can feel: for a model that is not trained, no learning rate or seed."""
+    felt = UNTRAINED if name == "dense" else TRAINED
+    # A criterion scores nothing in a baseline; but LoRA on chosen linears alone does not go with every criterion.
+    names = (*CONDITIONS, *(("criterion",) if "targets" in shared else ()))
+    first = {key: values[0] for key, values in axes.items() if key in names}
+    return _crossed(name, {**shared, **first}, {key: axes[key] for key in axes if key in felt}, kind=name)
+
+
+def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind: str = "prune") -> list[Cell]:
+    """A cell for each combination of the axes' values, called by them."""
+    cells = []
+    for combination in product(*axes.values()):
+        changes = dict(zip(axes, combination, strict=True))
+        whole, series, contender = (
+            "_".join([name] * bool(name) + [_label(key, changes[key]) for key in changes if key not in left]) or "run"
+            for left in ((), ("seed",), ("seed", "lr"))
+        )
+        cells.append(Cell(whole, _config(whole, {**shared, **changes}), kind, series, contender))
+    return cells
+
+
+def _config(name: str, options: dict[str, Any]) -> PruneConfig:
+    try:
+        return build(PruneConfig, options)
+    except InputError as error:
+        raise InputError(f"cell {name!r}: {error}") from None
+
+
+def _named_cell(line: str) -> tuple[str, dict[str, str]]:
+    """`best: criterion=gate lora_init=pissa` -> its name and options."""
+    name, colon, rest = line.partition(":")
+    pairs = [item.partition("=") for item in rest.split()]
+    if not colon or not pairs or any(not equals for _, equals, _ in pairs):
+        raise InputError(f"--cells {line!r}: write it as `name: option=value option=value`.")
+    name = name.strip()
+    if name in ("", LOCK) or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
+        raise InputError(
+            f"--cells {line!r}: {name!r} is to be a folder's name: use letters, digits, spaces and ._+- (no dot first)."
+        )
+    changes = {key.replace("-", "_"): value for key, _, value in pairs}
+    known = known_options(PruneConfig)
+    all_faults(
+        [f"--cells {name}: unknown option {key!r}. {did_you_mean(key, known)}" for key in changes if key not in known]
+    )
+    return name, changes
+
+
+def _label(key: str, value: str) -> str:
+    """`lora` for criterion=lora, `sparsity0.5` otherwise; safe as a folder's name."""
+    text = value if key in ("criterion", "schedule", "allocation") else f"{key.replace('_', '-')}{value}"
+    return "".join(c if c.isalnum() or c in ".+-" else "-" for c in text)
+
+
+def _check_alike(cells: list[Cell]) -> None:
+    faults = []
+    for name in SAME_EVERYWHERE:
+        found = {str(getattr(cell.config, name)) for cell in cells}
+        if len(found) > 1:
+            faults.append(
+                f"cells differ in {flag(name)} ({', '.join(sorted(found))}), so their results do not compare: give all "
+                "the same, or pass --allow-different."
+            )
+    all_faults(faults)
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune") -> list[str]:
+    """`lr: 0.0005 -> 0.001` for every option in which two recorded configs differ and that a cell of this kind feels.
+
+    An option that a record of an earlier version does not have was at its default then.
+    """
+    trained = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
+    felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
+    felt.difference_update(
+        name for name, (where, needed) in ONLY.items() if needed not in (one.get(where), other.get(where))
+    )
+
+    def value(config: dict[str, Any], option: Field[Any]) -> Any:
+        default = FORMERLY.get(option.name, None if option.default is MISSING else option.default)
+        found = config.get(option.name, default)
+        return list(found) if isinstance(found, tuple) else found
+
+    return [
+        f"{f.name}: {value(one, f)} -> {value(other, f)}"
+        for f in fields(PruneConfig)
+        if f.name in felt and f.name not in HOW and value(one, f) != value(other, f)
+    ]

@@ -1,0 +1,100 @@
+"""Cells of a comparison that have been run: their records, and whether they belong to it as it is now."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.documents import fingerprint
+from ..models.devices import compute_dtype, name_of
+from ..system.errors import InputError
+from ..system.records import FORMAT
+from .grid import Cell, differences
+
+RECORD = "result.json"
+AWAY = "choose another --output, or move that folder away to run it again."
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A cell's record.
+
+    Raises:
+        InputError: it is damaged, or of a newer version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        layout = record.get("environment", {}).get("record_format", FORMAT)
+        for name in ("name", "kind", "status", "config") if layout <= FORMAT else ():
+            record[name]
+        if record["status"] == "done" and layout <= FORMAT:
+            for measured in record["perplexity"].values():
+                measured["perplexity"], measured["mean_nll"], measured["text"]["sha256"]
+            record["parameters"], record["training_data"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise InputError(f"{path}: this cell's record is damaged ({type(error).__name__}: {reason}): {AWAY}") from None
+    if layout > FORMAT:
+        raise InputError(
+            f"{path} was written by a newer secateur (record format {layout}; this one reads up to {FORMAT}): update "
+            f"secateur, or {AWAY}"
+        )
+    return dict(record)
+
+
+def recorded(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """The record of a cell that is there already, or None.
+
+    Raises:
+        InputError: it is there with other options; `read_record`.
+    """
+    path = folder / cell.name / RECORD
+    if not path.exists():
+        return None
+    record = read_record(path)
+    now = json.loads(json.dumps(asdict(cell.config)))
+    if changed := differences(record["config"], now, cell.kind):
+        raise InputError(f"{path.parent}: this cell was run with other options ({'; '.join(changed)}): {AWAY}")
+    return record
+
+
+def check_inputs(folder: Path, cells: Sequence[Cell], texts: dict[str, str]) -> None:
+    """Whether recorded cells were trained and measured on what the files hold now.
+
+    Args:
+        texts: evaluation text -> sha256 of what it holds now.
+    Raises:
+        InputError: a cell was not.
+    """
+    contents = cache(lambda data: [_content(entry) for entry in fingerprint(data)])
+    for cell in cells:
+        record = recorded(folder, cell)
+        if record is None or record["status"] != "done":
+            continue
+        place = folder / cell.name
+        if cell.kind != "dense":
+            then = [_content(entry) for entry in record["training_data"]]
+            if then != contents(cell.config.data):
+                raise InputError(
+                    f"{place}: --data {' '.join(cell.config.data)} holds other text now than when this cell was run: "
+                    f"{AWAY} With --allow-different it is compared as it is."
+                )
+        measured = {found["text"]["sha256"] for found in record["perplexity"].values()}
+        now = name_of(compute_dtype(cell.config.dtype))
+        for found in record["perplexity"].values():
+            if found.get("dtype", now) != now:
+                raise InputError(
+                    f"{place}: this cell was computed in {found['dtype']}, and on this machine others would be in "
+                    f"{now}: {AWAY} With --allow-different they are compared as they are."
+                )
+        for spec, digest in texts.items():
+            if digest not in measured:
+                raise InputError(
+                    f"{place}: this cell was not measured on --evaluate-on {spec} as it is now, but on "
+                    f"{', '.join(record['perplexity'])}: {AWAY} With --allow-different the figure is left out."
+                )
+
+
+def _content(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry.get("rows"), entry.get("characters"), entry.get("sha256")

@@ -1,0 +1,69 @@
+"""The options of `bench` and `plan`. Importing this module imports no torch."""
+
+from dataclasses import dataclass
+
+from .options import at_least, choice_faults, option
+from .prune import PruneConfig
+from .sizes import parse_bytes, size_faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Everything that `secateur bench` can be told."""
+
+    model: str = option("the model to time: folder, GGUF file, hub id or embedded name", group="model")
+    against: str | None = option("the model to compare it with; the ratios are to this one", None, group="model")
+    adapter: str | None = option("also time --model with this LoRA adapter, merged and not", None, group="model")
+    trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
+    seq_len: int = option("tokens of a prompt", 512, group="measurement")
+    batch_sizes: tuple[str, ...] = option("prompts per forward pass", ("1", "8"), group="measurement")
+    decode_tokens: int = option("tokens to generate greedily after a prompt of 64; 0: none", 32, group="measurement")
+    repeats: int = option("timed turns; the models take turns", 7, group="measurement")
+    memory: bool = option("measure each model's peak memory in a process of its own", True, group="measurement")
+    dtype: str = option(
+        "computation: auto takes bfloat16 where the hardware has it",
+        "auto",
+        group="measurement",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    output: str | None = option("write the figures to this JSON file", None, group="output")
+    overwrite: bool = option("replace an existing --output file", False, group="output")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = choice_faults(self)
+        for name in ("seq_len", "repeats"):
+            found += at_least(self, name, 1)
+        found += at_least(self, "decode_tokens", 0)
+        for size in self.batch_sizes:
+            if not size.isdecimal() or int(size) < 1:
+                found.append(f"--batch-sizes {size!r}: give whole numbers from 1, such as 1 8.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PruneConfig):
+    """`secateur plan` takes what `prune` takes; data and output are not looked at."""
+
+    data: tuple[str, ...] = option("not needed: a plan reads no text", (), group="data")
+    output: str = option("not needed: a plan writes nothing", "", group="output")
+    json: str | None = option("also write the plan to this JSON file", None, group="output")
+    device_memory: str | None = option("memory of a device, such as 24GB; default: this machine's", None, group="plan")
+    devices: int = option("devices that train together, for memory and traffic of each", 1, group="plan")
+    device_tflops: float | None = option(
+        "TFLOP/s of a device in matrix products; default: as timed on this machine", None, group="plan"
+    )
+    link_bandwidth: str = option(
+        "what a device sends to the others in a second (50GB: a port of 400 Gbit/s)", "50GB", group="plan"
+    )
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = super().faults() + at_least(self, "devices", 1)
+        for name in ("device_memory", "link_bandwidth"):
+            found += size_faults(self, name, parse_bytes)
+        if self.device_tflops is not None and not self.device_tflops > 0:
+            found.append(f"--device-tflops is {self.device_tflops}: it must be above 0, such as 312.")
+        if not found and not parse_bytes(self.link_bandwidth, "--link-bandwidth"):
+            found.append(f"--link-bandwidth is {self.link_bandwidth}: it must be above 0, such as 50GB.")
+        return found

@@ -1,0 +1,7 @@
+"""Text in, tokens out: documents of every accepted form, evaluation texts by name, the text that needs no hub."""
+
+from .documents import Document, read_documents
+from .presets import PRESETS, preset_text
+from .tokens import Blocks, evaluation_tokens, training_blocks
+
+__all__ = ["PRESETS", "Blocks", "Document", "evaluation_tokens", "preset_text", "read_documents", "training_blocks"]

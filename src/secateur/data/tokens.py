@@ -1,0 +1,243 @@
+"""Documents to token blocks for training, and to one run of tokens for evaluation."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..system.errors import InputError
+from .documents import Document, Message, read_documents, with_split
+
+if TYPE_CHECKING:
+    import torch
+
+MARK = "=@secateur@="  # stands for a response while its place in the chat template's output is looked for
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Packed training sequences; a torch map-style data set of {"input_ids", "labels"}, each (seq_len,).
+
+    With documents kept apart also "position_ids", which begin at 0 in each document of a block.
+    """
+
+    seq_len: int
+    input_ids: list[list[int]]
+    labels: list[list[int]] = field(repr=False)
+    n_documents: int
+    n_tokens: int  # in the blocks
+    n_label_tokens: int  # of these, with a label
+    n_dropped_tokens: int  # the remainder, and blocks without a label
+    position_ids: list[list[int]] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+        return row if self.position_ids is None else row | {"position_ids": self.position_ids[index]}
+
+    def batch(self, rows: Iterable[Any], device: Any = None) -> tuple[dict[str, "torch.Tensor"], "torch.Tensor"]:
+        """What the model is given of these rows, and their labels; each (rows, seq_len)."""
+        import torch
+
+        blocks = [self[int(row)] for row in rows]
+        columns = {key: torch.tensor([block[key] for block in blocks], device=device) for key in blocks[0]}
+        return columns, columns.pop("labels")
+
+
+def training_blocks(
+    specs: Sequence[str],
+    tokenizer: Any,
+    *,
+    seq_len: int,
+    response_only: bool = False,
+    packing: str = "joined",
+    seed: int = 0,
+) -> Blocks:
+    """Documents in an order fixed by `seed`, tokenised, one after the other, cut into blocks of `seq_len` tokens.
+
+    A text ends with the end-of-sequence token; a conversation goes through the chat template (without one:
+    an Alpaca-like prompt). `response_only`: labels on the assistant's words and the token that ends them.
+    `packing`: `joined` makes one text of them; `separate` begins positions anew in each document, which transformers
+    takes for the end of what attention sees, and gives its first token no label.
+
+    Raises:
+        InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
+    """
+    documents = [d for spec in specs for d in read_documents(spec) if d.raw.strip()]
+    random.Random(seed).shuffle(documents)
+    ids: list[int] = []
+    labels: list[int] = []
+    starts: list[int] = []  # of each token's document
+    for document in documents:
+        new_ids, new_labels = _tokenise(document, tokenizer, response_only)
+        if packing == "separate":
+            new_labels = [IGNORED, *new_labels[1:]]
+            starts += [len(ids)] * len(new_ids)
+        ids += new_ids
+        labels += new_labels
+    cuts = range(0, len(ids) - seq_len + 1, seq_len)
+    if not cuts:
+        raise InputError(
+            f"the data has {len(ids)} tokens in {len(documents)} documents and one sequence takes "
+            f"--seq-len {seq_len}: give more data or shorter sequences."
+        )
+    # the first label of a block is never predicted
+    kept = [i for i in cuts if any(label != IGNORED for label in labels[i + 1 : i + seq_len])]
+    if not kept:
+        raise InputError("no sequence has a response in it: check the roles, or leave out --response-only.")
+    return Blocks(
+        seq_len=seq_len,
+        input_ids=[ids[i : i + seq_len] for i in kept],
+        labels=[labels[i : i + seq_len] for i in kept],
+        n_documents=len(documents),
+        n_tokens=len(kept) * seq_len,
+        n_label_tokens=sum(label != IGNORED for i in kept for label in labels[i : i + seq_len]),
+        n_dropped_tokens=len(ids) - len(kept) * seq_len,
+        position_ids=[[at - max(starts[at], i) for at in range(i, i + seq_len)] for i in kept] if starts else None,
+    )
+
+
+def require_batches(blocks: Blocks, batch_size: int) -> None:
+    """Refuse data that does not fill one batch of `batch_size` sequences."""
+    if len(blocks) < batch_size:
+        raise InputError(
+            f"the data gives {len(blocks)} sequences of {blocks.seq_len} tokens, fewer tokens than one batch: "
+            f"--batch-size is {batch_size}. Give more data, a smaller --batch-size or a shorter --seq-len."
+        )
+
+
+def evaluation_tokens(
+    spec: str, tokenizer: Any, *, max_tokens: int | None = None
+) -> tuple["torch.Tensor", dict[str, Any]]:
+    """The text of `spec` as one run of tokens, (n,) int64, at most `max_tokens`, and a record of what it is.
+
+    A file's text goes in as it is, rows are joined by a blank line (WikiText's usual form), no end-of-sequence
+    tokens between; conversations go through the chat template. `sha256` and `characters` are of the whole text.
+    A name without a split means the test (held-out) split, and the record says so.
+
+    Raises:
+        InputError: as `read_documents`; fewer than two tokens.
+    """
+    import torch
+
+    documents = read_documents(spec, evaluation=True)
+    chat = any(d.kind == "chat" for d in documents)
+    parts = [_render(d.messages, tokenizer, d.origin) if d.kind == "chat" else d.text for d in documents]
+    text = "\n\n".join(parts)
+    ids = first_tokens(text, tokenizer, max_tokens, add_special_tokens=not chat)
+    if len(ids) < 2:
+        raise InputError(f"evaluation data {spec} has {len(ids)} tokens: two are needed at least.")
+    joined = "one text" if len(parts) == 1 else f"{len(parts)} rows joined by a blank line"
+    info = {
+        "data": with_split(spec, evaluation=True),
+        "joined": joined + (", through the chat template" if chat else ""),
+        "characters": len(text),
+        "tokens": len(ids),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return torch.tensor(ids, dtype=torch.long), info
+
+
+def first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_special_tokens: bool) -> list[int]:
+    """The first `max_tokens` tokens of `text`, without tokenising much more of it than that takes."""
+    length = len(text) if max_tokens is None else 16 * max_tokens
+    while True:
+        ids = tokenizer(text[:length], add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        # a cut changes tokens near it only: with a margin, the first ones are those of the whole text
+        if length >= len(text) or (max_tokens is not None and len(ids) >= max_tokens + 256):
+            return ids[:max_tokens]
+        length *= 2
+
+
+def _tokenise(document: Document, tokenizer: Any, response_only: bool) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one document."""
+    if document.kind == "text":
+        if response_only:
+            raise InputError(
+                f"--response-only needs instruction or chat rows, and {document.origin} is plain text: "
+                "leave out the option or that data."
+            )
+        ids = list(tokenizer(document.text, verbose=False)["input_ids"])
+        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+            ids.append(tokenizer.eos_token_id)
+        return ids, ids
+    text = _render(document.messages, tokenizer, document.origin)
+    if not response_only:
+        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return ids, ids
+    if not tokenizer.is_fast:
+        raise InputError("--response-only needs a fast tokenizer (tokenizer.json): convert it, or drop it.")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, spans = list(encoded["input_ids"]), encoded["offset_mapping"]
+    labels = [IGNORED] * len(ids)
+    special = set(tokenizer.all_special_ids)
+    for start, end in _responses(document, text, tokenizer):
+        for i in _tokens_of(start, end, text, ids, spans, special):
+            labels[i] = ids[i]
+    return ids, labels
+
+
+def _tokens_of(
+    start: int, end: int, text: str, ids: list[int], spans: list[tuple[int, int]], special: set[int]
+) -> Iterator[int]:
+    """Indices of the tokens of text[start:end], and of the special token that ends the turn if one follows."""
+    for i, (first, last) in enumerate(spans):
+        if last <= start:
+            continue
+        if first < end:
+            # a token may begin with the blank before the response (" Hello"), not with the prompt's words
+            if first >= start or text[first:start].isspace():
+                yield i
+        elif ids[i] in special:
+            yield i
+            return
+        elif text[first:last].strip():
+            return
+
+
+def _responses(document: Document, text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Character ranges of the assistant's contents in the rendered conversation `text`."""
+    for i, (role, content) in enumerate(document.messages):
+        if role != "assistant":
+            continue
+        marked = (*document.messages[:i], (role, MARK), *document.messages[i + 1 :])
+        before, _, after = _render(marked, tokenizer, document.origin).partition(MARK)
+        for written in (content, content.strip()):  # templates may trim the content
+            if text == before + written + after:
+                yield len(before), len(before) + len(written)
+                break
+        else:
+            raise InputError(
+                f"{document.origin}: --response-only cannot follow the tokenizer's chat template, which does not "
+                f"write turn {i + 1} as it is in the data: leave out the option, or use another template."
+            )
+
+
+def _render(messages: Sequence[Message], tokenizer: Any, origin: str) -> str:
+    """The conversation as the chat template writes it, or in a plain form when the tokenizer has no template."""
+    if tokenizer.chat_template is None:
+        return _plain_prompt(messages, tokenizer)
+    turns = [{"role": role, "content": content} for role, content in messages]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # jinja2's errors, and what a template raises itself
+        raise InputError(
+            f"{origin}: the tokenizer's chat template refuses this conversation ({error}): "
+            f"its roles are {', '.join(role for role, _ in messages)}; reorder or remove the row."
+        ) from None
+
+
+def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+    """Alpaca-like headings, every response ended with the end-of-sequence token."""
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    parts = [tokenizer.bos_token if begins else ""]
+    for role, content in messages:
+        if role == "assistant":
+            parts.append(f"### Response:\n{content}{tokenizer.eos_token or ''}\n\n")
+        else:
+            parts.append(f"{content}\n\n" if role == "system" else f"### Instruction:\n{content}\n\n")
+    return "".join(parts).removesuffix("\n\n")

@@ -1,0 +1,284 @@
+"""`secateur eval`: one model or two on a text and on tasks, with what to know about the figures."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..config.evaluation import EvalConfig
+from ..data.documents import check_spec, read_documents
+from ..data.overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
+from ..data.presets import PRESETS, preset_text
+from ..data.tokens import evaluation_tokens, first_tokens
+from ..models.benchmark import parameter_count
+from ..models.devices import compute_dtype, default_device, widened
+from ..models.loading import ModelSource, check_checkpoint, load_config, load_model, load_tokenizer, resolve_model
+from ..parallel.distributed import join, leave
+from ..system.errors import all_faults
+from ..system.launcher import rank
+from ..system.output import check_output_file
+from ..system.progress import Progress
+from ..system.records import environment, write_json
+from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
+from .harness import TaskOptions, check_tasks, run_tasks
+from .perplexity import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
+from .text import perplexity_lines, task_lines
+
+DEFAULT_SEQ_LEN = 1024
+SEGMENTS_PER_PASS, PROMPTS_PER_PASS = 2, 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate, not yet loaded."""
+
+    name: str
+    source: ModelSource
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Text:
+    """What perplexity is measured on."""
+
+    token_ids: tuple[Tensor, ...]
+    """(tokens,) of each model; the same tensor where their tokenizers cut the text alike."""
+    seq_len: int
+    info: dict[str, Any]
+    overlaps: list[Overlap]
+
+    @property
+    def cut_alike(self) -> bool:
+        return all(torch.equal(ids, self.token_ids[0]) for ids in self.token_ids)
+
+
+@dataclass
+class Findings:
+    """What was measured of one model."""
+
+    parameters: int = 0
+    perplexity: Perplexity | None = None
+    losses: Tensor | None = None
+    """(segments,), behind `perplexity`."""
+    nats_per_byte: float | None = None
+    """Of the whole text, where the models' tokens are not the same."""
+    tasks: dict[str, TaskFigure] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"parameters": self.parameters}
+        if self.perplexity:
+            found |= self.perplexity.to_dict()
+        if self.nats_per_byte is not None:
+            found["nats_per_byte"] = self.nats_per_byte
+        if self.tasks:
+            found["tasks"] = {name: figure.to_dict() for name, figure in self.tasks.items()}
+            found["seven_task_average"] = seven_task_average(self.tasks)
+        return found
+
+
+def evaluate_models(config: EvalConfig) -> str:
+    """One model or two on the same text and tasks; returns what to print, writes `--output`.
+
+    Raises:
+        InputError: before any weights are loaded, for all that can be known then.
+    """
+    if config.output:
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
+    if config.data:
+        check_spec(config.data[0])
+    tasks = _task_options(config)
+    if tasks:
+        check_tasks(tasks)
+    subjects = [_open(name, config) for name in (config.model, *([config.against] if config.against else []))]
+    text = _text(config, subjects) if config.data or config.preset else None
+    findings = _measure_all(subjects, text, tasks, config)
+    if rank() > 0:
+        return ""  # the first process writes and prints
+    warnings = find_warnings(subjects, text) + _row_overlaps(findings)
+    warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
+    difference, task_differences = _differences(list(findings.values()), alike=text is not None and text.cut_alike)
+    average = paired_average(*(found.tasks for found in findings.values())) if len(findings) == 2 else None
+    if config.output:
+        record = {
+            "config": config,
+            "data": text.info if text else None,
+            "models": {name: found.to_dict() for name, found in findings.items()},
+            "folders": {name: os.path.realpath(name) for name in findings if Path(name).exists()},
+            "paired": difference.to_dict() if difference else None,
+            "paired_tasks": task_differences,
+            "paired_average": average,
+            "overlap": [overlap.to_dict() for overlap in text.overlaps] if text else [],
+            "warnings": warnings,
+            "environment": environment(),
+        }
+        write_json(Path(config.output), record)
+    measured = {name: (found.parameters, found.perplexity) for name, found in findings.items() if found.perplexity}
+    by_byte = {name: found.nats_per_byte for name, found in findings.items() if found.nats_per_byte is not None}
+    lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []
+    figures = {name: found.tasks for name, found in findings.items()}
+    lines += task_lines(figures, task_differences, average) if tasks else []
+    return "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
+
+
+def _measure_all(
+    subjects: list[Subject], text: Text | None, tasks: TaskOptions | None, config: EvalConfig
+) -> dict[str, Findings]:
+    """All that was asked for, by model; one is in memory at a time.
+
+    Perplexities are spread over all processes and come first. The harness asks the first process alone, so the others
+    are let go before: they would wait for it in the second model's sums.
+    """
+    findings = {subject.name: Findings() for subject in subjects}
+    loaded: dict[str, nn.Module] = {}
+    if text:
+        join()
+        for subject, ids in zip(subjects, text.token_ids, strict=True):
+            _measure_text(_loaded(subject, loaded, config), ids, text, findings[subject.name], config)
+        leave()
+    if tasks and rank() == 0:
+        for subject in reversed(subjects):  # the last one is in memory
+            model, found = _loaded(subject, loaded, config), findings[subject.name]
+            found.parameters = parameter_count(model)
+            found.tasks, found.warnings = run_tasks(model, subject.tokenizer, tasks, compute_dtype(config.dtype))
+    return findings
+
+
+def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) -> nn.Module:
+    """The subject's model, in place of the one that `loaded` holds."""
+    if subject.name not in loaded:
+        loaded.clear()
+        model = load_model(subject.source, trust_remote_code=config.trust_remote_code)
+        loaded[subject.name] = nn.Module.to(widened(model, compute_dtype(config.dtype)), default_device())
+    return loaded[subject.name]
+
+
+def _measure_text(model: nn.Module, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
+    dtype, batch_size, started = (
+        compute_dtype(config.dtype),
+        config.batch_size or SEGMENTS_PER_PASS,
+        time.perf_counter(),
+    )
+    losses = segment_nlls(
+        model, ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True, told=Progress(0).measuring()
+    )
+    seconds = time.perf_counter() - started
+    found.parameters, found.losses = parameter_count(model), losses
+    found.perplexity = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)
+    if not text.cut_alike and config.max_tokens is None:
+        found.nats_per_byte = found.perplexity.mean_nll * len(ids) / text.info["bytes"]
+
+
+def _task_options(config: EvalConfig) -> TaskOptions | None:
+    if not config.task_names:
+        return None
+    return TaskOptions(
+        names=config.task_names,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        folder=Path(config.task_data) if config.task_data else None,
+        batch_size=config.batch_size or PROMPTS_PER_PASS,
+        allow_code_execution=config.allow_code_execution,
+    )
+
+
+def _differences(findings: list[Findings], *, alike: bool) -> tuple[Paired | None, dict[str, dict[str, Any]]]:
+    """First model less the second, of each task's rows and, on `alike` tokens, of the losses; nothing for one model."""
+    if len(findings) != 2:
+        return None, {}
+    one, other = findings
+    difference = None
+    if one.losses is not None and other.losses is not None and alike:
+        difference = paired(one.losses, other.losses)
+    tasks = {name: paired_rows(figure, other.tasks[name]) for name, figure in one.tasks.items() if name in other.tasks}
+    return difference, {name: found for name, found in tasks.items() if found}
+
+
+def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
+    """What makes the figures less than they seem, as far as models and text tell."""
+    found = [overlap.warning for overlap in text.overlaps if overlap.warning] if text else []
+    for subject in subjects:
+        window = getattr(subject.config, "sliding_window", None)
+        if text is not None and window is not None and window < text.seq_len:
+            found.append(
+                f"{subject.name} sees at most the last {window} tokens (sliding window), fewer than the segments' "
+                f"{text.seq_len}."
+            )
+    if len({_vocabulary(subject.tokenizer) for subject in subjects}) > 1:
+        names = " and ".join(subject.name for subject in subjects)
+        found.append(f"{names} have different tokenizers{_consequence(text)}")
+    return found
+
+
+def _consequence(text: Text | None) -> str:
+    if text is None:
+        return ": each reads the tasks' prompts in tokens of its own."
+    if text.cut_alike:
+        return ", though they cut this text alike."
+    counts = " and ".join(f"{len(ids):,}" for ids in text.token_ids)
+    return (
+        f" and cut the text into {counts} tokens: their perplexities do not compare. Nats per byte do where they are "
+        "given, but for the context of a segment, which is not as long for both."
+    )
+
+
+def _row_overlaps(findings: Mapping[str, Findings]) -> list[str]:
+    """Of each model and task, how many rows share words with what the model was trained on."""
+    texts = {name: figure.row_texts for found in findings.values() for name, figure in found.tasks.items()}
+    overlaps: list[RowOverlap] = [
+        overlap for model in findings if texts and (overlap := overlap_of_rows(texts, model)) is not None
+    ]
+    return [line for overlap in overlaps for line in overlap.warnings]
+
+
+def _open(name: str, config: EvalConfig) -> Subject:
+    source = resolve_model(name)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_checkpoint(source)
+    return Subject(name, source, model_config, load_tokenizer(source, trust_remote_code=config.trust_remote_code))
+
+
+def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
+    """The evaluation text as tokens of each model.
+
+    Raises:
+        InputError: segments that are longer than a model's context or than the text; tokens that a model does not know.
+    """
+    seq_len = config.seq_len or (PRESETS[config.preset].seq_len if config.preset else DEFAULT_SEQ_LEN)
+    if config.preset:
+        raw, info = preset_text(config.preset)
+        runs = [torch.tensor(first_tokens(raw, s.tokenizer, config.max_tokens, add_special_tokens=True))
+                for s in subjects]  # fmt: skip
+    else:
+        found = [evaluation_tokens(config.data[0], s.tokenizer, max_tokens=config.max_tokens) for s in subjects]
+        runs, info = [ids for ids, _ in found], found[0][1]
+        raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
+    info = info | {"tokens": len(runs[0]), "bytes": len(raw.encode("utf-8", "replace"))}
+    faults = [fault for subject, ids in zip(subjects, runs, strict=True) for fault in _faults(seq_len, ids, subject)]
+    all_faults(list(dict.fromkeys(faults)))
+    overlaps = [overlap_with_training(raw, subject.name) for subject in subjects]
+    return Text(tuple(runs), seq_len, info, [overlap for overlap in overlaps if overlap])
+
+
+def _faults(seq_len: int, token_ids: Tensor, subject: Subject) -> list[str]:
+    found = token_faults(token_ids, getattr(subject.config.get_text_config(), "vocab_size", None), subject.name)
+    longest = getattr(subject.config, "max_position_embeddings", None)
+    if longest is not None and seq_len > longest:
+        found.append(
+            f"segments of {seq_len} tokens are longer than the {longest} positions of {subject.name}: "
+            f"give --seq-len {longest} or less, or a preset with shorter segments."
+        )
+    if len(token_ids) < seq_len:
+        found.append(f"the text's {len(token_ids)} tokens are fewer than one segment of {seq_len}: lower --seq-len.")
+    return found
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> frozenset[tuple[str, int]]:
+    return frozenset(tokenizer.get_vocab().items())

@@ -1,0 +1,214 @@
+"""`secateur bench`: models side by side, taking turns; medians, spread and ratios."""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config.speed import BenchConfig
+from ..models.adapter import load_adapter, read_adapter
+from ..models.benchmark import (
+    Latency,
+    checkpoint_bytes,
+    evaluating,
+    forward_flops,
+    forward_latency,
+    parameter_count,
+    wait,
+)
+from ..models.devices import autocast, compute_dtype, default_device, name_of, widened
+from ..models.loading import load_config, load_model, resolve_model
+from ..models.memory import peak_bytes, reset_peak
+from ..system.errors import InputError
+from ..system.output import check_output_file
+from ..system.progress import human_bytes
+from ..system.records import environment, format_table, write_json
+
+PROMPT = 64
+"""Tokens before those that are generated."""
+
+
+def bench(config: BenchConfig) -> str:
+    """Measure, write the JSON record if asked, and return the table.
+
+    Raises:
+        InputError: a model cannot be loaded, the prompt is longer than its positions, the output exists.
+    """
+    output = Path(config.output) if config.output else None
+    if output is not None:
+        check_output_file("--output", output, overwrite=config.overwrite)
+    dtype = compute_dtype(config.dtype)
+    names = [name for name in (config.against, config.model) if name is not None]
+    if len(set(names)) < len(names):
+        raise InputError(f"--model and --against are both {config.model}: give two models.")
+    memory = {name: peak_memory(name, config) for name in names} if config.memory else {}
+    models = load_all(config, names)
+    measured = measure_all(models, config, dtype)
+    for name, bytes_ in memory.items():
+        measured[name]["peak_memory_bytes"] = bytes_
+    record = {"environment": environment(), "dtype": name_of(dtype), "models": measured}
+    if output is not None:
+        write_json(output, record)
+    return table(record, names[0])
+
+
+def load_all(config: BenchConfig, names: list[str]) -> dict[str, nn.Module]:
+    """Label -> model on the default device, the reference first."""
+    models: dict[str, nn.Module] = {}
+    if config.adapter:
+        read_adapter(config.adapter)
+    for name in names:
+        source = resolve_model(name)
+        longest = getattr(load_config(source, trust_remote_code=config.trust_remote_code), "max_position_embeddings", 0)
+        needed = max(config.seq_len, PROMPT + config.decode_tokens)
+        if longest and needed > longest:
+            raise InputError(f"{name}: {needed} tokens are more than its {longest} positions: lower --seq-len.")
+        model = widened(load_model(source, trust_remote_code=config.trust_remote_code), compute_dtype(config.dtype))
+        models[name] = nn.Module.to(model, default_device())
+    if config.adapter:
+        models |= with_adapter(config)
+    return models
+
+
+def with_adapter(config: BenchConfig) -> dict[str, nn.Module]:
+    """The model with its adapter, beside the linears and merged into them."""
+    found: dict[str, nn.Module] = {}
+    for label in ("LoRA unmerged", "LoRA merged"):
+        base = load_model(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+        model = load_adapter(widened(base, compute_dtype(config.dtype)), str(config.adapter))
+        found[label] = nn.Module.to(model if "unmerged" in label else model.merge_and_unload(), default_device())
+    return found
+
+
+def measure_all(models: Mapping[str, nn.Module], config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Label -> sizes, prefill latency per batch size, decoding speed."""
+    record: dict[str, Any] = {}
+    for name, model in models.items():
+        place = resolve_model(name).path if name in (config.model, config.against) else None
+        record[name] = {
+            "parameters": parameter_count(model),
+            "bytes_on_disk": checkpoint_bytes(Path(place)) if place and Path(place).is_dir() else None,
+            "flops_per_prompt": forward_flops(model, config.seq_len),
+            "prefill": {},
+        }
+    for size in map(int, config.batch_sizes):
+        found = forward_latency(models, batch=size, seq_len=config.seq_len, repeats=config.repeats, dtype=dtype)
+        for name, latency in found.items():
+            record[name]["prefill"][str(size)] = latency.to_dict()
+    if config.decode_tokens:
+        for name, latency in decode_latency(models, config, dtype).items():
+            record[name]["decode"] = latency.to_dict() | {
+                "tokens_per_s": config.decode_tokens / latency.median_ms * 1e3
+            }
+    return record
+
+
+def decode_latency(models: Mapping[str, nn.Module], config: BenchConfig, dtype: torch.dtype) -> dict[str, Latency]:
+    """Time of `decode_tokens` greedy tokens with the cache, models taking turns; the prompt's own pass not counted."""
+    tables = [cast(PreTrainedModel, model).get_input_embeddings() for model in models.values()]
+    vocabulary = min(cast(nn.Embedding, embedding).num_embeddings for embedding in tables)
+    ids = torch.randint(vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(1 + config.repeats):
+        for name, model in models.items():
+            seconds = _decode(model, ids, config.decode_tokens, dtype)
+            if turn:
+                taken[name].append(seconds)
+    found = {}
+    for name, values in taken.items():
+        quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        found[name] = Latency(
+            median_ms=statistics.median(values) * 1e3,
+            spread_ms=(quarters[2] - quarters[0]) * 1e3,
+            repeats=config.repeats,
+            batch=1,
+            seq_len=config.decode_tokens,
+            dtype=name_of(dtype),
+        )
+    return found
+
+
+def _decode(model: nn.Module, ids: torch.Tensor, count: int, dtype: torch.dtype) -> float:
+    """Seconds for `count` tokens after the prompt. A loop of our own: `generate` stops at end tokens."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
+        output = model(input_ids=ids.to(device), use_cache=True)
+        wait(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            following = output.logits[:, -1:].argmax(-1)
+            output = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
+        wait(device)
+        return time.perf_counter() - started
+
+
+def peak_memory(name: str, config: BenchConfig) -> int:
+    """Bytes above an empty process that loading a model and one forward pass of the largest batch take at most."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_memory_here, args=(name, config, sender))
+    process.start()
+    sender.close()
+    try:
+        peak = receiver.recv()
+    except EOFError:
+        peak = None
+    process.join()
+    if not isinstance(peak, int):
+        raise InputError(f"the memory of {name} could not be measured ({peak or 'its process died'}): try --no-memory.")
+    return peak
+
+
+def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
+    try:
+        dtype, device = compute_dtype(config.dtype), default_device()
+        before = reset_peak()
+        model = load_model(resolve_model(name), trust_remote_code=config.trust_remote_code)
+        nn.Module.to(widened(model, dtype), device)
+        ids = torch.zeros(max(map(int, config.batch_sizes)), config.seq_len, dtype=torch.long, device=device)
+        with torch.inference_mode(), autocast(device.type, dtype):
+            model(input_ids=ids, use_cache=False)
+        if device.type == "cuda":
+            sender.send(int(torch.cuda.max_memory_allocated()))
+        else:
+            sender.send(peak_bytes() - before)
+    except Exception as error:
+        sender.send(" ".join(str(error).split())[:300])
+
+
+def table(record: dict[str, Any], reference: str) -> str:
+    """Aligned text: a row a figure, a column a model, ratios to the reference in brackets."""
+    models = record["models"]
+    rows = []
+
+    def add(label: str, values: dict[str, float | None], show: Any) -> None:
+        base = values[reference]
+        cells = []
+        for name, value in values.items():
+            text = show(value) if value is not None else "-"
+            cells.append(f"{text} ({value / base:.2f})" if value is not None and base and name != reference else text)
+        if any(value is not None for value in values.values()):
+            rows.append((label, *cells))
+
+    add("parameters", {n: m["parameters"] for n, m in models.items()}, lambda v: f"{v:,}")
+    add("bytes on disk", {n: m["bytes_on_disk"] for n, m in models.items()}, human_bytes)
+    add("peak memory", {n: m.get("peak_memory_bytes") for n, m in models.items()}, human_bytes)
+    for size in next(iter(models.values()))["prefill"]:
+        found = {n: m["prefill"][size] for n, m in models.items()}
+        spread = max(f["spread_ms"] / f["median_ms"] for f in found.values())
+        tokens = next(iter(found.values()))["seq_len"]
+        label = f"prefill {size} x {tokens} (spread {spread:.0%})"
+        add(label, {n: f["median_ms"] for n, f in found.items()}, lambda v: f"{v:.1f} ms")
+    add("FLOPs of a prompt", {n: m["flops_per_prompt"] for n, m in models.items()}, lambda v: f"{v / 1e9:.1f} G")
+    if any("decode" in m for m in models.values()):
+        found = {n: m["decode"] for n, m in models.items()}
+        spread = max(f["spread_ms"] / f["median_ms"] for f in found.values())
+        label = f"decoding (spread {spread:.0%})"
+        add(label, {n: f["tokens_per_s"] for n, f in found.items()}, lambda v: f"{v:.1f} tokens/s")
+    return format_table(rows, header=("", *models))

@@ -1,0 +1,84 @@
+"""A model as lm-evaluation-harness asks it; importable only where the harness is installed."""
+
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from torch.nn import functional
+
+from ..system.errors import all_faults
+from .perplexity import token_faults
+
+
+class PaddedHFLM(HFLM):
+    """The harness's Hugging Face model, with batches padded to few lengths.
+
+    Half-precision kernels are compiled anew for each shape on some CPUs. In a causal model what stands to the
+    right changes nothing, so tokens are put there and their logits taken away; prompts that are continued get them
+    on the left, with the attention mask that the harness gives its own padding.
+    """
+
+    multiple = 1
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cut_prompts: set[str] = set()
+        """Prompts whose start did not fit into the context."""
+
+    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+        for (prompt, _), context, continuation in requests:
+            self._check([*context, *continuation])
+            if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
+                self.cut_prompts.add(prompt)
+        return super()._loglikelihood_tokens(requests, *arguments, **options)
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        length = inps.shape[1]
+        padded = self._padded(length, max(self.max_length, length))
+        logits = super()._model_call(functional.pad(inps, (0, padded - length)), attn_mask, labels)
+        return logits[:, :length]
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        ids, mask = super().tok_batch_encode(strings, padding_side, None, **options)
+        if left_truncate_len is None:
+            return ids, mask
+        self._check(ids.flatten().tolist())
+        lengths = mask.sum(dim=1).tolist()
+        self.cut_prompts.update(p for p, n in zip(strings, lengths, strict=True) if n > left_truncate_len)
+        ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        if padding_side == "left":
+            more = self._padded(ids.shape[1], left_truncate_len) - ids.shape[1]
+            ids = functional.pad(ids, (more, 0), value=self.tokenizer.pad_token_id)
+            mask = functional.pad(mask, (more, 0))
+        return ids, mask
+
+    def _check(self, ids: list[int]) -> None:
+        embeddings = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        all_faults(token_faults(torch.tensor(ids), embeddings, "the model"))
+
+    def _padded(self, length: int, most: int) -> int:
+        """`length` rounded up to the multiple."""
+        return min(-(-length // self.multiple) * self.multiple, most)
+
+
+def padded_model(model: Any, tokenizer: Any, *, batch_size: int, dtype: torch.dtype, multiple: int) -> PaddedHFLM:
+    """`model` wrapped for the harness.
+
+    Args:
+        batch_size: prompts (with one of their choices) per forward pass.
+        dtype: of the computation; losses are summed in float32 whatever it is.
+        multiple: of tokens, to which batches are padded.
+    """
+    wrapped = PaddedHFLM(
+        pretrained=model.eval(),
+        tokenizer=tokenizer,
+        device=str(next(model.parameters()).device),
+        batch_size=batch_size,
+        mixed_precision_dtype=None if dtype == torch.float32 else dtype,
+        softmax_dtype=torch.float32,
+    )
+    wrapped.multiple = multiple
+    return wrapped

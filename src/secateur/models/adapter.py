@@ -1,0 +1,203 @@
+"""The LoRA adapter that a run starts from (`--adapter`): read and checked before any weights of the model are."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from ..config.adapt import AdaptConfig
+from ..config.options import flag
+from ..config.run import RunConfig
+from ..data.embedded import quiet_transformers
+from ..system.errors import InputError, all_faults
+from ..system.reading import PARSER_ERRORS
+
+C = TypeVar("C", bound=RunConfig)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class GivenAdapter:
+    """A plain LoRA adapter's configuration and the sizes of its tensors."""
+
+    name: str
+    """As given."""
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    targets: tuple[str, ...]
+    """Names of the linears, without their paths (PEFT lists whole ones); none where the configuration has a pattern."""
+    patterned: bool
+    """Whether its configuration gives some layers other ranks."""
+    shapes: dict[str, tuple[int, ...]]
+    """Tensor name -> shape, from the file's header."""
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that its layers have, ascending, each once."""
+        return sorted({shape[0] for name, shape in self.shapes.items() if ".lora_A." in name}) or [self.rank]
+
+    @property
+    def words(self) -> str:
+        alpha = int(self.alpha) if self.alpha == int(self.alpha) else self.alpha
+        return f"LoRA starts from {self.name}: {rank_words(self.ranks)}, alpha {alpha}, dropout {self.dropout}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `result.json` says of it."""
+        return {"name": Path(self.name).name, "rank": self.rank, "ranks": self.ranks, "alpha": self.alpha}
+
+
+def rank_words(ranks: list[int]) -> str:
+    """`rank 16`, or `ranks from 2 to 16`."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
+
+
+def read_adapter(name: str) -> GivenAdapter:
+    """Read an adapter's configuration and the header of its weights.
+
+    Raises:
+        InputError: no adapter there, a damaged one, or one that is no plain LoRA.
+    """
+    folder, words = Path(name).expanduser(), f"--adapter {name}"
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, rank = found["peft_type"], int(found.get("r", 0))
+        alpha, dropout = float(found.get("lora_alpha", 8)), float(found.get("lora_dropout", 0.0))
+        targets = found.get("target_modules")
+        leaves = _leaves(targets) if isinstance(targets, list) else ()
+        if kind == "LORA" and (rank < 1 or not isfinite(alpha) or not 0 <= dropout < 1):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{words}: no {CONFIG} there: give a PEFT adapter's folder.") from None
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
+        raise InputError(f"{words}: {CONFIG} cannot be read: copy it again.") from None
+    if kind != "LORA" or found.get("use_dora"):
+        kind = "DoRA" if kind == "LORA" else kind
+        raise InputError(f"{words} is {kind}: only plain LoRA has factors and ranks that can be pruned.")
+    return GivenAdapter(
+        name,
+        rank,
+        alpha,
+        dropout,
+        bool(found.get("use_rslora")),
+        leaves,
+        bool(found.get("rank_pattern")),
+        _shapes(folder, words),
+    )
+
+
+def starting_from_adapter(config: C) -> C:
+    """The options with what `--adapter` decides in the place of their defaults, so that records say what was run.
+
+    Raises:
+        InputError: one was given and says otherwise.
+    """
+    if not config.adapter:
+        return config
+    adapter = read_adapter(config.adapter)
+    decided: dict[str, Any] = {
+        "rank": adapter.rank,
+        "alpha": int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        "dropout": adapter.dropout,
+        "rslora": adapter.rslora,
+        "targets": adapter.targets,
+    }
+    faults = []
+    if isinstance(config, AdaptConfig):  # its --rank and --alpha are those at the end, and the scaling stays
+        decided = {"init_rank": adapter.rank, **{key: decided[key] for key in ("dropout", "rslora", "targets")}}
+        if "alpha" in config.given:
+            faults.append(f"--alpha contradicts --adapter {config.adapter}, whose scaling stays: leave --alpha out.")
+    for key, value in decided.items():
+        asked: Any = getattr(config, key)
+        same = _leaves(asked) == value if key == "targets" else asked == value
+        if key in config.given and not same:
+            told = " ".join(asked) if key == "targets" else asked
+            has = (" ".join(value) or "a pattern") if key == "targets" else value
+            faults.append(
+                f"{flag(key)} {told} contradicts --adapter {config.adapter}, which has {has}: leave {flag(key)} out."
+            )
+    all_faults(faults)
+    return replace(config, **decided)
+
+
+def load_adapter(base: PreTrainedModel, name: str, *, trainable: bool = False) -> PeftModel:
+    """The model with the adapter beside its linears.
+
+    Raises:
+        InputError: the adapter is damaged, or another model's.
+    """
+    adapter = read_adapter(name)
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are missing: they are named below
+            model = PeftModel.from_pretrained(base, str(Path(name).expanduser()), is_trainable=trainable)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise InputError(f"--adapter {name}: not a LoRA adapter that fits this model ({_short(error)}).") from None
+    check_fits(adapter, model)
+    return model
+
+
+def lora_config_of(adapter: GivenAdapter) -> LoraConfig:
+    """The adapter's own configuration, for a look at where it goes."""
+    try:
+        config = LoraConfig.from_pretrained(str(Path(adapter.name).expanduser()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"--adapter {adapter.name}: {CONFIG} cannot be read ({_short(error)}).") from None
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def check_fits(adapter: GivenAdapter, model: PeftModel) -> None:
+    """Whether an adapter's file has the tensors that its configuration makes for a model, and no others.
+
+    Raises:
+        InputError: names the first that is missing, of another size, or of no module.
+    """
+    expected = {
+        name.replace(".default", ""): tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+    words = f"--adapter {adapter.name}"
+    missing = [name for name in expected if name not in adapter.shapes]
+    if missing:
+        raise InputError(
+            f"{words}: {WEIGHTS} lacks {len(missing)} of the {len(expected)} tensors that its configuration makes for "
+            f"this model, such as {missing[0]}: it is damaged (copy it again) or another model's."
+        )
+    for name, shape in adapter.shapes.items():
+        if ".lora_" in name and expected.get(name) != shape:
+            there = f"has {expected[name]} there" if name in expected else "has no such module"
+            raise InputError(
+                f"{words}: {name} is {shape} and this model {there}: not a LoRA adapter that fits this model."
+            )
+
+
+def _leaves(targets: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({target.rsplit(".", 1)[-1] for target in targets}))
+
+
+def _shapes(folder: Path, words: str) -> dict[str, tuple[int, ...]]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(
+            f"{words}: no {WEIGHTS} there: copy the whole folder. Weights in a pickle (adapter_model.bin) are not "
+            "read: save the adapter again with model.save_pretrained(folder)."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{words}: {WEIGHTS} is corrupt or truncated ({_short(error)}): copy it again.") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

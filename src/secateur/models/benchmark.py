@@ -1,0 +1,204 @@
+"""Latency, FLOPs and sizes of models."""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architecture.experts import expert_lists
+from ..architecture.quantised import entries
+from ..system.errors import InputError
+from .devices import autocast
+
+LONGEST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one forward pass."""
+
+    median_ms: float
+    spread_ms: float
+    """Between the first and the third quartile."""
+    repeats: int
+    batch: int
+    seq_len: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forward_latency(
+    models: Mapping[str, nn.Module], *, batch: int, seq_len: int, repeats: int, dtype: torch.dtype, warmup: int = 2
+) -> dict[str, Latency]:
+    """Time models against each other, alternating, so that drift of the machine hits all alike.
+
+    Args:
+        models: label -> causal LM; all on the same device.
+        batch, seq_len: of the token ids, drawn with a fixed seed from what the smallest vocabulary holds.
+        warmup: turns that are not timed.
+    Raises:
+        InputError: nothing to time.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: time at least 1 forward pass.")
+    vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())  # type: ignore[operator]
+    ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(warmup + repeats):
+        for name, model in models.items():
+            taken = _time_forward(model, ids, dtype)
+            if turn >= warmup:
+                seconds[name].append(taken)
+    found = {}
+    for name, taken_s in seconds.items():
+        quartiles = statistics.quantiles(taken_s, n=4, method="inclusive") if repeats > 1 else [taken_s[0]] * 3
+        found[name] = Latency(
+            median_ms=statistics.median(taken_s) * 1e3,
+            spread_ms=(quartiles[2] - quartiles[0]) * 1e3,
+            repeats=repeats,
+            batch=batch,
+            seq_len=seq_len,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+    return found
+
+
+def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[int] | None = None) -> int:
+    """FLOPs of the linear layers (LoRA's and the output head included) for one sequence: 2·in·out a token.
+
+    Norms and activations are left out, and so are attention's own products unless their width is given.
+
+    Args:
+        seq_len: tokens of the sequence, T.
+        attention_width: per layer, head_dim summed over its query heads. Adds scores and weighted values,
+            2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
+    """
+    # Not weight.numel(): 4-bit weights are stored packed.
+    linears = float(sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)))
+    for experts in expert_lists(model).values():  # a token goes through as many as the router chooses
+        own = sum(m.in_features * m.out_features for m in experts.modules() if isinstance(m, nn.Linear))
+        chosen = int(model.config.num_experts_per_tok)  # type: ignore[union-attr, arg-type]
+        linears -= own * (1 - chosen / len(experts))
+    return 2 * seq_len * round(linears) + 4 * seq_len**2 * sum(attention_width or ())
+
+
+def matmul_flops_per_s(
+    shapes: Sequence[tuple[int, int]], *, tokens: int, dtype: torch.dtype, device: torch.device, budget_s: float = 1.0
+) -> float:
+    """What this machine reaches in products of activations and weights, measured for about `budget_s`.
+
+    Args:
+        shapes: (out, in) of the weights; sides above 4,096 are cut to it, which changes the speed little.
+        tokens: rows of the activations, at most; fewer where that many would take too long.
+    """
+    sides = {(min(rows, LONGEST_SIDE), min(columns, LONGEST_SIDE)) for rows, columns in shapes}
+    weights = [torch.randn(side, device=device).to(dtype) for side in sides]
+    best, rows, started = 0.0, min(16, tokens), time.perf_counter()
+    with torch.inference_mode():
+        while True:
+            inputs = [torch.randn(rows, weight.shape[1], device=device).to(dtype) for weight in weights]
+            for _ in range(2):  # the first time around, kernels are chosen
+                wait(device)
+                begun = time.perf_counter()
+                for x, weight in zip(inputs, weights, strict=True):
+                    torch.nn.functional.linear(x, weight)
+                wait(device)
+                taken = time.perf_counter() - begun
+            best = max(best, 2 * rows * sum(weight.numel() for weight in weights) / taken)
+            rows *= 2
+            if rows > tokens or time.perf_counter() - started + 4 * taken > budget_s:
+                return best
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters; a tied one counts once, a quantised one as what it stands for."""
+    return sum(map(entries, model.parameters()))
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's safetensors files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def generate_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    dtype: torch.dtype,
+    chat: bool = True,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """The continuation of a prompt, without the prompt: greedy, or sampled at a `temperature` above 0.
+
+    Args:
+        chat: put the prompt into the tokenizer's chat template, if it has one.
+        top_p, seed: of sampling; the global random state is left as it was.
+    """
+    encoded = encode_prompt(tokenizer, prompt, chat=chat)
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in encoded.items()}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    options: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # top_k is 50 unless it is turned off: what was not asked for must not count.
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        autocast(device.type, dtype),
+        torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
+    ):
+        torch.manual_seed(seed)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)  # type: ignore[operator]
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template."""
+    chat = chat and bool(tokenizer.chat_template)
+    if chat:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    # A rendered template holds its own special tokens.
+    return tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+
+
+def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
+        wait(device)
+        started = time.perf_counter()
+        model(input_ids=ids, use_cache=False)
+        wait(device)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the earlier mode after."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,65 @@
+"""Which linears LoRA reaches, known from a model without weights."""
+
+from collections.abc import Iterable
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from ..config.run import RunConfig
+from ..system.errors import InputError
+from .adapter import check_fits, lora_config_of, read_adapter
+from .surgery import check_mergeable, lora_layers
+
+
+def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
+    """Refuse LoRA that leaves out a linear of a unit, where units are scored from LoRA's gradients.
+
+    Raises:
+        InputError: names the first that is left out.
+    """
+    there = set(covered)
+    missing = [path for path in linears if path not in there]
+    if missing:
+        raise InputError(
+            f"LoRA does not cover {missing[0]}"
+            + (f" and {len(missing) - 1} other linears" if len(missing) > 1 else "")
+            + ", whose units are scored from LoRA gradients: leave --targets out, so that every linear of "
+            "every unit gets LoRA, or choose another --criterion."
+        )
+
+
+def planned_lora(empty: PreTrainedModel, config: RunConfig, lora: LoraConfig) -> tuple[str, ...]:
+    """Paths of the linears that a run will have LoRA on. `empty` is wrapped for it, and used up.
+
+    Args:
+        empty: the model on the meta device.
+        lora: what the run makes; `--adapter` has a configuration of its own.
+    Raises:
+        InputError: `--targets` names no module of the model, or the adapter does not fit it.
+    """
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    if adapter is not None:
+        lora = lora_config_of(adapter)
+    else:
+        _check_targets(empty, config.targets)
+    lora.init_lora_weights = True  # the others look at the weights
+    try:
+        model = get_peft_model(empty, lora, low_cpu_mem_usage=True)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if adapter is not None:
+            raise InputError(f"--adapter {adapter.name}: not a LoRA adapter that fits this model ({reason}).") from None
+        raise InputError(f"--targets {' '.join(config.targets)}: {reason}") from None
+    assert isinstance(model, PeftModel)
+    check_mergeable(model)
+    if adapter is not None:
+        check_fits(adapter, model)
+    return tuple(lora_layers(model))
+
+
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """PEFT itself passes over a name that matches nothing when another one does."""
+    paths = [path for path, _ in model.named_modules()]
+    unknown = [t for t in targets if not any(p == t or p.endswith("." + t) for p in paths)]
+    if unknown:
+        raise InputError(f"--targets {' '.join(unknown)}: the model has no such module: give names such as q_proj.")

@@ -1,0 +1,60 @@
+"""Masks: units that are out are zeroed at the input of `o` and `down`, the same function as removing them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture.units import Pool
+
+
+class Masks:
+    """Input masks of a model's `o` and `down` (LoRAPrune Eqs. 12, 13)."""
+
+    def __init__(self, pools: tuple[Pool, ...], modules: Mapping[str, nn.Module]) -> None:
+        self._pools = pools
+        self._masks: dict[str, Tensor] = {}
+        self._on = True
+        self._hooks = [
+            modules[gate.linear].register_forward_pre_hook(self._hook(gate.linear))
+            for pool in pools
+            for gate in pool.gates
+        ]
+
+    def update(self, keep: Mapping[str, Tensor]) -> None:
+        """1 at entries of units that stay, else 0."""
+        for pool in self._pools:
+            kept = keep[pool.name]
+            for gate in pool.gates if not kept.all() else ():
+                mask = torch.zeros(gate.size)
+                mask[gate.entries(kept)] = 1
+                self._masks[gate.linear] = mask
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model as it is without masks."""
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True
+
+    def remove(self) -> None:
+        """Take the masks off the model for good."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            mask = self._masks.get(path)
+            if mask is None or not self._on:
+                return None
+            x = args[0]
+            if mask.device != x.device or mask.dtype != x.dtype:
+                mask = self._masks[path] = mask.to(x)
+            return (x * mask, *args[1:])
+
+        return hook

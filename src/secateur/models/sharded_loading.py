@@ -1,0 +1,63 @@
+"""A checkpoint read straight into FSDP2's shards: no process ever holds more of it than its part and one tensor."""
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..parallel.sharding import assign_, is_sharded, spread_
+from ..system.errors import InputError
+from .devices import training_device
+from .loading import check_checkpoint, checkpoint_dtype, load_config, resolve_model
+from .original import original_tensors
+
+
+def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model, frozen, its linears and embeddings spread over the processes as by `shard_base`.
+
+    Call it in every process, in place of `from_pretrained` and `shard_base`, and add LoRA afterwards (seeded alike). In
+    one process it is a model like any other. A checkpoint with other names than the model's is loaded whole first.
+
+    Args:
+        name: a folder with safetensors, which all processes read.
+        dtype: of the weights; by default the checkpoint's own.
+    Raises:
+        InputError: no such folder; as `shard_base`.
+    """
+    source = resolve_model(name)
+    if not source.is_local or source.gguf_file:
+        raise InputError(f"model {name!r}: weights are sharded from a folder of safetensors files: give one.")
+    check_checkpoint(source)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    dtype, device = dtype or checkpoint_dtype(config), training_device()
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    spread_(model)
+    names = [path for path, _ in model.named_parameters()]  # tied weights once
+    with original_tensors(source, names, trust_remote_code) as read:
+        for path in names:
+            owner, _, leaf = path.rpartition(".")
+            module = model.get_submodule(owner)
+            if not is_sharded(module):
+                value = read(path).to(device, dtype)
+                setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+                continue
+            if getattr(module, leaf).is_meta:
+                _make_room(module, device)
+            assign_(getattr(module, leaf), read(path))
+    model.tie_weights()
+    for buffer_of in model.modules():
+        for leaf, buffer in buffer_of.named_buffers(recurse=False):
+            buffer_of._buffers[leaf] = buffer.to(device)
+    return model.eval()
+
+
+def _make_room(module: nn.Module, device: torch.device) -> None:
+    """Memory for this process's rows of a module's parameters; its buffers keep their values."""
+    buffers = dict(module.named_buffers(recurse=False))
+    module.to_empty(device=device, recurse=False)
+    module._buffers.update(buffers)

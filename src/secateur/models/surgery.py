@@ -1,0 +1,283 @@
+"""Merging LoRA and slicing tensors. Knows units; knows no criterion and no schedule."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..architecture.experts import expert_lists, stack_experts
+from ..architecture.layout import LayerShape
+from ..architecture.quantised import bits_of, is_quantised, slice_
+from ..architecture.units import Units, base_linear, sides_of, weight_of
+from ..parallel.sharding import gathered, is_sharded, resharded
+from ..system.errors import InputError
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """PEFT's LoRA layers by their path in the base model."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return {path: module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+
+def check_mergeable(model: nn.Module) -> None:
+    """Refuse adapters that are not plain LoRA on linears: they would not merge into sliced weights.
+
+    Raises:
+        InputError: names the module and what is not supported.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    embeddings = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    for path, module in base.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise InputError(
+                f"{path} is trained in full beside LoRA (modules_to_save or trainable_token_indices), which does not "
+                "merge into the pruned checkpoint: leave it out of the LoRA configuration."
+            )
+    for path, layer in lora_layers(model).items():
+        active = layer.active_adapters
+        if len(active) != 1:
+            raise InputError(
+                f"{path} has {len(active)} active adapters ({', '.join(active)}): secateur prunes with one. "
+                "Merge or disable the others first."
+            )
+        if embeddings is not None and layer.get_base_layer().weight is embeddings:
+            raise InputError(
+                f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
+                "it alone: leave it out of --targets."
+            )
+        if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
+            raise InputError(
+                f"{path}: LoRA on a {type(layer.get_base_layer()).__name__} is not supported: "
+                "use --targets to name linear layers only."
+            )
+        if layer.lora_variant.get(active[0]) is not None:
+            raise InputError(f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False.")
+        if layer.lora_bias.get(active[0], False):
+            raise InputError(f"{path}: lora_bias=True does not merge into a linear without bias: set it to False.")
+        if layer.merged:
+            raise InputError(f"{path}: the adapter is merged already: unmerge it before pruning.")
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The active adapter of a LoRA layer: effective weight W + scaling·B·A."""
+
+    a: Tensor
+    """(r, in)"""
+    b: Tensor
+    """(out, r)"""
+    scaling: float
+
+
+def lora_factors(layer: nn.Module) -> LoraFactors:
+    """The factors of the one active adapter of a PEFT LoRA layer."""
+    assert isinstance(layer, LoraLayer)
+    (adapter,) = layer.active_adapters
+    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return LoraFactors(a.weight, b.weight, layer.scaling[adapter])
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
+    weight = gathered(weight_of(base_linear(layer)).detach())
+    if not isinstance(layer, LoraLayer):
+        return weight
+    return merged(weight, lora_factors(layer))
+
+
+def merged(weight: Tensor, lora: LoraFactors) -> Tensor:
+    """W + s·B·A, (out, in), on W's device; wide as `merged_weight`."""
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    delta = lora.b.detach().to(wide) @ lora.a.detach().to(wide)
+    return torch.add(weight.to(wide), delta.to(weight.device), alpha=lora.scaling)
+
+
+def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """(linear, dim) -> ascending positions that stay, for every linear that loses some."""
+    stay: dict[tuple[str, int], Tensor] = {}
+    for pool in units.pools:
+        if keep[pool.name].all():
+            continue
+        for member in pool.members:
+            mask = stay.setdefault((member.linear, member.dim), torch.ones(member.size, dtype=torch.bool))
+            mask[member.entries(~keep[pool.name])] = False
+    return {side: mask.nonzero().flatten() for side, mask in stay.items()}
+
+
+def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The small model's tensors under the base model's own names, one at a time.
+
+    LoRA is merged into the full weight first and both are sliced together, so the result is exactly the
+    masked, adapted model (LoRAPrune §3.2). The model itself is not changed.
+
+    Args:
+        keep: pool name -> (units,) bool; what stays.
+    """
+    tensors = _sliced(model, units, keep)
+    return stack_experts(tensors, units.family) if expert_lists(model) else tensors
+
+
+def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    assert not is_quantised(model), "a checkpoint is made of the original weights (original.restore_)"
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    stay = removals(units, keep)
+    wrapped = lora_layers(base)
+    transposed = {path for path, module in base.named_modules() if isinstance(module, Conv1D)}
+    for name, tensor in base.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        turned = leaf == "weight" and path in transposed
+        path = path.removesuffix(".base_layer")
+        if ".lora_" in name:
+            continue
+        if path in wrapped and leaf == "weight":
+            value = merged_weight(wrapped[path])
+        else:
+            whole = gathered(tensor.detach())
+            value = whole.T if turned else whole
+        for dim in (0, 1):
+            if (path, dim) in stay and dim < value.dim():
+                value = value.index_select(dim, stay[path, dim].to(value.device))
+        yield f"{path}.{leaf}", value.T if turned else value
+
+
+def shrink_(
+    model: nn.Module, units: Units, keep: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Slice a model in training: base weights, biases, LoRA factors and their optimiser moments.
+
+    Same function and same next step as masking, at less work: a masked entry's gradient is zero. Sliced
+    parameters are new objects without gradient (autograd remembers a parameter's old shape for as long as an
+    earlier loss is alive); they take the old ones' places in the optimiser.
+
+    Args:
+        keep: pool name -> (units,) bool; what stays.
+        optimizer: the optimiser that trains the model.
+    Raises:
+        InputError: the optimiser does not hold a trainable parameter that was sliced.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    swapped: dict[Tensor, Sliced] = {}
+    for (path, dim), index in removals(units, keep).items():
+        _slice_linear_(base.get_submodule(path), dim, index, swapped)
+    if optimizer is not None:
+        swap_parameters_(optimizer, swapped)
+    for place, before, after in zip(units.places, units.shapes, units.shapes_after(keep), strict=True):
+        if before.heads != after.heads:
+            attention = base.get_submodule(f"{place.prefix}.{place.family.attention}")
+            _tell_sizes_(attention, place.family.attributes, after)
+    check_shapes(base, optimizer)
+
+
+def _tell_sizes_(attention: nn.Module, attributes: dict[str, str], shape: LayerShape) -> None:
+    """Set the attributes by which an attention module knows its sizes."""
+    for name, size in attributes.items():
+        holder: object = attention
+        if name.startswith("config."):  # shared by all layers: from now on this layer reads its own
+            name = name.removeprefix("config.")
+            holder = attention.config = copy.copy(attention.config)
+        setattr(holder, name, shape.sizes()[size])
+
+
+def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """LoRA fits its linear, and every gradient and optimiser moment its parameter (fused AdamW would not notice)."""
+    for path, layer in lora_layers(model).items():
+        lora, sides = lora_factors(layer), sides_of(base_linear(layer))
+        assert (lora.b.shape[0], lora.a.shape[1]) == sides, f"LoRA of another shape than {path}, {sides}"
+        assert lora.b.shape[1] == lora.a.shape[0], f"LoRA of two ranks on {path}"
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.shape == parameter.shape, f"stale gradient of {name}"
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            assert not _is_moment(value) or value.shape == parameter.shape, f"stale {key} of {name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Sliced:
+    """A parameter's replacement, and how to cut anything that is shaped like the original."""
+
+    parameter: nn.Parameter
+    dim: int
+    index: Tensor
+
+
+def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Tensor, Sliced]) -> None:
+    if isinstance(module, nn.Embedding):
+        whole = module.weight
+        small = whole.data.index_select(dim, index.to(whole.device))
+        module.weight = nn.Parameter(small, requires_grad=whole.requires_grad)
+        module.embedding_dim = len(index)
+        if whole.requires_grad:
+            swapped[whole] = Sliced(module.weight, dim, index)
+        return
+    linear = base_linear(module)
+    if is_sharded(linear):
+        linear = _slice_sharded_(module, dim, index)
+    targets: list[tuple[nn.Module, str]] = []
+    holders: list[nn.Module] = [linear]
+    if not is_sharded(linear):
+        targets = [(linear, "weight")] if not bits_of(linear) else []
+        targets += [(linear, "bias")] if dim == 0 and linear.bias is not None else []
+    if bits_of(linear):
+        slice_(linear, dim, index)
+    if isinstance(module, LoraLayer):
+        (adapter,) = module.active_adapters
+        factor = (module.lora_B if dim == 0 else module.lora_A)[adapter]
+        targets.append((factor, "weight"))
+        holders += [module, factor]
+    for holder, name in targets:
+        old = getattr(holder, name)
+        along = 1 - dim if isinstance(holder, Conv1D) and name == "weight" else dim
+        new = nn.Parameter(old.data.index_select(along, index.to(old.device)), requires_grad=old.requires_grad)
+        setattr(holder, name, new)
+        if old.requires_grad:
+            swapped[old] = Sliced(new, dim, index)
+    for holder in holders:
+        names = ("nf", "nx") if isinstance(holder, Conv1D) else ("out_features", "in_features")
+        setattr(holder, names[dim], len(index))
+
+
+def _slice_sharded_(module: nn.Module, dim: int, index: Tensor) -> nn.Linear:
+    """Gather one base linear, slice it and shard what is left, in the LoRA layer around it."""
+    if not isinstance(module, LoraLayer):
+        raise InputError("a sharded linear that loses units needs LoRA around it: leave --targets out.")
+    linear = base_linear(module)
+    assert isinstance(linear, nn.Linear)
+    index = index.to(linear.weight.device)
+    weight = gathered(linear.weight.detach()).index_select(dim, index)
+    bias = None if linear.bias is None else gathered(linear.bias.detach())
+    small = resharded(linear, weight, bias.index_select(0, index) if bias is not None and dim == 0 else bias)
+    module.base_layer = small
+    return small
+
+
+def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced]) -> None:
+    """Put sliced parameters and moments where the optimiser has the old ones."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not swapped.keys() <= held:
+        raise InputError(
+            f"the optimiser given to step() lacks {len(swapped.keys() - held)} of the LoRA parameters to slice: "
+            "pass the one that trains the model."
+        )
+    for group in optimizer.param_groups:
+        group["params"] = [swapped[p].parameter if p in swapped else p for p in group["params"]]
+    for old, sliced in swapped.items():
+        if old in optimizer.state:
+            index = sliced.index.to(old.device)
+            optimizer.state[sliced.parameter] = {
+                key: value.index_select(sliced.dim, index) if _is_moment(value) else value
+                for key, value in optimizer.state.pop(old).items()
+            }
+
+
+def _is_moment(value: object) -> bool:
+    """AdamW also keeps a step count, a tensor without dimensions."""
+    return isinstance(value, Tensor) and value.dim() > 0

@@ -1,0 +1,6 @@
+"""Several processes as one: averages and agreement, and a frozen base that is sharded over them."""
+
+from .distributed import DisagreementError, share_counts
+from .sharding import shard_base
+
+__all__ = ["DisagreementError", "shard_base", "share_counts"]

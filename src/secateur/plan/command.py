@@ -1,0 +1,186 @@
+"""`secateur plan`: what a run would do and take, from the model's configuration alone."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedConfig
+
+from ..architecture.families import family_of
+from ..architecture.layout import LayerShape
+from ..architecture.stock import accepts
+from ..architecture.units import Units
+from ..checkpoint.streaming import FILE_BYTES
+from ..config.load_in import load_in_words
+from ..config.sizes import parse_bytes
+from ..config.speed import PlanConfig
+from ..criteria import CRITERIA, Scoring
+from ..criteria.base import scored_members
+from ..models.adapter import starting_from_adapter
+from ..models.devices import compute_dtype, default_device, name_of
+from ..models.loading import checkpoint_dtype, load_config, resolve_model
+from ..models.original import check_quantisable
+from ..pruning.budget import Budget
+from ..pruning.compensation import NEEDS
+from ..pruning.statistics import second_moment_bytes
+from ..system.output import check_output_file
+from ..system.records import write_json
+from ..training.prepare import PlannedBudget, lora_names, plan_budget, scoring_options
+from .fleet import fleet_record, not_sharded
+from .footprint import Footprint, base_dtype, export_bytes, training_footprint
+from .text import plan_text
+from .timing import time_record
+
+
+def plan(config: PlanConfig) -> str:
+    """Work out the plan, write the JSON record if asked, and return it as text.
+
+    Raises:
+        InputError: an option that would end the run too; a sparsity that cannot be reached.
+    """
+    config = starting_from_adapter(config)
+    criterion = CRITERIA[config.criterion]
+    scoring = criterion.options(config.criterion, scoring_options(config))
+    if config.json:
+        check_output_file("--json", Path(config.json), overwrite=True)
+    available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
+    source = resolve_model(config.model)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_quantisable(config.load_in, source, model_config)
+    planned = plan_budget(config, model_config)
+    budget, units = planned.budget, planned.budget.units
+    device, dtype = default_device(), compute_dtype(config.dtype)
+    linears = list(config.targets) or lora_names(units.family)
+    memory = training_footprint(
+        model_config,
+        linears=linears,
+        rank=config.init_rank or config.rank,
+        micro_batch=config.batch_size // config.accumulation,
+        seq_len=config.seq_len,
+        dtype=dtype,
+        device_type=device.type,
+        gradient_checkpointing=config.gradient_checkpointing,
+        trust_remote_code=config.trust_remote_code,
+        load_in=config.load_in,
+        scored=kept_gradients(units, scoring, criterion.needs),
+        moments=moment_bytes(budget, criterion.needs, NEEDS[config.compensate]),
+        distilled=bool(config.distill),
+        family=units.family,
+    )
+    speed = None if config.device_tflops is None else config.device_tflops * 1e12
+    time = time_record(
+        config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device, speed=speed
+    )
+    itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
+    record: dict[str, Any] = {
+        "model": config.model,
+        "target": asdict(planned.target),
+        "prunable_parameters": units.prunable_params,
+        "sparsity": budget.sparsity,
+        "units": layer_units(units),
+        "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
+        "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
+        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
+        "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
+        "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
+        "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
+        "available_bytes": available,
+        "devices": fleet_record(
+            memory,
+            devices=config.devices,
+            largest_bytes=planned.sizes.largest_params * itemsize,
+            whole_bytes=planned.sizes.whole_params * itemsize,
+            gathers=config.accumulation * (3 if config.gradient_checkpointing else 2),
+            available_bytes=available,
+            refused=not_sharded(experts=units.family.experts is not None, quantised=config.load_in is not None),
+            time=time,
+            bandwidth=parse_bytes(config.link_bandwidth, "--link-bandwidth"),
+        ),
+        "time": time,
+    }
+    if config.json:
+        write_json(Path(config.json), record)
+    return plan_text(record)
+
+
+def device_bytes() -> int:
+    """Memory of the GPU, or that of the machine that is not in use."""
+    if default_device().type == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().available)
+
+
+def kept_gradients(units: Units, scoring: Scoring, needs: frozenset[str]) -> list[str]:
+    """Paths of the linears whose weights' gradients stay on the device until the step is scored."""
+    if "batch_weight_grad" not in needs or scoring.offload:
+        return []
+    return list(dict.fromkeys(member.linear for pool in units.pools for member in scored_members(pool, scoring)))
+
+
+def moment_bytes(budget: Budget, scoring: frozenset[str], compensation: frozenset[str]) -> int:
+    """Bytes of the second moments; compensation needs none of pools that lose nothing."""
+    if "second_moments" in scoring:
+        return second_moment_bytes(budget.units.pools)
+    pools = [pool for pool in budget.units.pools if pool.name not in budget.spared]
+    return second_moment_bytes(pools) * ("second_moments" in compensation)
+
+
+def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:
+    """Bytes that writing the result takes, as asked and streamed."""
+    trained = (planned.params if config.shrinks else planned.dense_params) + memory.lora // 4
+    streamed = memory.weights + memory.lora + FILE_BYTES
+    whole = export_bytes(trained, planned.params, dtype)
+    return {"bytes": streamed if config.stream_export else whole, "streamed_bytes": streamed}
+
+
+def layer_units(units: Units) -> dict[str, dict[str, Any]]:
+    """Kind -> how many units a layer has (least and most over the layers) and what one is worth."""
+    kinds = dict.fromkeys(pool.kind for pool in units.pools)
+    return {
+        kind: {
+            "layers": len(pools := units.of_kind(kind)),
+            "units_per_layer": sorted({pool.size for pool in pools}),
+            "parameters_per_unit": pools[0].unit_params,
+        }
+        for kind in kinds
+    }
+
+
+def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[int]:
+    """KV heads that a stock checkpoint with equal layers can have, in the proportion to query heads that it has now."""
+    shape = units.shapes[0]
+    return [
+        shape.kv_heads - gone for gone in range(shape.kv_heads) if not gone or legal(shape.without("kv_group", gone))
+    ]
+
+
+def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quota: dict[str, int]) -> dict[str, int]:
+    """Parameters, bytes on disk, and FLOPs of one forward pass of `seq_len` tokens through the decoder's linears.
+
+    Args:
+        quota: units that are gone from each pool; where it is not known which go (global allocation) attention's own
+            products are counted in full.
+    """
+    removed = sum(quota.get(pool.name, 0) * pool.unit_params for pool in units.pools)
+    widths = 0
+    for pool in units.pools:
+        shape = units.shapes[pool.layer]
+        if pool.kind == "ffn":
+            widths += shape.heads * shape.head_dim
+        elif pool.name in quota:
+            widths -= (shape.heads - shape.without(pool.kind, quota[pool.name]).heads) * shape.head_dim
+    linear = units.prunable_params - removed
+    return {
+        "parameters": parameters,
+        "bytes": parameters * dtype.itemsize,
+        "decoder_flops": 2 * seq_len * linear + 4 * seq_len**2 * widths,
+    }
+
+
+def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:
+    family = family_of(model_config.model_type, config.family)
+    return bool(accepts(model_config, family, shape, model_class=config.model_class))

@@ -1,0 +1,220 @@
+"""Peak memory of a training run, worked out from the configuration: no weights, no data, seconds.
+
+Activations are counted, not guessed: the forward pass runs on fake tensors (shapes without storage), and what autograd
+would keep for the backward pass is added up.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from ..architecture.experts import expert_lists, unstack_experts
+from ..architecture.families import Family
+from ..architecture.quantised import quantised_bytes
+from ..checkpoint.verify import wide_of
+from ..models.devices import autocast
+from ..models.loading import checkpoint_dtype
+from ..training.loss import causal_lm_loss
+
+CPU_HEAP = 1.45
+"""What the C library's heap takes for tensors that come and go, over what they hold: 1.23, 1.57 and 1.76 were measured
+with SmolLM2-135M in bfloat16 (docs/log.md), so this part is uncertain. GPUs have an allocator of PyTorch's own."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of a training step, by part."""
+
+    weights: int
+    lora: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Kept from the forward pass for the backward pass."""
+    logits: int
+    """Logits and their gradient while the backward pass begins, beyond what `activations` has."""
+    allocator: int
+    """What the allocator takes beyond what is asked of it; an experience on CPUs, 0 elsewhere."""
+    unpacked: int = field(default=0, kw_only=True)
+    """The largest linear of a quantised base, as the backward pass multiplies by it."""
+    scoring: int = field(default=0, kw_only=True)
+    """Gradients of weights that are kept until the step is scored (`taylor-accumulated`)."""
+    moments: int = field(default=0, kw_only=True)
+    """Second moments of inputs (`obs`, `--compensate lstsq`): the averages, and the step's own sums."""
+    teacher: int = field(default=0, kw_only=True)
+    """The dense model's logits (`--distill`)."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def training_footprint(
+    model_config: PreTrainedConfig,
+    *,
+    linears: list[str],
+    rank: int,
+    micro_batch: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    device_type: str,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    load_in: str | None = None,
+    scored: Collection[str] = (),
+    moments: int = 0,
+    distilled: bool = False,
+    family: Family | None = None,
+) -> Footprint:
+    """The peak of a LoRA step before any cut; pruning while training only lowers it.
+
+    Args:
+        linears: names of the linears that have LoRA.
+        micro_batch: sequences per forward pass.
+        dtype: of the computation; the base keeps its checkpoint's (wider for float32; this one where it is quantised).
+        gradient_checkpointing: of each layer its input is kept, and all of one layer at a time.
+        load_in: how the base is quantised.
+        scored: paths of the linears whose weights' gradients are kept until the step is scored.
+        moments: bytes of the inputs' second moments.
+        distilled: whether the dense model's logits are made too.
+        family: the model's layout, where its model type does not say it.
+    """
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(
+            model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
+        )
+    base.config.use_cache = False
+    unstack_experts(base, family)
+    for experts in expert_lists(base).values():
+        experts.even = True  # which experts a token goes to is not known without data
+    saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
+    kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
+    lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
+    state, kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
+    trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
+    activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
+    passing = activations + logits
+    return Footprint(
+        weights=sum(_bytes(tensor) for tensor in state.values()) - trained - saved,
+        lora=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        activations=activations,
+        logits=logits,
+        allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,
+        unpacked=unpacked,
+        scoring=kept_gradients,
+        moments=2 * moments,
+        teacher=logits // 2 if distilled else 0,
+    )
+
+
+def _fake_step(
+    model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str
+) -> tuple[dict[str, Tensor], "_Kept", int]:
+    """A forward pass and loss on tensors that have shapes alone.
+
+    Returns:
+        parameters and buffers by name, what the backward pass keeps, and bytes of the logits with their gradient.
+    """
+    with FakeTensorMode():
+        state = {
+            name: torch.empty(
+                tensor.shape,
+                dtype=torch.float32 if "lora_" in name else tensor.dtype,
+                device=device_type,
+                requires_grad="lora_" in name,
+            )
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
+        kept = _Kept(state)
+        kept.watch(model)
+        ids = torch.zeros(tokens, dtype=torch.long, device=device_type)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            autocast(device_type, dtype),
+            disable_input_dtype_casting(model),
+        ):
+            output = functional_call(model, state, kwargs={"input_ids": ids})
+            causal_lm_loss(output, ids)
+        return state, kept, 2 * _bytes(output.logits)
+
+
+def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:
+    """Bytes by which quantising makes a base smaller, and those of its largest linear as it is multiplied by."""
+    head = base.get_output_embeddings()
+    weights = [
+        module.weight for module in base.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    saved = sum(_bytes(weight) - quantised_bytes(load_in, *weight.shape) for weight in weights)
+    return saved, max(map(_bytes, weights))
+
+
+def export_bytes(trained: int, small: int, dtype: torch.dtype) -> int:
+    """Most bytes of an export: it compares what was trained with the result, both at least in float32.
+
+    Args:
+        trained, small: parameters of the model as it left training, LoRA included, and of the result.
+        dtype: of the checkpoint.
+    """
+    return (trained + small) * wide_of(dtype).itemsize
+
+
+def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype, load_in: str | None = None) -> torch.dtype:
+    """What the frozen base, or what of it is not quantised, is held in when a run computes in `dtype`."""
+    if load_in is not None:
+        return dtype
+    return torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
+
+
+class _Kept:
+    """Adds up the storages that autograd saves, each once, without the model's own."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self._own = {tensor.untyped_storage()._cdata for tensor in state.values()}
+        self._seen: dict[int, Tensor] = {}  # alive, so that no address comes twice
+        self.bytes = 0
+        self._inputs: list[int] = []
+        self._layers: list[int] = []
+        """Bytes of each checkpointable layer's input, and of what the layer keeps."""
+
+    def watch(self, model: nn.Module) -> None:
+        """Tell what the layers keep from what is kept outside of them."""
+
+        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._inputs.append(_bytes(args[0]))
+            self._layers.append(-self.bytes)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._layers[-1] += self.bytes
+
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.register_forward_pre_hook(enter)
+                module.register_forward_hook(leave)
+
+    def with_checkpointing(self) -> int:
+        """Bytes that are kept when a layer's are computed again in the backward pass, while that is at one."""
+        return self.bytes - sum(self._layers) + sum(self._inputs) + max(self._layers, default=0)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._own and storage._cdata not in self._seen:
+            self._seen[storage._cdata] = tensor
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _bytes(tensor: Any) -> int:
+    return int(tensor.numel() * tensor.element_size())

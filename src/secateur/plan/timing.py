@@ -1,0 +1,93 @@
+"""How long a run may take on this machine: its FLOPs over a measured speed. An estimate, not a promise."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ..architecture.units import Units
+from ..config.prune import PruneConfig
+from ..criteria import CRITERIA, Scoring
+from ..criteria.base import scored_members
+from ..models.benchmark import matmul_flops_per_s
+from ..models.devices import name_of
+from ..pruning.budget import Budget
+from ..pruning.schedule import make_schedule
+from ..training.flops import ModelSizes, Workload, run_flops, step_flops
+
+TRAINING_EFFICIENCY = 0.6
+"""Share of the speed of matrix products that a whole LoRA step with scoring reached, 2 x 256 tokens on one CPU core:
+0.43 and 0.65 in bfloat16 (width 576 and 2,048), 0.74 in float32 (width 576); docs/log.md. No GPU was measured."""
+
+
+def time_record(
+    config: PruneConfig,
+    budget: Budget,
+    sizes: ModelSizes,
+    *,
+    scoring: Scoring,
+    targets: list[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    speed: float | None = None,
+) -> dict[str, Any]:
+    """FLOPs, measured speed and the seconds they come to, of the first and last step and of the run.
+
+    Args:
+        targets: names of the linears that have LoRA.
+        speed: FLOP/s of matrix products; by default they are timed here.
+    Raises:
+        InputError: `--steps` is given and the schedule does not fit it.
+    """
+    work = Workload(
+        config.batch_size,
+        config.seq_len,
+        targets,
+        scored=_scored(config, budget.units, scoring),
+        teacher=config.distill > 0,
+        checkpointing=config.gradient_checkpointing,
+    )
+    gone = units_gone(budget) if config.shrinks else {}
+    first = step_flops(sizes, budget.units, {}, config.init_rank or config.rank, work)
+    last = step_flops(sizes, budget.units, gone, config.rank, work)
+    flops = {"first_step": first.total, "last_step": last.total - last.scoring}
+    if config.steps is not None:
+        steps = config.steps
+        schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, steps)
+        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks)
+    measured = speed is None
+    if speed is None:
+        layer = list(sizes.linears.values())[: len(sizes.family.linears)]
+        tokens = work.tokens // config.accumulation
+        speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)
+    return {
+        "steps": config.steps,
+        "device": device.type,
+        "dtype": name_of(dtype),
+        "matmul_flops_per_s": speed,
+        "measured": measured,
+        "training_efficiency": TRAINING_EFFICIENCY,
+        "flops": flops,
+        "flops_by_part": {"first_step": asdict(first), "last_step": asdict(replace(last, scoring=0.0))},
+        "seconds": {name: count / (speed * TRAINING_EFFICIENCY) for name, count in flops.items()},
+    }
+
+
+def units_gone(budget: Budget) -> Mapping[str, float]:
+    """Pool name -> units that are gone at the end; on average over layers where they compete (global allocation)."""
+    gone: dict[str, float] = dict(budget.quota)
+    for kinds, params in budget.pot.items():
+        pools = [pool for pool in budget.units.of_kind(*kinds) if pool.name in budget.least]
+        share = params / sum(pool.size * pool.unit_params for pool in pools)
+        gone |= {pool.name: share * pool.size for pool in pools}
+    return gone
+
+
+def _scored(config: PruneConfig, units: Units, scoring: Scoring) -> frozenset[str]:
+    """Paths of the linears whose weights' gradients the criterion looks at."""
+    criterion = CRITERIA[config.criterion]
+    if not criterion.needs & {"weight_grad", "batch_weight_grad"}:
+        return frozenset()
+    chosen = criterion.options(config.criterion, scoring)
+    return frozenset(member.linear for pool in units.pools for member in scored_members(pool, chosen))

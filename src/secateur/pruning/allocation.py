@@ -1,0 +1,297 @@
+"""From a target sparsity to a budget: how many units may go from each layer, exactly and legally."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ..architecture.layout import LayerShape, common_shape
+from ..architecture.stock import Verdict
+from ..architecture.units import ATTENTION_KINDS, Pool, Units
+from ..system.errors import InputError
+from .budget import Budget
+
+TOLERANCE = 0.005
+"""How far the reached sparsity may be from the target without `round_to`."""
+
+Legal = Callable[[LayerShape], Verdict]
+
+
+class Unreachable(InputError):
+    """A target that these units cannot reach.
+
+    Attributes:
+        nearest: the sparsities on both sides of it, or the most that can be reached.
+        how: `with ...`, what the limit comes from.
+        remedy: what to do, whatever the target was given as.
+        bound: a single nearest one is what can be reached `at most` or `at least`.
+    """
+
+    def __init__(
+        self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str, bound: str = "at most"
+    ) -> None:
+        self.nearest, self.how, self.remedy, self.bound = nearest, how, remedy, bound
+        digits = [f"{value:.4f}" for value in sorted(nearest)]
+        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
+        super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What may go, and where (`PruneConfig` has the same fields)."""
+
+    sparsity: float
+    attention_sparsity: float | None = None
+    allocation: str = "uniform"
+    protect_first: int | None = None
+    protect_last: int | None = None
+    floor: float | None = None
+    round_to: int = 1
+    across_layers: str = "mean"
+    attention: str = "auto"
+
+
+def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
+    """What a target sparsity means for a model, reached within 0.005 or refused.
+
+    Attention gets the nearest legal count not above the target (or `attention_sparsity`), the FFN the rest.
+
+    Args:
+        legal: whether a stock checkpoint can have a shape in every layer (asked for uniform allocation).
+    Raises:
+        InputError: the target cannot be reached, with the nearest sparsities that can.
+    """
+    options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple))
+    open_layers = _open_layers(units, options)
+    if units.family.alike_only and options.allocation != "uniform":
+        raise InputError(
+            f"--allocation {options.allocation}: a {units.family.name} has one size in its config for layers of every "
+            "kind, so all lose alike: use --allocation uniform."
+        )
+    if options.allocation == "uniform" and common_shape(units.shapes) is None:
+        raise InputError(
+            "--allocation uniform: the model's layers differ in size already, so no equal cut makes them "
+            "alike: use --allocation global or protected."
+        )
+    pools = [pool for pool in units.pools if pool.layer in open_layers]
+    if (heads := units.of_kind("query_head")) and all(pool.size == pool.sets for pool in heads):
+        raise InputError(
+            f"--attention query_head: the model has as many KV heads as query heads ({heads[0].size}), so a query "
+            "head cannot go alone: use --attention kv_group."
+        )
+    attention = [pool for pool in pools if pool.kind in ATTENTION_KINDS]
+    ffn = [pool for pool in pools if pool.kind == "ffn"]
+    if options.round_to > (width := min((pool.size for pool in ffn), default=options.round_to)):
+        raise InputError(
+            f"--round-to: widths of whole {options.round_to} channels are asked for, and the FFN has {width}: "
+            "use a smaller multiple."
+        )
+    goal = options.sparsity * units.prunable_params
+    if options.allocation == "global":
+        return _global_budget(units, options, attention, ffn, goal)
+    quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
+    taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
+    quota |= _ffn_quota(ffn, goal - taken, options.round_to)
+    if options.allocation == "uniform":
+        _check_stock(units, quota, legal)
+    budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
+    _check_reached(budget, options, ffn)
+    return budget
+
+
+def _open_layers(units: Units, options: BudgetOptions) -> range:
+    """The layers that may lose units."""
+    count = len(units.shapes)
+    protected = options.allocation == "protected"
+    first = options.protect_first if options.protect_first is not None else max(1, count // 10) * protected
+    last = options.protect_last if options.protect_last is not None else int(protected)
+    if first + last >= count:
+        raise InputError(
+            f"--protect-first {first} and --protect-last {last} leave none of the {count} layers to prune: "
+            "protect fewer."
+        )
+    return range(first, count - last)
+
+
+def _attention_quota(
+    units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
+) -> tuple[dict[str, int], str]:
+    """Attention units to remove from each open layer: the nearest legal count not above the target.
+
+    Returns:
+        pool name -> units; `Budget.heads_stay`.
+    Raises:
+        InputError: what was asked for is not possible, with the reason.
+    """
+    layers = sorted({layer for pool in attention for layer in pool.layers})
+    open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in layers)
+    quota: dict[str, int] = {}
+    heads_stay = ""
+    for pool in attention:
+        params = sum(units.attention_params[layer] for layer in pool.layers)
+        verdicts = {count: _verdict(units, options, pool, count, legal) for count in range(0, pool.size, pool.sets)}
+        reachable = {  # share of the attention's parameters -> units
+            min(1.0, count * pool.unit_params / params): count for count, verdict in verdicts.items() if verdict
+        }
+        refused = {count * pool.unit_params / params: v.refusal for count, v in verdicts.items() if not v}
+        wanted = options.attention_sparsity
+        if wanted is None:
+            share = goal / open_params + 1e-9
+            quota[pool.name] = max(count for reached, count in reachable.items() if reached <= share)
+            if not quota[pool.name] and (len(reachable) == 1 or min(refused, default=1.0) <= share):
+                heads_stay = _with_remedy(units, next(iter(refused.values()))) if refused else _last_head(units, pool)
+                if options.attention != "auto" and len(reachable) == 1:
+                    raise InputError(f"--attention {options.attention}: {heads_stay}")
+            continue
+        nearest = min(reachable, key=partial(_distance, wanted))
+        if _distance(wanted, nearest) > TOLERANCE:
+            why = f" That is so as {_last_head(units, pool)}" if pool.size == pool.sets else ""
+            if refused:
+                why = f" {_with_remedy(units, refused[min(refused, key=partial(_distance, wanted))])}"
+            raise InputError(
+                f"--attention-sparsity {wanted}: not reachable with {pool.kind} units in "
+                f"layer {pool.layer}. Reachable: {', '.join(f'{share:.3f}' for share in reachable)}.{why}"
+            )
+        quota[pool.name] = reachable[nearest]
+    return quota, heads_stay
+
+
+def _verdict(units: Units, options: BudgetOptions, pool: Pool, count: int, legal: Legal) -> Verdict:
+    """Whether `count` units of a pool may go from every layer that may lose some."""
+    if count == 0 or options.allocation != "uniform":
+        return Verdict()
+    return legal(units.shapes[pool.layer].without(pool.kind, count))
+
+
+def _last_head(units: Units, pool: Pool) -> str:
+    """Why nothing can go where every set has one unit."""
+    heads = units.shapes[pool.layer].heads
+    other = ": --attention query_head takes query heads" if "query_head" in units.family.kinds and heads > 1 else ""
+    return f"the only KV head of a layer has to stay{other}."
+
+
+def _with_remedy(units: Units, refusal: str) -> str:
+    """Why a stock checkpoint cannot have some shape, and what can."""
+    if units.family.alike_only:
+        return f"{refusal.rstrip('.')}."
+    twin = f", or --model-class {units.family.twin}" if units.family.twin else ""
+    return (
+        f"{refusal.rstrip('.')}: use --allocation protected or global, which come with a modelling file (with "
+        f"--protect-first 0 --protect-last 0 all layers lose alike){twin}."
+    )
+
+
+def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
+    """What layers that are alike come to when each pool loses its quota."""
+    shape = common_shape(units.shapes)
+    assert shape is not None, "uniform allocation was refused for these"
+    for kind, gone in {pool.kind: quota[pool.name] for pool in units.pools}.items():
+        shape = shape.without(kind, gone)
+    return shape
+
+
+def _check_stock(units: Units, quota: dict[str, int], legal: Legal) -> None:
+    """All layers alike must be a stock checkpoint's."""
+    shape = shape_by_quota(units, quota)
+    if not (verdict := legal(shape)):
+        why = _with_remedy(units, verdict.refusal)
+        raise InputError(
+            f"--allocation uniform: no stock {units.family.name} checkpoint can have {shape.heads} heads and an FFN of "
+            f"{shape.ffn} channels: {why}"
+        )
+
+
+def _distance(a: float, b: float) -> float:
+    return abs(a - b)
+
+
+def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
+    """Channels to remove from each open layer, the same share everywhere, widths snapped to `round_to`."""
+    share = params / _params(ffn)
+    quota = {}
+    for pool in ffn:
+        width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
+        quota[pool.name] = pool.size - min(width, pool.size // round_to * round_to)
+    return quota
+
+
+def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
+    """One pot of parameters that all units compete for; two when the attention's share is given."""
+    floors = _floors(options, attention, ffn, goal)
+    least = {pool.name: _least(pool, floors[pool.kind], options) for pool in attention + ffn}
+    spare = {
+        kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
+        for kind, pools in (("attention", attention), ("ffn", ffn))
+    }
+    pot: dict[tuple[str, ...], float] = {(*ATTENTION_KINDS, "ffn"): goal}
+    most = spare["attention"] + spare["ffn"]
+    if options.attention_sparsity is not None and attention:
+        unit = attention[0].unit_params * attention[0].sets
+        params = sum(units.attention_params[pool.layer] for pool in attention)
+        wanted = int(options.attention_sparsity * params / unit + 0.5) * unit
+        taken = min(wanted, spare["attention"])
+        if wanted - taken > unit:
+            raise InputError(
+                f"--attention-sparsity {options.attention_sparsity}: not reachable with a floor of "
+                f"{floors[attention[0].kind]:.3g}: at most {taken / params:.3f}. Stay within that, or lower --floor."
+            )
+        if taken > goal:
+            raise Unreachable(
+                options.sparsity,
+                (taken / units.prunable_params,),
+                f"with --attention-sparsity {options.attention_sparsity}, which alone takes more",
+                "Ask for that, or lower --attention-sparsity.",
+                "at least",
+            )
+        pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
+        most = taken + spare["ffn"]
+    if goal > most:
+        raise Unreachable(
+            options.sparsity,
+            (most / units.prunable_params,),
+            f"with a floor of {floors['ffn']:.3g}",
+            "Stay within that, or lower --floor.",
+        )
+    return Budget(units, {}, pot, least, options.round_to, options.across_layers)
+
+
+def _floors(options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
+    """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
+    if options.floor is None and options.attention_sparsity is not None and attention:
+        heads = options.attention_sparsity * _params(attention)
+        return dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
+    floor = options.floor if options.floor is not None else _room(attention + ffn, goal)
+    return dict.fromkeys((*ATTENTION_KINDS, "ffn"), floor)
+
+
+def _room(pools: list[Pool], gone: float) -> float:
+    """A floor under the average that stays, so that layers can differ: at most 0.3 of a layer."""
+    return min(0.3, 0.6 * max(0.0, 1 - gone / _params(pools))) if pools else 0.0
+
+
+def _params(pools: list[Pool]) -> int:
+    return sum(pool.size * pool.unit_params for pool in pools)
+
+
+def _least(pool: Pool, floor: float, options: BudgetOptions) -> int:
+    """Units of a pool that stay whatever they score: the floor's, in whole sets and (channels) whole steps of width."""
+    step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
+    units = max(1, math.ceil(floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
+    return min(pool.size, -(-units // step) * step)
+
+
+def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> None:
+    """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
+    step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
+    allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
+    if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
+        return
+    other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
+    full = all(pool.size - budget.quota[pool.name] <= options.round_to for pool in ffn)
+    raise Unreachable(
+        options.sparsity,
+        (budget.sparsity,) if full else (budget.sparsity, other),
+        f"with --allocation {options.allocation}",
+        f"{'Stay within that' if full else 'Ask for one of these'}, or use --allocation global, which counts single "
+        "units.",
+    )

@@ -1,0 +1,127 @@
+"""What goes by the end of a run, and which units at each cut: `Budget.select` turns scores into what stays.
+
+`allocation.make_budget` makes one from a target sparsity.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..architecture.units import Pool, Units
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What goes by the end of the run. Exactly one of `quota` and `pot` is filled for a pool.
+
+    Attributes:
+        quota: pool name -> units that go (uniform and protected allocation).
+        pot: kinds that are ranked across layers -> parameters that go from all their pools together.
+        least: pool name -> units that always stay (global allocation).
+        across_layers: how scores of different layers compare (global allocation): relative to the layer's `mean`, in
+            `standard` deviations from it, or `raw`.
+        heads_stay: why no attention unit goes, where a stock checkpoint cannot be without those that were due.
+    """
+
+    units: Units
+    quota: dict[str, int]
+    pot: dict[tuple[str, ...], float] = field(default_factory=dict)
+    least: dict[str, int] = field(default_factory=dict)
+    round_to: int = 1
+    across_layers: str = "mean"
+    heads_stay: str = ""
+
+    @property
+    def removed_params(self) -> int:
+        """Parameters gone at the end of the schedule (for pots: at most, to within one unit)."""
+        fixed = sum(self.quota.get(pool.name, 0) * pool.unit_params for pool in self.units.pools)
+        return fixed + round(sum(self.pot.values()))
+
+    @property
+    def spared(self) -> frozenset[str]:
+        """Names of the pools that lose nothing."""
+        losing = self.least.keys() | {name for name, units in self.quota.items() if units}
+        return frozenset(pool.name for pool in self.units.pools) - losing
+
+    @property
+    def sparsity(self) -> float:
+        return self.removed_params / self.units.prunable_params
+
+    def select(self, scores: dict[str, Tensor], keep: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """What stays when `progress` (0 ... 1) of the target is due. Never brings a unit back.
+
+        Args:
+            scores: pool name -> (units,) scores, higher stays.
+            keep: pool name -> (units,) bool, what is there now.
+        """
+        kept = {name: mask.clone() for name, mask in keep.items()}
+        for pool in self.units.pools:
+            if pool.name in self.quota:
+                due = round(progress * self.quota[pool.name] / pool.sets) * pool.sets
+                gone = pool.size - int(kept[pool.name].sum())
+                _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
+        for kinds, params in self.pot.items():
+            pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
+            self._select_across_layers_(pools, scores, kept, progress * params)
+        return kept
+
+    def _select_across_layers_(
+        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: float
+    ) -> None:
+        """Cut the lowest-ranked units of all layers until `params` parameters of these pools are gone."""
+        gone = sum(int((~kept[pool.name]).sum()) * pool.unit_params for pool in pools)
+        finest = min(pool.unit_params * pool.sets for pool in pools)
+        ranked = [
+            (score, number, count)
+            for number, pool in enumerate(pools)
+            for score, count in self._candidates(pool, pools, scores, kept[pool.name])
+        ]
+        take = [0] * len(pools)
+        for _, number, count in sorted(ranked):
+            cost = count * pools[number].unit_params
+            if gone + cost <= params + finest / 2:  # one too large to fit leaves its place to smaller ones
+                take[number] += count
+                gone += cost
+        for pool, count in zip(pools, take, strict=True):
+            _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
+
+    def _candidates(
+        self, pool: Pool, pools: list[Pool], scores: dict[str, Tensor], keep: Tensor
+    ) -> list[tuple[float, int]]:
+        """(rank, units) of what could go next from a pool, lowest first, down to its floor."""
+        relative = self._across_layers(pool, [p for p in pools if p.layer == pool.layer], scores)
+        alive = int(keep.sum())
+        ordered = relative.masked_fill(~keep, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
+        per_set = ordered[: alive // pool.sets].tolist()
+        spare = (alive - self.least[pool.name]) // pool.sets
+        chunk = self.round_to if pool.kind == "ffn" else 1
+        groups, taken = [], 0
+        while (size := chunk if alive % chunk == 0 or taken else alive % chunk) and taken + size <= spare:
+            groups.append((sum(per_set[taken : taken + size]) / size, size * pool.sets))
+            taken += size
+        return groups
+
+    def _across_layers(self, pool: Pool, layer: list[Pool], scores: dict[str, Tensor]) -> Tensor:
+        """(units,) score per parameter, comparable with that of other layers' units.
+
+        Scores that estimate what the loss changes by compare as they are (`raw`). Others differ by orders of magnitude
+        between layers: divided by its layer's `mean`, a unit says what is unimportant *within* its layer. In
+        `standard` deviations (FLAP) heads and channels are each compared with their own kind.
+        """
+        per_parameter = scores[pool.name].double() / pool.unit_params
+        if self.across_layers == "raw":
+            return per_parameter
+        if self.across_layers == "standard":
+            spread = per_parameter.std() if pool.size > 1 else per_parameter.new_ones(())
+            return (per_parameter - per_parameter.mean()) / spread.clamp_min(torch.finfo(torch.float64).tiny)
+        mean = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
+        return per_parameter / max(mean, torch.finfo(torch.float32).tiny)
+
+
+def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:
+    """Clear the `count` lowest-scoring units that are still marked, the same number in each set."""
+    if count:
+        candidates = scores.masked_fill(~keep, torch.inf).view(sets, -1)
+        lowest = candidates.argsort(dim=1, stable=True)[:, : count // sets]
+        keep.view(sets, -1).scatter_(1, lowest, False)

@@ -1,0 +1,106 @@
+"""Compensation at a cut: what stays takes over what it can of what goes (METHODS in docs/papers.md).
+
+When the columns P of `down` or `o` go and K stay, the least-squares refit of the layer's output is
+W[:, K] += W[:, P]·Xᵀ with X = (C_KK + λI)⁻¹ C_KP and C = E[x xᵀ] of the linear's input. The same X on LoRA's A carries
+the adapter along: together exactly the effective weight W + s·B·A. FLAP's alternative replaces what goes by its mean,
+a constant that the output's bias takes up (arXiv:2312.11983).
+"""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ..architecture.units import Units, base_linear, weight_of
+from ..criteria import InputMoments
+from ..models.cholesky import damped_cholesky
+from ..models.surgery import lora_factors, merged_weight
+from ..parallel.sharding import assign_, gathered
+from ..system.errors import InputError
+
+NEEDS = {
+    "none": frozenset[str](),
+    "lstsq": frozenset({"second_moments"}),
+    "bias": frozenset({"input_moments"}),
+}
+"""Way of compensation -> what it needs to know of the linears' inputs."""
+RIDGE = 1.0
+"""λ, relative to the mean diagonal of C_KK. Before a cut a run sees inputs of 1,000 to 8,000 tokens, not many more than
+there are channels: with 0.01 the refit can double the error on other tokens (docs/results/compensation.md)."""
+
+
+def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) -> None:
+    """Refuse what the architecture cannot hold.
+
+    Raises:
+        InputError: `bias` where o or down has none, or `lstsq` where a weight cannot be rewritten.
+    """
+    if how not in NEEDS:
+        raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
+    for path in (gate.linear for pool in units.pools for gate in pool.gates):
+        linear = base_linear(modules[path])
+        if how == "bias" and linear.bias is None:
+            raise InputError(
+                f"--compensate bias: {path} has no bias to hold the constant, and adding one would change "
+                "the architecture: use --compensate lstsq."
+            )
+        if how == "lstsq" and not linear.weight.is_floating_point():
+            raise InputError(
+                f"--compensate lstsq rewrites {path}, whose weight is {linear.weight.dtype}: "
+                "load the model without quantisation, or use --compensate none."
+            )
+
+
+def compensate_(how: str, module: nn.Module, moments: InputMoments, stay: Tensor, go: Tensor) -> None:
+    """Let the columns `stay` of o or down take over for `go`; slicing or masking `go` comes next.
+
+    Args:
+        module: the o or down, a PEFT LoRA layer or a plain linear.
+        stay, go: (n,) positions along the linear's input.
+    """
+    with torch.no_grad():
+        if how == "bias":
+            _absorb_mean_(module, moments.first, go)
+        elif how == "lstsq":
+            assert moments.second is not None, "second moments were asked for"
+            refit = refit_coefficients(moments.second, stay, go, RIDGE)
+            _carry_(weight_of(base_linear(module)), refit, stay, go)
+            if isinstance(module, LoraLayer):
+                _carry_(lora_factors(module).a, refit, stay, go)
+
+
+def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float) -> Tensor:
+    """X = (C_KK + λI)⁻¹ C_KP, (stay, go), in float64: x_P ≈ Xᵀ x_K in the least-squares sense.
+
+    Args:
+        second: (columns, columns) C.
+        ridge: λ relative to the mean diagonal of C_KK.
+    Raises:
+        NumericsError: C is not finite.
+    """
+    wide = second.double()
+    kept, both = wide[stay][:, stay], wide[stay][:, go]
+    level = kept.diagonal().mean()
+    if not level:  # an expert that was never chosen: nothing is known that could take over
+        return torch.zeros_like(both)
+    return torch.cholesky_solve(both, damped_cholesky(kept, ridge, level, "an input of o or down"))
+
+
+def _carry_(weight: Tensor, refit: Tensor, stay: Tensor, go: Tensor) -> None:
+    """weight[:, stay] += weight[:, go]·Xᵀ."""
+    stay, go = stay.to(weight.device), go.to(weight.device)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    whole = gathered(weight.detach())
+    gone = whole[:, go].to(wide)
+    carried = (whole[:, stay].to(wide) + gone @ refit.T.to(gone)).to(weight.dtype)
+    if whole is weight or whole.data_ptr() == weight.data_ptr():
+        weight.data[:, stay] = carried
+    else:
+        assign_(weight, whole.index_copy(1, stay, carried))
+
+
+def _absorb_mean_(module: nn.Module, mean: Tensor, go: Tensor) -> None:
+    """bias += (W + s·B·A)[:, go]·E[x_go]."""
+    bias = base_linear(module).bias
+    constant = merged_weight(module)[:, go].to(mean.dtype) @ mean[go]
+    whole = gathered(bias.detach())
+    assign_(bias, whole + constant.to(whole))

@@ -1,0 +1,94 @@
+"""When to cut and how far: optimiser step -> share of the target. Pure arithmetic."""
+
+import math
+from dataclasses import dataclass
+
+from ..config.options import steps_of
+from ..system.errors import InputError, all_faults
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Cuts at whole optimiser steps, the last one exactly on `end` whatever the frequency.
+
+    Steps are counted from 1: step t is the t-th optimiser update, and a cut at t follows it.
+
+    Attributes:
+        kind: `cubic` (LoRAPrune: s_t = S·(1 − (1 − (t − start)/(end − start))³)), `linear`, or `one-shot`
+            (the whole target at once, at `start`, when the scores have filled), or `stepwise` (`share` of the
+            target at each cut).
+        start, end: steps. Nothing is removed up to and at `start`, all of the target at `end`.
+        frequency: steps between cuts.
+    """
+
+    kind: str
+    start: int
+    end: int
+    frequency: int = 10
+    share: float = 0.0
+
+    def progress(self, step: int) -> float:
+        """Share of the target that is due after `step`: 0 at `start`, exactly 1 from `end` on."""
+        if self.kind == "one-shot":
+            return float(step >= self.start)
+        if step <= self.start:
+            return 0.0
+        if step >= self.end:
+            return 1.0
+        if self.kind == "stepwise":
+            return min(1.0, self.share * ((step - self.start) // self.frequency))
+        passed = (step - self.start) / (self.end - self.start)
+        return passed if self.kind == "linear" else 1.0 - (1.0 - passed) ** 3
+
+    def is_cut(self, step: int) -> bool:
+        """Whether units are removed after `step`."""
+        if self.kind == "one-shot":
+            return step == self.start
+        return self.start < step <= self.end and (step == self.end or (step - self.start) % self.frequency == 0)
+
+    @property
+    def last_cut(self) -> int:
+        return self.start if self.kind == "one-shot" else self.end
+
+    def cuts(self) -> list[int]:
+        """All steps with a cut, ascending."""
+        return [step for step in range(1, self.last_cut + 1) if self.is_cut(step)]
+
+
+def make_schedule(kind: str, start: float | int, end: float | int, frequency: int, total_steps: int) -> Schedule:
+    """A schedule for a run of `total_steps`, with `start` and `end` as fractions of it or as steps.
+
+    Raises:
+        InputError: bounds outside the run or in the wrong order, with the steps they come to.
+    """
+    first, last = steps_of(start, total_steps), steps_of(end, total_steps)
+    if kind == "one-shot":
+        first = last = max(first, 1)  # scores exist only after the first step
+    faults = []
+    if last > total_steps:
+        faults.append(f"--prune-end {end} is step {last} of a run of {total_steps}: end the cuts inside the run.")
+    if kind != "one-shot" and first >= last:
+        faults.append(
+            f"--prune-start {start} (step {first}) is not before --prune-end {end} (step {last}) in a run of "
+            f"{total_steps} steps: move them apart, or make the run longer."
+        )
+    all_faults(faults)
+    return Schedule(kind, first, last, frequency)
+
+
+def make_stepwise(start: float | int, every: int, size: int, removed: int, total_steps: int) -> Schedule:
+    """`size` of `removed` components go every `every` steps, the first of them `every` steps after `start`.
+
+    Raises:
+        InputError: the run ends before the last cut; says how many steps it takes.
+    """
+    first, cuts = steps_of(start, total_steps), math.ceil(removed / size)
+    last = first + every * cuts
+    if last > total_steps:
+        # A start given as a fraction moves with the run's length.
+        needed = math.ceil(every * cuts / (1 - start)) if isinstance(start, float) else last
+        raise InputError(
+            f"--k1 {every} --k2 {size} takes {cuts} cuts to remove {removed} components, the last at step {last}, and "
+            f"the run has {total_steps} steps: give --steps {needed + 1} or more, a larger --k2 or a smaller --k1."
+        )
+    return Schedule("stepwise", first, last, every, size / removed)

@@ -1,0 +1,256 @@
+"""What criteria and compensation need to know of a training step beyond LoRA's gradients.
+
+Everything is read in the backward pass, by taps in the graph: only passes that train count (evaluation and teacher
+passes have no backward), each exactly once (gradient checkpointing runs a forward pass twice, its backward once), and
+nothing is kept that training does not keep anyway.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture.units import Member, Pool
+from ..criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
+from ..models.surgery import merged_weight
+from ..parallel.distributed import average_
+from ..system.errors import InputError
+from .taps import some_tokens, tap
+
+
+class Statistics:
+    """Collects what is needed, and nothing else; `fold` closes an optimiser step.
+
+    Args:
+        model: its `attention_mask` argument says which tokens count.
+        needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments` (see `Evidence`).
+        scoring: how gradients are reduced, and over which linears.
+        ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
+        at_cuts: what is needed besides, of pools that lose units.
+        spared: names of the pools that lose none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        needs: frozenset[str],
+        scoring: Scoring,
+        ema: float,
+        at_cuts: frozenset[str] = frozenset(),
+        spared: frozenset[str] = frozenset(),
+    ) -> None:
+        known = {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
+        self.needs = (needs | at_cuts) & known
+        self._everywhere = needs & known
+        self._spared = spared
+        self.scoring = scoring
+        self.ema = ema
+        self.steps = 0
+        self.moments: dict[str, InputMoments] = {}
+        self._model = model
+        self._mask: Tensor | None = None
+        self._batch = self._tokens = 1
+        self._handles: list[Any] = []
+        self._watched: list[str] = []
+        self.forget_step()
+
+    def attach(self, pools: Iterable[Pool], modules: Mapping[str, nn.Module]) -> None:
+        """Watch these pools' linears; again after each cut, as positions change."""
+        self.detach()
+        if not self.needs:
+            return
+        pools = list(pools)
+        self._watched = []
+        self._handles.append(self._model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
+        for pool in pools:
+            if needs := self._needs_of(pool) & {"gate_grad", "input_moments", "second_moments"}:
+                for gate in pool.gates:
+                    tap = self._input_tap(pool, gate, needs)
+                    self._handles.append(modules[gate.linear].register_forward_pre_hook(tap))
+                    self._watched.append(pool.name if "gate_grad" in needs else gate.linear)
+        if self.needs & {"weight_grad", "batch_weight_grad"}:
+            dims: dict[str, set[int]] = {}
+            for pool in pools:
+                for member in scored_members(pool, self.scoring):
+                    dims.setdefault(member.linear, set()).add(member.dim)
+            for path, wanted in dims.items():
+                weight_tap = self._weight_tap(path, modules[path], sorted(wanted))
+                self._handles.append(modules[path].register_forward_hook(weight_tap))
+                self._watched.append(path)
+
+    def _needs_of(self, pool: Pool) -> frozenset[str]:
+        return self._everywhere if pool.name in self._spared else self.needs
+
+    def detach(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def fold(self) -> None:
+        """End a step: the moments that it saw enter the moving averages.
+
+        Raises:
+            InputError: no gradient came through a linear that is watched.
+        """
+        self.steps += 1
+        noticed = {*self._seen, *self._gates, *self._weight_grads, *(path for path, _ in self._terms)}
+        for name in self._watched:
+            if name not in noticed:
+                raise InputError(
+                    f"no gradient passed through {name} in this step: call observe() after backward() and before the "
+                    "next forward pass, with the model in train mode and LoRA on its linears or on earlier ones."
+                )
+        for path, seen in self._seen.items():
+            if path not in self.moments:
+                self.moments[path] = seen.per_token()
+            else:
+                self.moments[path].mix_(seen.per_token(), max(1 - self.ema, 1 / self.steps))
+        self._seen.clear()
+
+    def evidence(self, modules: Mapping[str, nn.Module]) -> Evidence:
+        """What the step that just ended, and the averages, say."""
+        terms = dict(self._terms)
+        count = max(self._sequences, 1)
+        return Evidence(
+            modules=modules,
+            terms={key: value / count for key, value in terms.items()},
+            weight_grads=self._weight_grads,
+            gates={name: value / count for name, value in self._gates.items()},
+            moments=self.moments,
+        )
+
+    def forget_step(self) -> None:
+        """Drop the sums of the step that was scored."""
+        self._sequences = 0
+        self._seen: dict[str, InputMoments] = {}
+        self._gates: dict[str, Tensor] = {}
+        self._terms: dict[tuple[str, int], Tensor] = {}
+        self._weight_grads: dict[str, Tensor] = {}
+
+    def average_(self) -> None:
+        """Moments over the tokens of all processes."""
+        average_([tensor for _, tensor in sorted(self.state_tensors().items())])
+
+    def slice_(self, pool: Pool, keep: Tensor) -> None:
+        """Follow a cut: moments of the columns that stay."""
+        for gate in pool.gates:
+            if gate.linear in self.moments:
+                self.moments[gate.linear].slice_(gate.entries(keep))
+
+    def clear_(self, pool: Pool, gone: Tensor) -> None:
+        """Follow a cut by mask: columns that are out have no moments."""
+        for gate in pool.gates:
+            if gate.linear in self.moments:
+                self.moments[gate.linear].clear_(gate.entries(gone))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The moving averages, as `load_tensors` takes them back."""
+        return {
+            f"{path}.{name}": value
+            for path, moments in self.moments.items()
+            for name in ("first", "square", "second")
+            if (value := getattr(moments, name)) is not None
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Restore moving averages of `steps` steps."""
+        self.steps, self.moments = steps, {}
+        for path in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
+            parts = {name: tensors.get(f"{path}.{name}") for name in ("first", "square", "second")}
+            assert parts["first"] is not None and parts["square"] is not None  # noqa: PT018
+            self.moments[path] = InputMoments(1, parts["first"].clone(), parts["square"].clone(), parts["second"])
+
+    def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(tokens, Tensor):
+            self._batch, self._tokens = tokens.shape[0], tokens.numel()
+            if module.training and torch.is_grad_enabled():
+                self._sequences += tokens.shape[0]
+
+    def _by_sequence(self, x: Tensor) -> Tensor:
+        """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
+
+        An expert gets tokens of all sequences together: they count as one.
+        """
+        if x.dim() > 2:
+            return x
+        return x.unflatten(0, (self._batch, -1)) if x.shape[0] == self._tokens else x.unsqueeze(0)
+
+    def _input_tap(
+        self, pool: Pool, gate: Member, needs: frozenset[str]
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        path = gate.linear
+
+        def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
+            if "gate_grad" in needs:
+                sums = self._gate_sums(x, gradient, gate.index_on(x.device))
+                self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
+            if needs & {"input_moments", "second_moments"}:
+                seen = self._input_moments(x, mask, "second_moments" in needs)
+                self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            x = args[0]
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return None
+            return (tap(x, self._by_sequence(x), partial(observe, self._mask)), *args[1:])
+
+        return hook
+
+    def _input_moments(self, x: Tensor, mask: Tensor | None, second: bool) -> InputMoments:
+        """Sums over some of the tokens (batch, tokens, columns) that count."""
+        flat = x.detach().flatten(0, -2)
+        alone = len(flat) != self._tokens  # an expert has its own number of tokens
+        where, count = some_tokens(len(flat), x.shape[-2], self.steps, alone=alone)
+        flat = flat[where]
+        if mask is None or mask.shape != x.shape[:-1]:
+            return InputMoments.of(flat, second, count)
+        # As weights, since picking tokens by a mask would wait for the device.
+        weights = mask.flatten()[where].to(flat)
+        return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
+
+    def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
+        """(units,) Σ over pieces of sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of |·|."""
+        total = wide(x.new_zeros(index.shape[0]))
+        for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
+            effects = wide(h) * g
+            if (piece := self.scoring.gate_tokens or len(effects)) > 1:
+                effects = torch.stack([part.sum(0) for part in effects.split(piece)])
+            units = effects[:, index].sum(2)
+            total += (units.square() if self.scoring.reduce == "squared" else units.abs()).sum(0)
+        return total
+
+    def _weight_tap(
+        self, path: str, module: nn.Module, dims: list[int]
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def per_sequence(x: Tensor, gradient: Tensor) -> None:
+            weight = wide(merged_weight(module))
+            for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], -1), strict=True):
+                term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
+                term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
+                for dim in dims:
+                    self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
+
+        def whole_batch(x: Tensor, gradient: Tensor) -> None:
+            flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
+            flat = flat.cpu() if self.scoring.offload else flat
+            self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
+
+        observe = per_sequence if "weight_grad" in self.needs else whole_batch
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if not (torch.is_grad_enabled() and output.requires_grad):
+                return None
+            return tap(output, self._by_sequence(args[0]), observe)
+
+        return hook
+
+
+def second_moment_bytes(pools: Iterable[Pool]) -> int:
+    """Bytes of the second moments of these pools' inputs: width² floats each."""
+    return sum(4 * gate.size**2 for pool in pools for gate in pool.gates)

@@ -1,0 +1,69 @@
+"""How small the model shall get, in whichever way the user says it, as the sparsity that everything else knows."""
+
+from dataclasses import dataclass
+
+from ..config.prune import PruneConfig
+from ..config.sizes import parse_bytes, parse_count
+from ..system.errors import InputError
+from ..system.progress import human_bytes, human_count
+from .allocation import Unreachable
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run's target."""
+
+    words: str
+    """As given: `--sparsity 0.2`, `--target-params 80M` or `--target-bytes 160MB`."""
+    sparsity: float
+    """Fraction of the prunable parameters to remove; outside of 0 to 1 where a size cannot be reached."""
+    parameters: int | None = None
+    """Parameters that the whole pruned model shall have, where a size was asked for."""
+
+
+def resolve_target(config: PruneConfig, dense_params: int, prunable_params: int, parameter_bytes: int) -> Target:
+    """The sparsity (dense parameters - target) / prunable parameters that a size comes to.
+
+    Args:
+        dense_params: of the whole dense model, tied weights once.
+        prunable_params: of its prunable linears.
+        parameter_bytes: bytes that a parameter takes in the checkpoint.
+    Raises:
+        InputError: the model is that small already.
+    """
+    if config.target_params is not None:
+        words = f"--target-params {config.target_params}"
+        parameters = parse_count(config.target_params, "--target-params")
+        has = _parameters(dense_params)
+    elif config.target_bytes is not None:
+        words = f"--target-bytes {config.target_bytes}"
+        parameters = parse_bytes(config.target_bytes, "--target-bytes") // parameter_bytes
+        has = _bytes(dense_params * parameter_bytes)
+    else:
+        assert config.sparsity is not None, "it has a default where no size is given"
+        return Target(f"--sparsity {config.sparsity}", config.sparsity)
+    if parameters >= dense_params:
+        raise InputError(f"{words} is not below the dense model's own size, {has}: give less.")
+    return Target(words, (dense_params - parameters) / prunable_params, parameters)
+
+
+def in_words_of(
+    target: Target, error: Unreachable, dense_params: int, prunable_params: int, parameter_bytes: int
+) -> InputError:
+    """An unreachable sparsity, told in the size that the user asked for."""
+    if target.parameters is None:
+        return error
+    sizes = sorted(dense_params - round(sparsity * prunable_params) for sparsity in error.nearest)
+    stay = {"at most": "at least", "at least": "at most"}[error.bound]
+    in_bytes = target.words.startswith("--target-bytes")
+    shown = [_bytes(size * parameter_bytes) if in_bytes else _parameters(size) for size in sizes]
+    near = f"{' and '.join(shown)} are the nearest" if len(shown) > 1 else f"{stay} {shown[0]} stay"
+    return InputError(f"{target.words} is not reachable {error.how}: {near}. {error.remedy}")
+
+
+def _parameters(count: int) -> str:
+    return f"{count} parameters ({human_count(count)})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count}B ({human_bytes(count)})"

@@ -1,0 +1,271 @@
+"""The main path of `secateur adapt`: train a LoRA adapter from a high rank down to a low one, and write it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
+from transformers.pytorch_utils import Conv1D
+
+from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
+from ..config.adapt import AdaptConfig
+from ..config.load_in import load_in_words
+from ..evaluation.perplexity import Perplexity
+from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
+from ..models.benchmark import parameter_count
+from ..models.coverage import planned_lora
+from ..models.devices import compute_dtype, name_of
+from ..models.loading import checkpoint_dtype
+from ..models.memory import WRITE_LATER, memory_for
+from ..models.original import check_blocks, restore_, with_plain_lora
+from ..pruning.schedule import Schedule
+from ..ranks import RankPruner
+from ..ranks.checks import rank_schedule
+from ..ranks.layers import start_that_moves_base
+from ..system.errors import InputError
+from ..system.launcher import rank as process_rank
+from ..system.locks import locked
+from ..system.progress import Progress
+from ..system.records import environment, write_json
+from ..training.callback import PruningCallback
+from ..training.checkpoints import failure_noted
+from ..training.finetune import add_lora, load_base, lora_config, lora_scaling
+from ..training.guard import DivergenceWatch, NumericsGuard
+from ..training.job import Job, make_work, open_model, probe_of, read_inputs
+from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
+from ..training.saving import Interruption, SavingCallback
+from ..training.trainer import run_trainer
+from .outcome import keep_metrics, measure, numerics, report_on, token_counts
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptJob(Job):
+    """An adapter run whose inputs are known to be good."""
+
+    config: AdaptConfig
+    schedule: Schedule
+    init_rank: int
+    """That of `--adapter` where one is given."""
+
+
+def prepare_adapt(config: AdaptConfig) -> AdaptJob:
+    """Check a run's inputs, cheapest first, and read its data.
+
+    Raises:
+        InputError: anything about model, data, options, adapter or output that would make the run fail later.
+    """
+    config = starting_from_adapter(config)
+    if config.adapter:
+        _check_adapter(config)
+    source, model_config = open_model(config)
+    needed = _check_ranks(config, model_config)
+    job = read_inputs(config, source, model_config, needed)
+    schedule = rank_schedule(
+        config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps,
+        init_rank=config.init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
+    )  # fmt: skip
+    return AdaptJob(**vars(job), schedule=schedule, init_rank=config.init_rank)
+
+
+def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
+    """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
+
+    Raises:
+        InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
+    """
+    if process_rank() > 0:
+        return _adapt(job, progress)
+    with locked(job.work), failure_noted(job.work):
+        return _adapt(job, progress)
+
+
+def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
+    config = job.config
+    started = time.perf_counter()
+    for note in job.notes:
+        progress.message(note)
+    set_seed(config.seed)
+    dtype = compute_dtype(config.dtype)
+    base = load_base(job, dtype, experts_apart=False)
+    progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
+    if config.load_in is not None:
+        progress.message(load_in_words(config.load_in, cuts=False))
+    before = measure(base, job, dtype, progress)
+    model = add_lora(base, config, "all-linear", scaling=first_scaling(config))
+    training = time.perf_counter()
+    pruner = train_adapter(model, job, dtype, progress)
+    train_seconds = time.perf_counter() - training
+    if process_rank() > 0:
+        return {}  # the first process writes
+    quantised: dict[str, Any] = {}
+    if config.load_in is not None:
+        quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
+        model = _on_the_original(model, job, dtype)
+        with model.disable_adapter():
+            before = measure(model, job, dtype, progress)
+    after = measure(model, job, dtype, progress)
+    progress.message("writing, then reading back in a fresh process ...")
+    result: dict[str, Any] = {}
+
+    def finish(folder: Path, report: AdapterReport) -> None:
+        result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
+        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        result["numerics"] = numerics(job)
+        write_json(folder / "result.json", result)
+        write_json(folder / "ranks.json", pruner.record())
+        keep_metrics(job, folder)
+
+    write = write_merged if config.merge else write_adapter
+    with memory_for("writing the result", WRITE_LATER):
+        write(model, _place(job), finish)
+    if not config.save_steps:
+        shutil.rmtree(job.work, ignore_errors=True)
+    report_on(job.output, progress)
+    return result
+
+
+def _place(job: AdaptJob) -> AdapterPlace:
+    config = job.config
+    return AdapterPlace(
+        job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
+        probe_of(job), checkpoint_dtype(job.model_config),
+    )  # fmt: skip
+
+
+def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
+    """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
+        if dtype == torch.float32 and model.get_base_model().dtype != torch.float64:
+            model.float()
+    return model
+
+
+def first_scaling(config: AdaptConfig) -> float:
+    """What B·A is multiplied by at the run's start: `--alpha` tells of the end."""
+    last = lora_scaling(config, 1.0)
+    return last if config.scaling == "fixed" else last * float((config.rank / config.init_rank) ** 0.5)
+
+
+def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
+    """Train and prune an adapter; the records go to `job.work`."""
+    config = job.config
+    names = (
+        "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation basis "
+        "scaling seed"
+    )
+    options = {name: getattr(config, name) for name in names.split()}
+    pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)
+    make_work(job)
+    if job.checkpoint is not None:
+        pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+    progress.message(_plan_words(job, pruner))
+    guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
+    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
+    watched = WatchedRanks(pruner)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
+    with Interruption(job.output) as interruption, closing(recording):
+        saving = SavingCallback(every_run=config.save_steps > 0)
+        callbacks = [guard, divergence, pruning, recording, saving, interruption]
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)
+    interruption.check(pruner.steps_done)
+    return pruner
+
+
+def adapt_outcome(
+    job: AdaptJob, pruner: RankPruner, before: Perplexity | None, after: Perplexity | None, report: AdapterReport
+) -> dict[str, Any]:
+    """What `result.json` holds, but for the times."""
+    ranks = pruner.ranks
+    factors = sum(pruner.start_ranks.values())
+    return {
+        "kind": "adapt",
+        "status": "done",
+        "config": asdict(job.config),
+        "environment": environment(),
+        "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
+        "dense": {"perplexity": before.to_dict() if before else None},
+        "adapted": {"perplexity": after.to_dict() if after else None},
+        "adapter": {
+            "init_rank": job.init_rank,
+            "rank": job.config.rank,
+            "mean_rank": sum(ranks.values()) / len(ranks),
+            "components_before": factors,
+            "components_after": sum(ranks.values()),
+            "parameters": pruner.adapter_parameters,
+        },
+        "export": report.to_dict() | {"folder": str(job.output)},
+    }
+
+
+def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
+    if job.init_rank == job.config.rank:
+        return f"LoRA of rank {job.init_rank} on {len(pruner.layers)} linears, nothing to prune"
+    cuts = job.schedule.cuts()
+    return (
+        f"target: rank {job.init_rank} to {job.config.rank} on {len(pruner.layers)} linears ({job.config.allocation}), "
+        f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
+    )
+
+
+def _check_adapter(config: AdaptConfig) -> None:
+    """Whether the rank of `--adapter` is one that can be pruned to `--rank`."""
+    adapter = read_adapter(str(config.adapter))
+    if adapter.patterned:
+        raise InputError(
+            f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
+            "equal ranks in all."
+        )
+    if adapter.rank < config.rank:
+        raise InputError(
+            f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
+        )
+    start = start_that_moves_base(lora_config_of(adapter))
+    if start:
+        raise InputError(
+            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moved a part of the base "
+            "weights into it: it fits no other copy of the model. Convert it first (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or train anew with --lora-init and --merge."
+        )
+
+
+def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
+    """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {config.model!r}: no causal language model can be made from its config.json ({reason}): check it, "
+            "or download it again."
+        ) from None
+    check_blocks(empty, config.load_in)
+    head = empty.get_output_embeddings()
+    linears = {
+        path: module
+        for path, module in empty.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        and (not config.targets or any(path == t or path.endswith("." + t) for t in config.targets))
+    }  # fmt: skip
+    for path, module in linears.items():
+        smaller = min(module.weight.shape)
+        if config.init_rank > smaller:
+            raise InputError(
+                f"--init-rank {config.init_rank}: {path} is {' x '.join(map(str, module.weight.shape))}, so a rank "
+                f"above {smaller} adds nothing there: use at most {smaller}, or leave it out with --targets."
+            )
+    needed = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
+    if not config.merge:
+        needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
+    planned_lora(empty, config, lora_config(config, "all-linear"))
+    return needed

@@ -1,0 +1,68 @@
+"""What pruned models are compared with: the same LoRA training without pruning."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..checkpoint.export import round_
+from ..models.devices import default_device, widened
+from ..models.loading import checkpoint_dtype
+from ..models.original import restore_, with_plain_lora
+from ..system.progress import Progress
+from ..training.finetune import add_lora, load_base
+from ..training.guard import DivergenceWatch, NumericsGuard
+from ..training.job import make_work
+from ..training.prepare import PruneJob
+from ..training.recording import RecordingCallback
+from ..training.saving import Interruption, SavingCallback
+from ..training.trainer import run_trainer
+
+
+@dataclass
+class WatchedSteps(TrainerCallback):
+    """A run that prunes nothing: its steps alone."""
+
+    done: int = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.done = state.global_step
+
+    def steps_done(self) -> int:
+        return self.done
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def words(self) -> str:
+        return "not pruned"
+
+
+def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Module:
+    """LoRA merged into the whole model, as a checkpoint would hold it.
+
+    With the guards, records and checkpoints of a run that prunes.
+    """
+    linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
+    model = add_lora(load_base(job, dtype), job.config, linears)
+    make_work(job)
+    watched = WatchedSteps(int(job.checkpoint.name.rpartition("-")[2]) if job.checkpoint else 0)
+    recording = RecordingCallback(watched, job, progress, lambda: None)
+    with Interruption(job.output) as interruption, closing(recording):
+        guard, watch = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
+        saving = SavingCallback(every_run=job.config.save_steps > 0)
+        callbacks = [guard, watch, watched, recording, saving, interruption]
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint)
+    interruption.check(watched.done)
+    assert isinstance(model, PeftModel)
+    if job.config.load_in is not None:
+        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        model = with_plain_lora(model)
+        nn.Module.to(model, default_device())
+    merged: PreTrainedModel = model.merge_and_unload()
+    round_(merged, checkpoint_dtype(job.model_config))
+    return widened(merged, dtype)

@@ -1,0 +1,259 @@
+"""The main path: prune a model while LoRA fine-tunes it, write the small checkpoint, measure both."""
+
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from ..architecture.experts import unstack_experts
+from ..checkpoint.export import ExportReport, Finish, export_checkpoint
+from ..checkpoint.streaming import export_streamed
+from ..data.embedded import quiet_transformers
+from ..evaluation.perplexity import Perplexity
+from ..models.benchmark import parameter_count
+from ..models.devices import compute_dtype, device_for, name_of, widened
+from ..models.loading import checkpoint_dtype
+from ..models.memory import WRITE_LATER, memory_for
+from ..models.surgery import removals
+from ..pruning.pruner import Pruner
+from ..ranks import RankPruner
+from ..system.errors import OutOfMemoryError
+from ..system.launcher import rank
+from ..system.locks import locked
+from ..system.progress import Progress
+from ..system.records import write_json
+from ..training.callback import PruningCallback
+from ..training.checkpoints import failure_noted
+from ..training.contact import contact_kept
+from ..training.finetune import add_lora, load_base, load_original, without_weights
+from ..training.guard import DivergenceWatch, NumericsGuard
+from ..training.job import make_work, probe_of
+from ..training.one_shot import score_and_cut
+from ..training.prepare import PruneJob, lora_names, scoring_options
+from ..training.recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
+from ..training.routing import drop_by_routing, tell_unused
+from ..training.saving import Interruption, SavingCallback
+from ..training.teacher import Teacher
+from ..training.trainer import Distillation, run_trainer
+from .outcome import measure, outcome, report_on, write_records
+
+
+def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
+    """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
+
+    Raises:
+        InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
+    """
+    if rank() > 0:
+        return _prune(job, progress)
+    with locked(job.work), failure_noted(job.work):
+        return _prune(job, progress)
+
+
+def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
+    config = job.config
+    started = time.perf_counter()
+    for note in job.notes:
+        progress.message(note)
+    set_seed(config.seed)
+    dtype = compute_dtype(config.dtype)
+    base = load_base(job, dtype)
+    progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
+    start_perplexity = measure(base, job, dtype, progress)
+    training = time.perf_counter()
+    dropped = drop_by_routing(base, job, dtype, progress)
+    model, pruner = fine_tune_and_prune(base, job, dtype, progress)
+    train_seconds = time.perf_counter() - training
+    if rank() > 0:
+        return {}  # the first process writes
+    progress.message("writing, then reading back in a fresh process ...")
+    result: dict[str, Any] = {}
+    streamed = config.stream_export
+    device = base.device if config.load_in is None or streamed else _restore(base, pruner, job)
+
+    def finish(folder: Path, report: ExportReport) -> None:
+        """Measure the written checkpoint itself and put the records beside it."""
+        pruner.close()
+
+        def measured(place: torch.device) -> dict[str, Any]:
+            alone = place.type == "meta"
+            small = load_result(job, folder, report, place, dtype)
+            dense = without_weights(job) if streamed or alone else load_original(job, dtype, place)
+            dense_perplexity = None if alone else start_perplexity
+            if config.load_in is not None:
+                dense_perplexity = None if streamed or alone else measure(dense, job, dtype, progress)
+            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
+
+        place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
+        result.update(measured_somewhere(measured, place, progress))
+        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
+        result["target"] = asdict(job.target)
+        if config.load_in is not None:
+            found = start_perplexity.to_dict() if start_perplexity else None
+            result["quantised"] = {"load_in": config.load_in, "perplexity": found}
+        write_records(folder, job, pruner, result)
+
+    with memory_for("writing the result", WRITE_LATER):
+        _write(model, pruner, job, finish)
+    if not config.save_steps:
+        shutil.rmtree(job.work, ignore_errors=True)
+    report_on(job.output, progress)
+    return result
+
+
+def load_result(
+    job: PruneJob, folder: Path, report: ExportReport, place: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """The written checkpoint on a device, to compute in a dtype; on the meta device its shapes alone."""
+    trust = report.format != "stock"
+    with quiet_transformers():
+        if place.type == "meta":
+            with place:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+                small = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        else:
+            small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+            nn.Module.to(widened(small, dtype), place)
+    unstack_experts(small, job.family)
+    return cast(nn.Module, small)
+
+
+def measured_somewhere(
+    measured: Callable[[torch.device], dict[str, Any]], device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """What `measured` finds, on another device where the first has no room: the result is verified and must stay.
+
+    In the end the shapes alone say what they can, and `not_measured` why.
+    """
+    reason = ""
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        try:
+            return measured(place)
+        except (OutOfMemoryError, MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            reason = f"{type(error).__name__} on {place}: {' '.join(str(error).split())[:200]}"
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing without a GPU
+    progress.message(f"warning: the result is written and verified, but could not be measured ({reason})")
+    return measured(torch.device("meta")) | {"not_measured": reason}
+
+
+def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
+    """The merged checkpoint: from the model in memory, or with `--stream-export` from the original's files."""
+    config = job.config
+    options: dict[str, Any] = {
+        "tokenizer": job.tokenizer, "model_class": config.model_class, "overwrite": config.overwrite,
+        "probe_ids": probe_of(job), "dtype": checkpoint_dtype(job.model_config), "finish": finish,
+    }  # fmt: skip
+    if not config.stream_export:
+        export_checkpoint(model, pruner.live, pruner.live_keep, job.output, **options)
+        return
+    live = {} if pruner.masks else removals(pruner.units, pruner.keep)
+    export_streamed(
+        model, pruner.live, pruner.live_keep, job.output, source=job.source, live=live,
+        trust=config.trust_remote_code, **options,
+    )  # fmt: skip
+
+
+def _restore(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
+    """Put the original weights in a quantised base's place; where there is room to measure them on."""
+    with memory_for("putting the original weights in place", WRITE_LATER):
+        pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
+    return device_for(3 * parameter_count(base) * checkpoint_dtype(job.model_config).itemsize)
+
+
+def fine_tune_and_prune(
+    base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
+) -> tuple[PeftModel, Pruner]:
+    """Everything between loading the model and writing the result; the records go to `job.work`."""
+    linears = lora_names(job.budget.units.family)
+    dense_parameters = parameter_count(base)
+    model = add_lora(base, job.config, linears)
+    pruner = make_pruner(model, job)
+    rank_pruner = make_rank_pruner(model, job)
+    make_work(job)
+    _announce(job, pruner, dense_parameters, progress)
+    distillation = None
+    if job.config.distill:
+        distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
+    if job.checkpoint is not None:
+        pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+        if rank_pruner is not None:
+            rank_pruner.load(job.checkpoint)
+    steps = job.total_steps
+    if job.schedule.kind == "one-shot":
+        steps -= job.schedule.start
+        if job.checkpoint is None:
+            with contact_kept(job):
+                cut = score_and_cut(model, pruner, job, dtype, progress)
+            progress.told(cut_words(cut))
+    guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
+    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
+    if rank_pruner is not None:
+        pruning.append(
+            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
+        )
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
+    watched = WatchedUnits(pruner, dense_parameters)
+    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
+    with Interruption(job.output) as interruption, closing(recording):
+        saving = SavingCallback(every_run=job.config.save_steps > 0)
+        callbacks = [guard, divergence, *pruning, recording, saving, interruption]
+        if steps:
+            run_trainer(
+                model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,
+                facts=watched.facts,
+            )  # fmt: skip
+    interruption.check(pruner.steps_done)
+    if rank_pruner is not None and rank() == 0:
+        write_json(job.work / "ranks.json", rank_pruner.record())
+    tell_unused(model, progress)
+    assert pruner.steps_done >= job.schedule.last_cut
+    return model, pruner
+
+
+def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
+    """The pruner that the options describe."""
+    config = job.config
+    names = (
+        "schedule prune_start prune_end frequency criterion ema ema_relative compensate attention "
+        "attention_sparsity allocation protect_first protect_last floor across_layers round_to model_class family"
+    )
+    options = {name: getattr(config, name) for name in names.split()}
+    return Pruner(
+        model, sparsity=job.target.sparsity, total_steps=job.total_steps, scoring=scoring_options(config),
+        shrink=config.shrinks, **options,
+    )  # fmt: skip
+
+
+def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
+    """The pruner of the adapter's rank (`--init-rank`), at the same steps as the units' one."""
+    config = job.config
+    if config.init_rank is None:
+        return None
+    names = "rank schedule prune_start prune_end frequency seed"
+    options = {name: getattr(config, name) for name in names.split()}
+    return RankPruner(model, total_steps=job.total_steps, merges=True, **options)
+
+
+def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:
+    units, cuts = pruner.units, job.schedule.cuts()
+    progress.message(
+        f"target: {pruner.budget.sparsity:.1%} of {units.prunable_params:,} prunable parameters "
+        f"({job.config.allocation}), by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
+    )
+    if job.target.parameters is not None:
+        progress.message(
+            f"({job.target.words}: {dense_parameters - pruner.budget.removed_params:,} parameters will stay of "
+            f"{dense_parameters:,})"
+        )
+    if abs(pruner.budget.sparsity - job.target.sparsity) > 1e-3:
+        progress.message(f"(asked for {job.target.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")

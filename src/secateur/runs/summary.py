@@ -1,0 +1,137 @@
+"""What a run says at its end, as plain text."""
+
+from typing import Any
+
+from ..system.progress import human_bytes
+from ..system.records import format_table
+
+NEEDS = {
+    "uniform": "loads anywhere",
+    "protected": "needs trust_remote_code=True, or export --format padded",
+    "global": "needs trust_remote_code=True, or export --format padded",
+}
+
+
+def run_summary(result: dict[str, Any]) -> str:
+    """Before and after, and what the other allocations would have removed."""
+    return "\n".join(["", _before_and_after(result), "", *_notes(result), "", _alternatives(result)])
+
+
+def adapt_summary(result: dict[str, Any]) -> str:
+    """What an adapter run came to."""
+    adapter, export, data = result["adapter"], result["export"], result["data"]
+    lines = [
+        "",
+        f"rank {adapter['init_rank']} -> {adapter['mean_rank']:.4g}, {adapter['parameters']:,} parameters, "
+        f"{human_bytes(export['bytes'])}; trained on {data['trained_tokens']:,} tokens in "
+        f"{data['trained_steps']} steps",
+    ]
+    if measured := result["adapted"]["perplexity"]:
+        before = result["dense"]["perplexity"]
+        lines.append(
+            f"perplexity {before['perplexity']:.2f} -> {measured['perplexity']:.2f} on {data['evaluation']['data']}"
+        )
+    if held := result.get("quantised"):
+        lines.append(_quantised_note(held))
+    lines.append(
+        f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
+    )
+    return "\n".join(lines)
+
+
+def loading_lines(result: dict[str, Any]) -> str:
+    """Where the checkpoint is and how to load it."""
+    export = result["export"]
+    what = "adapter" if export["format"] == "adapter" else "checkpoint"
+    return f"\nThe {what} is in {export['folder']}. To load it:\n\n{_indent(export['loads_with'])}\n"
+
+
+def export_summary(report: dict[str, Any]) -> str:
+    """What an export wrote."""
+    return (
+        f"{report['folder']}: {report['format']}, {report['parameters']:,} parameters, "
+        f"{human_bytes(report['bytes'])}; read back in a fresh process, "
+        f"logits within {report['max_logit_difference']:.2g}.\n\n"
+        f"{_indent(report['loads_with'])}"
+    )
+
+
+def _before_and_after(result: dict[str, Any]) -> str:
+    dense, pruned, speed = result["dense"], result["pruned"], result["speed"]
+    rows = [
+        ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}",
+         _change(dense["parameters"], pruned["parameters"])),
+        ("weights on disk", human_bytes(dense["bytes"]), human_bytes(pruned["bytes"]),
+         _change(dense["bytes"], pruned["bytes"])),
+    ]  # fmt: skip
+    if "dense" in speed:
+        before, after = f"{speed['dense']['median_ms']:.1f} ms", f"{speed['pruned']['median_ms']:.1f} ms"
+        ratio = speed["speedup"]
+        rows.append(
+            ("forward pass", before, after, f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower")
+        )
+    elif "pruned" in speed:
+        rows.append(("forward pass", "not loaded", f"{speed['pruned']['median_ms']:.1f} ms", ""))
+    if pruned["perplexity"] and not dense["perplexity"]:
+        rows.insert(0, ("perplexity", "not loaded", f"{pruned['perplexity']['perplexity']:.2f}", ""))
+    if dense["perplexity"]:
+        before, after = dense["perplexity"]["perplexity"], pruned["perplexity"]["perplexity"]
+        rows.insert(0, ("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f} x"))
+    return format_table(rows, header=("", "before", "after", "change"))
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    """The conditions without which the figures are no figures."""
+    sparsity, data = result["sparsity"], result["data"]
+    notes = [
+        f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
+        f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
+    ]
+    if speed := result["speed"].get("pruned"):
+        notes.append(
+            f"forward pass: batch {speed['batch']} x {speed['seq_len']} tokens, {speed['dtype']}, median of "
+            f"{speed['repeats']}, alternating; by FLOPs {result['speed']['flop_speedup']:.2f}x"
+        )
+    else:
+        notes.append(f"the result was not measured: {result['not_measured']}")
+    if measured := result["pruned"]["perplexity"]:
+        notes.append(
+            f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
+            f"{measured['seq_len']}, {measured['dtype']}"
+        )
+    if held := result.get("quantised"):
+        notes.append(_quantised_note(held))
+    if result["target"]["parameters"] is not None:
+        notes.append(
+            f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
+            f"{human_bytes(result['pruned']['bytes'])} on disk"
+        )
+    export = result["export"]
+    notes.append(
+        f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
+    )
+    return notes
+
+
+def _quantised_note(held: dict[str, Any]) -> str:
+    """What was trained on, where the base was quantised; all other figures are of weights that are not."""
+    had = f" (perplexity {held['perplexity']['perplexity']:.2f})" if held["perplexity"] else ""
+    return f"trained on the base in {held['load_in']}{had}; before and after are of weights that are not quantised"
+
+
+def _alternatives(result: dict[str, Any]) -> str:
+    chosen = result["config"]["allocation"]
+    lines = ["Importance that each allocation removes at this sparsity (from the scores, not trained):"]
+    for name, lost in result["alternatives"].items():
+        share = f"{lost:6.2%}" if isinstance(lost, float) else "  n/a "
+        mark = "  <- this run" if name == chosen else ""
+        lines.append(f"  {name:10} {share}  {NEEDS[name]}{mark}")
+    return "\n".join(lines)
+
+
+def _change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}"
+
+
+def _indent(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())

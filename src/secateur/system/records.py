@@ -1,0 +1,154 @@
+"""What a run leaves behind: result.json, metrics.jsonl, and tables for people."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+FORMAT = 1
+"""Version of the records' layout; a reader refuses a newer one."""
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the source's commit, so that a figure can be placed."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "record_format": FORMAT,
+        "secateur": _version("secateur"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "logical_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode("utf-8"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as JSON knows them; numbers that are not finite as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+class MetricsLog:
+    """One JSON object a line, on disk as soon as it is appended; closes itself as a context manager."""
+
+    def __init__(self, path: Path, last_step: int | None = None) -> None:
+        """Append to `path`; lines after `last_step`, from a run that is repeated from there, go."""
+        if last_step is not None and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+
+def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Aligned plain text: the first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], left: int = 1) -> str:
+    """The same as a Markdown table, whose first `left` columns are words."""
+    rule = "|---" * left + "|---:" * (len(header) - left) + "|"
+    # A bar or a line break in a cell would start a new cell or row.
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    head, *body = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([head, rule, *body])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of secateur's own checkout (`+` when the tree differs from it); None when installed without one.
+
+    Installed into a virtual environment inside someone's project, it lies in a checkout that is not its own:
+    only the place in it tells.
+    """
+    prefix, _, head = _git("rev-parse", "--show-prefix", "HEAD").partition("\n")
+    if prefix != "src/secateur/system/":
+        return None
+    return head.strip() + ("+" if _git("status", "--porcelain", "--", "..") else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints in our source folder; nothing where it fails or is missing."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,3 @@
+"""The release, written in this one place."""
+
+VERSION = "0.1.0"

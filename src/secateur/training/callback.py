@@ -1,0 +1,159 @@
+"""Trainer events to pruner calls. No logic."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..models.surgery import check_shapes
+from ..parallel.distributed import barrier
+from ..pruning.pruner import Pruner
+from ..pruning.schedule import Schedule
+from ..ranks import RankPruner
+from ..system.errors import InputError, NumericsError
+from .checkpoints import seal
+from .guard import NumericsGuard
+
+
+class Prunes(Protocol):
+    """What `Pruner` and `RankPruner` have in common."""
+
+    schedule: Schedule | None
+    steps_done: int
+
+    def begin(self, total_steps: int) -> None: ...
+    def observe(self) -> None: ...
+    def skip(self) -> None: ...
+    def step(self, optimizer: torch.optim.Optimizer | None = None) -> Any: ...
+    def share(self) -> None: ...
+    def save(self, folder: Path) -> None: ...
+
+
+def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser itself, in whatever accelerate has wrapped it."""
+    plain: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return plain
+
+
+def scalars(pruner: Prunes) -> dict[str, float]:
+    """How much has gone, in numbers to plot."""
+    if isinstance(pruner, RankPruner):
+        return {"rank": sum(pruner.ranks.values()) / len(pruner.ranks)}
+    if isinstance(pruner, Pruner):
+        return {"sparsity": pruner.sparsity, "removed_parameters": pruner.removed_params}
+    return {}
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes inside transformers' or TRL's Trainer: `Trainer(..., callbacks=[PruningCallback(pruner)])`.
+
+    Scores are taken in `on_pre_optimizer_step`, where gradients are accumulated, averaged and clipped
+    (clipping scales all units of a step alike); cuts follow the update, in `on_optimizer_step`.
+
+    Args:
+        pruner: a `Pruner` (units of the model) or a `RankPruner` (the adapter's rank).
+        on_cut: called after each cut.
+        leave_out: says whether the step under way is to stay out of the averages.
+        guard: what decides when a score is not finite; without one the error is raised.
+        seals: declare each checkpoint complete (`checkpoints.find_latest` then finds it); off where another callback
+            does so later.
+    """
+
+    def __init__(
+        self,
+        pruner: Prunes,
+        on_cut: Callable[[Any], None] | None = None,
+        leave_out: Callable[[], bool] = lambda: False,
+        guard: NumericsGuard | None = None,
+        seals: bool = True,
+    ) -> None:
+        self.pruner = pruner
+        self.on_cut = on_cut
+        self.leave_out = leave_out
+        self.guard = guard
+        self.seals = seals
+        self._checked = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fix the schedule.
+
+        Raises:
+            InputError: training goes on from a checkpoint and the pruner does not; only one checkpoint is kept.
+        """
+        self._checked = False
+        if self.pruner.schedule is None:
+            self.pruner.begin(state.max_steps)
+        if self.pruner.steps_done < state.global_step:
+            raise InputError(
+                f"Trainer goes on from step {state.global_step} and the pruner stands at step "
+                f"{self.pruner.steps_done}, so its masks and averages would begin anew: call "
+                "pruner.load(checkpoint) before trainer.train(resume_from_checkpoint=checkpoint)."
+            )
+        if self.seals and args.save_total_limit == 1:
+            # Trainer deletes the one before while the new one still lacks the pruner's state.
+            raise InputError("save_total_limit is 1: give 2, so that one checkpoint is complete at any moment.")
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._checked:  # by now Trainer has loaded what a checkpoint holds
+            check_shapes(kwargs["model"], plain_optimizer(kwargs["optimizer"]))
+            self._checked = True
+        if self.leave_out() or (self.guard is not None and self.guard.bad):
+            self.pruner.skip()
+            return
+        try:
+            self.pruner.observe()
+        except NumericsError as error:
+            if self.guard is None:
+                raise
+            self.guard.bad_score(error, state.global_step + 1)
+            self.pruner.skip()
+        else:
+            if self.guard is not None:
+                self.guard.good_score()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
+        if cut is not None and self.on_cut is not None:
+            self.on_cut(cut)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put how much has gone beside the loss, in what other callbacks get after this one and in the history.
+
+        Trainer's trackers (`report_to`) stand before its own `callbacks=`: to have this in them too, put the callback
+        first with `trainer.callback_handler.callbacks.insert(0, PruningCallback(pruner))`.
+        """
+        if logs is None or "loss" not in logs:
+            return
+        for name, value in scalars(self.pruner).items():
+            logs.setdefault(name, value)
+            if state.log_history:
+                state.log_history[-1].setdefault(name, value)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the pruner's state into Trainer's checkpoint: its adapter has the shapes that this state says."""
+        self.pruner.share()  # every process takes part
+        if self.seals:
+            barrier()  # every process has written its random state
+        if not args.should_save:  # another process does
+            return
+        assert args.output_dir is not None
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.pruner.save(folder)
+        if self.seals:
+            seal(folder)

@@ -1,0 +1,200 @@
+"""Training checkpoints that survive a kill: complete only with a manifest, which is written last.
+
+Trainer writes a checkpoint's files in place, one after the other. `seal` makes it a complete one; a folder without a
+manifest, or with files that are not as it says, is a half-written one and is skipped.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..system.errors import InputError
+from ..system.launcher import launched
+from ..system.reading import PARSER_ERRORS
+from ..system.records import write_json
+
+MANIFEST = "secateur-manifest.json"
+KEPT = 2
+"""Complete checkpoints that rotation leaves."""
+RUN = "run.json"
+"""A run's options and data, beside its checkpoints: a resumed run must have the same."""
+FAILURE = "failure.json"
+"""Why a run stopped before its end."""
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run keeps its records and checkpoints until its result is written."""
+    return output.with_name(output.name + ".run")
+
+
+def seal(folder: Path) -> None:
+    """Declare a checkpoint complete: everything in it is on disk, and the manifest says what that is.
+
+    An earlier manifest goes first: of a folder that is written a second time it says nothing any more.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for half_written in folder.glob(f".{MANIFEST}.*"):
+        half_written.unlink()
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / MANIFEST, {"files": files})
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when it is complete."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                return f"{name} is not as it was written"
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
+        return "it was not finished"
+    return None
+
+
+def find_latest(work: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run's folder, and words on newer ones that are not complete."""
+    skipped: list[str] = []
+    for path in reversed(_by_step(work)):
+        fault = fault_of(path)
+        if fault is None:
+            return path, skipped
+        skipped.append(f"{path.name} is skipped: {fault}")
+    return None, skipped
+
+
+def rotate(work: Path, keep: int = KEPT) -> None:
+    """Delete what is older than the newest `keep` complete checkpoints, and half-written or damaged ones.
+
+    A manifest alone makes none complete: the files must be as it says, or the only good one might go. Where none is
+    complete nothing goes.
+    """
+    newest = list(islice((path for path in reversed(_by_step(work)) if fault_of(path) is None), keep))
+    if newest:
+        _delete(path for path in _by_step(work) if path not in newest)
+
+
+def drop_damaged(work: Path, checkpoint: Path) -> None:
+    """Before a run goes on from `checkpoint`: delete later ones that are not complete, which it will write anew."""
+    paths = _by_step(work)
+    _delete(path for path in paths[paths.index(checkpoint) + 1 :] if fault_of(path) is not None)
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], model: str | None = None) -> None:
+    """Note what the run is, before its first step.
+
+    Args:
+        model: `models.contents_of` the model.
+    """
+    write_json(work / RUN, {"options": options, "data": data, "model": model, "processes": launched()})
+
+
+@contextmanager
+def failure_noted(work: Path) -> Iterator[None]:
+    """Leave a note of what ended a run that had begun."""
+    try:
+        yield
+    except BaseException as error:
+        if (work / RUN).exists():
+            with suppress(OSError):  # a full disk must not hide the first fault
+                write_json(work / FAILURE, {"kind": type(error).__name__, "reason": str(error)})
+        raise
+
+
+def check_same_run(
+    work: Path,
+    options: dict[str, Any],
+    data: list[dict[str, Any]],
+    harmless: tuple[str, ...],
+    model: str | None = None,
+) -> None:
+    """Refuse to go on with other options, other data or another model under the same name.
+
+    Raises:
+        InputError: with the list of what differs.
+    """
+    try:
+        before = json.loads((work / RUN).read_text(encoding="utf-8"))
+        old_options, old_data, processes = before["options"], before["data"], before.get("processes", 1)
+        if not isinstance(old_options, dict) or not isinstance(processes, int):
+            raise TypeError
+    except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
+            "start anew with --overwrite."
+        ) from None
+    now = json.loads(json.dumps({"options": options, "data": data}))
+    if processes != launched():
+        _check_processes(work, old_options, now["options"], processes)
+        harmless = (*harmless, "batch_size", "accumulation")
+    changed = [
+        f"{name}: {old_options.get(name)} -> {value}"
+        for name, value in now["options"].items()
+        if name not in harmless and old_options.get(name) != value
+    ]
+    if old_data != now["data"]:
+        changed.append("the contents of --data")
+    if None not in (model, before.get("model")) and before["model"] != model:
+        changed.append("the contents of --model (config.json, or the names and shapes of its weights)")
+    if changed:
+        raise InputError(
+            f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
+            "ones, or start anew with --overwrite."
+        )
+
+
+def _check_processes(work: Path, old: dict[str, Any], now: dict[str, Any], processes: int) -> None:
+    """Whether another number of processes can go on: with the same batches, and nothing drawn in each process.
+
+    Raises:
+        InputError: it cannot, with the reason.
+    """
+    if not isinstance(old.get("batch_size"), int):
+        raise InputError(f"--resume: {work / RUN} is damaged (batch_size): start anew with --overwrite.")
+    batch, wanted = now["batch_size"] * launched(), old["batch_size"] * processes
+    if batch != wanted:
+        raise InputError(
+            f"--resume: the run in {work} had {processes} processes with --batch-size {old['batch_size']}, a batch of "
+            f"{wanted}; {launched()} with {now['batch_size']} make {batch}: choose --batch-size so that it is {wanted}."
+        )
+    if old.get("dropout"):
+        raise InputError(
+            f"--resume: with --dropout {old['dropout']} every process draws from a random state of its own, so the run "
+            f"in {work} needs its {processes} processes again."
+        )
+
+
+def _by_step(work: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first."""
+    found = [
+        (int(m[1]), path) for path in work.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

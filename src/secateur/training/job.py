@@ -1,0 +1,218 @@
+"""The checked inputs that every training command shares: model, data, output, length of the run."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..architecture.families import Family
+from ..config.run import RunConfig
+from ..data.documents import check_spec, fingerprint
+from ..data.tokens import Blocks, evaluation_tokens, require_batches, training_blocks
+from ..evaluation.perplexity import token_faults
+from ..models.adapter import GivenAdapter, read_adapter
+from ..models.loading import ModelSource, check_checkpoint, contents_of, load_config, load_tokenizer, resolve_model
+from ..models.original import check_load_in
+from ..system.errors import InputError, all_faults
+from ..system.launcher import launched, rank
+from ..system.locks import LOCK
+from ..system.output import check_output
+from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run whose inputs are known to be good."""
+
+    config: RunConfig
+    source: ModelSource
+    model_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Blocks
+    data: list[dict[str, Any]]
+    """What the training data was: names, rows, characters, hashes."""
+    eval_ids: torch.Tensor | None
+    """(tokens,) of the evaluation text, or None."""
+    eval_info: dict[str, Any]
+    total_steps: int
+    checkpoint: Path | None
+    """Where to go on from."""
+    notes: tuple[str, ...]
+    """What the user should hear before the run starts."""
+    adapter: GivenAdapter | None
+    """What LoRA starts from (`--adapter`)."""
+
+    @property
+    def family(self) -> Family | None:
+        """The model's layout, where more than its model type says it."""
+        return None
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def work(self) -> Path:
+        """Folder of the run's records and training checkpoints until the result is written."""
+        return work_folder(self.output)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Over all processes."""
+        return self.config.batch_size * self.config.seq_len * launched()
+
+    @property
+    def eval_seq_len(self) -> int:
+        return self.config.eval_seq_len or self.config.seq_len
+
+
+def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
+    """Check the names of data, output and model, and read the model's configuration; no weights.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
+        check_spec(spec)
+    check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
+    source = resolve_model(config.model)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    check_load_in(config.load_in, source, model_config)
+    return source, model_config
+
+
+def _inputs(config: RunConfig) -> dict[str, str]:
+    """What is read from paths -> its flag; a model's folder has rules of its own."""
+    found = dict.fromkeys(config.data, "--data")
+    single = {"--eval-data": config.eval_data, "--adapter": config.adapter}
+    single |= {"--model": config.model} if config.model.lower().endswith(".gguf") else {}
+    return found | {name: given for given, name in single.items() if name}
+
+
+def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrainedConfig, needed_bytes: int) -> Job:
+    """Check weights, disk and lengths, and read the data.
+
+    Args:
+        needed_bytes: what the result will take on disk.
+    Raises:
+        InputError: anything about them that would make the run fail later.
+    """
+    check_checkpoint(source)
+    # Of a GGUF file's folder nothing else is the model's: a result may well lie beside the file.
+    folder = Path(source.path) if source.is_local and not source.gguf_file else None
+    output = Path(config.output)
+    check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
+    if not config.resume:
+        _check_work(work_folder(output), config.overwrite)
+    _check_lengths(config, model_config)
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    blocks = training_blocks(
+        config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
+        seed=config.seed,
+    )  # fmt: skip
+    require_batches(blocks, config.batch_size * launched())
+    _check_vocabulary(blocks, model_config, config.model)
+    eval_ids, eval_info = None, dict[str, Any]()
+    if config.eval_data:
+        eval_ids, eval_info = evaluation_tokens(config.eval_data, tokenizer, max_tokens=config.eval_tokens)
+        if len(eval_ids) < (config.eval_seq_len or config.seq_len):
+            raise InputError(
+                f"--eval-data {config.eval_data}: {len(eval_ids)} tokens, fewer than one segment of "
+                f"{config.eval_seq_len or config.seq_len}: lower --eval-seq-len or give more text."
+            )
+    per_epoch = len(blocks) // (config.batch_size * launched())
+    total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+    data = fingerprint(config.data)
+    contents = contents_of(source, model_config)
+    checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    notes = (*notes, *([adapter.words] if adapter else []))
+    return Job(
+        config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
+        adapter,
+    )  # fmt: skip
+
+
+def probe_of(job: Job) -> torch.Tensor:
+    """(1, tokens) of real training text, for comparing logits."""
+    return torch.tensor([job.blocks[0]["input_ids"][:256]])
+
+
+def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
+    longest = getattr(model_config, "max_position_embeddings", None)
+    for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
+        if longest is not None and length > longest:
+            raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
+
+
+def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str) -> None:
+    """No token may lie outside the embedding; the tokenizer may be another model's."""
+    largest = max(max(blocks[i]["input_ids"]) for i in range(len(blocks)))
+    all_faults(token_faults(torch.tensor([largest]), model_config.get_text_config().vocab_size, model))
+
+
+HARMLESS = (
+    "output",
+    "overwrite",
+    "resume",
+    "save_steps",
+    "process_timeout",
+    "report_to",
+    "eval_data",
+    "eval_steps",
+    "eval_tokens",
+    "eval_seq_len",
+)
+"""Options that may change on resume."""
+
+
+def _find_checkpoint(
+    config: RunConfig, data: list[dict[str, Any]], contents: str | None
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
+    work = work_folder(Path(config.output))
+    checkpoint, skipped = find_latest(work)
+    if checkpoint is None:
+        return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
+    check_same_run(work, asdict(config), data, HARMLESS, contents)
+    return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
+
+
+def _check_work(work: Path, overwrite: bool) -> None:
+    """An earlier run's checkpoints are kept unless the user says otherwise."""
+    if work.exists() and not work.is_dir():
+        raise InputError(f"{work} is a file, and the run's records would go there: move it away.")
+    if any(work.glob("checkpoint-*")) and not overwrite:
+        raise InputError(
+            f"{work} holds training checkpoints of an earlier run: pass --resume to go on with it, --overwrite to drop "
+            "them, or choose another --output."
+        )
+
+
+def make_work(job: Job) -> None:
+    """The folder of the run's records: empty, or as the run that goes on left it."""
+    if rank() > 0:
+        return
+    (job.work / FAILURE).unlink(missing_ok=True)
+    if job.checkpoint is not None:
+        drop_damaged(job.work, job.checkpoint)
+        return
+    for path in job.work.iterdir() if job.work.exists() else ():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    job.work.mkdir(parents=True, exist_ok=True)
+    write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))
+
+
+def first_batches(job: Job, count: int) -> Iterator[torch.Tensor]:
+    """Indices into the training data of the first `count` batches, of all processes together."""
+    order = torch.randperm(len(job.blocks), generator=torch.Generator().manual_seed(job.config.seed))
+    size = job.config.batch_size * launched()
+    yield from order.repeat(-(-count * size // len(order))).split(size)[:count]

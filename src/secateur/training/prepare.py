@@ -1,0 +1,163 @@
+"""Everything about a pruning run that can be checked before weights are loaded or time is spent."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..architecture.discovery import check_class, check_text_model, family_for, find_units
+from ..architecture.experts import check_expert_count, unstack_experts
+from ..architecture.families import Family, family_of
+from ..architecture.stock import accepts
+from ..architecture.units import Units
+from ..config.load_in import load_in_words
+from ..config.prune import PruneConfig
+from ..criteria import CRITERIA, Scoring
+from ..models.adapter import starting_from_adapter
+from ..models.benchmark import parameter_count
+from ..models.coverage import check_coverage, planned_lora
+from ..models.loading import checkpoint_dtype
+from ..models.original import check_blocks
+from ..pruning.allocation import BudgetOptions, Unreachable, make_budget, shape_by_quota
+from ..pruning.budget import Budget
+from ..pruning.compensation import check_compensation
+from ..pruning.schedule import Schedule, make_schedule
+from ..pruning.target import Target, in_words_of, resolve_target
+from ..system.errors import InputError
+from .finetune import lora_config
+from .flops import ModelSizes, model_sizes
+from .job import Job, open_model, read_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class PruneJob(Job):
+    """A pruning run whose inputs are known to be good."""
+
+    config: PruneConfig
+    schedule: Schedule
+    budget: Budget
+    target: Target
+
+    @property
+    def family(self) -> Family:
+        """The model's layout."""
+        return self.budget.units.family
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBudget:
+    """What a run's target means for its model."""
+
+    budget: Budget
+    target: Target
+    dense_params: int
+    """Of the whole model, tied weights once."""
+    sizes: ModelSizes
+
+    @property
+    def params(self) -> int:
+        """Of the whole pruned model (global allocation: to within a unit)."""
+        return self.dense_params - self.budget.removed_params
+
+
+def prepare(config: PruneConfig) -> PruneJob:
+    """Check a run's inputs, cheapest first, and read its data.
+
+    Raises:
+        InputError: anything about model, data, options or output that would make the run fail later.
+    """
+    CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    config = starting_from_adapter(config)
+    source, model_config = open_model(config)
+    planned = plan_budget(config, model_config)
+    kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
+    job = read_inputs(config, source, model_config, kept_bytes)
+    schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
+    reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
+    notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
+    held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
+    return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
+
+
+def scoring_options(config: PruneConfig) -> Scoring:
+    """The part of the options that says how units are scored."""
+    return Scoring(
+        reduce=config.reduce,
+        normalize=config.normalize,
+        eta=config.eta,
+        linears=config.score_linears,
+        gate_tokens=config.gate_tokens,
+        seed=config.seed,
+        offload=config.offload_gradients,
+    )
+
+
+def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
+    """The part of the options that says what may go."""
+    return BudgetOptions(
+        target.sparsity,
+        config.attention_sparsity,
+        config.allocation,
+        config.protect_first,
+        config.protect_last,
+        config.floor,
+        config.round_to,
+        config.across_layers or CRITERIA[config.criterion].across_layers,
+        config.attention,
+    )
+
+
+def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
+    """What the target means for a model, from the model without weights.
+
+    Raises:
+        InputError: it cannot be reached, with the nearest that can; a model of another kind or layout.
+    """
+    if model_config.is_encoder_decoder:
+        raise InputError(
+            f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
+            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
+        )
+    check_text_model(model_config)
+    if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
+        family_of(model_config.model_type)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    check_blocks(empty, config.load_in)
+    family = family_for(empty, model_config.model_type, config.family)
+    unstack_experts(empty, family)
+    if config.experts is not None:
+        check_expert_count(model_config, family, config.experts)
+    units = find_units(empty, family, config.attention)
+    check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
+    sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
+    target = resolve_target(config, *sizes)
+    legal = partial(accepts, model_config, family, model_class=config.model_class)
+    try:
+        budget = make_budget(units, budget_options(config, target), legal)
+    except Unreachable as error:
+        raise in_words_of(target, error, *sizes) from None
+    if config.family and config.allocation == "uniform":
+        wanted = shape_by_quota(budget.units, budget.quota)
+        check_class(model_config, family, wanted, config.model_class, trust_remote_code=config.trust_remote_code)
+    planned = PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
+    _check_lora(empty, config, units)
+    return planned
+
+
+def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> None:
+    """Whether LoRA can go where the run needs it; uses `empty` up.
+
+    Raises:
+        InputError: see `planned_lora` and `check_coverage`.
+    """
+    covered = planned_lora(empty, config, lora_config(config, lora_names(units.family)))
+    if "lora_grad" in CRITERIA[config.criterion].needs:
+        check_coverage(units.linears, covered)
+
+
+def lora_names(family: Family) -> list[str]:
+    """Names of the linears that get LoRA unless `--targets` says otherwise: every linear of every unit."""
+    return [path.rsplit(".", 1)[-1] for path in family.linears]

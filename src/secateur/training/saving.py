@@ -1,0 +1,87 @@
+"""Trainer events to checkpoints that a later run can go on from, and signals to a tidy stop."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..parallel.distributed import barrier, largest
+from ..system.errors import InterruptedRun, LostProcessError
+from ..system.signals import Terminated
+from .checkpoints import rotate, seal
+
+
+class SavingCallback(TrainerCallback):
+    """Seals each checkpoint, the pruner's state included, and rotates; comes after the pruner's callback.
+
+    Args:
+        every_run: also save at the last step, so that a fault while the result is written costs no training.
+    """
+
+    def __init__(self, every_run: bool) -> None:
+        self.every_run = every_run
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.every_run and state.global_step == state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert args.output_dir is not None
+        work = Path(args.output_dir)
+        barrier()  # every process has written its random state
+        if args.should_save:
+            seal(work / f"checkpoint-{state.global_step}")
+            rotate(work)
+
+
+class Interruption(TrainerCallback):
+    """SIGINT and SIGTERM: the step is finished and saved, then the run stops; a second one stops at once.
+
+    Use it as a context manager around training.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.received: int | None = None
+        self.agreed = 0
+        """The signal that some process has received: all stop after the same step."""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._previous and isinstance(error, LostProcessError):
+            # A launcher sends SIGTERM to those that are left: what they have to say must not be cut short.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.agreed = largest(self.received or 0)
+        if self.agreed:
+            control.should_save = control.should_training_stop = True
+
+    def check(self, step: int) -> None:
+        """After training: say that it was stopped.
+
+        Raises:
+            InterruptedRun: a signal came.
+        """
+        if self.agreed:
+            raise InterruptedRun(
+                f"stopped after step {step}, which is saved. The same command with --resume goes on from there; "
+                f"{self.output} is untouched.",
+                self.agreed,
+            )
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step; once more stops at once", flush=True)

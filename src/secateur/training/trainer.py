@@ -1,0 +1,222 @@
+"""transformers' Trainer as `prune` and `adapt` run it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from ..config.options import steps_of
+from ..config.prune import PruneConfig
+from ..config.run import RunConfig
+from ..models.devices import autocast
+from ..models.memory import TRAIN_LESS, memory_for
+from ..parallel.distributed import average_gradients_, join, processes
+from ..system.errors import InputError, SecateurError, disk_is_full
+from ..system.heap import freed_pages_kept
+from ..system.launcher import rank
+from .checkpoints import find_latest
+from .contact import contact_kept
+from .guard import NumericsGuard
+from .job import Job
+from .loss import causal_lm_loss, labels_at, positions_with_labels
+
+
+def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
+    """The step until which `--lr-decay after-cuts` keeps the learning rate up; None: it decays from the start."""
+    if not isinstance(config, PruneConfig) or config.lr_decay != "after-cuts":
+        return None
+    # With the one-shot schedule all steps of the training itself follow the cut.
+    return 0 if config.schedule == "one-shot" else steps_of(config.prune_end, total_steps)
+
+
+def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
+    """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
+    warmup = steps_of(config.lr_warmup, total_steps)
+    held = steps_at_peak(config, total_steps)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=total_steps,
+        per_device_train_batch_size=config.batch_size // config.accumulation,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine" if held is None else "warmup_stable_decay",
+        lr_scheduler_kwargs=None if held is None else {"num_decay_steps": total_steps - max(warmup, held)},
+        warmup_steps=warmup,
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=config.process_timeout,
+        seed=config.seed,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=list(config.report_to) if rank() == 0 else [],
+        disable_tqdm=True,
+        log_level="error",
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one device: DataParallel's copies know no cuts
+    return arguments
+
+
+def run_trainer(
+    model: PeftModel,
+    job: Job,
+    dtype: torch.dtype,
+    callbacks: list[TrainerCallback],
+    *,
+    steps: int | None = None,
+    distillation: "Distillation | None" = None,
+    checkpoint: Path | None = None,
+    facts: Callable[[], dict[str, Any]] = dict,
+) -> None:
+    """LoRA fine-tuning with transformers' Trainer.
+
+    Args:
+        steps: optimiser steps; by default the job's.
+        checkpoint: go on from there; the model has the shapes of its weights already.
+        facts: what else trackers are told at each step.
+    """
+    join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
+    trainer = AutocastTrainer(
+        model=model,
+        args=training_arguments(job.config, steps or job.total_steps, dtype, job.work),
+        train_dataset=job.blocks,
+        compute_loss_func=causal_lm_loss,
+        callbacks=callbacks,
+    )
+    trainer.computation = dtype
+    trainer.distillation = distillation
+    trainer.facts = facts
+    trainer.guard = next((callback for callback in callbacks if isinstance(callback, NumericsGuard)), None)
+    trainer.remove_callback(PrinterCallback)
+    # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
+    casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
+    with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def saved_or_said(job: Job) -> Iterator[None]:
+    """A full disk while training, said so.
+
+    Raises:
+        InputError: a checkpoint or a record could not be written; the checkpoints before are intact.
+    """
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:  # each library that writes has an error of its own
+        if not disk_is_full(error):
+            raise
+        last, _ = find_latest(job.work)
+        back = f"goes on from {last.name}" if last else "starts anew (no checkpoint is complete)"
+        raise InputError(
+            f"no space left in {job.work} while training: make room, then the same command with --resume {back}."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A loss against the dense model's outputs."""
+
+    teacher: Callable[[], AbstractContextManager[None]]
+    """Inside this context the model in training is the teacher."""
+    alpha: float
+    temperature: float
+
+
+class AutocastTrainer(Trainer):
+    """Trainer that runs the forward pass in bfloat16 without widening its outputs, makes logits only where there are
+    labels, and can ask a teacher.
+
+    `TrainingArguments(bf16=True)` makes accelerate convert a model's outputs to float32: for a large
+    vocabulary the logits are then the largest tensor of the step, twice.
+    """
+
+    computation = torch.float32
+    distillation: Distillation | None = None
+    facts: Callable[[], dict[str, Any]] = dict
+    guard: NumericsGuard | None = None
+
+    @cached_property
+    def _picks_positions(self) -> bool:
+        """Whether the model makes logits of some positions alone; DataParallel would share the positions out."""
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.args.n_gpu <= 1 and "logits_to_keep" in signature(base.forward).parameters
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """What Trainer logs, with sparsity and sizes beside it."""
+        super().log({**logs, **self.facts()}, start_time)
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """No DistributedDataParallel: `training_step` averages the gradients, which follow the shapes."""
+        if processes() == 1:
+            return super()._wrap_model(model, training, dataloader)
+        return model if isinstance(model, _Alone) else _Alone(model)
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.guard is not None:
+            self.guard.rerun = partial(self._once_more, model)
+            self.guard.saw(loss, inputs)
+        if self.accelerator.sync_gradients:
+            average_gradients_(model.parameters())
+        return loss
+
+    def _once_more(self, model: nn.Module, inputs: Any) -> Any:
+        """The loss of a micro-batch again, in the same precision."""
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs))
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        if self.computation == torch.bfloat16:
+            return autocast(self.args.device.type, torch.bfloat16)
+        return super().autocast_smart_context_manager(cache_enabled)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        if self._picks_positions and (positions := positions_with_labels(inputs["labels"])) is not None:
+            inputs |= {"labels": labels_at(inputs["labels"], positions), "logits_to_keep": positions}
+        if self.distillation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        with self.distillation.teacher():
+            wanted = model(**inputs).logits
+        outputs = model(**inputs)
+        alpha, temperature = self.distillation.alpha, self.distillation.temperature
+        loss = causal_lm_loss(outputs, labels, num_items_in_batch, teacher=wanted, alpha=alpha, temperature=temperature)
+        if num_items_in_batch is not None:
+            loss = loss * processes()  # counted over all of them, and gradients are averaged
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Alone(nn.Module):
+    """A model that Trainer takes for wrapped already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)

@@ -1,0 +1,469 @@
+"""Bad input, one table for all commands: exit code 2, one message with the value and the remedy, nothing written."""
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
+
+from secateur.cli import main
+from secateur.data.embedded import stdlib_docs
+
+TRAIN = ["--steps", "12", "--seq-len", "32", "--batch-size", "4", "--frequency", "2", "--dtype", "float32"]
+PRUNE = ["prune", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--sparsity", "0.4", *TRAIN]
+ADAPT = ["adapt", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--init-rank", "8", "--rank", "4", *TRAIN]
+
+
+def prune(**changes: str) -> list[str]:
+    """`secateur prune` with some options changed; an underscore stands for a dash."""
+    return changed(PRUNE, changes)
+
+
+def adapt(**changes: str) -> list[str]:
+    return changed(ADAPT, changes)
+
+
+def changed(base: list[str], changes: dict[str, str]) -> list[str]:
+    words = list(base)
+    for name, value in changes.items():
+        flag = "--" + name.replace("_", "-")
+        if flag in words:
+            words[words.index(flag) + 1] = value
+        else:
+            words += [flag, value]
+    return words
+
+
+def evaluate(**changes: str) -> list[str]:
+    return changed(["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"], changes)
+
+
+COMMANDS = {
+    "prune": PRUNE,
+    "adapt": ADAPT,
+    "compare": ["compare", "--evaluate-on", "{d}", *PRUNE[1:]],
+    "plan": ["plan", "--model", "{m}", "--sparsity", "0.4"],
+    "eval": ["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"],
+    "sample": ["sample", "--model", "{m}", "--prompts", "hello", "--max-new-tokens", "4"],
+    "bench": ["bench", "--model", "{m}", "--seq-len", "16", "--repeats", "1", "--no-memory", "--batch-sizes", "1"],
+    "export": ["export", "--model", "{m}", "--output", "{o}"],
+    "report": ["report"],
+    "quickstart": ["quickstart", "--output", "{o}"],
+}
+READS = {
+    "plan": ("config",), "export": ("config",), "bench": ("config", "weights", "loaded"),
+    "compare": ("config", "weights", "tokenizer"),
+    **dict.fromkeys(("prune", "adapt", "eval", "sample"), ("config", "weights", "tokenizer", "loaded")),
+}  # fmt: skip
+"""What of a model a command looks at before it writes anything (export: of a checkpoint whose layers are alike)."""
+MODELS: dict[str, tuple[str, str, str]] = {
+    "an unknown model path": ("./nowhere/model", "nowhere", "config"),
+    "an encoder-decoder": ("{t}/encoder", "t5 is an encoder-decoder", "config"),
+    "an encoder": ("{t}/bert", "bert is an encoder", "config"),
+    "an unsupported type": ("{t}/unsupported", "transformers does not know its architecture", "config"),
+    "no model type": ("{t}/notype", "model_type", "config"),
+    "a config that is not JSON": ("{t}/badconfig", "not valid JSON", "config"),
+    "an adapter as model": ("{t}/adapter", "", "config"),
+    "a text file as model": ("{t}/short.txt", "", "config"),
+    "a hub name that cannot be one": ("a b c", "a b c", "config"),
+    "a name longer than the system takes": ("n" * 5000, "", "config"),
+    "truncated weights": ("{t}/truncated", "model.safetensors is corrupt", "weights"),
+    "a truncated header": ("{t}/header", "model.safetensors is corrupt", "weights"),
+    "a missing shard": ("{t}/shards", "is missing", "weights"),
+    "pickled weights only": ("{t}/pickled", "pickles only", "weights"),
+    "weights in GGUF beside a config": ("{t}/mixed", "give one, such as", "weights"),
+    "no weights": ("{t}/noweights", "has no weights", "weights"),
+    "weights that are whole numbers": ("{t}/integers", "are whole numbers (I32)", "weights"),
+    "weights of another shape": ("{t}/mismatch", "do not have the shape", "loaded"),
+    "a config without a field": ("{t}/nofield", "do not have the shape", "loaded"),
+    "a missing tensor": ("{t}/missing", "not in the checkpoint", "loaded"),
+    "no tokenizer": ("{t}/notokenizer", "no tokenizer", "tokenizer"),
+    "a tokenizer larger than the embedding": ("{t}/small", "has embeddings of 32 tokens", "tokenizer"),
+}
+DATA: dict[str, tuple[str, str]] = {
+    "an unknown data path": ("{t}/none.jsonl", "none.jsonl"),
+    "data that is a pipe": ("{t}/pipe.txt", "no regular file"),
+    "data that is a link to itself": ("{t}/loop.txt", "loop.txt"),
+    "empty data": ("{t}/empty.txt", "empty"),
+    "not UTF-8": ("{t}/latin.txt", "UTF-8"),
+    "truncated JSON": ("{t}/cut.jsonl", "cut.jsonl:2 is not valid JSON"),
+    "a number of 5,000 digits": ("{t}/digits.jsonl", "digits.jsonl:1"),
+    "one bad file in a folder": ("{t}/formats", "bad.jsonl:1"),
+    "a data name longer than the system takes": ("n" * 5000, ""),
+}
+FLAGS = {"prune": "data", "adapt": "data", "eval": "data", "compare": "evaluate_on"}
+YAMLS = {
+    "a pipe": ("pipe.txt", "pipe or a device"),
+    "a folder": ("hollow", "is a folder"),
+    "a date that is none": ("date.yaml", "not valid YAML"),
+    "nested too deeply": ("deep.yaml", "nested too deeply"),
+    "a number of 5,000 digits": ("digits.yaml", "digits.yaml"),
+    "a boolean with a tag": ("tag.yaml", "not valid YAML"),
+}
+
+
+def table() -> dict[str, tuple[list[str], str]]:
+    """Each case for every command that takes such a thing."""
+    found = {}
+    for command, reads in READS.items():
+        for name, (model, words, what) in MODELS.items():
+            if what in reads:
+                found[f"{command}: {name}"] = (changed(COMMANDS[command], {"model": model}), words)
+    for command, flag in FLAGS.items():
+        for name, (spec, words) in DATA.items():
+            found[f"{command}: {name}"] = (changed(COMMANDS[command], {flag: spec}), words)
+    for command in COMMANDS:
+        for name, (file, words) in YAMLS.items():
+            found[f"{command}: YAML that is {name}"] = ([*COMMANDS[command], "--config", "{t}/" + file], words)
+    for command in ("prune", "adapt", "compare", "export", "quickstart"):
+        for name, words in (("short.txt", "is a file"), ("short.txt/out", ""), ("loop.txt", "broken link")):
+            given = changed(COMMANDS[command], {"output": "{t}/" + name})
+            found[f"{command}: output at {name}"] = (given, words)
+    for command, flag in (("eval", "output"), ("sample", "output"), ("bench", "output"), ("plan", "json")):
+        for place in ("{t}", "{t}/short.txt/out.json", "{t}/hollow/none/out.json", "/proc/out.json"):
+            found[f"{command}: a record at {place}"] = (changed(COMMANDS[command], {flag: place}), f"--{flag} ")
+    return found
+
+
+CASES: dict[str, tuple[list[str], str]] = {
+    **table(),
+    # file system
+    "unknown model path": (prune(model="./nowhere/model"), "./nowhere/model"),
+    "unknown data path": (prune(data="{t}/none.jsonl"), "none.jsonl"),
+    "data is a pipe": (prune(data="{t}/pipe.txt"), "no regular file"),
+    "data is a link to itself": (prune(data="{t}/loop.txt"), "no such file"),
+    "data of an unknown kind": (prune(data="{t}/data.xyz"), "is '.xyz'"),
+    "data folder without data": (prune(data="{t}/hollow"), "has no .txt"),
+    "non-empty output": (prune(output="{t}/full"), "full is not empty"),
+    "output is a file": (prune(output="{t}/short.txt"), "short.txt is a file"),
+    "output below a file": (prune(output="{t}/short.txt/out"), "cannot be written"),
+    "output is a broken link": (prune(output="{t}/loop.txt"), "broken link"),
+    "output in the model": (prune(output="{m}/pruned"), "overlap"),
+    "output is the current folder": (prune(output="."), "current folder"),
+    "output where nothing can be made": (prune(output="/proc/secateur/out"), "/proc"),
+    # data
+    "empty data": (prune(data="{t}/empty.txt"), "empty"),
+    "blank data": (prune(data="{t}/blank.txt"), "empty"),
+    "not UTF-8": (prune(data="{t}/latin.txt"), "UTF-8"),
+    "NUL bytes": (prune(data="{t}/nul.txt"), "NUL bytes"),
+    "UTF-16": (prune(data="{t}/utf16.txt"), "UTF-8"),
+    "missing fields": (prune(data="{t}/fields.jsonl"), "fields.jsonl:2"),
+    "truncated JSON": (prune(data="{t}/cut.jsonl"), "cut.jsonl:2 is not valid JSON"),
+    "truncated list": (prune(data="{t}/cut.json"), "not valid JSON"),
+    "a number for a text": (prune(data="{t}/number.jsonl"), "`text` is a number"),
+    "a row that is no object": (prune(data="{t}/row.jsonl"), "found a number"),
+    "no turns": (prune(data="{t}/noturns.jsonl"), "an empty list"),
+    "an unknown role": (prune(data="{t}/role.jsonl"), "unknown role 'asistant'. Did you mean 'assistant'"),
+    "half a surrogate": (prune(data="{t}/surrogate.jsonl"), "surrogate"),
+    "nested too deeply": (prune(data="{t}/deep.jsonl"), "deep.jsonl"),
+    "a huge broken line": (prune(data="{t}/huge.jsonl"), "huge.jsonl:1 is not valid JSON"),
+    "rows without text": (prune(data="{t}/notext.jsonl"), "no text"),
+    "too few tokens": (prune(data="{t}/short.txt"), "tokens"),
+    "unknown split": (prune(data="stdlib-docs:tran"), "Did you mean 'train'"),
+    "misspelt data name": (prune(data="stdlib-doc"), "stdlib-docs"),
+    "response only on text": ([*prune(), "--response-only"], "response"),
+    "too little evaluation text": (prune(eval_data="{t}/short.txt"), "fewer than one segment"),
+    # models
+    "unsupported type": (prune(model="{t}/unsupported"), "transformers does not know its architecture"),
+    "a misspelt type": (prune(model="{t}/misspelt"), "Did you mean 'llama'? "),
+    "a type without a layout": (prune(model="{t}/ctrl"), "unknown model type 'ctrl'"),
+    "how to add a layout": (prune(model="{t}/ctrl"), "docs/add-a-family.md"),
+    "no model type": (prune(model="{t}/notype"), "model_type"),
+    "config is not JSON": (prune(model="{t}/badconfig"), "not valid JSON"),
+    "truncated weights": (prune(model="{t}/truncated"), "model.safetensors is corrupt"),
+    "a missing shard": (prune(model="{t}/shards"), "is missing"),
+    "weights of another shape": (prune(model="{t}/mismatch"), "do not have the shape"),
+    "a missing tensor": (prune(model="{t}/missing"), "not in the checkpoint"),
+    "pickled weights only": (prune(model="{t}/pickled"), "pickles only"),
+    "no weights": (prune(model="{t}/noweights"), "has no weights"),
+    "an adapter as model": (prune(model="{t}/adapter"), "is a LoRA adapter"),
+    "a text file as model": (prune(model="{t}/short.txt"), "not .gguf"),
+    "a GGUF that is none": (prune(model="{t}/fake.gguf"), "not a GGUF file"),
+    "no tokenizer": (prune(model="{t}/notokenizer"), "no tokenizer"),
+    "a tokenizer larger than the embedding": (prune(model="{t}/small"), "has embeddings of 32 tokens"),
+    "no such precision": (prune(model="{t}/baddtype"), "baddtype"),
+    "a hub name that cannot be one": (prune(model="a b c"), "no valid hub id"),
+    # options
+    "sparsity 0": (prune(sparsity="0"), "--sparsity is 0.0"),
+    "sparsity 1.2": (prune(sparsity="1.2"), "--sparsity is 1.2"),
+    "sparsity unreachable": (prune(sparsity="0.99"), "at most 0."),
+    "rank 0": (prune(rank="0"), "--rank is 0"),
+    "negative length": (prune(seq_len="-5"), "--seq-len is -5"),
+    "steps 0": (prune(steps="0"), "--steps is 0"),
+    "too long": (prune(seq_len="513"), "longer than the model's 512 positions"),
+    "not a number": (prune(lr="fast"), "--lr is 'fast': expected a number"),
+    "infinite learning rate": (prune(lr="inf"), "--lr"),
+    "negative learning rate": (prune(lr="-1"), "--lr is -1.0"),
+    "dropout 1": (prune(dropout="1"), "--dropout is 1"),
+    "unknown choice": (prune(attention="heads"), "--attention is 'heads'"),
+    "unknown criterion": (prune(criterion="lorra"), "unknown criterion 'lorra'. Did you mean 'lora'"),
+    "unknown target": (prune(targets="zzz_proj"), "--targets zzz_proj"),
+    "partial targets": (prune(targets="q_proj"), "LoRA does not cover model.layers.0.self_attn.k_proj"),
+    "bounds crossed": (prune(prune_start="0.9", prune_end="0.5"), "--prune-start 0.9"),
+    "bounds outside": (prune(prune_end="20"), "--prune-end 20"),
+    "unequal micro-batches": (prune(accumulation="3"), "--accumulation 3"),
+    "resume and overwrite": ([*prune(), "--resume", "--overwrite"], "leave one out"),
+    "protection of uniform layers": (prune(protect_first="2"), "--allocation protected"),
+    "a teacher without its weights": (prune(distill="0.5"), "--no-shrink"),
+    "evaluation steps without text": (prune(eval_steps="5"), "needs --eval-data"),
+    "missing required": (["prune", "--model", "x"], "--output is required"),
+    "unknown flag": (["prune", "--sparsety", "1"], "--sparsety"),
+    "unknown command": (["prnue"], "Did you mean 'prune'"),
+    "unknown YAML key": ([*prune(), "--config", "{t}/keys.yaml"], "unknown option 'sparcity'. Did you mean 'sparsity'"),
+    "a wrong YAML type": ([*prune(), "--config", "{t}/types.yaml"], "--ema is [1, 2]: expected"),
+    "YAML that is no mapping": ([*prune(), "--config", "{t}/list.yaml"], "found list"),
+    "broken YAML": ([*prune(), "--config", "{t}/broken.yaml"], "not valid YAML"),
+    "no YAML there": ([*prune(), "--config", "{t}/none.yaml"], "cannot be read"),
+    # adapters
+    "no adapter there": (prune(adapter="{t}/no-adapter"), "--adapter"),
+    "an adapter of another model": (prune(adapter="{t}/adapter"), "--adapter"),
+    "a rank above the first": (adapt(rank="9"), "--rank 9 is above --init-rank 8"),
+    "a rank above a layer": (adapt(init_rank="33"), "adds nothing there"),
+    "an adapter with a start": (prune(adapter="{t}/adapter", lora_init="pissa"), "leave one out"),
+    "a learning rate beyond floats": ([*prune(), "--config", "{t}/float.yaml"], "--lr is a int beyond any measure"),
+    "steps of 4,000 digits": (prune(steps="9" * 4000), "--steps is '999"),
+    # other commands
+    "export: sizes of layers that are none": (["export", "--model", "{t}/sizes", "--output", "{o}"], "must give every"),
+    "sample: a prompt file that is a pipe": (
+        ["sample", "--model", "{m}", "--prompt-file", "{t}/pipe.txt"], "is a pipe or a device",
+    ),
+    "sample: a prompt of 5,000 digits": (
+        ["sample", "--model", "{m}", "--prompt-file", "{t}/digits.jsonl"], "digits.jsonl:1 is not valid JSON",
+    ),
+    "report: a record that is a pipe": (["report", "{t}/run", "--records", "{t}/pipe.txt"], "is a pipe or a device"),
+    "report: a record of 5,000 digits": (["report", "{t}/run", "--records", "{t}/digits.jsonl"], "not valid JSON"),
+    "report: a run's metrics of 5,000 digits": (["report", "{t}/long"], "metrics.jsonl:1 is not valid JSON"),
+    "report: a page where none can be": (["report", "{t}/run", "--output", "/proc/page.html"], "/proc/page.html"),
+    "eval: short text": (evaluate(data="{t}/short.txt"), "fewer than one segment"),
+    "eval: no model": (evaluate(model="{t}/none/x"), "no such folder"),
+    "eval: unknown other model": (evaluate(against="{t}/none/x"), "no such folder"),
+    "eval: no length": (evaluate(seq_len="0"), "--seq-len is 0"),
+    "export: nothing there": (["export", "--model", "{t}/hollow", "--output", "{o}"], "no checkpoint there"),
+    "export: equal layers": (["export", "--model", "{m}", "--output", "{o}"], "stock checkpoint already"),
+    "sample: an empty prompt file": (["sample", "--model", "{m}", "--prompt-file", "{t}/empty.txt"], "empty"),
+    "report: no run": (["report", "{t}/hollow"], "has no result.json"),
+    "report: a damaged run": (["report", "{t}/damaged"], "not valid JSON"),
+    "report: no folder": (["report", "{t}/none"], "not a folder"),
+    "compare: no text": (
+        ["compare", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--evaluate-on", "{t}/none.txt", *TRAIN],
+        "none.txt",
+    ),
+    "compare: a broken cell": (
+        ["compare", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--evaluate-on", "{d}", "--cells", "odd",
+         *TRAIN],
+        "odd",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A good model, good text, and everything that is wrong in some way."""
+    folder = tmp_path_factory.mktemp("bad input")  # with a space
+    save_tiny(folder / "model", layers=2, ffn=96)
+    text = stdlib_docs("train")[0][1].encode("ascii", "ignore").decode()
+    (folder / "text.txt").write_text(text * 3, encoding="utf-8")
+    bad_files(folder)
+    bad_models(folder)
+    return folder
+
+
+def bad_files(folder: Path) -> None:
+    contents = {
+        "empty.txt": b"", "blank.txt": b" \n\n", "latin.txt": "naïve café".encode("latin-1"), "short.txt": b"too short",
+        "nul.txt": b"text\0text" * 900, "utf16.txt": ("text " * 900).encode("utf-16"), "data.xyz": b"text",
+        "fields.jsonl": b'{"text": "fine"}\n{"body": "not fine"}\n', "cut.jsonl": b'{"text": "fine"}\n{"text": "not f',
+        "cut.json": b'[{"text": "fine"}, {"te', "number.jsonl": b'{"text": 5}', "row.jsonl": b"5",
+        "noturns.jsonl": b'{"messages": []}',
+        "role.jsonl": b'{"messages": [{"role": "asistant", "content": "x"}]}',
+        "surrogate.jsonl": b'{"text": "\\ud800"}', "deep.jsonl": b"[" * 100_000,
+        "huge.jsonl": b'{"text": "' + b"a" * 3_000_000, "notext.jsonl": b'{"text": ""}\n{"text": " "}',
+        "keys.yaml": b"sparcity: 0.2\n", "types.yaml": b"ema: [1, 2]\n", "list.yaml": b"- 1\n- 2\n",
+        "date.yaml": b"lr: 2024-13-45\n", "deep.yaml": b"lr: " + b"[" * 3000 + b"]" * 3000,
+        "digits.yaml": b"lr: " + b"9" * 5000, "digits.jsonl": b'{"text": ' + b"9" * 5000 + b"}",
+        "float.yaml": b"lr: 0x" + b"f" * 5000, "tag.yaml": b"resume: !!bool maybe\n",
+        "broken.yaml": b"a: [1,\nb", "fake.gguf": b"no GGUF at all",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    for name in ("hollow", "full", "damaged", "run", "long", "formats"):
+        (folder / name).mkdir()
+    for name in ("run", "long"):
+        (folder / name / "result.json").write_text("{}")
+    (folder / "long" / "metrics.jsonl").write_text('{"loss": ' + "9" * 5000 + "}")
+    (folder / "formats" / "a.txt").write_text("fine")
+    (folder / "formats" / "bad.jsonl").write_text("not JSON")
+    (folder / "full" / "precious.txt").write_text("keep me")
+    (folder / "damaged" / "result.json").write_text('{"status": "do')
+
+
+def bad_models(folder: Path) -> None:
+    def copy(name: str, **options: object) -> Path:
+        return save_tiny(folder / name, **{"layers": 2, "ffn": 96, **options})
+
+    def edit(path: Path, **changes: object) -> None:
+        config = json.loads((path / "config.json").read_text())
+        config = {key: value for key, value in {**config, **changes}.items() if value is not None}
+        (path / "config.json").write_text(json.dumps(config))
+
+    edit(copy("unsupported"), model_type="secateur_test", architectures=["Nothing"])
+    edit(copy("misspelt"), model_type="lama")
+    (folder / "ctrl").mkdir()
+    (folder / "ctrl" / "config.json").write_text(
+        '{"model_type": "ctrl", "vocab_size": 9, "n_embd": 8, "dff": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}'
+    )
+    edit(copy("notype"), model_type=None, architectures=None)
+    edit(copy("encoder"), model_type="t5", architectures=["T5ForConditionalGeneration"])
+    (copy("badconfig") / "config.json").write_text('{"model_type": "lla')
+    weights = copy("truncated") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    shards = copy("shards", max_shard_size="100KB")
+    sorted(shards.glob("*.safetensors"))[1].unlink()
+    edit(copy("mismatch"), intermediate_size=64)
+    edit(copy("missing"), num_hidden_layers=3)
+    (copy("pickled") / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    (copy("noweights") / "model.safetensors").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy("notokenizer") / name).unlink() if name == "tokenizer.json" else (folder / "notokenizer" / name).unlink()
+    edit(copy("nofield"), vocab_size=None)
+    edit(copy("sizes"), secateur_layers=[{"heads": "many"}, {}])
+    (copy("header") / "model.safetensors").write_bytes((10**6).to_bytes(8, "little") + b'{"a":')
+    whole = {"model.embed_tokens.weight": torch.zeros(128, 64, dtype=torch.int32)}
+    save_file(whole, copy("integers") / "model.safetensors")
+    (copy("mixed") / "model.safetensors").rename(folder / "mixed" / "model-Q4.gguf")
+    bert = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=128)
+    BertForMaskedLM(bert).save_pretrained(folder / "bert")
+    tiny_tokenizer().save_pretrained(folder / "bert")
+    copy("small", vocab=32)
+    edit(copy("baddtype"), dtype="float99")
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(tiny_llama(layers=2, hidden=32, ffn=48), lora).save_pretrained(folder / "adapter")
+
+
+def everything(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(p), p.lstat().st_size) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_bad_input(name, place, tmp_path, capsys) -> None:
+    words, expected = CASES[name]
+    argv = [
+        w.format(m=place / "model", d=place / "text.txt", o=tmp_path / "out", t=place) if "{" in w else w for w in words
+    ]
+    before = everything(place)
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert expected in printed.err
+    assert printed.err.count("secateur: error:") == 1
+    assert "Traceback" not in printed.err
+    assert len(printed.err) < 2500
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.run").exists()
+    assert everything(place) == before
+    assert not Path("out.run").exists()
+
+
+def test_the_catalogue_is_long_enough() -> None:
+    assert len(CASES) >= 60
+
+
+def test_debug_shows_the_traceback(place, tmp_path, capsys) -> None:
+    argv = [w.format(m="/no/such", d=place / "text.txt", o=tmp_path / "out", t=place) for w in prune()]
+    assert main([*argv, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Without root's right to read and write everything (effective capabilities of this thread, on Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, data) == 0
+    before = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = before
+        assert libc.capset(header, data) == 0
+
+
+LOCKED = {
+    "data": (prune(data="{l}/text.txt"), "{l}"),
+    "a data file": (prune(data="{t}/secret.txt"), "secret.txt cannot be read"),
+    "evaluation data": (evaluate(data="{l}/text.txt"), "{l}"),
+    "output": (prune(output="{l}/out"), "{l}"),
+    "export's output": (["export", "--model", "{m}", "--output", "{l}/out"], "{l}"),
+    "adapt's output": (adapt(output="{l}/out"), "{l}"),
+    "model": (["bench", "--model", "{l}/model"], "{l}"),
+    "eval's model": (evaluate(model="{l}/model"), "{l}"),
+    "config": ([*prune(), "--config", "{l}/run.yaml"], "{l}"),
+    "a config file": ([*prune(), "--config", "{t}/secret.txt"], "secret.txt cannot be read"),
+    "prompts": (["sample", "--model", "{m}", "--prompt-file", "{t}/secret.txt"], "secret.txt cannot be read"),
+    "record": (evaluate(output="{l}/eval.json"), "{l}"),
+    "plan's record": ([*COMMANDS["plan"], "--json", "{l}/plan.json"], "{l}"),
+    "run": (["report", "{l}/run"], "{l}"),
+    "adapter": (prune(adapter="{l}/adapter"), "{l}"),
+}
+
+
+@pytest.mark.parametrize("name", list(LOCKED))
+def test_permissions(name, place, tmp_path, capsys) -> None:
+    words, expected = LOCKED[name]
+    locked, secret = tmp_path / "locked", tmp_path / "secret.txt"
+    locked.mkdir()
+    secret.write_text("x")
+    for path in (locked, secret):
+        path.chmod(0o000)
+    names = {"m": place / "model", "d": place / "text.txt", "o": tmp_path / "out", "t": tmp_path, "l": locked}
+    with ordinary():
+        code = main([word.format(**names) for word in words])
+    locked.chmod(0o700)
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert expected.format(**names) in said
+    assert said.count("secateur: error:") == 1
+    assert not any(locked.iterdir())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gated_model(capsys, monkeypatch) -> None:
+    def gated(*args, **kwargs):
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    def forbidden(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at ...")
+
+    for info, config in ((gated, AutoConfig.from_pretrained), (lambda *args, **kwargs: None, forbidden)):
+        with monkeypatch.context() as patch:
+            patch.setattr(HfApi, "model_info", info)
+            patch.setattr(AutoConfig, "from_pretrained", config)
+            assert main(["plan", "--model", "org/gated", "--sparsity", "0.2"]) == 2
+        said = capsys.readouterr().err
+        assert "is gated: accept its terms on https://huggingface.co/org/gated" in said
+        assert "hf auth login" in said
+
+
+def test_spaces_and_unicode_in_paths(place, tmp_path) -> None:
+    folder = tmp_path / "mein schöner Ordner — 模型"
+    save_tiny(folder / "das Modell", layers=2)
+    (folder / "ein Text.txt").write_text((place / "text.txt").read_text())
+    argv = [
+        w.format(m=folder / "das Modell", d=folder / "ein Text.txt", o=folder / "die Ausgabe", t=place) for w in prune()
+    ]
+    assert main(argv) == 0
+    assert (folder / "die Ausgabe" / "report.html").is_file()

@@ -1,0 +1,81 @@
+"""Two models answer the same prompts; sampling is repeatable."""
+
+import json
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+from secateur.cli import main
+from secateur.models.benchmark import encode_prompt, generate_text
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models")
+    return save_tiny(place / "dense"), save_tiny(place / "pruned", ffn=64, seed=1)
+
+
+def test_side_by_side(folders, tmp_path, capsys) -> None:
+    dense, pruned = map(str, folders)
+    file, output = tmp_path / "more.jsonl", tmp_path / "sample.json"
+    file.write_text(json.dumps({"prompt": "second"}) + "\n")
+    arguments = ["sample", "--model", pruned, "--against", dense, "--prompts", "first", "--prompt-file", str(file),
+                 "--max-new-tokens", "5", "--dtype", "float32", "--output", str(output)]  # fmt: skip
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    assert [s["prompt"] for s in record["samples"]] == ["first", "second"]
+    assert [list(s["answers"]) for s in record["samples"]] == [[dense, pruned]] * 2
+    expected = generate_text(tiny_llama(), tiny_tokenizer(), "first", max_new_tokens=5, dtype=torch.float32)
+    assert record["samples"][0]["answers"][dense] == expected
+    assert record["samples"][0]["answers"][pruned] != expected
+    assert record["chat_template"] == {dense: True, pruned: True}
+    assert "first" in printed
+    assert main(arguments) == 2
+    assert "exists: pass --overwrite" in capsys.readouterr().err
+
+
+def test_chat_template_is_respected_and_can_be_left_out() -> None:
+    tokenizer = tiny_tokenizer()
+    chat, plain = (tokenizer.decode(encode_prompt(tokenizer, "ab", chat=on)["input_ids"][0]) for on in (True, False))
+    assert chat == "<|start|>user\nab<|end|>\n<|start|>assistant\n"
+    assert plain == "ab"
+
+
+def test_sampling_is_seeded_and_leaves_the_random_state() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+
+    def said(seed: int) -> str:
+        return generate_text(
+            model, tokenizer, "ab", max_new_tokens=12, dtype=torch.float32, temperature=1.5, top_p=0.95, seed=seed
+        )
+
+    before = torch.get_rng_state()
+    first = said(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert said(1) == first
+    assert len({said(seed) for seed in range(2, 6)} | {first}) > 1
+
+
+def test_refusals(folders, tmp_path, capsys) -> None:
+    dense = str(folders[0])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "x"}\n{"text": "y"}\n')
+    for arguments, message in (
+        ([], "no prompt given"),
+        (["--prompts", "a", " "], "prompt 2 is empty"),
+        (["--prompts", "a", "--temperature", "-1"], "--temperature is -1.0"),
+        (["--prompts", "a", "--top-p", "0.5"], "no effect on greedy answers"),
+        (["--prompts", "a" * 500], "more than the 512 positions"),
+        (["--prompt-file", str(bad)], "bad.jsonl:2 has no text under `prompt`"),
+        (["--prompt-file", str(tmp_path / "none.txt")], "cannot be read"),
+    ):
+        assert main(["sample", "--model", dense, *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_control_sequences_are_not_printed() -> None:
+    from secateur.evaluation.sample import shown
+
+    assert "\x1b" not in shown([{"prompt": "\x1b[2Ja", "answers": {"\x1b]0;t\x07m": "\x1b[31mred"}}])
