@@ -164,7 +164,7 @@ def test_every_loop_makes_the_same_cuts(tmp_path) -> None:
     pruners["sft"] = pruner_for(model)
     SFTTrainer(
         model=model,
-        args=SFTConfig(**options, max_length=LENGTH, packing=False, gradient_checkpointing=False),
+        args=SFTConfig(**options, max_length=LENGTH, packing=False, activation_checkpointing=False),
         train_dataset=data.remove_columns("labels"),
         processing_class=tiny_tokenizer(),
         callbacks=[PruningCallback(pruners["sft"])],

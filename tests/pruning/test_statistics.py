@@ -322,7 +322,7 @@ def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
     for path, moments in evidence.moments.items():
         torch.testing.assert_close(other.moments[path].square, moments.square, rtol=RTOL, atol=1e-9)
     gates, _ = collected(setting, "gate", one_batch)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
     checkpointed, again = collected(setting, "gate", one_batch)
     for name, score in gates.items():
