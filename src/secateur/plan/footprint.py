@@ -1,9 +1,10 @@
 """Peak memory of a training run, worked out from the configuration: no weights, no data, seconds.
 
 Activations are counted, not guessed: the forward pass runs on fake tensors (shapes without storage), and what autograd
-would keep for the backward pass is added up.
+would keep for the backward pass is added up. It runs through the first layers alone where the others are like them.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists, unstack_experts
-from ..architecture.families import Family
+from ..architecture.families import FAMILIES, Family
 from ..architecture.quantised import quantised_bytes
 from ..checkpoint.verify import wide_of
 from ..models.devices import autocast
@@ -94,19 +95,26 @@ def training_footprint(
             model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
         )
     base.config.use_cache = False
+    if scored:  # by the names of experts taken apart
+        unstack_experts(base, family)
+    weights = sum(map(_bytes, [*base.parameters(), *base.buffers()]))
+    saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
+    kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
+    family = family or FAMILIES[model_config.model_type]
+    repeats = _leave_first_layers(base, family)
     unstack_experts(base, family)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
-    saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
-    kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
     state, kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
     trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
+    trained += sum(times * _trained_bytes(state, f"{family.layers}.{n}") for n, times in repeats.items())
+    kept.repeat(repeats)
     activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
     passing = activations + logits
     return Footprint(
-        weights=sum(_bytes(tensor) for tensor in state.values()) - trained - saved,
+        weights=weights - saved,
         lora=trained,
         gradients=trained,
         optimizer=2 * trained,
@@ -118,6 +126,48 @@ def training_footprint(
         moments=2 * moments,
         teacher=logits // 2 if distilled else 0,
     )
+
+
+def _leave_first_layers(base: PreTrainedModel, family: Family) -> dict[int, int]:
+    """Take out the layers after the first two of each kind, as those say what the others keep.
+
+    Two, since the first one of a kind also keeps what all share: masks, rotations.
+
+    Returns:
+        number of the last layer of each kind that stays -> how many more there were.
+    """
+    layers = base.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    kinds = [_kind(base.config, number, layer) for number, layer in enumerate(layers)]
+    seen: Counter[Any] = Counter()
+    stay = 0
+    for number, kind in enumerate(kinds):
+        if seen[kind] < 2:
+            seen[kind] += 1
+            stay = number + 1
+    del layers[stay:]
+    return {
+        max(number for number in range(stay) if kinds[number] == kind): kinds[stay:].count(kind)
+        for kind in set(kinds[stay:])
+    }
+
+
+def _kind(config: PreTrainedConfig, number: int, layer: nn.Module) -> tuple[Any, ...]:
+    """What of a layer could make it keep something else than another: sizes, settings, its entries in the config."""
+    settings = tuple(
+        (path, type(module).__name__, name, str(value))
+        for path, module in layer.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, str | int | float | bool | None) and name not in ("layer_idx", "layer_id", "block_idx")
+    )
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in layer.named_parameters())
+    lists = (value for value in vars(config).values() if isinstance(value, list | tuple))
+    entries = tuple(str(value[number]) for value in lists if len(value) == config.num_hidden_layers)
+    return settings, shapes, entries
+
+
+def _trained_bytes(state: dict[str, Tensor], layer: str) -> int:
+    return sum(_bytes(tensor) for name, tensor in state.items() if tensor.requires_grad and f".{layer}." in name)
 
 
 def _fake_step(
@@ -203,6 +253,13 @@ class _Kept:
             if isinstance(module, GradientCheckpointingLayer):
                 module.register_forward_pre_hook(enter)
                 module.register_forward_hook(leave)
+
+    def repeat(self, repeats: dict[int, int]) -> None:
+        """Count layers again, by number, that others are like."""
+        for number, times in repeats.items():
+            self.bytes += times * self._layers[number]
+            self._layers += times * [self._layers[number]]
+            self._inputs += times * [self._inputs[number]]
 
     def with_checkpointing(self) -> int:
         """Bytes that are kept when a layer's are computed again in the backward pass, while that is at one."""
