@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint reliability clean
+.PHONY: quickstart test lint docs docs-serve reliability clean
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
 $(READY): pyproject.toml constraints.txt
@@ -27,6 +27,18 @@ lint: $(READY)
 # Two tests at a time, each on one thread: tiny models gain nothing from more.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The site, into build/site; any warning, broken link or broken anchor fails.
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[docs]
+	touch $@
+
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in build/site: open build/site/index.html."
+
+docs-serve: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability/reliability.py runs/reliability

@@ -1,24 +1,124 @@
-"""The examples in docs/ run as they are printed."""
+"""What docs/ shows is run as it is printed: every block marked `run`, on a tiny model in place of the reader's."""
 
-import re
+import functools
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import Pruner
 from secateur.architecture.families import FAMILIES
+from secateur.cli import main
 from secateur.criteria import CRITERIA
 from tests.architecture.test_families import IDS, SIZES
-from tests.pruning.test_pruner import STEPS, adapted, pruner_for, train_bare
+from tests.docs.pages import PAGES, Block, blocks, commands, text_of
+from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
-DOCS = Path(__file__).parents[2] / "docs"
+TRAINING = "--steps 6 --seq-len 32 --batch-size 4"
+SHORTER = {
+    "prune": f"{TRAINING} --frequency 1",
+    "adapt": f"{TRAINING} --init-rank 16",
+    "compare": f"{TRAINING} --frequency 1",
+    "eval": "--seq-len 32",
+    "bench": "--seq-len 16 --decode-tokens 4 --repeats 3 --no-memory",
+    "sample": "--max-new-tokens 4",
+}
+"""Command -> what is added to it, so that it takes a second: the last one of a flag counts."""
+OF_THEIR_OWN = {"add-a-criterion.md", "add-a-family.md"}
+"""Pages whose example registers something, so that it has a test of its own here."""
+FOUND_THERE = {
+    "first-run.md": "secateur-quickstart",
+    "evaluate.md": "my-llama-small",
+    "deploy.md": "my-llama-small",
+}
+"""Page -> folder with a pruned model, which another page's command has made."""
 
 
 def example(name: str) -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block.code for block in blocks(text_of(name)) if block.language == "python"]
     return code
+
+
+def runs(page: str) -> list[Block]:
+    return [block for block in blocks(text_of(page)) if block.mark in ("run", "file")]
+
+
+def fill(folder: Path) -> None:
+    """A reader's folder: a model, and texts of each kind that the pages name."""
+    save_tiny(folder / "my-llama")
+    story = [
+        f"The {word} fox of day {day} jumps over the lazy dog. " * 4 for day in range(40) for word in ("red", "big")
+    ]
+    lines = [json.dumps({"text": text}) for text in story]
+    (folder / "notes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "held-out.txt").write_text("Another text, which no run has seen.\n" * 20, encoding="utf-8")
+    tasks = [json.dumps({"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}." * 4}) for n in range(200)]
+    (folder / "gsm8k.jsonl").write_text("\n".join(tasks), encoding="utf-8")
+
+
+@functools.cache
+def pruned() -> tempfile.TemporaryDirectory[str]:
+    """A folder with a model that `prune` has made, once for all pages."""
+    made = tempfile.TemporaryDirectory()
+    fill(Path(made.name))
+    model, data, output = (str(Path(made.name, name)) for name in ("my-llama", "notes.jsonl", "small"))
+    words = f"prune --model {model} --data {data} --sparsity 0.2 --output {output} {SHORTER['prune']}"
+    assert main(shlex.split(words)) == 0
+    return made
+
+
+def names_of_loops() -> dict[str, Any]:
+    """What the page on loops takes for granted: models, batches, a tokenizer, a data set."""
+    batches = [{"input_ids": ids, "labels": ids} for ids in rows(48).split(4)]
+    dataset = [{"input_ids": ids, "labels": ids} for ids in rows(48)]
+    base = {name: tiny_llama() for name in ("model", "base")}
+    return {**base, "loader": batches, "dataset": dataset, "tokenizer": tiny_tokenizer(), "trainer_model": adapted()}
+
+
+GRANTED: dict[str, Callable[[], dict[str, Any]]] = {"loops.md": names_of_loops}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page) and page not in OF_THEIR_OWN])
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch) -> None:
+    """All blocks of a page in their order, in one folder and one namespace, as a reader goes through them."""
+    monkeypatch.chdir(tmp_path)
+    if any(block.language == "bash" for block in runs(page)) or page in FOUND_THERE:
+        fill(tmp_path)
+    if page in FOUND_THERE:
+        shutil.copytree(Path(pruned().name, "small"), tmp_path / FOUND_THERE[page])
+    names = GRANTED.get(page, dict)()
+    for block in runs(page):
+        if block.mark == "file":
+            (tmp_path / block.words).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
+            exec(compile("\n" * (block.line - 1) + block.code, f"docs/{page}", "exec"), names)
+        else:
+            for command in commands(block.code):
+                program, *arguments = shlex.split(command, comments=True)
+                assert program == "secateur", f"docs/{page}: only secateur's commands are run, not {command!r}"
+                assert main([*arguments, *SHORTER.get(arguments[0], "").split()]) == 0, command
+
+
+def test_a_block_that_is_wrong_would_be_noticed() -> None:
+    found = blocks(
+        "<!-- run -->\n```python\nassert 1 == 2\n```\n\n"
+        "<!-- skip: a GPU -->\n```bash\nsecateur x\n```\n\n```bash\ny\n```\n"
+    )
+    assert [(block.mark, block.words, block.language) for block in found] == [
+        ("run", "", "python"), ("skip", "a GPU", "bash"), ("", "", "bash"),
+    ]  # fmt: skip
+    with pytest.raises(AssertionError):
+        exec(found[0].code, {})
+    assert main(["prune", "--model", "nowhere", "--data", "nothing.txt", "--output", "out"]) == 2
+    assert sum(len(runs(page)) for page in PAGES) > 40
 
 
 def test_add_a_criterion() -> None:

@@ -1,0 +1,73 @@
+"""Every command with its options, from what `secateur COMMAND --help` prints."""
+
+import contextlib
+import io
+import os
+import re
+
+from secateur.cli import main
+
+
+def help_of(*command: str) -> str:
+    """What `--help` prints, one line an option."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "4000"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            main([*command, "--help"])
+        return out.getvalue()
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def commands() -> dict[str, str]:
+    """Command -> what it says of itself."""
+    found = re.findall(r"^    (\w[\w-]*)\s+(\S.*)$", help_of(), re.MULTILINE)
+    assert found, "secateur --help lists commands"
+    return dict(found)
+
+
+def options(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Group -> (flags, what they do), from a command's help."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    group, flags = "", ""
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"(\w[\w ]*):", line):
+            group = heading[1]
+        elif (option := re.fullmatch(r"  (\S.*?)(?:  +(\S.*))?", line)) and group:
+            flags, words = option.groups()
+            if words:
+                groups.setdefault(group, []).append((flags, words))
+        elif group and flags and re.match(r"    +\S", line):
+            groups.setdefault(group, []).append((flags, line.strip()))
+    return groups
+
+
+def cell(words: str) -> str:
+    return words.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
+
+
+def section(command: str, summary: str) -> str:
+    """A command's part of the page."""
+    text = help_of(command)
+    example = re.search(r"^example: (.*)$", text, re.MULTILINE)
+    lines = [f"## {command} {{ #{command} }}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
+    if example and example[1].strip() != f"secateur {command}":
+        lines += ["```bash", example[1].strip(), "```", ""]
+    for group, rows in options(text).items():
+        rows = [row for row in rows if not row[0].startswith("-h")]
+        if rows:
+            lines += [f"### {group} {{ #{command}-{group.replace(' ', '-')} }}", "", "| option | what |", "|---|---|"]
+            lines += [f"| `` {flags.replace('|', chr(92) + '|')} `` | {cell(words)} |" for flags, words in rows] + [""]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """All commands."""
+    return "\n".join(section(command, summary) for command, summary in commands().items())
+
+
+if __name__ == "__main__":
+    print(page())
