@@ -35,7 +35,7 @@ $(VENV)/.ready-docs: $(READY)
 
 docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The site is in build/site: open build/site/index.html."
+	@echo "The site is in build/site: open build/site/index.html, or make docs-serve for its search."
 
 docs-serve: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

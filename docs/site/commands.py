@@ -13,13 +13,18 @@ def help_of(*command: str) -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "4000"
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-            main([*command, "--help"])
-        return out.getvalue()
+        return printed_by(*command, "--help")
     finally:
         os.environ.pop("COLUMNS")
         if before is not None:
             os.environ["COLUMNS"] = before
+
+
+def printed_by(*command: str) -> str:
+    """What a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(command)
+    return out.getvalue()
 
 
 def commands() -> dict[str, str]:
@@ -56,7 +61,10 @@ def section(command: str, summary: str) -> str:
     lines = [f"## {command} {{ #{command} }}", "", f"{summary[0].upper()}{summary[1:]}.", ""]
     if example and example[1].strip() != f"secateur {command}":
         lines += ["```bash", example[1].strip(), "```", ""]
-    for group, rows in options(text).items():
+    groups = options(text)
+    if "options" in groups:  # what argparse lists first, though it matters least
+        groups["any command"] = groups.pop("options")
+    for group, rows in groups.items():
         rows = [row for row in rows if not row[0].startswith("-h")]
         if rows:
             lines += [f"### {group} {{ #{command}-{group.replace(' ', '-')} }}", "", "| option | what |", "|---|---|"]

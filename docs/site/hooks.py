@@ -1,6 +1,7 @@
 """What the site has that no page in docs/ can hold: generated parts, and checks of the result.
 
-- `<!-- generated: commands -->` and `<!-- generated: packages -->` are filled from the code.
+- `<!-- generated: commands -->` and `<!-- generated: packages -->` are filled from the code, `<!-- output: COMMAND -->`
+  with what the command prints.
 - A folder of records that a page links to becomes a page that lists them.
 - A link to a file of the repository that is no part of the site becomes its path.
 - A page that would load something from another host fails the build.
@@ -25,6 +26,7 @@ LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(https?:)?//|<link\b(?=[^>]*stylesheet)[^>]*https?://"""
 )
+OUTPUT = re.compile(r"<!-- output: secateur ([a-z -]+) -->")
 RECORDS = "index.md"
 
 
@@ -67,6 +69,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     for name, make in GENERATED.items():
         if f"<!-- generated: {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- generated: {name} -->", make())
+    markdown = OUTPUT.sub(lambda found: f"```text\n{commands.printed_by(*found[1].split())}```", markdown)
     return LINK.sub(mended, markdown)
 
 
