@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint docs docs-serve reliability clean
+.PHONY: quickstart test lint examples docs docs-serve reliability clean
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
 $(READY): pyproject.toml constraints.txt
@@ -19,14 +19,22 @@ quickstart: $(READY)
 	$(BIN)/secateur quickstart
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 # Two tests at a time, each on one thread: tiny models gain nothing from more.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The examples and the notebook on the real model, as a user runs them.
+$(VENV)/.ready-notebook: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[notebook]
+	touch $@
+
+examples: $(VENV)/.ready-notebook
+	SECATEUR_EXAMPLES=1 $(BIN)/python -m pytest tests/examples -m slow
 
 # The site, into build/site; any warning, broken link or broken anchor fails.
 $(VENV)/.ready-docs: $(READY)
