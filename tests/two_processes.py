@@ -102,8 +102,8 @@ def train(name: str, criterion: str, compensate: str, way: str, weight: str = ""
             model, sparsity=0.4, criterion=criterion, compensate=compensate, shrink=way == "shrink", **times
         )
     if name == "units" and rank() == 1:
-        pruner.criterion = CRITERIA["random"]
-        pruner.scoring = pruner.criterion.options("random", pruner.scoring)
+        pruner.scorer.criterion = CRITERIA["random"]
+        pruner.scorer.scoring = pruner.scorer.criterion.options("random", pruner.scorer.scoring)
     ids = torch.randint(3, 99, (STEPS * GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
     seen: dict[str, torch.Tensor] = {}
     guard = NumericsGuard("skip", Progress(STEPS))

@@ -35,6 +35,7 @@ from cost_models import SHAPES, meta_model
 from cost_profile import profile_step
 from cost_tables import tables
 
+from secateur.config.schedule import ScheduleOptions
 from secateur.models.benchmark import forward_flops, forward_latency
 from secateur.models.devices import compute_dtype, default_device
 from secateur.pruning.schedule import make_schedule
@@ -191,7 +192,7 @@ def schedule_rows(setup: Setup, steps: int) -> dict[str, Any]:
     targets = sorted({path.rsplit(".", 1)[-1] for path in pruner.units.linears})
     work = Workload(setup.batch * setup.accumulation, setup.seq_len, targets)
     first, last = (step_flops(sizes, pruner.units, which, setup.rank, work) for which in ({}, gone))
-    schedule = make_schedule("cubic", 0.1, 0.6, 2, steps)
+    schedule = make_schedule(ScheduleOptions(frequency=2), steps)
     flops = {name: run_flops(first, last, schedule, steps, shrink=name == "shrinking") for name in ways}
     totals = {name: sum(taken) for name, taken in seconds.items()}
     saved = {"time": 1 - totals["shrinking"] / totals["masked"], "flops": 1 - flops["shrinking"] / flops["masked"]}

@@ -198,14 +198,14 @@ def make_pruner(model: nn.Module, options: dict[str, Any]) -> Pruner:
     """Scores at every step; cuts never come."""
     shrink = not getattr(model.get_base_model(), "is_loaded_in_4bit", False)
     pruner = Pruner(model, sparsity=0.5, total_steps=FAR, prune_start=0.5, shrink=shrink, **options)
-    if "second_moments" in pruner.statistics.needs:  # as after a first step, whose averages need no mixing
-        pruner.statistics.steps = 1
+    if "second_moments" in pruner.scorer.statistics.needs:  # as after a first step, whose averages need no mixing
+        pruner.scorer.statistics.steps = 1
         for gate in (gate for pool in pruner.units.pools for gate in pool.gates):
             columns = weight_shape(pruner.modules[gate.linear])[1]
             first, second = torch.ones(columns), torch.ones(columns, columns)
             device = default_device()
             moments = InputMoments(1, first.to(device), first.clone().to(device), second.to(device))
-            pruner.statistics.moments[gate.linear] = moments
+            pruner.scorer.statistics.moments[gate.linear] = moments
     return pruner
 
 
@@ -217,10 +217,10 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
 
 def check_watched(pruner: Pruner) -> None:
     """A case that watched nothing would cost nothing."""
-    if pruner.criterion.changes:
+    if pruner.scorer.criterion.changes:
         assert all(scores.any() for scores in pruner.scores.values()), "no scores were made"
-    if "second_moments" in pruner.statistics.needs:
-        assert pruner.statistics.steps > 1, "no moments were taken"
+    if "second_moments" in pruner.scorer.statistics.needs:
+        assert pruner.scorer.statistics.steps > 1, "no moments were taken"
 
 
 def inference_models(setup: Setup) -> dict[str, nn.Module]:

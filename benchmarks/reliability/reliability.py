@@ -35,7 +35,7 @@ WAYS: dict[str, list[str]] = {
 POINTS = {
     "during a cut": ("secateur.models.surgery", "_slice_linear_", 40),
     "during a cut of ranks": ("secateur.ranks.pruner", "slice_components_", 30),
-    "between a cut and the next save": ("secateur.pruning.pruner.Pruner", "_record", 4),
+    "between a cut and the next save": ("secateur.pruning.cut.Cut", "between", 4),
     "while a checkpoint is written": ("torch", "save", 8),
     "before a checkpoint's manifest": ("secateur.training.saving", "seal", 5),
     "during rotation": ("secateur.training.checkpoints.shutil", "rmtree", 3),

@@ -32,7 +32,7 @@ def test_every_part_of_the_cost_benchmark_adds_rows_to_the_file(tmp_path, capsys
 
 def test_a_case_that_watches_nothing_is_refused(monkeypatch) -> None:
     stepper = cost_cases.make_stepper(cost_cases.Setup("tiny", 1, 16, 1, "none", False), "lora")
-    monkeypatch.setattr("secateur.pruning.pruner.Pruner._score", lambda self, step: None)
+    monkeypatch.setattr("secateur.pruning.scorer.Scorer._score", lambda self, step: None)
     with pytest.raises(AssertionError, match="no scores were made"):
         stepper.turn("lora")
 

@@ -122,7 +122,7 @@ def test_what_scoring_keeps_is_what_a_step_holds(place, bare, tmp_path, capsys, 
     pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, **options)
     ids = torch.randint(3, 99, (2, 32))
     for _ in range(2):  # the first step makes the averages
-        held = pruner.statistics
+        held = pruner.scorer.statistics
         causal_lm_loss(bare(input_ids=ids, use_cache=False), ids).backward()
         if part == "scoring":
             found = sum(gradient.nbytes for gradient in held._weight_grads.values())
@@ -151,7 +151,7 @@ def test_what_writing_takes_is_what_it_holds(place, bare, tmp_path, capsys, monk
     plan = planned_memory(place, tmp_path)
     pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, shrink=False)
     scores = {pool.name: torch.rand(pool.size) for pool in pruner.units.pools}
-    pruner.keep = pruner.budget.select(scores, pruner.keep, 1.0)
+    pruner.pruned.keep = pruner.budget.select(scores, pruner.keep, 1.0)
     pruner.masks.update(pruner.keep)
     bare.to(torch.bfloat16)
     monkeypatch.setattr("secateur.checkpoint.export.verify", lambda checks: [Verified("x", 0.0, 0.0)])

@@ -11,14 +11,14 @@ from tiny import tiny_llama
 from secateur.architecture.discovery import find_units
 from secateur.architecture.families import family_of
 from secateur.architecture.stock import accepts
-from secateur.pruning.allocation import BudgetOptions, make_budget
+from secateur.pruning.allocation import BudgetGoal, make_budget
 from secateur.system.errors import InputError
 
 
 def budget_for(model, attention="kv_group", model_class="keep", **options):
     family = family_of("llama")
     units = find_units(model, family, attention)
-    options = BudgetOptions(**options, attention=attention)
+    options = BudgetGoal(**options, attention=attention)
     return make_budget(units, options, lambda shape: accepts(model.config, family, shape, model_class))
 
 

@@ -180,8 +180,8 @@ def test_saved_state_holds_what_compensation_rewrote(tmp_path, compensate, shrin
             parameter.data.copy_(trained[name])
     ids = rows(2)
     assert torch.equal(model.eval()(ids).logits, again.eval()(ids).logits)
-    for path, moments in pruner.statistics.moments.items():
-        assert torch.equal(restored.statistics.moments[path].second, moments.second)
+    for path, moments in pruner.scorer.statistics.moments.items():
+        assert torch.equal(restored.scorer.statistics.moments[path].second, moments.second)
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
@@ -193,7 +193,7 @@ def test_every_criterion_in_every_order(criterion, schedule) -> None:
     assert pruner.sparsity == pytest.approx(0.4, abs=0.01)
     assert len(pruner.cuts) == (1 if schedule == "one-shot" else len(pruner.schedule.cuts()))
     assert all(loss == loss for loss in losses)
-    assert not pruner.statistics._handles  # nothing is collected after the last cut
+    assert not pruner.scorer.statistics._handles  # nothing is collected after the last cut
 
 
 def test_bias_needs_biases() -> None:

@@ -10,11 +10,10 @@ from trl import SFTConfig, SFTTrainer
 
 from secateur import Pruner, PruningCallback, Scoring
 from secateur.config.prune import PruneConfig
-from secateur.criteria import Evidence
-from secateur.pruning.target import Target
+from secateur.criteria import CRITERIA, Evidence
+from secateur.pruning.allocation import budget_goal
 from secateur.runs.outcome import alternatives
 from secateur.system.errors import InputError, NumericsError
-from secateur.training.prepare import budget_options
 
 STEPS, BATCH, LENGTH = 24, 4, 32
 LR = 1e-2
@@ -71,7 +70,7 @@ def test_layers_compare_as_suits_the_criterion(options, way) -> None:
     pruner = pruner_for(adapted(), allocation="global", **options)
     assert pruner.budget.across_layers == way
     config = PruneConfig(model="m", data=("d",), output="o", allocation="global", **options)
-    assert budget_options(config, Target("--sparsity 0.4", 0.4)).across_layers == way
+    assert budget_goal(config, 0.4, CRITERIA[config.criterion].across_layers).across_layers == way
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_moving_average_is_eq_11() -> None:
     expected = None
     for ids in rows(3 * BATCH).split(BATCH):
         model(ids, labels=ids).loss.backward()
-        fresh = pruner.criterion.score(pruner.units.pools[1], Evidence(pruner.modules), pruner.scoring)
+        fresh = pruner.scorer.criterion.score(pruner.units.pools[1], Evidence(pruner.modules), pruner.scorer.scoring)
         expected = (0.0 if expected is None else 0.7 * expected) + 0.3 * fresh
         pruner.observe()
         pruner.step()

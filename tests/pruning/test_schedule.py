@@ -4,15 +4,21 @@ from itertools import pairwise
 
 import pytest
 
-from secateur.pruning.schedule import make_schedule
+from secateur.config.schedule import ScheduleOptions
+from secateur.pruning.schedule import Schedule, make_schedule
 from secateur.system.errors import InputError
+
+
+def schedule_of(kind: str, start: float | int, end: float | int, frequency: int, total: int) -> Schedule:
+    options = ScheduleOptions(schedule=kind, prune_start=start, prune_end=end, frequency=frequency)
+    return make_schedule(options, total)
 
 
 @pytest.mark.parametrize("kind", ["cubic", "linear"])
 @pytest.mark.parametrize("total", [7, 10, 33, 45, 97, 100, 1001])
 @pytest.mark.parametrize("frequency", [1, 3, 5, 10, 64])
 def test_endpoints_are_exact(kind: str, total: int, frequency: int) -> None:
-    schedule = make_schedule(kind, 0.1, 0.6, frequency, total)
+    schedule = schedule_of(kind, 0.1, 0.6, frequency, total)
     assert schedule.progress(schedule.start) == 0.0
     assert schedule.progress(schedule.end) == 1.0
     cuts = schedule.cuts()
@@ -24,23 +30,23 @@ def test_endpoints_are_exact(kind: str, total: int, frequency: int) -> None:
 
 
 def test_cubic_is_the_papers_formula() -> None:
-    schedule = make_schedule("cubic", 10, 90, 10, 100)
+    schedule = schedule_of("cubic", 10, 90, 10, 100)
     for t in range(10, 91):
         assert schedule.progress(t) == pytest.approx(1 - (1 - (t - 10) / 80) ** 3, abs=1e-12)
 
 
 def test_one_shot_cuts_once() -> None:
-    assert make_schedule("one-shot", 0.1, 0.6, 10, 100).cuts() == [10]
-    assert make_schedule("one-shot", 0.0, 0.6, 10, 100).cuts() == [1]
+    assert schedule_of("one-shot", 0.1, 0.6, 10, 100).cuts() == [10]
+    assert schedule_of("one-shot", 0.0, 0.6, 10, 100).cuts() == [1]
 
 
 def test_fractions_and_steps_are_told_apart() -> None:
-    schedule = make_schedule("linear", 5, 0.5, 10, 40)
+    schedule = schedule_of("linear", 5, 0.5, 10, 40)
     assert (schedule.start, schedule.end) == (5, 20)
 
 
 def test_bad_bounds_name_the_steps() -> None:
     with pytest.raises(InputError, match=r"--prune-start 0.5 \(step 20\) is not before --prune-end 0.5 \(step 20\)"):
-        make_schedule("cubic", 0.5, 0.5, 10, 40)
+        schedule_of("cubic", 0.5, 0.5, 10, 40)
     with pytest.raises(InputError, match=r"--prune-end 41 is step 41 of a run of 40"):
-        make_schedule("cubic", 0.1, 41, 10, 40)
+        schedule_of("cubic", 0.1, 41, 10, 40)

@@ -297,7 +297,7 @@ def test_pools_that_lose_nothing_have_no_moments_for_compensation(setting) -> No
                     protect_first=0, attention="none", total_steps=4, schedule="one-shot", prune_start=1)  # fmt: skip
     one_batch(model, ids)
     pruner.observe()
-    assert list(pruner.statistics.moments) == ["model.layers.0.mlp.down_proj"]
+    assert list(pruner.scorer.statistics.moments) == ["model.layers.0.mlp.down_proj"]
     assert pruner.scores["layer.1.ffn"].any(), "scores are known everywhere"
     pruner.step(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
     assert pruner.cuts[0].removed.keys() == {"layer.0.ffn"}

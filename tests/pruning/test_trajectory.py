@@ -48,7 +48,7 @@ def assert_same(one, other) -> None:
     entries = {}  # linear -> dimension -> what stays, for those that are masked
     for pool in pruner2.units.pools:
         for member in pool.members:
-            if not pruner2.shrink:
+            if not pruner2.options.shrink:
                 entries.setdefault(member.linear, {})[member.dim] = member.entries(pruner2.keep[pool.name])
     for path in pruner.units.linears:
         layers = [m.get_submodule(path) for m in (model, model2)]

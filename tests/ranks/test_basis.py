@@ -162,7 +162,7 @@ def test_scaling_may_follow_the_rank(tmp_path, basis, allocation) -> None:
     [
         ({"basis": "svd"}, "given, singular"),
         ({"criterion": "taylor"}, "--basis given"),
-        ({"scaling": "sqrt"}, "choose fixed or rank"),
+        ({"scaling": "sqrt"}, "Choose from: fixed, rank"),
     ],
 )
 def test_bad_input(options, words) -> None:

@@ -11,6 +11,7 @@ from tiny import tiny_llama
 from transformers import Trainer, TrainingArguments
 
 from secateur import PruningCallback
+from secateur.config.ranks import RankOptions
 from secateur.models.surgery import lora_factors
 from secateur.ranks import RANK_CRITERIA, RankPruner
 from secateur.ranks.checks import rank_schedule
@@ -387,7 +388,7 @@ def test_the_newton_score_is_the_formula() -> None:
         optimizer.param_groups[0]["lr"] = 0.0
         optimizer.step()
         optimizer.param_groups[0]["lr"] = rate
-        scores.append(score(pruner._now(path, optimizer), pruner.criterion, pruner.recovery, 0))
+        scores.append(score(pruner._now(path, optimizer), pruner.criterion, pruner.options.recovery, 0))
     expected = []
     for newton in (True, False):
         total = 0.0
@@ -458,7 +459,7 @@ def test_nothing_is_watched_when_nothing_is_left_to_cut() -> None:
 
 
 def test_nothing_to_cut_by_k1_and_k2() -> None:
-    schedule = rank_schedule("cubic", 0.1, 0.6, 2, 20, init_rank=8, rank=8, k1=10, k2=2)
+    schedule = rank_schedule(RankOptions(rank=8, frequency=2, k1=10, k2=2), 8, 20)
     assert schedule.last_cut <= 20
 
 
@@ -477,7 +478,7 @@ def test_a_curvature_that_cannot_be_inverted_names_the_remedy() -> None:
     with pytest.raises(
         NumericsError, match=f"{path}: the curvature cannot be inverted with damping 0.1: raise --damping"
     ):
-        score(pruner._now(path, None), pruner.criterion, pruner.recovery, 0)
+        score(pruner._now(path, None), pruner.criterion, pruner.options.recovery, 0)
 
 
 def test_rslora_keeps_its_scaling_in_memory_too() -> None:

@@ -140,7 +140,7 @@ def test_a_loss_alone_is_looked_at(tmp_path) -> None:
 def test_scores_that_are_not_finite_follow_the_policy(tmp_path, capsys, policy, ends) -> None:
     model = adapted(layers=2)
     pruner = pruner_for(model, total_steps=STEPS)
-    real = pruner.criterion
+    real = pruner.scorer.criterion
     bad_steps = {2, 3, 6, 7, 8}
 
     class Overflowing:
@@ -152,7 +152,7 @@ def test_scores_that_are_not_finite_follow_the_policy(tmp_path, capsys, policy, 
             bad = pruner.steps_done + 1 in bad_steps and pool is pruner.live.pools[-1]
             return scores * float("inf") if bad else scores
 
-    pruner.criterion = Overflowing()
+    pruner.scorer.criterion = Overflowing()
     guard = NumericsGuard(policy, Progress(STEPS))
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=LR, use_cpu=True,

@@ -4,8 +4,10 @@ from dataclasses import MISSING, Field, dataclass, fields
 from itertools import product
 from typing import Any
 
-from ..config.options import build, flag, known_options, read_options
-from ..config.prune import CompareConfig, PruneConfig
+from ..config.compare import CompareConfig
+from ..config.options import build, flag, known_options
+from ..config.prune import PruneConfig
+from ..config.recipes import build_values, read_with_recipe
 from ..config.run import RunConfig
 from ..system.errors import InputError, all_faults
 from ..system.locks import LOCK
@@ -66,7 +68,7 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
     Raises:
         InputError: faults of any cell, cells that do not compare, two cells of one name.
     """
-    values = read_options(given, config_file)
+    values = read_with_recipe(given, config_file, "compare")
     own = known_options(CompareConfig)
     settings = build(CompareConfig, {key: value for key, value in values.items() if key in own})
     shared, axes = _axes({key: value for key, value in values.items() if key not in own or key == "output"})
@@ -129,7 +131,7 @@ def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind
 
 def _config(name: str, options: dict[str, Any]) -> PruneConfig:
     try:
-        return build(PruneConfig, options)
+        return build_values(PruneConfig, options)
     except InputError as error:
         raise InputError(f"cell {name!r}: {error}") from None
 

@@ -1,8 +1,9 @@
 """Every option and its default, written once: a flag, a YAML key and a key of `result.json`. Imports no torch."""
 
 from .adapt import AdaptConfig
+from .compare import CompareConfig
 from .evaluation import EvalConfig, ReportConfig, SampleConfig
-from .prune import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
+from .prune import ExportConfig, PruneConfig, QuickstartConfig
 from .speed import BenchConfig, PlanConfig
 
 __all__ = [

@@ -1,7 +1,5 @@
 """What `--load-in` goes with, from the options alone. Importing this module imports no torch."""
 
-from typing import Any
-
 LOAD_IN = ("8bit", "4bit")
 HELP = (
     "hold the frozen base quantised, through bitsandbytes: 8bit (LLM.int8; cuts slice it) or 4bit (NF4; cuts mask it, "
@@ -22,21 +20,23 @@ def load_in_words(load_in: str, *, cuts: bool) -> str:
     return f"the frozen base is held in {NAMES[load_in]}: {what}the result is made from the original weights"
 
 
-def load_in_faults(config: Any) -> list[str]:
-    """Faults of `--load-in` beside the other options of `prune` or `adapt`."""
-    if config.load_in is None:
+def load_in_faults(
+    load_in: str | None, lora_init: str, compensate: str = "none", experts: int | None = None
+) -> list[str]:
+    """Faults of `--load-in` beside other options of `prune` or `adapt`."""
+    if load_in is None:
         return []
-    given, found = f"--load-in {config.load_in}", []
-    if config.lora_init in ("pissa", "olora"):
+    given, found = f"--load-in {load_in}", []
+    if lora_init in ("pissa", "olora"):
         found.append(
-            f"--lora-init {config.lora_init} moves a part of the base's weights into LoRA, and {given} has them "
+            f"--lora-init {lora_init} moves a part of the base's weights into LoRA, and {given} has them "
             "rounded, so the two would not add up to the original ones: leave one out."
         )
-    if getattr(config, "compensate", "none") != "none":
+    if compensate != "none":
         found.append(
-            f"--compensate {config.compensate} rewrites the base's weights or biases at a cut, and with {given} the "
+            f"--compensate {compensate} rewrites the base's weights or biases at a cut, and with {given} the "
             "result is made from the original ones: leave one out."
         )
-    if getattr(config, "experts", None) is not None:
+    if experts is not None:
         found.append(f"--experts is for mixtures of experts, which {given} cannot hold: leave one out.")
     return found

@@ -4,9 +4,12 @@ A config is a frozen dataclass whose fields are made by `option`; `build` fills 
 one message. Importing this module imports no torch.
 """
 
-from dataclasses import MISSING, field, fields
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -15,6 +18,7 @@ from ..system.reading import PARSER_ERRORS, read_text, reason_of
 from ..system.registry import did_you_mean
 
 C = TypeVar("C")
+D = TypeVar("D", bound="Options")
 LARGEST_INT = 2**63
 """Beyond what tensors, files and steps can count."""
 
@@ -33,9 +37,16 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -> C:
+def build(
+    cls: type[C],
+    given: dict[str, Any],
+    config_file: str | None = None,
+    origins: Mapping[str, str] = MappingProxyType({}),
+) -> C:
     """Make a config from options given (they win) and a YAML file; every fault in one message.
 
+    Args:
+        origins: option -> where its value came from, for faults that name it, where the user did not give it.
     Raises:
         InputError: unknown keys, wrong types, missing required options, values out of range.
     """
@@ -57,11 +68,23 @@ def build(cls: type[C], given: dict[str, Any], config_file: str | None = None) -
         metadata = known[name].metadata
         label = metadata["metavar"] if metadata["positional"] else flag(name)
         faults.append(f"{label} is required: {metadata['help']}.")
-    all_faults(faults)
+    all_faults([with_origin(fault, origins) for fault in faults])
     config = cls(**converted)
     object.__setattr__(config, "given", frozenset(converted))
-    all_faults(config.faults())  # type: ignore[attr-defined]
+    all_faults([with_origin(fault, origins) for fault in config.faults()])  # type: ignore[attr-defined]
     return config
+
+
+def with_origin(message: str, origins: Mapping[str, str]) -> str:
+    """A message, and where the values of the options that it names came from."""
+    named: dict[str, list[str]] = {}
+    for name, origin in origins.items():
+        if re.search(rf"{flag(name)}(?![\w-])", message):
+            named.setdefault(origin, []).append(flag(name))
+    words = [
+        f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'} from {where}." for where, flags in named.items()
+    ]
+    return " ".join([message, *words])
 
 
 def read_options(given: dict[str, Any], config_file: str | None = None) -> dict[str, Any]:
@@ -157,6 +180,44 @@ def _type_name(hint: Any) -> str:
         return "text or a list of texts"
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
     return " or ".join(names[kind] for kind in kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A group of options: what one part of a run takes. Configs are made of groups, and checked by all of them."""
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Of a config that `build` made: the options that were given, by flag or YAML, whatever their value."""
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Options):
+    """What draws at random."""
+
+    seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
+
+
+def part_of(cls: type[C], config: Any) -> C:
+    """The group of options `cls` out of a config that has them all."""
+    return cls(**{name: getattr(config, name) for name in known_options(cls)})
+
+
+def with_given(options: D, given: dict[str, Any]) -> D:
+    """Options with some of them replaced, for callers that name them in Python.
+
+    Raises:
+        InputError: an option that there is not, or a choice that there is not.
+    """
+    known = known_options(type(options))
+    faults = [f"unknown option {name!r}. {did_you_mean(name, known)}" for name in given if name not in known]
+    all_faults(faults)
+    changed = replace(options, **given)
+    all_faults(choice_faults(changed))
+    return changed
 
 
 def flag(name: str) -> str:

@@ -2,21 +2,18 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar
 
 from .load_in import HELP as LOAD_IN_HELP
-from .load_in import LOAD_IN, load_in_faults
-from .options import at_least, below_one, choice_faults, flag, option, step_faults
+from .load_in import LOAD_IN
+from .lora import LoraOptions
+from .options import Seeded, at_least, choice_faults, flag, option, step_faults
 
 TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Seeded, LoraOptions):
     """What every command that trains can be told."""
-
-    given: ClassVar[frozenset[str]] = frozenset()
-    """Of a config that `options.build` made: the options that were given, by flag or YAML, whatever their value."""
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
@@ -62,7 +59,6 @@ class RunConfig:
         group="training",
         choices=("stop", "skip"),
     )
-    seed: int = option("fixes data order, LoRA initialisation and dropout", 0, group="training")
     save_steps: int = option("steps between training checkpoints; 0: none", 0, group="training")
     resume: bool = option("go on from the newest complete checkpoint of this --output", False, group="training")
     process_timeout: int = option(
@@ -71,43 +67,26 @@ class RunConfig:
     report_to: tuple[str, ...] = option(
         "trackers, through transformers' Trainer: tensorboard, wandb", (), group="training"
     )
-    rank: int = option("LoRA rank", 8, group="lora")
-    alpha: int | None = option("LoRA alpha; default: 2 x rank", None, group="lora")
-    dropout: float = option("LoRA dropout", 0.0, group="lora")
-    lora_init: str = option(
-        "how LoRA's factors start: default and gaussian (B = 0), pissa (the weight's leading singular vectors), "
-        "olora (its QR factors)",
-        "default",
-        group="lora",
-        choices=("default", "gaussian", "pissa", "olora"),
-    )
-    rslora: bool = option("scale LoRA by alpha / sqrt(rank) rather than alpha / rank", False, group="lora")
-    targets: tuple[str, ...] = option("linears that get LoRA; default: every linear of every unit", (), group="lora")
-    adapter: str | None = option("start from this LoRA adapter folder", None, group="lora")
     family: str | None = option("architecture layout, when the model type is not known", None, group="model")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self)
-        for name in ("batch_size", "accumulation", "rank", "eval_tokens", "process_timeout"):
+        found = choice_faults(self) + LoraOptions.faults(self)
+        for name in ("batch_size", "accumulation", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
         found += at_least(self, "seq_len", 2)  # the first token is not predicted
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
         found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)
-        for name in ("lr", "epochs", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+        for name in ("lr", "epochs"):
+            if not (value := getattr(self, name)) > 0:
                 found.append(f"{flag(name)} is {value}: it must be above 0.")
-        found += below_one(self, "dropout") + step_faults(self, "lr_warmup")
+        found += step_faults(self, "lr_warmup")
         if self.batch_size > 0 and self.accumulation > 0 and self.batch_size % self.accumulation:
             found.append(
                 f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
                 "equal micro-batches: choose a divisor."
             )
-        if self.adapter and self.lora_init != "default":
-            found.append(f"--lora-init {self.lora_init} contradicts --adapter, which has its factors: leave one out.")
-        found += load_in_faults(self)
         if self.resume and self.overwrite:
             found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
         for name in self.report_to:

@@ -8,28 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.units import Member, Pool
+from ..config.pruning import ScoringOptions
 from ..system.errors import InputError
 from ..system.registry import Registry
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """Options that criteria share (LoRAPrune Eqs. 4, 10; METHODS in docs/papers.md)."""
+class Scoring(ScoringOptions):
+    """`ScoringOptions`, also by the short names `linears` and `offload`."""
 
-    reduce: str = "squared"
-    """`squared` (paper) or `abs` (released code) of a first-order term."""
-    normalize: str = "none"
-    """Each linear's unit scores before they are added: `none`, `linear` (divided by their L2 norm), `scale` (divided by
-    the expected scale of the LoRA gradient) or `projected` (from ∂L/∂W as projected on what LoRA sees of it)."""
-    eta: float = 1.0
-    """Weight of the −∂B·∂A term (Eq. 10)."""
-    linears: str | None = None
-    """The linears whose `rows` a unit owns (q, k, v, gate, up), or `all`; None: the criterion's own choice."""
-    gate_tokens: int = 32
-    """`gate`'s switches: one of a unit for so many tokens in a row; 0: for the whole sequence."""
-    seed: int = 0
-    offload: bool = False
-    """`batch_weight_grad` is kept in the host's memory, one linear at a time on the device."""
+    def __init__(self, *, linears: str | None = None, offload: bool = False, **options: Any) -> None:
+        if linears:
+            options["score_linears"] = linears
+        if offload:
+            options["offload_gradients"] = offload
+        super().__init__(**options)
 
 
 @dataclass(eq=False)
@@ -122,7 +114,7 @@ class Evidence:
     """`batch_weight_grad`: linear -> (out, in) ∂L/∂W of the whole batch."""
     gates: Mapping[str, Tensor] = field(default_factory=dict)
     """`gate_grad`: pool -> (units,) mean over sequences of Σ (Σ_t h·∂L/∂h)² (or |·|), h the input of o or down, over
-    pieces of `Scoring.gate_tokens` tokens."""
+    pieces of `ScoringOptions.gate_tokens` tokens."""
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
 
@@ -131,7 +123,7 @@ class Evidence:
 class Criterion:
     """How units are scored: a function, and what the pruner has to provide for it."""
 
-    score: Callable[[Pool, Evidence, Scoring], Tensor]
+    score: Callable[[Pool, Evidence, ScoringOptions], Tensor]
     """Pool, evidence and options -> (units,) scores, higher stays. Must not change the model."""
     summary: str
     needs: frozenset[str] = frozenset()
@@ -140,12 +132,12 @@ class Criterion:
     changes: bool = True
     """True: scores come from a step and are averaged over steps. False: they are taken once per cut."""
     linears: str = "all"
-    """`rows` or `all`: the linears that are scored where the user does not say (`Scoring.linears`)."""
+    """`rows` or `all`: the linears that are scored where the user does not say (`ScoringOptions.score_linears`)."""
     across_layers: str = "mean"
     """How scores of different layers compare (`Budget.across_layers`) where the user does not say: `raw` for those that
     estimate by how much the loss changes, which is one scale for all layers."""
 
-    def options(self, name: str, scoring: Scoring) -> Scoring:
+    def options(self, name: str, scoring: ScoringOptions) -> ScoringOptions:
         """`scoring` with this criterion's own choices where the user left them open.
 
         Raises:
@@ -155,20 +147,20 @@ class Criterion:
             raise InputError(
                 f"--normalize {scoring.normalize} undoes the scale of LoRA gradients: {name} takes none or linear."
             )
-        if scoring.offload and "batch_weight_grad" not in self.needs:
+        if scoring.offload_gradients and "batch_weight_grad" not in self.needs:
             raise InputError(f"--offload-gradients is for taylor-accumulated: {name} keeps no gradients of weights.")
-        return replace(scoring, linears=scoring.linears or self.linears)
+        return replace(scoring, score_linears=scoring.score_linears or self.linears)
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
-def scored_members(pool: Pool, scoring: Scoring) -> list[Member]:
+def scored_members(pool: Pool, scoring: ScoringOptions) -> list[Member]:
     """The linears of a unit that count: all, or those whose rows the unit owns."""
-    return [member for member in pool.members if member.scored and (scoring.linears == "all" or member.dim == 0)]
+    return [member for member in pool.members if member.scored and (scoring.score_linears == "all" or member.dim == 0)]
 
 
-def sum_members(pool: Pool, scoring: Scoring, entries: Callable[[Member], Tensor]) -> Tensor:
+def sum_members(pool: Pool, scoring: ScoringOptions, entries: Callable[[Member], Tensor]) -> Tensor:
     """Unit scores Ĝ_g (Eq. 4): entry sums gathered per unit and added over the pool's linears.
 
     Args:

@@ -9,10 +9,11 @@ as many. Source: Molchanov et al. 2019 (arXiv:1906.10771); Kwon et al. 2022 (arX
 from torch import Tensor
 
 from ..architecture.units import Pool
-from .base import CRITERIA, Criterion, Evidence, Scoring
+from ..config.pruning import ScoringOptions
+from .base import CRITERIA, Criterion, Evidence
 
 
-def gate(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def gate(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Mean over sequences of Σ (Σ_t h·∂L/∂h)² (`abs`: |·|) over pieces of them, at the input of o and down."""
     return evidence.gates[pool.name]
 

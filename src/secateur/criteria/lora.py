@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ..architecture.quantised import DequantisedRows, bits_of
 from ..architecture.units import Member, Pool, base_linear, weight_of
+from ..config.pruning import ScoringOptions
 from ..models.surgery import LoraFactors, lora_factors
 from ..parallel.distributed import average_, processes
 from ..parallel.sharding import gathered, local_rows
 from ..system.errors import InputError
-from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members
+from .base import CRITERIA, Criterion, Evidence, sum_members
 
 BLOCK_ENTRIES = 1 << 18
 """Entries of W handled at once (1 MiB in float32, so that a block's temporaries stay in cache)."""
@@ -85,12 +86,12 @@ def projected(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: flo
     return torch.cat([grad_b, columns], dim=1), torch.cat([rows, grad_a - scaling * (b.T @ grad_b) @ rows])
 
 
-def lora_guided(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def lora_guided(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Importance from LoRA weights and gradients alone: Σ Î over the unit's entries (Eqs. 4, 10)."""
     return sum_members(pool, scoring, lambda member: _entries(evidence.modules[member.linear], member, scoring))
 
 
-def _entries(module: nn.Module, member: Member, scoring: Scoring) -> Tensor:
+def _entries(module: nn.Module, member: Member, scoring: ScoringOptions) -> Tensor:
     lora = lora_factors(module)
     if lora.a.grad is None or lora.b.grad is None:
         raise InputError(

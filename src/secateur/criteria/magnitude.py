@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from ..architecture.units import Member, Pool
+from ..config.pruning import ScoringOptions
 from ..models.surgery import merged_weight
-from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members, wide
+from .base import CRITERIA, Criterion, Evidence, sum_members, wide
 
 
-def magnitude(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def magnitude(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Σ (W + s·B·A)² over a unit's entries (`abs`: |·|)."""
 
     def entries(member: Member) -> Tensor:

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from ..architecture.units import Pool
+from ..config.pruning import ScoringOptions
 from ..models.cholesky import damped_cholesky
 from ..models.surgery import merged_weight
-from .base import CRITERIA, Criterion, Evidence, Scoring
+from .base import CRITERIA, Criterion, Evidence
 
 DAMPING = 0.01
 """Added to the second moment, relative to its mean diagonal."""
 
 
-def obs(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def obs(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """tr(W_S·([C⁻¹]_SS)⁻¹·W_Sᵀ) over a unit's columns S of o or down, with C the second moment of its input."""
     costs = []
     for gate in pool.gates:

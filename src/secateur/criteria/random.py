@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..architecture.units import Pool
-from .base import CRITERIA, Criterion, Evidence, Scoring
+from ..config.pruning import ScoringOptions
+from .base import CRITERIA, Criterion, Evidence
 
 
-def random(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def random(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Uniform scores drawn from the seed and the pool's name."""
     generator = torch.Generator().manual_seed(scoring.seed * 1_000_003 + zlib.crc32(pool.name.encode()))
     return torch.rand(pool.size, generator=generator)

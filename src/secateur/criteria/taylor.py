@@ -6,16 +6,17 @@ Source: LLM-Pruner (arXiv:2305.11627); LoRAPrune's Eq. 3, its "vanilla" criterio
 from torch import Tensor
 
 from ..architecture.units import Member, Pool
+from ..config.pruning import ScoringOptions
 from ..models.surgery import merged_weight
-from .base import CRITERIA, Criterion, Evidence, Scoring, sum_members, wide
+from .base import CRITERIA, Criterion, Evidence, sum_members, wide
 
 
-def taylor(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def taylor(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Mean over sequences of Σ (∂L/∂W ⊙ W)² (`abs`: |·|), with W the adapted weight."""
     return sum_members(pool, scoring, lambda member: evidence.terms[member.linear, member.dim])
 
 
-def accumulated_taylor(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def accumulated_taylor(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """The same sum with ∂L/∂W of the whole batch."""
 
     def entries(member: Member) -> Tensor:

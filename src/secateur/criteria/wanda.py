@@ -6,11 +6,12 @@ Sources: Wanda (arXiv:2306.11695), in the structured form that FLAP's authors ca
 from torch import Tensor
 
 from ..architecture.units import Member, Pool
+from ..config.pruning import ScoringOptions
 from ..models.surgery import merged_weight
-from .base import CRITERIA, Criterion, Evidence, Scoring, sum_gates, wide
+from .base import CRITERIA, Criterion, Evidence, sum_gates, wide
 
 
-def wanda(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def wanda(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Σ |W_ij|·‖x_j‖₂ over a unit's columns of o or down, with W the adapted weight and ‖x_j‖₂ per token."""
 
     def columns(gate: Member) -> Tensor:
@@ -20,7 +21,7 @@ def wanda(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
     return sum_gates(pool, columns)
 
 
-def flap(pool: Pool, evidence: Evidence, scoring: Scoring) -> Tensor:
+def flap(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
     """Σ Var(x_j)·‖W_:j‖² over a unit's columns of o or down."""
 
     def columns(gate: Member) -> Tensor:

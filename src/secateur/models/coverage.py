@@ -1,11 +1,14 @@
 """Which linears LoRA reaches, known from a model without weights."""
 
 from collections.abc import Iterable
+from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
-from ..config.run import RunConfig
+from ..architecture.experts import expert_lists
+from ..config.lora import LoraOptions
 from ..system.errors import InputError
 from .adapter import check_fits, lora_config_of, read_adapter
 from .surgery import check_mergeable, lora_layers
@@ -28,7 +31,7 @@ def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
         )
 
 
-def planned_lora(empty: PreTrainedModel, config: RunConfig, lora: LoraConfig) -> tuple[str, ...]:
+def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> tuple[str, ...]:
     """Paths of the linears that a run will have LoRA on. `empty` is wrapped for it, and used up.
 
     Args:
@@ -43,6 +46,9 @@ def planned_lora(empty: PreTrainedModel, config: RunConfig, lora: LoraConfig) ->
     else:
         _check_targets(empty, config.targets)
     lora.init_lora_weights = True  # the others look at the weights
+    experts = {path: len(found) for path, found in expert_lists(empty).items()} if adapter is None else {}
+    for path in experts:
+        del cast(nn.ModuleList, empty.get_submodule(path))[1:]  # all of a layer get what its first one gets
     try:
         model = get_peft_model(empty, lora, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError) as error:
@@ -54,7 +60,13 @@ def planned_lora(empty: PreTrainedModel, config: RunConfig, lora: LoraConfig) ->
     check_mergeable(model)
     if adapter is not None:
         check_fits(adapter, model)
-    return tuple(lora_layers(model))
+    return tuple(path for first in lora_layers(model) for path in _in_all(first, experts))
+
+
+def _in_all(first: str, experts: dict[str, int]) -> list[str]:
+    """The path of a linear of a layer's first expert in each of them; of another linear that path alone."""
+    place = first.rpartition(".0.")[0]
+    return [first.replace(f"{place}.0.", f"{place}.{number}.") for number in range(experts.get(place, 0))] or [first]
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:

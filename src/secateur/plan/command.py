@@ -16,9 +16,11 @@ from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
 from ..config.load_in import load_in_words
+from ..config.options import part_of
+from ..config.pruning import ScoringOptions
 from ..config.sizes import parse_bytes
 from ..config.speed import PlanConfig
-from ..criteria import CRITERIA, Scoring
+from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.adapter import starting_from_adapter
 from ..models.devices import compute_dtype, default_device, name_of
@@ -29,7 +31,7 @@ from ..pruning.compensation import NEEDS
 from ..pruning.statistics import second_moment_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
-from ..training.prepare import PlannedBudget, lora_names, plan_budget, scoring_options
+from ..training.prepare import PlannedBudget, lora_names, plan_budget
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
 from .text import plan_text
@@ -44,7 +46,7 @@ def plan(config: PlanConfig) -> str:
     """
     config = starting_from_adapter(config)
     criterion = CRITERIA[config.criterion]
-    scoring = criterion.options(config.criterion, scoring_options(config))
+    scoring = criterion.options(config.criterion, part_of(ScoringOptions, config))
     if config.json:
         check_output_file("--json", Path(config.json), overwrite=True)
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
@@ -58,7 +60,7 @@ def plan(config: PlanConfig) -> str:
     memory = training_footprint(
         model_config,
         linears=linears,
-        rank=config.init_rank or config.rank,
+        rank=config.first_rank,
         micro_batch=config.batch_size // config.accumulation,
         seq_len=config.seq_len,
         dtype=dtype,
@@ -114,9 +116,9 @@ def device_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def kept_gradients(units: Units, scoring: Scoring, needs: frozenset[str]) -> list[str]:
+def kept_gradients(units: Units, scoring: ScoringOptions, needs: frozenset[str]) -> list[str]:
     """Paths of the linears whose weights' gradients stay on the device until the step is scored."""
-    if "batch_weight_grad" not in needs or scoring.offload:
+    if "batch_weight_grad" not in needs or scoring.offload_gradients:
         return []
     return list(dict.fromkeys(member.linear for pool in units.pools for member in scored_members(pool, scoring)))
 
@@ -125,7 +127,8 @@ def moment_bytes(budget: Budget, scoring: frozenset[str], compensation: frozense
     """Bytes of the second moments; compensation needs none of pools that lose nothing."""
     if "second_moments" in scoring:
         return second_moment_bytes(budget.units.pools)
-    pools = [pool for pool in budget.units.pools if pool.name not in budget.spared]
+    spared = budget.spared
+    pools = [pool for pool in budget.units.pools if pool.name not in spared]
     return second_moment_bytes(pools) * ("second_moments" in compensation)
 
 

@@ -8,7 +8,8 @@ import torch
 
 from ..architecture.units import Units
 from ..config.prune import PruneConfig
-from ..criteria import CRITERIA, Scoring
+from ..config.pruning import ScoringOptions
+from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.benchmark import matmul_flops_per_s
 from ..models.devices import name_of
@@ -26,7 +27,7 @@ def time_record(
     budget: Budget,
     sizes: ModelSizes,
     *,
-    scoring: Scoring,
+    scoring: ScoringOptions,
     targets: list[str],
     dtype: torch.dtype,
     device: torch.device,
@@ -49,12 +50,12 @@ def time_record(
         checkpointing=config.gradient_checkpointing,
     )
     gone = units_gone(budget) if config.shrinks else {}
-    first = step_flops(sizes, budget.units, {}, config.init_rank or config.rank, work)
+    first = step_flops(sizes, budget.units, {}, config.first_rank, work)
     last = step_flops(sizes, budget.units, gone, config.rank, work)
     flops = {"first_step": first.total, "last_step": last.total - last.scoring}
     if config.steps is not None:
         steps = config.steps
-        schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, steps)
+        schedule = make_schedule(config, steps)
         flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks)
     measured = speed is None
     if speed is None:
@@ -84,7 +85,7 @@ def units_gone(budget: Budget) -> Mapping[str, float]:
     return gone
 
 
-def _scored(config: PruneConfig, units: Units, scoring: Scoring) -> frozenset[str]:
+def _scored(config: PruneConfig, units: Units, scoring: ScoringOptions) -> frozenset[str]:
     """Paths of the linears whose weights' gradients the criterion looks at."""
     criterion = CRITERIA[config.criterion]
     if not criterion.needs & {"weight_grad", "batch_weight_grad"}:

@@ -8,6 +8,8 @@ from functools import partial
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.stock import Verdict
 from ..architecture.units import ATTENTION_KINDS, Pool, Units
+from ..config.options import part_of
+from ..config.pruning import BudgetOptions
 from ..system.errors import InputError
 from .budget import Budget
 
@@ -36,22 +38,26 @@ class Unreachable(InputError):
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
-@dataclass(frozen=True)
-class BudgetOptions:
-    """What may go, and where (`PruneConfig` has the same fields)."""
+@dataclass(frozen=True, kw_only=True)
+class BudgetGoal(BudgetOptions):
+    """The options of a budget with nothing left open."""
 
     sparsity: float
-    attention_sparsity: float | None = None
-    allocation: str = "uniform"
-    protect_first: int | None = None
-    protect_last: int | None = None
-    floor: float | None = None
-    round_to: int = 1
     across_layers: str = "mean"
-    attention: str = "auto"
 
 
-def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
+def budget_goal(options: BudgetOptions, sparsity: float, across_layers: str) -> BudgetGoal:
+    """What a run asks of a budget.
+
+    Args:
+        sparsity: the fraction that goes, in whichever way it was asked for.
+        across_layers: the criterion's own way to compare layers, where the options leave it open.
+    """
+    decided = {"sparsity": sparsity, "across_layers": options.across_layers or across_layers}
+    return BudgetGoal(**{**vars(part_of(BudgetOptions, options)), **decided})
+
+
+def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
     """What a target sparsity means for a model, reached within 0.005 or refused.
 
     Attention gets the nearest legal count not above the target (or `attention_sparsity`), the FFN the rest.
@@ -99,7 +105,7 @@ def make_budget(units: Units, options: BudgetOptions, legal: Legal) -> Budget:
     return budget
 
 
-def _open_layers(units: Units, options: BudgetOptions) -> range:
+def _open_layers(units: Units, options: BudgetGoal) -> range:
     """The layers that may lose units."""
     count = len(units.shapes)
     protected = options.allocation == "protected"
@@ -114,7 +120,7 @@ def _open_layers(units: Units, options: BudgetOptions) -> range:
 
 
 def _attention_quota(
-    units: Units, options: BudgetOptions, attention: list[Pool], goal: float, legal: Legal
+    units: Units, options: BudgetGoal, attention: list[Pool], goal: float, legal: Legal
 ) -> tuple[dict[str, int], str]:
     """Attention units to remove from each open layer: the nearest legal count not above the target.
 
@@ -156,7 +162,7 @@ def _attention_quota(
     return quota, heads_stay
 
 
-def _verdict(units: Units, options: BudgetOptions, pool: Pool, count: int, legal: Legal) -> Verdict:
+def _verdict(units: Units, options: BudgetGoal, pool: Pool, count: int, legal: Legal) -> Verdict:
     """Whether `count` units of a pool may go from every layer that may lose some."""
     if count == 0 or options.allocation != "uniform":
         return Verdict()
@@ -215,7 +221,7 @@ def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     return quota
 
 
-def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
+def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """One pot of parameters that all units compete for; two when the attention's share is given."""
     floors = _floors(options, attention, ffn, goal)
     least = {pool.name: _least(pool, floors[pool.kind], options) for pool in attention + ffn}
@@ -255,7 +261,7 @@ def _global_budget(units: Units, options: BudgetOptions, attention: list[Pool], 
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
 
 
-def _floors(options: BudgetOptions, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
+def _floors(options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
     """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
     if options.floor is None and options.attention_sparsity is not None and attention:
         heads = options.attention_sparsity * _params(attention)
@@ -273,14 +279,14 @@ def _params(pools: list[Pool]) -> int:
     return sum(pool.size * pool.unit_params for pool in pools)
 
 
-def _least(pool: Pool, floor: float, options: BudgetOptions) -> int:
+def _least(pool: Pool, floor: float, options: BudgetGoal) -> int:
     """Units of a pool that stay whatever they score: the floor's, in whole sets and (channels) whole steps of width."""
     step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
     units = max(1, math.ceil(floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
     return min(pool.size, -(-units // step) * step)
 
 
-def _check_reached(budget: Budget, options: BudgetOptions, ffn: list[Pool]) -> None:
+def _check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
     step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2

@@ -50,6 +50,18 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
             )
 
 
+def rewritten_by(how: str, units: Units, modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Name -> parameter of an o or down that compensation changes."""
+    leaf = {"none": None, "lstsq": "weight", "bias": "bias"}[how]
+    if leaf is None:
+        return {}
+    return {
+        f"{gate.linear}.{leaf}": getattr(base_linear(modules[gate.linear]), leaf)
+        for pool in units.pools
+        for gate in pool.gates
+    }
+
+
 def compensate_(how: str, module: nn.Module, moments: InputMoments, stay: Tensor, go: Tensor) -> None:
     """Let the columns `stay` of o or down take over for `go`; slicing or masking `go` comes next.
 

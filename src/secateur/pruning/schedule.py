@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..config.options import steps_of
+from ..config.schedule import ScheduleOptions
 from ..system.errors import InputError, all_faults
 
 
@@ -55,12 +56,13 @@ class Schedule:
         return [step for step in range(1, self.last_cut + 1) if self.is_cut(step)]
 
 
-def make_schedule(kind: str, start: float | int, end: float | int, frequency: int, total_steps: int) -> Schedule:
-    """A schedule for a run of `total_steps`, with `start` and `end` as fractions of it or as steps.
+def make_schedule(options: ScheduleOptions, total_steps: int) -> Schedule:
+    """A schedule for a run of `total_steps`, of which the options give fractions or steps.
 
     Raises:
         InputError: bounds outside the run or in the wrong order, with the steps they come to.
     """
+    kind, start, end = options.schedule, options.prune_start, options.prune_end
     first, last = steps_of(start, total_steps), steps_of(end, total_steps)
     if kind == "one-shot":
         first = last = max(first, 1)  # scores exist only after the first step
@@ -73,7 +75,7 @@ def make_schedule(kind: str, start: float | int, end: float | int, frequency: in
             f"{total_steps} steps: move them apart, or make the run longer."
         )
     all_faults(faults)
-    return Schedule(kind, first, last, frequency)
+    return Schedule(kind, first, last, options.frequency)
 
 
 def make_stepwise(start: float | int, every: int, size: int, removed: int, total_steps: int) -> Schedule:

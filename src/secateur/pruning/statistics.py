@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.units import Member, Pool
-from ..criteria.base import Evidence, InputMoments, Scoring, scored_members, wide
+from ..config.pruning import ScoringOptions
+from ..criteria.base import Evidence, InputMoments, scored_members, wide
 from ..models.surgery import merged_weight
 from ..parallel.distributed import average_
 from ..system.errors import InputError
@@ -36,7 +37,7 @@ class Statistics:
         self,
         model: nn.Module,
         needs: frozenset[str],
-        scoring: Scoring,
+        scoring: ScoringOptions,
         ema: float,
         at_cuts: frozenset[str] = frozenset(),
         spared: frozenset[str] = frozenset(),
@@ -238,7 +239,7 @@ class Statistics:
 
         def whole_batch(x: Tensor, gradient: Tensor) -> None:
             flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
-            flat = flat.cpu() if self.scoring.offload else flat
+            flat = flat.cpu() if self.scoring.offload_gradients else flat
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
 
         observe = per_sequence if "weight_grad" in self.needs else whole_batch

@@ -1,6 +1,5 @@
 """The rank pruner: watches LoRA's gradients, and removes rank components on schedule. Knows no Trainer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ..config.options import with_given
+from ..config.ranks import RankOptions
 from ..models.surgery import check_shapes, lora_factors, lora_layers
 from ..parallel.distributed import average_, check_agreement, trained_weights
 from ..pruning.schedule import Schedule
 from ..pruning.state import load_state, restoring, save_state
-from ..system.errors import NumericsError
+from ..system.errors import InputError, NumericsError
 from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
 from .choice import lowest_of_all, lowest_of_each
@@ -47,22 +48,25 @@ class RankPruner:
 
     Args:
         model: a `PeftModel` with one plain LoRA adapter.
-        rank: the rank to end with; with `global` allocation, on average.
+        options: a `RankOptions`, or none for its defaults.
         total_steps: optimiser steps of the run; may be left to `begin`.
-        schedule, prune_start, prune_end, frequency: see `Schedule`.
-        k1, k2: in place of `prune_end` and `frequency`, steps between cuts and components per cut and layer
-            (PrunedLoRA's K₁ and K₂).
-        criterion: one of `RANK_CRITERIA`.
-        recovery: `none`, `compensate` or `newton+compensate` (see `recovery`).
-        damping: of the curvature, relative to its mean diagonal.
-        fisher_decay: weight of the past in the moving averages.
-        allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
-        basis: the components that a cut chooses from: `given`, columns of B with rows of A as they are, or `singular`,
-            the singular directions of B·A, into which the adapter is turned before each cut.
-        scaling: what becomes of each layer's `scaling`: `fixed`, or `rank`, which lets it grow as 1/√r and divides B by
-            as much, so that the function stays and a step moves the weights alike at every rank (rsLoRA).
         merges: the result will be merged into the base weights. Otherwise a start that has moved a part of them into
             the adapter (PiSSA, OLoRA) is warned of: saved alone, it fits no model.
+        given: any option of `RankOptions` by its name, in the place of what `options` says:
+            rank: the rank to end with; with `global` allocation, on average.
+            schedule, prune_start, prune_end, frequency: see `Schedule`.
+            k1, k2: in place of `prune_end` and `frequency`, steps between cuts and components per cut and layer
+                (PrunedLoRA's K₁ and K₂).
+            criterion: one of `RANK_CRITERIA`.
+            recovery: `none`, `compensate` or `newton+compensate` (see `recovery`).
+            damping: of the curvature, relative to its mean diagonal.
+            fisher_decay: weight of the past in the moving averages.
+            allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
+            basis: the components that a cut chooses from: `given`, columns of B with rows of A as they are, or
+                `singular`, the singular directions of B·A, into which the adapter is turned before each cut.
+            scaling: what becomes of each layer's `scaling`: `fixed`, or `rank`, which lets it grow as 1/√r and divides
+                B by as much, so that the function stays and a step moves the weights alike at every rank (rsLoRA).
+            seed: of the criterion `random`.
     Raises:
         InputError: no plain LoRA, a target above the adapter's rank, options out of range.
     """
@@ -70,46 +74,28 @@ class RankPruner:
     def __init__(
         self,
         model: nn.Module,
+        options: RankOptions | None = None,
         *,
-        rank: int,
         total_steps: int | None = None,
-        schedule: str = "cubic",
-        prune_start: float | int = 0.1,
-        prune_end: float | int = 0.6,
-        frequency: int = 10,
-        k1: int | None = None,
-        k2: int | None = None,
-        criterion: str = "gradient",
-        recovery: str = "compensate",
-        damping: float = 0.1,
-        fisher_decay: float = 0.9,
-        allocation: str = "uniform",
-        basis: str = "given",
-        scaling: str = "fixed",
-        seed: int = 0,
         merges: bool = False,
+        **given: Any,
     ) -> None:
+        if options is None and "rank" not in given:
+            raise InputError("no rank is given: say with which one the adapter ends, such as rank=8.")
+        self.options = with_given(options or RankOptions(), given)
         check_adapter(model, merges)
         assert isinstance(model, PeftModel)
         self.model = model
         self.layers = lora_layers(model)
-        check_options(
-            rank, list(self.ranks.values()), recovery=recovery, damping=damping, decay=fisher_decay,
-            allocation=allocation, criterion=criterion, basis=basis, scaling=scaling, k1=k1, k2=k2,
-        )  # fmt: skip
-        start = max(self.ranks.values())
-        self.rank, self.recovery, self.damping, self.decay = rank, recovery, damping, fisher_decay
-        self.allocation, self.basis, self.scaling, self.seed = allocation, basis, scaling, seed
-        self.criterion = RANK_CRITERIA[criterion]
+        check_options(self.options, list(self.ranks.values()))
+        self.rank = self.options.rank
+        self.criterion = RANK_CRITERIA[self.options.criterion]
         self.start_ranks = self.ranks
         self._start_scalings = {path: lora_factors(layer).scaling for path, layer in self.layers.items()}
         self.steps_done = 0
         self.cuts: list[RankCut] = []
         self._averages = {path: Averages() for path in self.layers}
         self._activations = Activations(lambda: self.steps_done)
-        self._make_schedule: Callable[[int], Schedule] = lambda total: rank_schedule(
-            schedule, prune_start, prune_end, frequency, total, init_rank=start, rank=rank, k1=k1, k2=k2
-        )
         self.schedule: Schedule | None = None
         if total_steps is not None:
             self.begin(total_steps)
@@ -118,7 +104,7 @@ class RankPruner:
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
-        self.schedule = self._make_schedule(total_steps)
+        self.schedule = rank_schedule(self.options, max(self.start_ranks.values()), total_steps)
         self._watch_while_needed()
 
     def _watch_while_needed(self) -> None:
@@ -156,7 +142,7 @@ class RankPruner:
         seen_z = self._activations.take()
         wanted = {
             "curvature": self._wants_curvature,
-            "gradients": self.recovery == "newton+compensate",
+            "gradients": self.options.recovery == "newton+compensate",
             "first_order": self.criterion.first_order,
         }
         for path, layer in self.layers.items():
@@ -164,13 +150,13 @@ class RankPruner:
             fresh = step_facts(lora.a.detach(), lora.b.detach(), lora.a.grad, lora.b.grad, **wanted)
             if path in seen_z:
                 fresh["second_z"] = seen_z[path]
-            self._averages[path].mix(fresh, self.decay)
+            self._averages[path].mix(fresh, self.options.fisher_decay)
 
     @property
     def _wants_curvature(self) -> bool:
         """Whether the score or the recovery uses the gradients' second moments."""
-        recovers = self.recovery != "none" and self.criterion.curvature == "gradient"
-        return self.criterion.second_order or recovers or self.basis == "singular"
+        recovers = self.options.recovery != "none" and self.criterion.curvature == "gradient"
+        return self.criterion.second_order or recovers or self.options.basis == "singular"
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
@@ -189,7 +175,7 @@ class RankPruner:
         self._check_known()
         before = self.ranks
         self.share()
-        if self.basis == "singular":
+        if self.options.basis == "singular":
             for path, layer in self.layers.items():
                 turn_(lora_factors(layer), self._averages[path], optimizer)
         chosen: dict[str, Tensor] = {}
@@ -249,7 +235,7 @@ class RankPruner:
         self.cuts = [RankCut(**cut) for cut in state["cuts"]]
         for path, rank in state["ranks"].items():
             slice_components_(self.layers[path], torch.arange(rank), None)
-            if self.scaling == "rank":
+            if self.options.scaling == "rank":
                 rescale_(self.layers[path], self._scaling(path), None, None)
         tell_peft(self.model, self.layers)
         for path, averages in self._averages.items():
@@ -279,15 +265,15 @@ class RankPruner:
     def _choose(self, progress: float, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
         """Layer -> components that go now, ascending."""
         scores = {
-            path: score(self._now(path, optimizer), self.criterion, self.recovery, self.seed).cpu()
+            path: score(self._now(path, optimizer), self.criterion, self.options.recovery, self.options.seed).cpu()
             for path in self.layers
         }
-        lowest = lowest_of_each if self.allocation == "uniform" else lowest_of_all
+        lowest = lowest_of_each if self.options.allocation == "uniform" else lowest_of_all
         return lowest(scores, self.start_ranks, self.rank, progress)
 
     def _now(self, path: str, optimizer: torch.optim.Optimizer | None) -> LayerNow:
         lora, known = lora_factors(self.layers[path]), self._averages[path].tensors
-        return LayerNow(path, self.steps_done, lora, known, self.damping, optimizer)
+        return LayerNow(path, self.steps_done, lora, known, self.options.damping, optimizer)
 
     def _remove(self, path: str, gone: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Recover one factor, drop the components from both."""
@@ -295,11 +281,11 @@ class RankPruner:
         gone = gone.to(layer.lora.a.device)
         everything = torch.arange(layer.lora.a.shape[0], device=gone.device)
         stay = everything[~torch.isin(everything, gone)]
-        if self.recovery != "none":
-            recover_(layer, self.criterion, self.recovery, stay, gone)
+        if self.options.recovery != "none":
+            recover_(layer, self.criterion, self.options.recovery, stay, gone)
         slice_components_(self.layers[path], stay, optimizer)
         self._averages[path].slice_(stay)
-        if self.scaling == "rank":
+        if self.options.scaling == "rank":
             rescale_(self.layers[path], self._scaling(path), self._averages[path], optimizer)
 
     def _scaling(self, path: str) -> float:

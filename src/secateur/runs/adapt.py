@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..config.adapt import AdaptConfig
 from ..config.load_in import load_in_words
+from ..config.options import part_of
+from ..config.ranks import RankOptions
 from ..evaluation.perplexity import Perplexity
 from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
 from ..models.benchmark import parameter_count
@@ -67,10 +69,7 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     source, model_config = open_model(config)
     needed = _check_ranks(config, model_config)
     job = read_inputs(config, source, model_config, needed)
-    schedule = rank_schedule(
-        config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps,
-        init_rank=config.init_rank, rank=config.rank, k1=config.k1, k2=config.k2,
-    )  # fmt: skip
+    schedule = rank_schedule(config, config.init_rank, job.total_steps)
     return AdaptJob(**vars(job), schedule=schedule, init_rank=config.init_rank)
 
 
@@ -158,12 +157,7 @@ def first_scaling(config: AdaptConfig) -> float:
 def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
     """Train and prune an adapter; the records go to `job.work`."""
     config = job.config
-    names = (
-        "rank schedule prune_start prune_end frequency k1 k2 criterion recovery damping fisher_decay allocation basis "
-        "scaling seed"
-    )
-    options = {name: getattr(config, name) for name in names.split()}
-    pruner = RankPruner(model, total_steps=job.total_steps, merges=config.merge, **options)
+    pruner = RankPruner(model, part_of(RankOptions, config), total_steps=job.total_steps, merges=config.merge)
     make_work(job)
     if job.checkpoint is not None:
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them

@@ -86,7 +86,7 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
     scores = pruner.scores_before_cuts or pruner.scores
     everything = {name: torch.ones_like(mask) for name, mask in pruner.keep.items()}
     total = sum(float(s.sum()) for s in scores.values())
-    chosen = pruner.budget_options
+    chosen = pruner.budget_goal
     found: dict[str, float | str] = {}
     for allocation in ("uniform", "protected", "global"):
         options = replace(chosen, allocation=allocation)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from ..architecture.experts import unstack_experts
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
+from ..config.options import part_of
+from ..config.pruning import PruningOptions
+from ..config.ranks import RankOptions
+from ..config.schedule import ScheduleOptions
 from ..data.embedded import quiet_transformers
 from ..evaluation.perplexity import Perplexity
 from ..models.benchmark import parameter_count
@@ -38,7 +42,7 @@ from ..training.finetune import add_lora, load_base, load_original, without_weig
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import make_work, probe_of
 from ..training.one_shot import score_and_cut
-from ..training.prepare import PruneJob, lora_names, scoring_options
+from ..training.prepare import PruneJob, lora_names
 from ..training.recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from ..training.routing import drop_by_routing, tell_unused
 from ..training.saving import Interruption, SavingCallback
@@ -223,15 +227,8 @@ def fine_tune_and_prune(
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
-    names = (
-        "schedule prune_start prune_end frequency criterion ema ema_relative compensate attention "
-        "attention_sparsity allocation protect_first protect_last floor across_layers round_to model_class family"
-    )
-    options = {name: getattr(config, name) for name in names.split()}
-    return Pruner(
-        model, sparsity=job.target.sparsity, total_steps=job.total_steps, scoring=scoring_options(config),
-        shrink=config.shrinks, **options,
-    )  # fmt: skip
+    options = replace(part_of(PruningOptions, config), sparsity=job.target.sparsity, shrink=config.shrinks)
+    return Pruner(model, options, total_steps=job.total_steps, family=config.family)
 
 
 def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
@@ -239,9 +236,8 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
     config = job.config
     if config.init_rank is None:
         return None
-    names = "rank schedule prune_start prune_end frequency seed"
-    options = {name: getattr(config, name) for name in names.split()}
-    return RankPruner(model, total_steps=job.total_steps, merges=True, **options)
+    options = RankOptions(**vars(part_of(ScheduleOptions, config)), rank=config.rank, seed=config.seed)
+    return RankPruner(model, options, total_steps=job.total_steps, merges=True)
 
 
 def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:

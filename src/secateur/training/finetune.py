@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..architecture.experts import unstack_experts
 from ..architecture.quantised import is_quantised, loading_options, settle_
+from ..config.lora import LoraOptions
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
 from ..models.devices import default_device, name_of, training_device, widened
@@ -112,14 +113,13 @@ def add_lora(
     return model
 
 
-def lora_config(config: RunConfig, linears: Sequence[str] | str, scaling: float | None = None) -> LoraConfig:
+def lora_config(config: LoraOptions, linears: Sequence[str] | str, scaling: float | None = None) -> LoraConfig:
     """The LoRA that a run without `--adapter` begins with; the arguments are `add_lora`'s."""
     if scaling is None:
         scaling = lora_scaling(config, 2.0)
-    first_rank = getattr(config, "init_rank", None) or config.rank
     return LoraConfig(
-        r=first_rank,
-        lora_alpha=whole(scaling * first_rank),  # type: ignore[arg-type]  # PEFT takes fractions
+        r=config.first_rank,
+        lora_alpha=whole(scaling * config.first_rank),  # type: ignore[arg-type]  # PEFT takes fractions
         lora_dropout=config.dropout,
         init_lora_weights=LORA_INITS[config.lora_init],  # type: ignore[arg-type]
         target_modules=list(config.targets) or (linears if isinstance(linears, str) else list(linears)),
@@ -127,7 +127,7 @@ def lora_config(config: RunConfig, linears: Sequence[str] | str, scaling: float 
     )
 
 
-def _with_lora(base: PreTrainedModel, config: RunConfig, lora: LoraConfig) -> PeftModel:
+def _with_lora(base: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> PeftModel:
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
@@ -151,7 +151,7 @@ def checkpoint_layers(model: PeftModel) -> None:
     base.disable_input_require_grads()  # enabled for the reentrant kind; here it would only make unused gradients
 
 
-def lora_scaling(config: RunConfig, default: float) -> float:
+def lora_scaling(config: LoraOptions, default: float) -> float:
     """What B·A is multiplied by: α/r, or α/√r with `--rslora`, of the rank that the adapter ends with.
 
     Args:

@@ -159,6 +159,7 @@ def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str
 
 
 HARMLESS = (
+    "recipe",
     "output",
     "overwrite",
     "resume",

@@ -5,7 +5,8 @@ from peft import PeftModel
 
 from ..models.devices import autocast
 from ..parallel.distributed import average_gradients_, join, total
-from ..pruning.pruner import Cut, Pruner
+from ..pruning.cut import Cut
+from ..pruning.pruner import Pruner
 from ..system.launcher import launched, rank
 from ..system.progress import Progress
 from .job import first_batches

@@ -12,14 +12,16 @@ from ..architecture.families import Family, family_of
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..config.load_in import load_in_words
+from ..config.options import part_of
 from ..config.prune import PruneConfig
-from ..criteria import CRITERIA, Scoring
+from ..config.pruning import ScoringOptions
+from ..criteria import CRITERIA
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora
 from ..models.loading import checkpoint_dtype
 from ..models.original import check_blocks
-from ..pruning.allocation import BudgetOptions, Unreachable, make_budget, shape_by_quota
+from ..pruning.allocation import Unreachable, budget_goal, make_budget, shape_by_quota
 from ..pruning.budget import Budget
 from ..pruning.compensation import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
@@ -67,46 +69,18 @@ def prepare(config: PruneConfig) -> PruneJob:
     Raises:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
-    CRITERIA[config.criterion].options(config.criterion, scoring_options(config))
+    CRITERIA[config.criterion].options(config.criterion, part_of(ScoringOptions, config))
     config = starting_from_adapter(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
-    schedule = make_schedule(config.schedule, config.prune_start, config.prune_end, config.frequency, job.total_steps)
+    schedule = make_schedule(config, job.total_steps)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
-
-
-def scoring_options(config: PruneConfig) -> Scoring:
-    """The part of the options that says how units are scored."""
-    return Scoring(
-        reduce=config.reduce,
-        normalize=config.normalize,
-        eta=config.eta,
-        linears=config.score_linears,
-        gate_tokens=config.gate_tokens,
-        seed=config.seed,
-        offload=config.offload_gradients,
-    )
-
-
-def budget_options(config: PruneConfig, target: Target) -> BudgetOptions:
-    """The part of the options that says what may go."""
-    return BudgetOptions(
-        target.sparsity,
-        config.attention_sparsity,
-        config.allocation,
-        config.protect_first,
-        config.protect_last,
-        config.floor,
-        config.round_to,
-        config.across_layers or CRITERIA[config.criterion].across_layers,
-        config.attention,
-    )
 
 
 def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
@@ -134,9 +108,10 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
     target = resolve_target(config, *sizes)
+    criterion = CRITERIA[config.criterion]
     legal = partial(accepts, model_config, family, model_class=config.model_class)
     try:
-        budget = make_budget(units, budget_options(config, target), legal)
+        budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
     if config.family and config.allocation == "uniform":

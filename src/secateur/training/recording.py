@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..evaluation.perplexity import Perplexity
-from ..pruning.pruner import Cut, Pruner
+from ..pruning.cut import Cut
+from ..pruning.pruner import Pruner
 from ..ranks import RankCut, RankPruner
 from ..system.launcher import rank
 from ..system.progress import Progress, human_count

@@ -1,0 +1,140 @@
+"""How units are scored, how many of them go from where, and what a cut does: the options of a `Pruner`."""
+
+from dataclasses import dataclass
+
+from .options import Options, Seeded, at_least, below_one, option
+from .schedule import ScheduleOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(Seeded):
+    """What becomes one score per unit and step (LoRAPrune Eqs. 4, 10; docs/papers.md)."""
+
+    reduce: str = option(
+        "how an entry's first-order term counts: squared (paper) or abs (released code)",
+        "squared",
+        group="criterion",
+        choices=("squared", "abs"),
+    )
+    normalize: str = option(
+        "before the linears of a unit are added: none, linear (L2 norm), scale (s²·r/in), projected (what LoRA's "
+        "gradients say of ∂L/∂W, whatever the factors' scale; without --eta)",
+        "none",
+        group="criterion",
+        choices=("none", "linear", "scale", "projected"),
+    )
+    eta: float = option("the -η·∂B·∂A term of the LoRA-guided gradient; 1 in the paper", 1.0, group="criterion")
+    gate_tokens: int = option(
+        "gate: a unit's switch is one for so many tokens in a row, of which a step sees several; 0: for a sequence",
+        32,
+        group="criterion",
+    )
+    score_linears: str | None = option(
+        "score the linears whose rows a unit owns (q k v gate up), or all; default: what suits the criterion",
+        None,
+        group="criterion",
+        choices=("rows", "all"),
+    )
+    offload_gradients: bool = option(
+        "taylor-accumulated: keep the weights' gradients in the host's memory", False, group="criterion"
+    )
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return at_least(self, "gate_tokens", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions(Options):
+    """How much goes, of what and from where."""
+
+    sparsity: float | None = option(
+        "fraction of the parameters of the prunable linears to remove; default: 0.2", None, group="pruning"
+    )
+    attention: str = option(
+        "attention unit: a KV head with its query heads, query heads only, or none; auto: KV groups where the "
+        "architecture can lose some",
+        "auto",
+        group="pruning",
+        choices=("auto", "kv_group", "query_head", "none"),
+    )
+    attention_sparsity: float | None = option(
+        "fraction of the attention parameters to remove; default: nearest legal count not above the target",
+        None,
+        group="pruning",
+    )
+    allocation: str = option(
+        "uniform: the same width in each layer; protected: all but the first/last layers alike; "
+        "global: ranked across layers",
+        "uniform",
+        group="pruning",
+        choices=("uniform", "protected", "global"),
+    )
+    protect_first: int | None = option(
+        "layers left alone at the start (protected: a tenth of the layers; global: 0)", None, group="pruning"
+    )
+    protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
+    floor: float | None = option(
+        "global: fraction of each layer's units that always stays; default: 0.3, less above a sparsity of 0.5: 0.6 "
+        "of what stays on average",
+        None,
+        group="pruning",
+    )
+    round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
+    across_layers: str | None = option(
+        "global: compare scores relative to the layer's mean, in standard deviations from it, or raw; default: raw for "
+        "lora, gate and taylor, which estimate what the loss would change by, else the mean",
+        None,
+        group="pruning",
+        choices=("mean", "standard", "raw"),
+    )
+    model_class: str = option(
+        "stock class to write: keep, or mistral (same function as llama, any head count)",
+        "keep",
+        group="output",
+        choices=("keep", "mistral"),
+    )
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        found = at_least(self, "round_to", 1) + at_least(self, "protect_first", 0) + at_least(self, "protect_last", 0)
+        found += below_one(self, "attention_sparsity") + below_one(self, "floor")
+        if self.allocation == "uniform" and (self.protect_first or self.protect_last):
+            found.append(
+                "--protect-first/--protect-last leave layers unlike the others, which --allocation uniform "
+                "rules out: use --allocation protected."
+            )
+        if self.allocation != "uniform" and self.model_class != "keep":
+            found.append(
+                f"--model-class {self.model_class} goes with --allocation uniform: layers that differ need a modelling "
+                "file of the model's own class. Leave one of the two out."
+            )
+        if self.attention == "none" and self.attention_sparsity:
+            found.append("--attention-sparsity contradicts --attention none: leave one out.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
+    """Everything that a `Pruner` can be told."""
+
+    criterion: str = option("what scores the units; see secateur criteria", "lora", group="criterion")
+    ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
+    ema_relative: bool = option(
+        "average each step's scores relative to their mean, so that a step with large gradients (as after a cut) does "
+        "not outweigh the others; the paper averages them as they are",
+        False,
+        group="criterion",
+    )
+    compensate: str = option(
+        "at a cut, what stays takes over: none, lstsq (least squares on down and o), bias (FLAP)",
+        "none",
+        group="pruning",
+        choices=("none", "lstsq", "bias"),
+    )
+    shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        groups = ScheduleOptions.faults(self) + ScoringOptions.faults(self) + BudgetOptions.faults(self)
+        return groups + below_one(self, "ema")

@@ -1,0 +1,152 @@
+"""The model while it is pruned: which units are left, as slices or as masks, and what a cut does to its weights."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..architecture.discovery import family_for, find_units
+from ..architecture.experts import expert_lists
+from ..architecture.families import Family
+from ..architecture.units import Member, Pool
+from ..criteria import InputMoments
+from ..models.loading import ModelSource
+from ..models.masks import Masks
+from ..models.original import check_cuttable, restore_
+from ..models.surgery import check_mergeable, removals, shrink_
+from ..parallel.sharding import assign_, check_in_memory, gathered
+from .compensation import check_compensation, compensate_, rewritten_by
+
+
+class PrunedModel:
+    """A model and what of its units is left.
+
+    Cuts slice the model (`shrink`), or mask it: the input of `o` and `down` is zero at the units that went, which is
+    the same function (LoRAPrune Eqs. 12, 13). What is out stays out.
+
+    Attributes:
+        units: the units at the start; all names and numbers of units refer to these.
+        keep: pool name -> (units,) bool, which of them are left.
+        live: the units as they physically are in the model now.
+        living: pools of the units that are left, where they are in the model now.
+        modules: path -> linear of a unit, as it is in the model now.
+        masks: where cuts mask.
+    Raises:
+        InputError: an unsupported model or adapter; weights that cannot be cut or rewritten.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, family: str | Family | None, attention: str, shrink: bool, compensate: str
+    ) -> None:
+        self.model = model
+        base = self.base
+        self._find_units = partial(find_units, base, family_for(base, base.config.model_type, family), attention)
+        self.units = self.live = self._find_units()
+        self.shrink, self.compensate = shrink, compensate
+        self._look_up_modules()
+        check_in_memory(base)
+        check_mergeable(model)
+        check_cuttable(self.modules, shrink=shrink, compensate=compensate)
+        check_compensation(compensate, self.units, self.modules)
+        self.masks: Masks | None = None
+        self.living: tuple[Pool, ...] = self.units.pools
+        self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without PEFT's wrapper."""
+        return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    @property
+    def live_keep(self) -> dict[str, Tensor]:
+        """Pool name -> which of the units in `live` are left: all of them, unless masks stand in."""
+        if not self.shrink:
+            return self.keep
+        return {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.live.pools}
+
+    def put_masks_on(self) -> None:
+        """Where cuts mask: every unit has its place in a mask from here on, and none is out."""
+        if not self.shrink:
+            self.masks = Masks(self.units.pools, self.modules)
+
+    def cut_(
+        self,
+        keep: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer | None,
+        moments: dict[str, InputMoments] | None = None,
+    ) -> dict[str, Tensor]:
+        """Leave only `keep`, and let what stays take over.
+
+        Args:
+            optimizer: its moments shrink with the weights.
+            moments: of the linears' inputs, for compensation; without them none takes place.
+        Returns:
+            pool name -> (units,) bool, which of the units that were in the model stay in it (all with masks).
+        """
+        before, self.keep = self.keep, keep
+        stay = {name: mask[before[name]] if self.shrink else mask for name, mask in keep.items()}
+        if moments is not None and self.compensate != "none":
+            for gate, kept, gone in self._losing(before, stay):
+                compensate_(
+                    self.compensate, self.modules[gate.linear], moments[gate.linear], gate.entries(kept),
+                    gate.entries(gone),
+                )  # fmt: skip
+        if self.masks is not None:
+            self.masks.update(keep)
+            self.living = tuple(pool.only(keep[pool.name]) for pool in self.units.pools)
+        else:
+            shrink_(self.model, self.live, stay, optimizer)
+            self.live = self._find_units()
+            self.living = self.live.pools
+        return stay
+
+    def _losing(self, before: dict[str, Tensor], stay: dict[str, Tensor]) -> Iterator[tuple[Member, Tensor, Tensor]]:
+        """Gate, which of its units stay and which go, for every gate of a pool that loses some."""
+        for pool in self.live.pools:
+            kept = stay[pool.name]
+            gone = ~kept if self.shrink else before[pool.name] & ~kept
+            if gone.any():
+                for gate in pool.gates:
+                    yield gate, kept, gone
+
+    def rewritten(self) -> dict[str, nn.Parameter]:
+        """Name -> base parameter that compensation changes: an adapter alone does not say the model any more."""
+        return rewritten_by(self.compensate, self.units, self.modules)
+
+    def state(self) -> dict[str, Any]:
+        """What of the model a checkpoint of LoRA's weights does not hold."""
+        return {
+            "keep": dict(self.keep),
+            "chosen": {path: experts.chosen for path, experts in expert_lists(self.model).items()},
+            "compensated": {name: gathered(parameter.detach()) for name, parameter in self.rewritten().items()},
+        }
+
+    def load_state_(self, state: dict[str, Any]) -> None:
+        """Put back what `state` says beside the units that are left, for which `cut_` is there."""
+        for path, experts in expert_lists(self.model).items():
+            experts.chosen = state["chosen"][path].clone()
+        for path, parameter in self.rewritten().items():
+            assign_(parameter, state["compensated"][path])
+
+    def restore_(self, source: ModelSource, *, trust_remote_code: bool) -> None:
+        """Put the original weights in a quantised base's place, on the CPU; see `original.restore_`."""
+        stay = {} if self.masks else removals(self.units, self.keep)
+        restore_(self.model, stay, source, trust=trust_remote_code)
+        self._look_up_modules()
+        if self.masks is not None:
+            self.masks.remove()
+            self.masks = Masks(self.units.pools, self.modules)
+            self.masks.update(self.keep)
+
+    def close(self) -> None:
+        """Take the masks off the model."""
+        if self.masks is not None:
+            self.masks.remove()
+
+    def _look_up_modules(self) -> None:
+        base = self.base
+        self.modules = {path: base.get_submodule(path) for path in self.units.linears}

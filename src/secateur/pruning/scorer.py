@@ -1,0 +1,128 @@
+"""What is known of each unit: a criterion's scores of every step, averaged over steps and processes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture.units import Pool
+from ..config.options import part_of
+from ..config.pruning import PruningOptions, ScoringOptions
+from ..criteria import CRITERIA
+from ..parallel.sharding import is_sharded
+from .averages import Averages
+from .compensation import NEEDS
+from .model import PrunedModel
+from .statistics import Statistics
+
+
+class Scorer:
+    """Watches a model's training steps, and averages the scores of its units (LoRAPrune Eq. 11).
+
+    With the one-shot schedule all steps count alike.
+
+    Args:
+        spared: names of the pools that lose nothing, of which compensation need know nothing.
+
+    Attributes:
+        criterion, scoring: what scores a unit, and its options.
+        statistics: what of the backward pass the criterion and compensation need.
+        averages: of the scores.
+    Raises:
+        InputError: no such criterion, or options that are not for it.
+    """
+
+    def __init__(self, pruned: PrunedModel, options: PruningOptions, spared: frozenset[str]) -> None:
+        self.pruned = pruned
+        self.criterion = CRITERIA[options.criterion]
+        self.scoring = self.criterion.options(options.criterion, part_of(ScoringOptions, options))
+        one_shot = options.schedule == "one-shot"
+        past, at_cuts = 1.0 if one_shot else options.ema, NEEDS[options.compensate]
+        self.statistics = Statistics(pruned.model, self.criterion.needs, self.scoring, past, at_cuts, spared)
+        self.statistics.attach(pruned.living, pruned.modules)
+        self.averages = Averages(
+            {pool.name: pool.size for pool in pruned.units.pools}, ema=options.ema, alike=one_shot,
+            relative=options.ema_relative, dtype=torch.float64 if pruned.base.dtype == torch.float64 else torch.float32,
+        )  # fmt: skip
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Pool name -> (units,) averaged scores; of a unit that went, the one that it went with."""
+        return self.averages.scores
+
+    @property
+    def knows_something(self) -> bool:
+        """Whether any step has had scores."""
+        return any(bool(scores.any()) for scores in self.scores.values())
+
+    def observe(self, step: int, *, cutting: bool) -> None:
+        """Score all units from the gradients that training has now.
+
+        Args:
+            cutting: a cut follows this step.
+        Raises:
+            NumericsError: a score is NaN or infinite; names the pool and the step.
+        """
+        self.statistics.fold()
+        if cutting:
+            self.statistics.average_()
+        if self.criterion.changes or cutting:
+            self._score(step)
+        self.statistics.forget_step()
+
+    def skip(self, step: int, *, cutting: bool) -> None:
+        """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
+        self.statistics.forget_step()
+        if not cutting:
+            return
+        self.statistics.average_()  # compensation reads moments, too, and all processes must read the same
+        if not self.criterion.changes:
+            self._score(step)
+
+    def _score(self, step: int) -> None:
+        evidence = self.statistics.evidence(self.pruned.modules)
+        fresh = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.pruned.living}
+        anew = not self.criterion.changes
+        self.averages.add(fresh, self.pruned.keep, step, anew=anew, apart=self._own_scores)
+
+    def share_scores(self) -> None:
+        """Where processes score apart, all hold the mean over them from here on; LoRA's gradients are averaged anyway.
+
+        Averages are linear, so a later mean of means is the same.
+        """
+        if self._own_scores:
+            self.averages.share()
+
+    @property
+    def _own_scores(self) -> bool:
+        """Whether processes score apart: from their own batches, or their own rows of a sharded weight."""
+        modules: list[nn.Module] = list(self.pruned.model.modules())
+        return bool(self.criterion.needs - {"lora_grad"}) or any(map(is_sharded, modules))
+
+    def follow_cut(self, before: tuple[Pool, ...], stay: dict[str, Tensor]) -> None:
+        """Watch what is left after a cut, and forget the rest.
+
+        Args:
+            before: pools as they were in the model.
+            stay: pool name -> (units,) bool, which of those stay.
+        """
+        for pool in before:
+            if self.pruned.shrink:
+                self.statistics.slice_(pool, stay[pool.name])
+            else:
+                self.statistics.clear_(pool, ~stay[pool.name])
+        self.statistics.attach(self.pruned.living, self.pruned.modules)
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen so far."""
+        moments, steps = self.statistics.state_tensors(), self.statistics.steps
+        return {"scores": dict(self.scores), "moments": moments, "moment_steps": steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` says."""
+        self.averages.load(state["scores"])
+        self.statistics.load_tensors(state["moments"], state["moment_steps"])
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self.statistics.detach()
