@@ -124,7 +124,7 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, place, found) -> None:
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    code = "from secateur.system.records import _commit; print(_commit())"
+    code = "from secateur.system.records import commit; print(commit())"
     child = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
         env={"PYTHONPATH": str(folder.parent), "PATH": "/usr/bin:/bin"},

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config.adapt import AdaptConfig
+from ..config.compare import CompareConfig
 from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
-from ..config.prune import CompareConfig, ExportConfig, PruneConfig, QuickstartConfig
+from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
+from ..config.recipes import RecipesConfig, recipes_text
 from ..config.speed import BenchConfig, PlanConfig
 
 if TYPE_CHECKING:
@@ -114,6 +116,11 @@ def _plan(config: PlanConfig) -> int:
     from ..plan.command import plan
 
     print(plan(config))
+    return 0
+
+
+def _recipes(config: RecipesConfig) -> int:
+    print(recipes_text(config.names))
     return 0
 
 
@@ -223,6 +230,12 @@ COMMANDS = {
         (BenchConfig,),
         "secateur bench --model ./small --against ./llama",
         ("measuring", "Lower --batch-sizes or --seq-len, pass --no-memory, or choose a smaller model."),
+    ),
+    "recipes": Command(
+        "list the sets of options that ship with secateur, or print some with their comments",
+        _recipes,
+        (RecipesConfig,),
+        "secateur recipes best",
     ),
     "families": Command("list the architectures that can be pruned", _families),
     "criteria": Command("list what can score the units", _criteria),

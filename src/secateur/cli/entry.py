@@ -9,13 +9,15 @@ import logging
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from ..config.options import build
-from ..config.prune import CompareConfig
+from ..config.compare import CompareConfig
+from ..config.options import with_origin
+from ..config.recipes import CLASSES, FromRecipe, build_values, read_with_recipe
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from ..system.progress import Escaping, safe
 from ..system.registry import did_you_mean
@@ -45,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use.
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     debug = "--debug" in arguments
+    config: Any = None
     try:
         # What commands print has names and texts in it that come from models and data.
         with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):
             command, config = _parse(arguments)
             return command(config)
     except SecateurError as error:
-        return _fail(error, debug=debug)
+        return _fail(error, debug=debug, origins=config.origins if isinstance(config, FromRecipe) else {})
     except KeyboardInterrupt as error:
         print("secateur: interrupted; nothing was written to the output folder.", file=sys.stderr)
         return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
@@ -77,6 +80,9 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         epilog="secateur COMMAND --help lists a command's options. Start with: secateur quickstart",
     )
     parser.add_argument("--version", action="version", version=f"secateur {VERSION}")
+    parser.add_argument("--verbose", action="store_true", help="with --version: also packages, hardware and drivers")
+    if set(arguments) == {"--version", "--verbose"}:
+        return _print_versions, None
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -94,6 +100,8 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
     given = vars(parser.parse_args(arguments or ["--help"]))
     name = given.pop("command")
+    if given.pop("verbose", False):
+        raise InputError("--verbose goes with --version: leave it out.")
     given.pop("debug", None)
     command = COMMANDS[name]
     if not command.options:
@@ -103,7 +111,14 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         from ..compare.grid import build_comparison
 
         return command.run, build_comparison(given, file)
-    return command.run, build(command.options[0], given, file)
+    return command.run, build_values(command.options[0], read_with_recipe(given, file, name))
+
+
+def _print_versions(_: None) -> int:
+    from ..system.versions import versions_text
+
+    print(versions_text())
+    return 0
 
 
 def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> None:
@@ -129,6 +144,8 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> 
             text += f" (default: {f.default})"
         metavar = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else _metavar(hints[f.name])
         group.add_argument(flag, help=text, metavar=metavar, nargs="+" if get_origin(hints[f.name]) is tuple else None)
+    if any(cls in CLASSES for cls in classes):
+        parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
     parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
 
 
@@ -141,12 +158,12 @@ def _metavar(hint: Any) -> str:
     return "N" if int in kinds else "X" if float in kinds else "TEXT"
 
 
-def _fail(error: SecateurError, *, debug: bool) -> int:
+def _fail(error: SecateurError, *, debug: bool, origins: Mapping[str, str] = MappingProxyType({})) -> int:
     if debug:
         import traceback
 
         print(safe("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    print(f"secateur: error: {safe(str(error))}", file=sys.stderr)
+    print(f"secateur: error: {safe(with_origin(str(error), origins))}", file=sys.stderr)
     return error.exit_code
 
 

@@ -20,6 +20,7 @@ def command(run: Run) -> str:
     config = dict(items(run.result, "config"))
     if not config:
         return ""
+    config.pop("recipe", None)  # its options are among the others, also where they are back at their defaults
     verb = _verb(run)
     chosen = [_argument(key, value) for key, value in config.items() if _was_set(verb, key, value)]
     parts = [["secateur", verb], *chosen]

@@ -24,12 +24,12 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "record_format": FORMAT,
-        "secateur": _version("secateur"),
-        "commit": _commit(),
+        "secateur": version_of("secateur"),
+        "commit": commit(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -117,14 +117,15 @@ def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], lef
     return "\n".join([head, rule, *body])
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of secateur's own checkout (`+` when the tree differs from it); None when installed without one.
 
     Installed into a virtual environment inside someone's project, it lies in a checkout that is not its own:
@@ -145,7 +146,8 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
     except OSError:

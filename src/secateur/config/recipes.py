@@ -1,0 +1,200 @@
+"""Recipes: sets of options that ship with the package, each a YAML file that says what it is for.
+
+A recipe is a file that `--config` takes too. Its comment at the top has entries such as `# what: ...`, each with lines
+of its own indented below it. Importing this module imports no torch.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from textwrap import wrap
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+
+from ..system.errors import InputError
+from ..system.registry import did_you_mean
+from .adapt import AdaptConfig
+from .options import build, option, read_options
+from .prune import PruneConfig
+from .speed import PlanConfig
+
+C = TypeVar("C")
+KEY = "recipe"
+TARGETS = ("sparsity", "target_params", "target_bytes")
+"""Ways to say how small the model gets: one that is given takes the place of a recipe's."""
+PRUNING = ("prune", "plan", "compare")
+ENTRY = re.compile(r"# (what|for|loads|measured|memory): (.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromRecipe:
+    """What a config that started from a recipe has beside its options."""
+
+    recipe: str = option("start from these options, see secateur recipes; --config and flags win over them", group=KEY)
+    origins: ClassVar[Mapping[str, str]] = {}
+    """Option -> where its value came from, for those that were not given by flag or YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneFromRecipe(FromRecipe, PruneConfig):
+    """`PruneConfig` with the recipe's name, which so stands in the records of such runs, and of such runs alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFromRecipe(FromRecipe, PlanConfig):
+    """The same for `plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFromRecipe(FromRecipe, AdaptConfig):
+    """The same for `adapt`."""
+
+
+CLASSES: dict[type, type] = {PruneConfig: PruneFromRecipe, PlanConfig: PlanFromRecipe, AdaptConfig: AdaptFromRecipe}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe: its text, what it says of itself, its options."""
+
+    name: str
+    text: str
+    about: Mapping[str, str]
+    """`what`, `loads`, and where there is something to say `measured`, `memory` and `for` (the commands)."""
+    options: Mapping[str, Any]
+    of_model: bool
+    """Whether it is for one model."""
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that take it."""
+        return tuple(self.about["for"].split(", ")) if "for" in self.about else PRUNING
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesConfig:
+    """What `secateur recipes` can be told."""
+
+    names: tuple[str, ...] = option("recipes to print; none: list all", (), group=KEY, metavar="NAME", positional=True)
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return []
+
+
+@cache
+def recipes() -> Mapping[str, Recipe]:
+    """Name -> recipe: those for any model first, then those of one."""
+    folder = files("secateur") / "recipes"
+    found = {}
+    for place, of_model in ((folder, False), (folder / "models", True)):
+        for file in sorted(place.iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".yaml"):
+                name, text = file.name.removesuffix(".yaml"), file.read_text(encoding="utf-8")
+                found[name] = Recipe(name, text, _about(text), yaml.safe_load(text), of_model)
+    return found
+
+
+def find_recipe(name: Any) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        InputError: there is none, with what was meant.
+    """
+    known = recipes()
+    if name not in known:
+        raise InputError(f"--recipe {name}: no such recipe. {did_you_mean(str(name), known)}Known: {', '.join(known)}.")
+    return known[name]
+
+
+def read_with_recipe(given: dict[str, Any], config_file: str | None, command: str) -> dict[str, Any]:
+    """Options given, below them those of a YAML file, below those of the recipe that either of them names.
+
+    Raises:
+        InputError: the file cannot be read, there is no such recipe, or it is none of this command.
+    """
+    values = read_options(given, config_file)
+    if KEY not in values:
+        return values
+    recipe = find_recipe(values[KEY])
+    if command not in recipe.commands:
+        fitting = ", ".join(name for name, other in recipes().items() if command in other.commands)
+        raise InputError(
+            f"--recipe {recipe.name} is for {', '.join(recipe.commands)}, not for {command}: choose from {fitting}."
+        )
+    displaced = set(TARGETS) if any(name in values for name in TARGETS) else set()
+    return {key: value for key, value in recipe.options.items() if key not in displaced} | values
+
+
+def build_values(cls: type[C], values: dict[str, Any]) -> C:
+    """A config of values that `read_with_recipe` read; its faults say which options the recipe gave.
+
+    Raises:
+        InputError: as `options.build`.
+    """
+    if KEY not in values or cls not in CLASSES:
+        return build(cls, values)
+    recipe = find_recipe(values[KEY])
+    same = [key for key, value in recipe.options.items() if key in values and values[key] == value]
+    origins = dict.fromkeys(same, f"--recipe {recipe.name}")
+    config: C = build(CLASSES[cls], values, origins=origins)
+    object.__setattr__(config, "origins", origins)
+    return config
+
+
+def recipes_text(names: tuple[str, ...]) -> str:
+    """The recipes of these names as they stand, or a list of all.
+
+    Raises:
+        InputError: there is no recipe of a name.
+    """
+    if names:
+        return "\n".join(find_recipe(name).text.rstrip("\n") for name in names)
+    known = recipes().values()
+    lines = []
+    for recipe in known:
+        if not recipe.of_model:
+            words = f"{recipe.name:12} {recipe.about['what']} ({', '.join(recipe.commands)}; loads: "
+            lines += _wrapped(f"{words}{recipe.about['loads']})", 13)
+            if "measured" in recipe.about:
+                lines += _wrapped(f"{'':12} measured: {recipe.about['measured']}", 13)
+    lines += ["", "of one model (prune, plan, compare):"]
+    rows = [
+        (recipe.name, str(recipe.options["model"]), f"{recipe.options['sparsity']:.0%}", recipe.about["loads"],
+         *(_fits(recipe, size) for size in ("24 GB", "80 GB")))
+        for recipe in known if recipe.of_model
+    ]  # fmt: skip
+    header = ("", "model", "gone", "loads", "24 GB", "80 GB")
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines += ["", "secateur recipes NAME prints one with its comments; --recipe NAME takes it, and flags win over it."]
+    return "\n".join(lines)
+
+
+def _fits(recipe: Recipe, size: str) -> str:
+    """`yes` or `no`, from the recipe's comment."""
+    return "yes" if f"{size}: fits" in recipe.about["memory"] else "no"
+
+
+def _about(text: str) -> dict[str, str]:
+    """The entries of a recipe's comment, each as one line."""
+    found: dict[str, str] = {}
+    last = None
+    for line in text.splitlines():
+        if entry := ENTRY.fullmatch(line):
+            last = entry[1]
+            found[last] = entry[2].strip()
+        elif last and line.startswith("#   "):
+            found[last] += " " + line[1:].strip()
+        else:
+            last = None
+    return found
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines of at most 110 characters; all but the first are indented."""
+    return wrap(text, 110, subsequent_indent=" " * indent, drop_whitespace=True, break_on_hyphens=False) if text else []
