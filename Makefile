@@ -36,13 +36,13 @@ $(VENV)/.ready-notebook: $(READY)
 examples: $(VENV)/.ready-notebook
 	SECATEUR_EXAMPLES=1 $(BIN)/python -m pytest tests/examples -m slow
 
-# The site, into build/site; any warning, broken link or broken anchor fails.
+# The site, into build/site; any warning, broken link or broken anchor fails (with --quiet none would be counted).
 $(VENV)/.ready-docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[docs]
 	touch $@
 
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in build/site: open build/site/index.html, or make docs-serve for its search."
 
 docs-serve: $(VENV)/.ready-docs

@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import re
+from dataclasses import fields
+from importlib import import_module
 
 from secateur.cli import main
 
@@ -75,6 +77,18 @@ def section(command: str, summary: str) -> str:
 def page() -> str:
     """All commands."""
     return "\n".join(section(command, summary) for command, summary in commands().items())
+
+
+def fields_of(place: str) -> str:
+    """A table of a dataclass's options, `package.module:Class` in secateur: name, default, what it says as a flag."""
+    module, _, name = place.partition(":")
+    lines = ["| option | default | what |", "|---|---|---|"]
+    for field in fields(getattr(import_module(f"secateur.{module}"), name)):
+        words = field.metadata["help"]
+        if field.metadata["choices"] and not all(choice in words for choice in field.metadata["choices"]):
+            words += f" (one of {', '.join(field.metadata['choices'])})"
+        lines.append(f"| `{field.name}` | `{field.default!r}` | {cell(words)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the site has that no page in docs/ can hold: generated parts, and checks of the result.
 
 - `<!-- generated: commands -->` and `<!-- generated: packages -->` are filled from the code, `<!-- output: COMMAND -->`
-  with what the command prints.
+  with what the command prints, and `<!-- source: PATH -->` with a file of the repository.
 - A folder of records that a page links to becomes a page that lists them.
 - A link to a file of the repository that is no part of the site becomes its path.
 - A page that would load something from another host fails the build.
@@ -9,6 +9,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ import commands
 import packages
 
 DOCS = Path(__file__).parents[1]
-GENERATED = {"commands": commands.page, "packages": packages.picture}
+GENERATED = {
+    "commands": commands.page,
+    "packages": packages.picture,
+    "options of Pruner": partial(commands.fields_of, "config.pruning:PruningOptions"),
+    "options of RankPruner": partial(commands.fields_of, "config.ranks:RankOptions"),
+}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(https?:)?//|<link\b(?=[^>]*stylesheet)[^>]*https?://"""
 )
 OUTPUT = re.compile(r"<!-- output: secateur ([a-z -]+) -->")
+SOURCE = re.compile(r"<!-- source: (examples/\w+\.py) -->")
+SHORT = re.compile(r"<code>([^<\n]{1,32})</code>")
 RECORDS = "index.md"
 
 
@@ -70,7 +78,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if f"<!-- generated: {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- generated: {name} -->", make())
     markdown = OUTPUT.sub(lambda found: f"```text\n{commands.printed_by(*found[1].split())}```", markdown)
-    return LINK.sub(mended, markdown)
+    markdown = LINK.sub(mended, markdown)  # before any file's own text is on the page
+    return SOURCE.sub(lambda found: f"```python\n{(DOCS.parent / found[1]).read_text(encoding='utf-8')}```", markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Short code keeps to one line: a browser would break a flag after its dashes."""
+    return SHORT.sub(r'<code class="short">\1</code>', html)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

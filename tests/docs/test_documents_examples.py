@@ -80,7 +80,7 @@ def names_of_loops() -> dict[str, Any]:
     batches = [{"input_ids": ids, "labels": ids} for ids in rows(48).split(4)]
     dataset = [{"input_ids": ids, "labels": ids} for ids in rows(48)]
     base = {name: tiny_llama() for name in ("model", "base")}
-    return {**base, "loader": batches, "dataset": dataset, "tokenizer": tiny_tokenizer(), "trainer_model": adapted()}
+    return {**base, "loader": batches, "dataset": dataset, "tokenizer": tiny_tokenizer(), "peft_model": adapted()}
 
 
 GRANTED: dict[str, Callable[[], dict[str, Any]]] = {"loops.md": names_of_loops}
