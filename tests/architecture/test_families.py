@@ -17,12 +17,14 @@ from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES, Family
 from secateur.architecture.layout import LayerShape
 from secateur.architecture.stock import FAMILY_KEY
-from secateur.checkpoint.export import build_small, export_config, save_model
+from secateur.checkpoint.convert import export_config
+from secateur.checkpoint.export import build_small, save_model
 from secateur.checkpoint.layered import LAYERS_KEY, stock_class_of
 from secateur.checkpoint.padding import padded_shape, padded_state
 from secateur.checkpoint.verify import Check, logits_of, verify, weights_checksum
 from secateur.config.prune import ExportConfig, PruneConfig
 from secateur.models.benchmark import parameter_count
+from secateur.models.coverage import tell_transposed_
 from secateur.models.masks import Masks
 from secateur.models.surgery import merged_and_sliced
 from secateur.system.errors import InputError
@@ -114,7 +116,9 @@ def pruned(name: str, attention: str, *, shrink: bool, dtype: torch.dtype = torc
     base = tiny(name).to(dtype)
     resolved = find_units(base, FAMILIES[name.split("/")[0]], "none").family  # T5's FFN is gated or plain
     linears = {path.rsplit(".", 1)[-1] for path in resolved.linears}
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=sorted(linears), init_lora_weights=False)).eval()
+    lora = LoraConfig(r=4, target_modules=sorted(linears), init_lora_weights=False)
+    tell_transposed_(lora, base)
+    model = get_peft_model(base, lora).eval()
     pruner = Pruner(
         model, sparsity=0.3, total_steps=4, prune_start=1, prune_end=3, frequency=1, attention=attention,
         shrink=shrink, allocation="uniform" if FAMILIES[name.split("/")[0]].alike_only else "protected",
@@ -304,6 +308,7 @@ class Apart(torch.nn.Module):
 INTERLEAVED = {"gpt_neox": (6, 16), "bloom": (6, 16), "falcon": (3, 16), "falcon/multi_query": (1, 16)}
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # by PEFT, anew at each linear of a GPT-2 of both kinds
 @pytest.mark.parametrize("name", ["phi3", "gpt2", *INTERLEAVED])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "wanda", "flap", "lora"])
 def test_scores_on_fused_projections_are_those_of_linears_in_their_place(name, criterion) -> None:
@@ -335,7 +340,9 @@ def scores_of(base, *, criterion: str, normalize: str, family: Family | None = N
 
     family = family or FAMILIES[base.config.model_type]
     targets = sorted({path.rsplit(".", 1)[-1] for path in family.linears})
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=targets))
+    lora = LoraConfig(r=4, target_modules=targets)
+    tell_transposed_(lora, base)
+    model = get_peft_model(base, lora)
     for path, parameter in model.named_parameters():
         if "lora_A" in path:
             generator = torch.Generator().manual_seed(parameter.shape[1])

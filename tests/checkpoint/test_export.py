@@ -27,7 +27,8 @@ from secateur.architecture.discovery import find_units
 from secateur.architecture.families import family_of
 from secateur.architecture.stock import resized_config
 from secateur.checkpoint import export as export_module
-from secateur.checkpoint.export import build_small, export_checkpoint, export_config
+from secateur.checkpoint.convert import export_config
+from secateur.checkpoint.export import build_small, export_checkpoint
 from secateur.checkpoint.verify import Check, logits_of, verify
 from secateur.config.prune import ExportConfig
 from secateur.models.surgery import merged_and_sliced
@@ -330,6 +331,7 @@ def test_four_to_three_heads_needs_the_twin_class_or_a_modelling_file() -> None:
     assert [cls.__name__ for cls in classes] == ["LayeredLlamaForCausalLM", "MistralForCausalLM"]
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT, of what is an error here
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -148,7 +148,7 @@ def test_add_a_family(tmp_path, monkeypatch) -> None:
         model, sparsity=0.5, total_steps=2, prune_start=0, prune_end=1, frequency=1, criterion="taylor", shrink=False,
         allocation="protected", protect_first=0, protect_last=0,
     )  # fmt: skip
-    dense = model(IDS).logits
+    dense = model(IDS).logits.detach()
     model(IDS, labels=IDS).loss.backward()
     pruner.observe()
     pruner.step()

@@ -60,6 +60,12 @@ def test_never_two_holders(tmp_path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path) -> None:
+    (tmp_path / "work").write_text("x")
+    with pytest.raises(FileExistsError, match="work"), locked(tmp_path / "work"):
+        pass
+
+
 def test_a_folder_with_something_in_it_stays(tmp_path) -> None:
     with locked(tmp_path / "work"):
         (tmp_path / "work" / "checkpoint").write_text("x")

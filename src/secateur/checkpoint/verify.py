@@ -20,10 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..system.errors import VerificationError
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-"""Largest |Δlogit| over the largest |logit|. The same weights, precision, machine and thread count: 0 in every run so
-far (SmolLM2-135M in float32 and bfloat16 too). What is allowed is a few roundings (4 ulps of the largest logit in
-bfloat16 and float16) of a matmul whose tensors lie elsewhere in memory. The weights themselves are compared to the bit,
-so what logits are left to show is a wrong config or modelling file."""
+"""Largest |Δlogit| over the largest |logit|. Same weights, precision, machine and threads: 0 in every run. Allowed
+are a few roundings (4 ulps of the largest logit in bfloat16 and float16) of a matmul whose tensors lie elsewhere in
+memory. Weights are compared to the bit: what logits are left to show is a wrong config or modelling file."""
 
 GREEDY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 6e-3}
 """How far below the best logit without the cache a token may lie that was chosen with it, over the largest |logit|.

@@ -6,6 +6,7 @@ from typing import cast
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists
 from ..config.lora import LoraOptions
@@ -31,6 +32,14 @@ def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
         )
 
 
+def tell_transposed_(lora: LoraConfig, model: nn.Module) -> None:
+    """Say to PEFT that GPT-2 holds weights as inputs x outputs, which it would find out itself and warn of."""
+    targets = lora.target_modules or ()
+    turned = [path for path, module in model.named_modules() if isinstance(module, Conv1D)]
+    names = [path for path in turned if isinstance(targets, str) or any(f".{path}".endswith(f".{t}") for t in targets)]
+    lora.fan_in_fan_out = bool(names)
+
+
 def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> tuple[str, ...]:
     """Paths of the linears that a run will have LoRA on. `empty` is wrapped for it, and used up.
 
@@ -45,6 +54,7 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
         lora = lora_config_of(adapter)
     else:
         _check_targets(empty, config.targets)
+        tell_transposed_(lora, empty)
     lora.init_lora_weights = True  # the others look at the weights
     experts = {path: len(found) for path, found in expert_lists(empty).items()} if adapter is None else {}
     for path in experts:

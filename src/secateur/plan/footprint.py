@@ -23,6 +23,7 @@ from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.families import FAMILIES, Family
 from ..architecture.quantised import quantised_bytes
 from ..checkpoint.verify import wide_of
+from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
 from ..models.loading import checkpoint_dtype
 from ..training.loss import causal_lm_loss
@@ -105,8 +106,7 @@ def training_footprint(
     unstack_experts(base, family)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
-    lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
-    model = get_peft_model(base, lora, low_cpu_mem_usage=True).train()
+    model = _with_lora(base, linears, rank)
     state, kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
     trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
     trained += sum(times * _trained_bytes(state, f"{family.layers}.{n}") for n, times in repeats.items())
@@ -126,6 +126,12 @@ def training_footprint(
         moments=2 * moments,
         teacher=logits // 2 if distilled else 0,
     )
+
+
+def _with_lora(base: PreTrainedModel, linears: list[str], rank: int) -> nn.Module:
+    lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
+    tell_transposed_(lora, base)
+    return get_peft_model(base, lora, low_cpu_mem_usage=True).train()
 
 
 def _leave_first_layers(base: PreTrainedModel, family: Family) -> dict[int, int]:

@@ -2,16 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.stock import Verdict
 from ..architecture.units import ATTENTION_KINDS, Pool, Units
-from ..config.options import part_of
-from ..config.pruning import BudgetOptions
 from ..system.errors import InputError
-from .budget import Budget
+from .budget import Budget, BudgetGoal
 
 TOLERANCE = 0.005
 """How far the reached sparsity may be from the target without `round_to`."""
@@ -36,25 +34,6 @@ class Unreachable(InputError):
         digits = [f"{value:.4f}" for value in sorted(nearest)]
         near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetGoal(BudgetOptions):
-    """The options of a budget with nothing left open."""
-
-    sparsity: float
-    across_layers: str = "mean"
-
-
-def budget_goal(options: BudgetOptions, sparsity: float, across_layers: str) -> BudgetGoal:
-    """What a run asks of a budget.
-
-    Args:
-        sparsity: the fraction that goes, in whichever way it was asked for.
-        across_layers: the criterion's own way to compare layers, where the options leave it open.
-    """
-    decided = {"sparsity": sparsity, "across_layers": options.across_layers or across_layers}
-    return BudgetGoal(**{**vars(part_of(BudgetOptions, options)), **decided})
 
 
 def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
@@ -252,12 +231,8 @@ def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
     if goal > most:
-        raise Unreachable(
-            options.sparsity,
-            (most / units.prunable_params,),
-            f"with a floor of {floors['ffn']:.3g}",
-            "Stay within that, or lower --floor.",
-        )
+        how = f"with a floor of {floors['ffn']:.3g}"
+        raise Unreachable(options.sparsity, (most / units.prunable_params,), how, "Stay within that, or lower --floor.")
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)
 
 

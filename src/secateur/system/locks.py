@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +57,12 @@ def _taken(path: Path, what: str) -> TextIO:
     another process may hold its successor: only the file that still has the name counts.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # also where the folder goes just while `mkdir` looks what is in its place
+            if _is_no_folder(path.parent):
+                raise
+            continue
         try:
             file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # the folder went together with its lock
@@ -71,6 +77,13 @@ def _taken(path: Path, what: str) -> TextIO:
         if _is_at(file, path):
             return file
         file.close()
+
+
+def _is_no_folder(path: Path) -> bool:
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

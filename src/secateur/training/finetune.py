@@ -13,6 +13,7 @@ from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..config.lora import LoraOptions
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
+from ..models.coverage import tell_transposed_
 from ..models.devices import default_device, name_of, training_device, widened
 from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
@@ -128,6 +129,7 @@ def lora_config(config: LoraOptions, linears: Sequence[str] | str, scaling: floa
 
 
 def _with_lora(base: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> PeftModel:
+    tell_transposed_(lora, base)
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
