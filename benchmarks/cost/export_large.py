@@ -24,8 +24,9 @@ from secateur import Pruner
 from secateur.architecture.quantised import loading_options, settle_
 from secateur.checkpoint import streaming
 from secateur.checkpoint.verify import verify
-from secateur.models.loading import INDEX, ModelSource, load_model
+from secateur.models.loading import INDEX, load_model
 from secateur.models.memory import peak_bytes, reset_peak
+from secateur.models.source import ModelSource
 from secateur.system.records import environment, write_json
 
 FILE_BYTES = 2 * 10**9

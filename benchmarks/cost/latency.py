@@ -12,7 +12,8 @@ import torch
 
 from secateur.models.benchmark import forward_flops, forward_latency
 from secateur.models.devices import compute_dtype, widened
-from secateur.models.loading import load_model, resolve_model
+from secateur.models.loading import load_model
+from secateur.models.source import resolve_model
 from secateur.system.records import environment, markdown_table
 
 DENSE = "smollm2-135m-instruct"

@@ -63,7 +63,8 @@ def test_output_holds_no_control_sequences(capsys, monkeypatch) -> None:
 def test_warnings_hold_no_control_sequences(tmp_path, caplog) -> None:
     from safetensors.torch import load_file, save_file
 
-    from secateur.models.loading import load_model, resolve_model
+    from secateur.models.loading import load_model
+    from secateur.models.source import resolve_model
 
     model = save_tiny(tmp_path / "model", layers=1)
     state = load_file(model / "model.safetensors")

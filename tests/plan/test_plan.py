@@ -15,7 +15,8 @@ from secateur.cli import main
 from secateur.config.options import build
 from secateur.config.speed import PlanConfig
 from secateur.models.benchmark import matmul_flops_per_s
-from secateur.models.loading import load_config, resolve_model
+from secateur.models.loading import load_config
+from secateur.models.source import resolve_model
 from secateur.plan.footprint import export_bytes
 from secateur.plan.timing import units_gone
 from secateur.training.loss import causal_lm_loss

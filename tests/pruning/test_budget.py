@@ -11,7 +11,8 @@ from tiny import tiny_llama
 from secateur.architecture.discovery import find_units
 from secateur.architecture.families import family_of
 from secateur.architecture.stock import accepts
-from secateur.pruning.allocation import BudgetGoal, make_budget
+from secateur.pruning.allocation import make_budget
+from secateur.pruning.budget import BudgetGoal
 from secateur.system.errors import InputError
 
 

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from secateur import Pruner, PruningCallback, Scoring
 from secateur.config.prune import PruneConfig
 from secateur.criteria import CRITERIA, Evidence
-from secateur.pruning.allocation import budget_goal
+from secateur.pruning.budget import budget_goal
 from secateur.runs.outcome import alternatives
 from secateur.system.errors import InputError, NumericsError
 

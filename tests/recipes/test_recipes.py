@@ -14,7 +14,8 @@ from secateur.config.options import build
 from secateur.config.prune import PruneConfig
 from secateur.config.recipes import PruneFromRecipe, build_values, read_with_recipe, recipes
 from secateur.models.benchmark import parameter_count
-from secateur.models.loading import load_config, resolve_model
+from secateur.models.loading import load_config
+from secateur.models.source import resolve_model
 from secateur.system.errors import InputError
 from tests.recipes.memory import DEVICES, ENTRY, SHAPES, entry, gpu_bytes, planned
 

@@ -9,30 +9,26 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architecture.families import FAMILIES, Family, family_of
+from ..architecture.families import Family
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
-from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, head_dim_of, resized_config
+from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
-from ..config.prune import ExportConfig
 from ..data.embedded import quiet_transformers
 from ..models.benchmark import checkpoint_bytes, parameter_count
-from ..models.loading import ModelSource, load_config, load_tokenizer
 from ..models.surgery import merged_and_sliced
 from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
 from ..system.output import check_output, replaced_whole
-from .card import padded_card, plain_card
-from .layered import MODULE, SIZE_KEYS, layer_sizes, layered_class, modeling_source, stock_class_of
-from .padding import padded_shape, padded_state
+from .card import plain_card
+from .layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
 from .verify import (
     Check,
     compare,
-    default_probe,
     in_precision,
     logits_of,
     verify,
@@ -108,58 +104,6 @@ def export_checkpoint(
     format = "layered" if layered else "stock"
     finish = finish or partial(_write_card, base)
     return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
-
-
-def export_config(config: ExportConfig) -> ExportReport:
-    """`secateur export`: a layered checkpoint, zero-padded to equal layers, as a stock one."""
-    folder, output = Path(config.model), Path(config.output)
-    check_output(output, overwrite=config.overwrite, model_folder=folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
-    source = ModelSource(config.model, config.model)
-    old = load_config(source)
-    sizes = old.to_dict().get(LAYERS_KEY)
-    if not sizes:
-        raise InputError(
-            f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
-        )
-    layout = old.to_dict().get(FAMILY_KEY)
-    if layout is not None and layout not in FAMILIES:
-        raise InputError(
-            f"--model {config.model}: it was written with the layout {layout!r}, which is not known here: register it "
-            "in a script that then calls secateur.cli.main (docs/add-a-family.md)."
-        )
-    family = family_of(old.model_type, layout)
-    head_dim = head_dim_of(old, family)
-    try:
-        listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"--model {config.model}: {LAYERS_KEY} in config.json must give every layer {', '.join(SIZE_KEYS)}: "
-            "the checkpoint is damaged, export it again."
-        ) from None
-    shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
-    state = _read_state(folder)
-    dtype = next(iter(state.values())).dtype
-    layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
-    wide = padded_shape(old, family, shapes, config.model_class)
-    alike = (wide,) * len(shapes)
-    tensors = padded_state(state, family, shapes, wide)
-    padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
-    if (folder / "generation_config.json").is_file():
-        padded.generation_config = GenerationConfig.from_pretrained(folder)
-    tokenizer = load_tokenizer(source)
-    ids = default_probe(tokenizer, old.get_text_config().vocab_size)
-    merge = compare("the padded", padded, "the layered", layered, ids)
-    round_(padded, dtype)
-
-    def carry_card(made: Path, report: ExportReport) -> None:
-        card = folder / "README.md"
-        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
-        text = padded_card(text, loads_with(output.name, padded.config, False))
-        (made / "README.md").write_text(text, encoding="utf-8")
-
-    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
 
 
 def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> None:
@@ -307,19 +251,6 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
     if family is not None:
         stock = stock_class_of(small.config).__name__
         (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
-
-
-def _read_state(folder: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"--model {folder}: {file.name} cannot be read ({error}): copy it again.") from None
-    if not state:
-        raise InputError(f"--model {folder}: no weights there (no *.safetensors file): copy the whole folder.")
-    return state
 
 
 def loads_with(output: Path | str, config: PreTrainedConfig, layered: bool) -> str:

@@ -8,8 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.quantised import bits_of, dequantised, was_conv1d
 from ..architecture.units import Units, base_linear
-from ..models.loading import ModelSource
 from ..models.original import check_same, original_tensors, sliced_as
+from ..models.source import ModelSource
 from ..models.surgery import lora_factors, lora_layers, merged, removals
 
 Sides = dict[tuple[str, int], Tensor]

@@ -16,7 +16,7 @@ from ..architecture.quantised import bits_of, is_quantised, quantised_linears
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
 from ..models.benchmark import checkpoint_bytes
-from ..models.loading import ModelSource
+from ..models.source import ModelSource
 from ..models.surgery import merged_and_sliced
 from ..parallel.distributed import barrier
 from ..parallel.sharding import is_sharded
@@ -90,32 +90,51 @@ def export_streamed(
         barrier()
         return None
     check_output(output, overwrite=overwrite)
-    layered = LAYERS_KEY in config.to_dict()
     with replaced_whole(output) as folder:
         checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
         _write_beside(folder, config, base.generation_config, units.family, tokenizer)
-        parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-        check = Check(
-            folder, probe_ids, logits.to(dtype), parameters, remote_code=layered, merged_here=False, checksum=checksum,
-            most_kl=_most_kl(model),
-        )  # fmt: skip
-        (verified,) = verify([check])
-        report = ExportReport(
-            folder=str(output),
-            format="layered" if layered else "stock",
-            model_class=verified.class_name,
-            parameters=parameters,
-            bytes=checkpoint_bytes(folder),
-            max_logit_difference=verified.difference,
-            merge_kl=float("nan"),
-            merge_difference=float("nan"),
-            loads_with=loads_with(output, config, layered),
-        )
+        expected = probe_ids, logits.to(dtype), _most_kl(model)
+        report = _read_back(folder, output, skeleton, checksum, expected)
         if finish is not None:
             finish(folder, report)
     if source is None or any(map(is_sharded, model.modules())):
         barrier()
     return report
+
+
+def _read_back(
+    folder: Path,
+    output: Path,
+    skeleton: PreTrainedModel,
+    checksum: int,
+    expected: tuple[torch.Tensor, torch.Tensor, float | None],
+) -> ExportReport:
+    """What a fresh process finds in `folder`, which is to become `output`.
+
+    Args:
+        expected: tokens, the logits that are to come of them, and how far these may be off (`Check.most_kl`).
+    Raises:
+        VerificationError: other weights, or logits that are too far off.
+    """
+    config, parameters = skeleton.config, sum(parameter.numel() for parameter in skeleton.parameters())
+    layered = LAYERS_KEY in config.to_dict()
+    probe_ids, logits, most_kl = expected
+    check = Check(
+        folder, probe_ids, logits, parameters, remote_code=layered, merged_here=False, checksum=checksum,
+        most_kl=most_kl,
+    )  # fmt: skip
+    (verified,) = verify([check])
+    return ExportReport(
+        folder=str(output),
+        format="layered" if layered else "stock",
+        model_class=verified.class_name,
+        parameters=parameters,
+        bytes=checkpoint_bytes(folder),
+        max_logit_difference=verified.difference,
+        merge_kl=float("nan"),
+        merge_difference=float("nan"),
+        loads_with=loads_with(output, config, layered),
+    )
 
 
 def _stored_names(skeleton: PreTrainedModel) -> list[str]:

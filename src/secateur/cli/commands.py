@@ -83,7 +83,7 @@ def _compare(comparison: "Comparison") -> int:
 
 
 def _export(config: ExportConfig) -> int:
-    from ..checkpoint.export import export_config
+    from ..checkpoint.convert import export_config
     from ..runs.summary import export_summary
 
     print(export_summary(export_config(config).to_dict()))

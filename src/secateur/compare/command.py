@@ -25,7 +25,8 @@ from ..evaluation.perplexity import perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
-from ..models.loading import checkpoint_dtype, load_tokenizer, resolve_model
+from ..models.loading import checkpoint_dtype, load_tokenizer
+from ..models.source import resolve_model
 from ..models.surgery import merged_and_sliced
 from ..parallel.distributed import Share
 from ..pruning.allocation import TOLERANCE

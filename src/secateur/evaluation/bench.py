@@ -23,8 +23,9 @@ from ..models.benchmark import (
     wait,
 )
 from ..models.devices import autocast, compute_dtype, default_device, name_of, widened
-from ..models.loading import load_config, load_model, resolve_model
+from ..models.loading import load_config, load_model
 from ..models.memory import peak_bytes, reset_peak
+from ..models.source import resolve_model
 from ..system.errors import InputError
 from ..system.output import check_output_file
 from ..system.progress import human_bytes

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from .devices import training_device
-from .loading import check_checkpoint, checkpoint_dtype, load_config, resolve_model
+from .loading import check_checkpoint, checkpoint_dtype, load_config
 from .original import original_tensors
+from .source import resolve_model
 
 
 def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:

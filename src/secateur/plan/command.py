@@ -24,8 +24,9 @@ from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.adapter import starting_from_adapter
 from ..models.devices import compute_dtype, default_device, name_of
-from ..models.loading import checkpoint_dtype, load_config, resolve_model
+from ..models.loading import checkpoint_dtype, load_config
 from ..models.original import check_quantisable
+from ..models.source import resolve_model
 from ..pruning.budget import Budget
 from ..pruning.compensation import NEEDS
 from ..pruning.statistics import second_moment_bytes

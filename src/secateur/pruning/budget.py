@@ -9,6 +9,27 @@ import torch
 from torch import Tensor
 
 from ..architecture.units import Pool, Units
+from ..config.options import part_of
+from ..config.pruning import BudgetOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetGoal(BudgetOptions):
+    """The options of a budget with nothing left open."""
+
+    sparsity: float
+    across_layers: str = "mean"
+
+
+def budget_goal(options: BudgetOptions, sparsity: float, across_layers: str) -> BudgetGoal:
+    """What a run asks of a budget.
+
+    Args:
+        sparsity: the fraction that goes, in whichever way it was asked for.
+        across_layers: the criterion's own way to compare layers, where the options leave it open.
+    """
+    decided = {"sparsity": sparsity, "across_layers": options.across_layers or across_layers}
+    return BudgetGoal(**{**vars(part_of(BudgetOptions, options)), **decided})
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from ..architecture.experts import expert_lists
 from ..architecture.families import Family
 from ..architecture.units import Member, Pool
 from ..criteria import InputMoments
-from ..models.loading import ModelSource
 from ..models.masks import Masks
 from ..models.original import check_cuttable, restore_
+from ..models.source import ModelSource
 from ..models.surgery import check_mergeable, removals, shrink_
 from ..parallel.sharding import assign_, check_in_memory, gathered
 from .compensation import check_compensation, compensate_, rewritten_by

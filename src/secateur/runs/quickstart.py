@@ -9,7 +9,8 @@ from ..config.prune import PruneConfig, QuickstartConfig
 from ..data.embedded import EMBEDDED_MODEL, embedded_model_dir
 from ..models.benchmark import generate_text
 from ..models.devices import compute_dtype, widened
-from ..models.loading import load_model, load_tokenizer, resolve_model
+from ..models.loading import load_model, load_tokenizer
+from ..models.source import resolve_model
 from ..system.errors import InputError
 from ..system.output import check_output
 from ..system.progress import Progress

@@ -21,8 +21,8 @@ from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora
 from ..models.loading import checkpoint_dtype
 from ..models.original import check_blocks
-from ..pruning.allocation import Unreachable, budget_goal, make_budget, shape_by_quota
-from ..pruning.budget import Budget
+from ..pruning.allocation import Unreachable, make_budget, shape_by_quota
+from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
 from ..pruning.target import Target, in_words_of, resolve_target

@@ -1,0 +1,90 @@
+"""`secateur export`: a checkpoint that was written, in another format."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..architecture.families import FAMILIES, family_of
+from ..architecture.layout import LayerShape
+from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
+from ..config.prune import ExportConfig
+from ..models.loading import load_config, load_tokenizer
+from ..models.source import ModelSource
+from ..system.errors import InputError
+from ..system.output import check_output
+from .card import padded_card
+from .export import ExportReport, build_small, loads_with, round_, write_checkpoint
+from .layered import SIZE_KEYS
+from .padding import padded_shape, padded_state
+from .verify import (
+    compare,
+    default_probe,
+    wide_of,
+)
+
+
+def export_config(config: ExportConfig) -> ExportReport:
+    """`secateur export`: a layered checkpoint, zero-padded to equal layers, as a stock one."""
+    folder, output = Path(config.model), Path(config.output)
+    check_output(output, overwrite=config.overwrite, model_folder=folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
+    source = ModelSource(config.model, config.model)
+    old = load_config(source)
+    sizes = old.to_dict().get(LAYERS_KEY)
+    if not sizes:
+        raise InputError(
+            f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
+        )
+    layout = old.to_dict().get(FAMILY_KEY)
+    if layout is not None and layout not in FAMILIES:
+        raise InputError(
+            f"--model {config.model}: it was written with the layout {layout!r}, which is not known here: register it "
+            "in a script that then calls secateur.cli.main (docs/add-a-family.md)."
+        )
+    family = family_of(old.model_type, layout)
+    head_dim = head_dim_of(old, family)
+    try:
+        listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"--model {config.model}: {LAYERS_KEY} in config.json must give every layer {', '.join(SIZE_KEYS)}: "
+            "the checkpoint is damaged, export it again."
+        ) from None
+    shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
+    state = _read_state(folder)
+    dtype = next(iter(state.values())).dtype
+    layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
+    wide = padded_shape(old, family, shapes, config.model_class)
+    alike = (wide,) * len(shapes)
+    tensors = padded_state(state, family, shapes, wide)
+    padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
+    if (folder / "generation_config.json").is_file():
+        padded.generation_config = GenerationConfig.from_pretrained(folder)
+    tokenizer = load_tokenizer(source)
+    ids = default_probe(tokenizer, old.get_text_config().vocab_size)
+    merge = compare("the padded", padded, "the layered", layered, ids)
+    round_(padded, dtype)
+
+    def carry_card(made: Path, report: ExportReport) -> None:
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
+        text = padded_card(text, loads_with(output.name, padded.config, False))
+        (made / "README.md").write_text(text, encoding="utf-8")
+
+    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"--model {folder}: {file.name} cannot be read ({error}): copy it again.") from None
+    if not state:
+        raise InputError(f"--model {folder}: no weights there (no *.safetensors file): copy the whole folder.")
+    return state
