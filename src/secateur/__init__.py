@@ -11,6 +11,8 @@ from .system.version import VERSION as __version__
 if TYPE_CHECKING:
     from .architecture.experts import unstack_experts, unused_experts
     from .architecture.families import FAMILIES, Family
+    from .config.pruning import PruningOptions
+    from .config.ranks import RankOptions
     from .criteria import CRITERIA, Scoring
     from .pruning.pruner import Pruner
     from .ranks import RankPruner
@@ -23,6 +25,8 @@ __all__ = [
     "Family",
     "Pruner",
     "PruningCallback",
+    "PruningOptions",
+    "RankOptions",
     "RankPruner",
     "Scoring",
     "SecateurError",
@@ -37,6 +41,8 @@ _HOME = {
     "Family": "architecture",
     "Pruner": "pruning",
     "PruningCallback": "training",
+    "PruningOptions": "config",
+    "RankOptions": "config",
     "RankPruner": "ranks",
     "Scoring": "criteria",
     "SecateurError": "system",

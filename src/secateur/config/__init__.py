@@ -3,18 +3,28 @@
 from .adapt import AdaptConfig
 from .compare import CompareConfig
 from .evaluation import EvalConfig, ReportConfig, SampleConfig
+from .lora import LoraOptions
 from .prune import ExportConfig, PruneConfig, QuickstartConfig
+from .pruning import BudgetOptions, PruningOptions, ScoringOptions
+from .ranks import RankOptions
+from .schedule import ScheduleOptions
 from .speed import BenchConfig, PlanConfig
 
 __all__ = [
     "AdaptConfig",
     "BenchConfig",
+    "BudgetOptions",
     "CompareConfig",
     "EvalConfig",
     "ExportConfig",
+    "LoraOptions",
     "PlanConfig",
     "PruneConfig",
+    "PruningOptions",
     "QuickstartConfig",
+    "RankOptions",
     "ReportConfig",
     "SampleConfig",
+    "ScheduleOptions",
+    "ScoringOptions",
 ]
