@@ -81,6 +81,7 @@ def test_what_to_change_comes_from_the_plan_too(monkeypatch) -> None:
     recipe = recipes()["smollm2-360m"]
     needed = gpu_bytes(planned(recipe))
     lighter = gpu_bytes(planned(recipe, gradient_checkpointing=True))
+    monkeypatch.setattr("tests.recipes.memory.CHANGES", ({"gradient_checkpointing": True},))
     monkeypatch.setattr("tests.recipes.memory.DEVICES", {"6 GB": (needed + lighter) / 2, "0 GB": 1.0})
     assert f"#   6 GB: does not fit; with gradient_checkpointing: true it takes {lighter / 1e9:.1f} GB\n" in entry(
         recipe
