@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..data.embedded import quiet_transformers
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
 from ..system.output import check_output, replaced_whole
+from ..system.quiet import quiet_transformers
 from .export import ExportReport, round_, write_checkpoint
 from .verify import TOLERANCE, compare_logits, fresh_process, in_precision, logits_of, wide_of
 

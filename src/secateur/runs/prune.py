@@ -21,7 +21,6 @@ from ..config.options import part_of
 from ..config.pruning import PruningOptions
 from ..config.ranks import RankOptions
 from ..config.schedule import ScheduleOptions
-from ..data.embedded import quiet_transformers
 from ..evaluation.perplexity import Perplexity
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, device_for, name_of, widened
@@ -34,6 +33,7 @@ from ..system.errors import OutOfMemoryError
 from ..system.launcher import rank
 from ..system.locks import locked
 from ..system.progress import Progress
+from ..system.quiet import quiet_transformers
 from ..system.records import write_json
 from ..training.callback import PruningCallback
 from ..training.checkpoints import failure_noted
