@@ -86,6 +86,7 @@ def names_of_loops() -> dict[str, Any]:
 GRANTED: dict[str, Callable[[], dict[str, Any]]] = {"loops.md": names_of_loops}
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # Trainer, where there is no GPU
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page) and page not in OF_THEIR_OWN])
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch) -> None:
     """All blocks of a page in their order, in one folder and one namespace, as a reader goes through them."""

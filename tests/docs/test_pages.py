@@ -1,5 +1,6 @@
 """The pages of docs/: marked blocks, flags that exist, links that lead somewhere, a navigation, sentences to read."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+import secateur
 from tests.docs.pages import DOCS, LANGUAGES, PAGES, ROOT, anchors, blocks, commands, links, sentences, text_of
 
 sys.path.insert(0, str(DOCS / "site"))
@@ -113,6 +115,18 @@ def test_the_picture_of_packages_has_dots_below_the_diagonal_only() -> None:
     picture = site_packages.picture()
     assert all(f">{name}</text>" in picture for name in names)
     assert "<title>cli imports config</title>" in picture
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(text_of(page) for page in PAGES if page.startswith("reference/"))
+    for name in set(secateur.__all__) - {"__version__"}:
+        assert f"secateur.{name}" in text, f"docs/reference/ says nothing of secateur.{name}"
+    named = re.findall(r"^::: secateur\.([\w.]+)$", text, re.M)
+    assert len(named) > 30
+    for place in named:
+        package, _, name = place.rpartition(".")
+        module = importlib.import_module(f"secateur.{package}") if package else secateur
+        assert name in module.__all__, f"secateur.{place} is no public name"
 
 
 def test_every_option_is_on_the_page_of_commands() -> None:
