@@ -56,7 +56,8 @@ class Pruner:
     Attributes:
         pruned: the model as it is now; `units`, `keep` and `live` are its own.
         scorer: what is known of its units.
-        budget, schedule: what goes by the end, and when.
+        budget: what goes by the end.
+        schedule: when; None until `begin`.
     Raises:
         InputError: unsupported model or adapter, unreachable sparsity, options that contradict.
     """
