@@ -2,29 +2,44 @@
 
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
 `reader()` has torch, transformers and PEFT and reads results back for `checkpoint.verify`, without secateur, as the
-fresh process does, also for the processes of `runner()`, which has secateur too, and is one process or several, as
-torchrun starts them. Tests of launchers and signals and tests marked `slow` use processes from nothing.
+fresh process does, also for the processes of `runner()`, which is forked from it and has secateur too, and is one
+process or several, as torchrun starts them. Tests of launchers and signals and tests marked `slow` use processes from
+nothing.
 """
 
 import atexit
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 LIBRARIES = "import safetensors.torch, torch, transformers, peft; from transformers import LlamaForCausalLM"
 OURS = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), *filter(None, sys.path)]!r}
 import datasets, zygote
 import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.compare.command
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
+"""
+UNTIL = """
+import os, signal, sys, threading, time
+from pathlib import Path
+folder, pattern = sys.argv[1:3]
+def watch():
+    while not any(Path(folder).glob(pattern)):
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+from secateur.cli import main
+sys.exit(main(sys.argv[3:]))
 """
 READER = "SECATEUR_TEST_READER"
 """Environment variable: where the processes of `runner()` find the reader."""
@@ -60,6 +75,11 @@ def work(task, environment):
     os._exit(code)
 
 def serve(task):
+    if task["stays"]:
+        child = os.fork()
+        if child == 0:
+            work(task, *task["environments"])
+        return child
     running, worst = set(), 0
     for environment in task["environments"]:
         child = os.fork()
@@ -87,7 +107,8 @@ print("listening", flush=True)
 while sys.stdin not in select.select([sys.stdin, place], [], [])[0]:  # which ends with the process that made it
     asking, _ = place.accept()
     with asking, asking.makefile("rw") as line:
-        line.write(f"{serve(json.loads(line.readline()))}\n")
+        if asked := line.readline():  # none from who only looks whether somebody is here
+            line.write(f"{serve(json.loads(asked))}\n")
 """
 
 
@@ -97,6 +118,7 @@ class Zygote:
     def __init__(self, imports: str, *flags: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="secateur-zygote-")
         self.address = str(Path(self.folder.name) / "asked")
+        self.forked: list[int] = []
         # Remote code is copied to one folder for all requests, whose file times are too coarse to tell copies apart.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": self.folder.name}
         command = [sys.executable, *flags, "-B", "-W", "ignore", "-c", imports + SERVER, self.address]
@@ -106,21 +128,45 @@ class Zygote:
         assert self.server.stdout
         assert self.server.stdout.readline() == "listening\n"
 
-    def ask(self, environments: list[dict[str, str]], arguments: list[str], source: str = "") -> Any:
-        """A `CompletedProcess` of as many processes as environments are given, what they print together."""
-        return ask(self.address, environments, arguments, source)
+    def fork(self, imports: str) -> str:
+        """Address of a server that has these imports too."""
+        address = str(Path(self.folder.name) / f"forked{len(self.forked)}")
+        answer = ask(self.address, [dict(os.environ)], [address], imports + SERVER, stays=True)
+        self.forked.append(answer.returncode)
+        with socket.socket(socket.AF_UNIX) as server:
+            deadline = time.monotonic() + LIMIT_S
+            while server.connect_ex(address):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        return address
 
     def close(self) -> None:
+        for child in self.forked:
+            os.kill(child, signal.SIGKILL)
         self.server.kill()
         self.server.wait()
         self.folder.cleanup()
 
 
-def ask(address: str, environments: list[dict[str, str]], arguments: list[str], source: str = "") -> Any:
-    """The same of the server at an address."""
+def ask(
+    address: str, environments: list[dict[str, str]], arguments: list[str], source: str = "", *, stays: bool = False
+) -> Any:
+    """A `CompletedProcess` of as many processes as environments are given, what they print together.
+
+    Args:
+        address: of a server.
+        stays: nobody waits for the one process, and the exit code is its number.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
-        task = {"environments": environments, "arguments": arguments, "source": source, "limit": LIMIT_S, **files}
+        task = {
+            "environments": environments,
+            "arguments": arguments,
+            "source": source,
+            "limit": LIMIT_S,
+            "stays": stays,
+        }
+        task |= files
         server.connect(address)
         with server.makefile("rw") as line:
             line.write(f"{json.dumps(task)}\n")
@@ -136,9 +182,20 @@ def reader() -> Zygote:
 
 
 @functools.cache
-def runner() -> Zygote:
+def runner() -> str:
+    """Its address."""
     os.environ[READER] = reader().address
-    return Zygote(f"{LIBRARIES}\n{OURS}")
+    return reader().fork(OURS)
+
+
+def run(*arguments: str, source: str = "") -> Any:
+    """What `python ARGUMENTS` does, by a fork: `-m secateur ...`, a script, or the `source` with these arguments."""
+    return ask(runner(), [{**os.environ, "OMP_NUM_THREADS": "1"}], list(arguments), source)
+
+
+def run_until(folder: Path, pattern: str, *arguments: str) -> Any:
+    """`secateur ARGUMENTS`, killed (SIGKILL) as soon as there is such a file in `folder`."""
+    return run(str(folder), pattern, *arguments, source=UNTIL)
 
 
 def read_back(source: str, argument: Path, environment: dict[str, str]) -> Any:
@@ -154,4 +211,4 @@ def launch(processes: int, *arguments: str) -> Any:
     size = str(processes)
     common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(processes)]
-    return runner().ask([{**os.environ, "OMP_NUM_THREADS": "1", **rank} for rank in ranks], list(arguments))
+    return ask(runner(), [{**os.environ, "OMP_NUM_THREADS": "1", **rank} for rank in ranks], list(arguments))

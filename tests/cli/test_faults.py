@@ -1,17 +1,17 @@
 """Full disks, memory that runs out, losses that diverge, two runs at once: said plainly, nothing lost."""
 
 import json
-import os
 import subprocess
 import sys
 import time
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_tiny
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from zygote import runner
+from zygote import run
 
 from secateur.cli import main
 from secateur.data import embedded
@@ -95,7 +95,7 @@ def adapting(place, output, *more):
 
 
 def limited(largest, after, arguments):
-    return runner().ask([dict(os.environ)], [str(largest), str(after), *arguments], LIMITED)
+    return run(str(largest), str(after), *arguments, source=LIMITED)
 
 
 @pytest.mark.parametrize(
@@ -210,21 +210,35 @@ def test_a_noisy_loss_is_no_divergence(tmp_path, capsys) -> None:
     assert "diverges" not in capsys.readouterr().err
 
 
-def test_the_second_run_on_one_output_is_refused(place, tmp_path) -> None:
-    slow = "import time; from secateur.runs import prune; real = prune.load_base\n"
-    slow += "def waiting(*a, **k): print('HERE', flush=True); time.sleep(60); return real(*a, **k)\n"
-    slow += "prune.load_base = waiting; import sys; from secateur.cli import main; main(sys.argv[1:])"
-    first = subprocess.Popen(
-        [sys.executable, "-c", slow, *command(place, tmp_path / "out")], stdout=subprocess.PIPE, text=True
-    )
+HOLDER = """
+import os, signal, sys, time
+from pathlib import Path
+from secateur.cli import main
+from secateur.runs import prune
+def waiting(*args, **kwargs):
+    folder = Path(sys.argv[1])
+    (folder / "writing").write_text(str(os.getpid()))
+    (folder / "writing").rename(folder / "here")
+    while not (folder / "enough").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+prune.load_base = waiting
+main(sys.argv[2:])
+"""
+
+
+def test_the_second_run_on_one_output_is_refused(place, tmp_path, capsys) -> None:
+    first = Thread(target=lambda: run(str(tmp_path), *command(place, tmp_path / "out"), source=HOLDER))
+    first.start()
     try:
-        assert first.stdout.readline().strip() == "HERE"
-        second = runner().ask([dict(os.environ)], ["-m", "secateur", *command(place, tmp_path / "out", "--overwrite")])
-        assert second.returncode == 2
-        assert f"in use by process {first.pid}" in second.stderr
+        while not (tmp_path / "here").exists():
+            assert first.is_alive(), "it ended before the second began"
+            time.sleep(0.01)
+        assert main(command(place, tmp_path / "out", "--overwrite")) == 2
+        assert f"in use by process {(tmp_path / 'here').read_text()} on" in capsys.readouterr().err
     finally:
-        first.kill()
-        first.wait()
+        (tmp_path / "enough").touch()
+        first.join()
     assert main(command(place, tmp_path / "out")) == 0  # the dead run's lock holds nobody up
 
 
@@ -272,7 +286,7 @@ def test_a_second_signal_stops_at_once(place, tmp_path) -> None:
         "sys.exit(main(sys.argv[1:]))"
     )
     started = time.monotonic()
-    done = runner().ask([dict(os.environ)], command(place, tmp_path / "out"), code)
+    done = run(*command(place, tmp_path / "out"), source=code)
     assert done.returncode == 130
     assert "once more stops at once" in done.stdout
     assert "interrupted" in done.stderr

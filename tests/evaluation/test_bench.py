@@ -1,6 +1,7 @@
 """`secateur bench`: the figures are of the models given, the ratios of what was measured."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import save_tiny, tiny_llama
 
 from secateur.cli import main
+from secateur.evaluation import bench
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,15 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def imports_made_once(monkeypatch) -> None:
+    """What measures memory is forked from a process with its imports, which `spawn` would make for each model."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["secateur.evaluation.bench"])
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.mark.usefixtures("imports_made_once")
 def test_side_by_side(place, tmp_path, capsys) -> None:
     output = tmp_path / "bench.json"
     command = [

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,11 +16,6 @@ from zygote import launch
 SCRIPT = Path(__file__).parents[1] / "two_processes.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
-
-
-def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=550)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +70,7 @@ def test_the_command_on_two_processes(tmp_path) -> None:
     save_tiny(tmp_path / "model", layers=2)
     (tmp_path / "text.txt").write_text(WORDS * 60)
     output = tmp_path / "out"
-    done = torchrun(
+    done = launch(
         2, "-m", "secateur", "prune", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"),
         "--output", str(output), "--sparsity", "0.3", "--steps", "10", "--batch-size", "2", "--seq-len", "32",
         "--frequency", "2", "--dtype", "float32", "--save-steps", "4",

@@ -14,8 +14,6 @@ WIDEST = 16
 LONGEST_MODULE, LONGEST_FUNCTION = 300, 60
 LONGER = {
     "architecture/families.py": (360, "a table: an entry for each family, with what it cannot do and why"),
-    "checkpoint/export.py": (335, "a written checkpoint from the weights in memory to its card, read top to bottom"),
-    "models/loading.py": (330, "every way that a model's name can be wrong, next to the way that it is right"),
     "report/facts.py": (315, "a function for each fact of the page, none of them longer than 25 lines"),
     "plan/footprint.py: training_footprint": (67, "thirteen arguments, each with its sentence, and twelve figures"),
     "checkpoint/streaming.py: export_streamed": (80, "fifteen options, most of which its docstring explains"),
