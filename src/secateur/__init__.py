@@ -3,6 +3,7 @@
 Public names are imported on first use, so that `import secateur` (and `secateur --help`) loads no torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,11 @@ _HOME = {
     "unstack_experts": "architecture",
     "unused_experts": "architecture",
 }
+
+
+# bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use. Set
+# here, as processes that a command starts import it too.
+logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,14 @@
 """Rank pruning: formulas = brute force, cut = formula, next step = masked step, a plain adapter at the end."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from tiny import tiny_llama
 from transformers import Trainer, TrainingArguments
+from zygote import read_back
 
 from secateur import PruningCallback
 from secateur.config.ranks import RankOptions
@@ -304,7 +304,8 @@ def test_a_fresh_process_reads_the_adapter(tmp_path) -> None:
         "torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=1e-5)\n"
     )
     torch.save(rows(2), tmp_path / "ids.pt")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = read_back(code, tmp_path, dict(os.environ))
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_gradients_that_are_not_finite_are_named_and_leave_the_averages_alone() -> None:

@@ -5,7 +5,6 @@ Flags are generated from the commands' config dataclasses; torch is imported onl
 
 import argparse
 import errno
-import logging
 import pickle
 import sys
 import warnings
@@ -44,8 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    # bitsandbytes, which PEFT imports where it is installed, tells of a kernel that only its 4-bit products would use.
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     debug = "--debug" in arguments
     config: Any = None
     try:
