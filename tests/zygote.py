@@ -158,7 +158,8 @@ def ask(
         stays: nobody waits for the one process, and the exit code is its number.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
-        files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+        # What stays outlives the folder, and may come to its output when that is gone.
+        files = {name: os.devnull if stays else str(Path(folder) / name) for name in ("stdout", "stderr")}
         task = {
             "environments": environments,
             "arguments": arguments,
@@ -172,7 +173,7 @@ def ask(
             line.write(f"{json.dumps(task)}\n")
             line.flush()
             code = int(line.readline())
-        printed = {name: Path(file).read_text() if Path(file).exists() else "" for name, file in files.items()}
+        printed = {name: Path(file).read_text() if Path(file).is_file() else "" for name, file in files.items()}
     return subprocess.CompletedProcess(arguments, code, **printed)
 
 
