@@ -26,7 +26,7 @@ def merged_from_shards(
     *,
     trust: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """As `surgery.merged_and_sliced`, to the bit, with the frozen weights read from their safetensors files.
+    """As `models.surgery.merged_and_sliced`, to the bit, with the frozen weights read from their safetensors files.
 
     Args:
         names: the tensors wanted.

@@ -34,7 +34,7 @@ QUANTISED_KL = {8: 0.1, 4: 1.0}
 """Bits -> mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original
 weights. SmolLM2-135M pruned by 30 % in 12 steps: 0.02 to 0.03 in 8 bits and 0.23 in 4, on four texts. FFN rows or value
 heads of one layer in wrong places: 0.10 to 0.22 and 0.31 to 0.36; of the first layer 1.0 to 4.9, of all 5.6 to 14. So
-it finds gross errors; that each tensor is sliced as the quantised one was, `original.check_same` sees."""
+it finds gross errors; that each tensor is sliced as the quantised one was, `models.original.check_same` sees."""
 
 
 def export_streamed(

@@ -1,4 +1,4 @@
-"""The options of the commands that look at what a run wrote: eval, sample, report. See `config`."""
+"""The options of eval, sample and report, which look at what a run wrote. Importing this module imports no torch."""
 
 import os
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The options of `prune`, and of the commands around it. Importing this module imports no torch.
+"""The options of `prune`, `quickstart` and `export`. Importing this module imports no torch.
 
 A field of a config is a command-line flag (`prune_start` -> `--prune-start`), a YAML key and a key of `result.json`,
-all with the same name. What a part of the program takes stands in a group (`schedule`, `pruning`, `lora`, `ranks`),
-which that part is given whole: an option is written there, and where it is used, and nowhere between.
+all with the same name. What a part of the program takes stands in a class beside this module (in `schedule`, `pruning`,
+`lora`, `ranks`), which that part is given whole: an option is written there, and where it is used, and nowhere between.
 """
 
 from dataclasses import dataclass

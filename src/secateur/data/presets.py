@@ -39,7 +39,7 @@ class Preset:
 
 
 def preset_text(name: str) -> tuple[str, dict[str, Any]]:
-    """The text of a preset, and a record of what it is (as `data.evaluation_tokens` gives, without tokens).
+    """The text of a preset, and a record of what it is (as `tokens.evaluation_tokens` gives, without tokens).
 
     Raises:
         InputError: an unknown preset; a text that is neither under `$SECATEUR_DATA` nor on the hub.

@@ -98,7 +98,7 @@ def load_model(
     dequantised (float32 when the dtype is "checkpoint"). Only safetensors and GGUF are read, never a pickle.
 
     Args:
-        quantising: `quantised.loading_options`, to quantise what is read, on the device that they name.
+        quantising: `architecture.quantised.loading_options`, to quantise what is read, on the device that they name.
     Raises:
         InputError: a file is corrupt or missing, or weights and config.json do not fit each other.
     """

@@ -2,7 +2,7 @@
 
 Replicated: every device holds the whole model, as `secateur prune` does in several processes. Sharded: each holds an
 equal share of the frozen base, and gathers one linear (or the embedding, or the head) at a time, forward and again
-backward, as `sharding.shard_base` does in a loop of one's own; norms, tied embeddings, LoRA, its gradients and moments,
+backward, as `parallel.shard_base` does in a loop of one's own; norms, tied embeddings, LoRA, its gradients and moments,
 and activations are whole on every device.
 """
 

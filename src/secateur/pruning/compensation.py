@@ -1,4 +1,4 @@
-"""Compensation at a cut: what stays takes over what it can of what goes (METHODS in docs/papers.md).
+"""Compensation at a cut: what stays takes over what it can of what goes (docs/papers.md).
 
 When the columns P of `down` or `o` go and K stay, the least-squares refit of the layer's output is
 W[:, K] += W[:, P]·Xᵀ with X = (C_KK + λI)⁻¹ C_KP and C = E[x xᵀ] of the linear's input. The same X on LoRA's A carries

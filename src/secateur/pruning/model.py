@@ -133,7 +133,7 @@ class PrunedModel:
             assign_(parameter, state["compensated"][path])
 
     def restore_(self, source: ModelSource, *, trust_remote_code: bool) -> None:
-        """Put the original weights in a quantised base's place, on the CPU; see `original.restore_`."""
+        """Put the original weights in a quantised base's place, on the CPU; see `models.original.restore_`."""
         stay = {} if self.masks else removals(self.units, self.keep)
         restore_(self.model, stay, source, trust=trust_remote_code)
         self._look_up_modules()

@@ -2,7 +2,7 @@
 
 Knows nothing of Trainer, data or files. In a loop:
 
-    loss.backward(); pruner.observe(); optimizer.step(); pruner.step(); optimizer.zero_grad()
+    loss.backward(); pruner.observe(); optimizer.step(); pruner.step(optimizer); optimizer.zero_grad()
 """
 
 from functools import partial
@@ -49,7 +49,7 @@ class Pruner:
         options: a `PruningOptions`, or none for its defaults.
         total_steps: optimiser steps of the run; may be left to `begin`, which the Trainer callback calls.
         family: layout of a model type that secateur does not know.
-        scoring: a `Scoring`, in the place of what `options` says of the same.
+        scoring: `ScoringOptions` (or a `secateur.Scoring`), in the place of what `options` says of the same.
         given: any option of `PruningOptions` by its name (`sparsity=0.5`, `criterion="gate"`, `shrink=False`, ...), in
             the place of what `options` says; each is explained there. With `shrink`, `step` needs the optimiser.
 
@@ -241,7 +241,7 @@ class Pruner:
         Args:
             source: the model that was quantised: a folder or hub id.
         Raises:
-            InputError, VerificationError: as `original.restore_`.
+            InputError, VerificationError: as `models.original.restore_`.
         """
         self.scorer.stop()
         source = resolve_model(source) if isinstance(source, str) else source

@@ -77,7 +77,7 @@ def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
 
     Raises:
-        InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
+        InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
     if process_rank() > 0:
         return _adapt(job, progress)

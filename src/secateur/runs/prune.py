@@ -1,4 +1,4 @@
-"""The main path: prune a model while LoRA fine-tunes it, write the small checkpoint, measure both."""
+"""The main path of `secateur prune`: prune while LoRA fine-tunes, write the small checkpoint, measure both models."""
 
 import gc
 import shutil
@@ -55,7 +55,7 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
 
     Raises:
-        InputError, NumericsError, VerificationError: see `errors`; the output folder is then untouched.
+        InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
     if rank() > 0:
         return _prune(job, progress)

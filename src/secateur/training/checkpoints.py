@@ -107,7 +107,7 @@ def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], m
     """Note what the run is, before its first step.
 
     Args:
-        model: `models.contents_of` the model.
+        model: `models.loading.contents_of` the model.
     """
     write_json(work / RUN, {"options": options, "data": data, "model": model, "processes": launched()})
 
