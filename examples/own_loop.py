@@ -3,7 +3,7 @@
     python examples/own_loop.py                                     # SmolLM2-135M on Python's documentation
     python examples/own_loop.py --model ./my-llama --steps 1000     # a folder or hub id
 
-Takes 130 s of processor time (one thread, AMD EPYC, float32) and 3.1 GB.
+Takes 85 s on 2 cores (AMD EPYC, float32) and 3.2 GB.
 Leaves runs/own_loop, which stock transformers load.
 """
 
@@ -22,7 +22,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct, which needs no hub)")
 parser.add_argument("--steps", type=int, default=24)
 args = parser.parse_args()
-torch.manual_seed(0)
+torch.manual_seed(1)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 folder = args.model or embedded_model_dir(progress=print)

@@ -7,7 +7,6 @@ import ast
 import os
 import re
 import runpy
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,15 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
-from zygote import runner
+from zygote import launch
 
 from secateur.data import embedded_model_dir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = [  # what libraries say of each other
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT, TRL
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),  # Trainer without a GPU
+]
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 OUTPUTS = {"compare_criteria": ("compare_criteria/lora", "compare_criteria/gate")}
 """Example -> folders under runs/, where it is not its own name."""
@@ -104,27 +107,18 @@ def test_compare_criteria(run, tiny, tmp_path) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--whole",)], ids=["sharded", "whole"])
 def test_two_processes(tiny, tmp_path, more) -> None:
-    argv = [str(EXAMPLES / "two_processes.py"), "--model", str(tiny), "--steps", "4", *more]
-    done = launched(2, tmp_path, argv)
+    there = tmp_path / "there.py"
+    there.write_text(
+        f"import os, runpy; os.chdir({str(tmp_path)!r})\n"
+        f"runpy.run_path({str(EXAMPLES / 'two_processes.py')!r}, run_name='__main__')"
+    )
+    done = launch(2, str(there), "--model", str(tiny), "--steps", "4", *more)
     assert done.returncode == 0, done.stderr[-2000:]
     smaller(tmp_path / "runs" / "two_processes", tiny)
     held = {int(number.replace(",", "")) for number in re.findall(r"holds ([\d,]+) frozen", done.stdout)}
     dense = AutoModelForCausalLM.from_pretrained(tiny).num_parameters()
     assert held == {dense} if more else max(held) < 0.51 * dense
     assert "sparsity 20." in done.stdout or "sparsity 19." in done.stdout
-
-
-def launched(processes: int, folder: Path, argv: list[str]):
-    """What torchrun does, by forks that work in `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    size = str(processes)
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    source = f"import os, runpy, sys; os.chdir({str(folder)!r}); sys.argv = {argv!r}\n"
-    source += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    return runner().ask([common | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)], [], source)
 
 
 REAL = pytest.mark.skipif(not os.environ.get("SECATEUR_EXAMPLES"), reason="takes minutes: make examples runs it")
