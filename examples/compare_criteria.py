@@ -20,7 +20,7 @@ from secateur.evaluation import segment_nlls
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", help="folder or hub id (default: SmolLM2-135M-Instruct, which needs no hub)")
-parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--steps", type=int, default=12)
 parser.add_argument("--criteria", nargs="+", default=["lora", "gate"], help="see `secateur criteria`")
 args = parser.parse_args()
 
@@ -42,7 +42,7 @@ def pruned(criterion: str) -> str:
     """Train and prune by one criterion; the seed, and with it LoRA's start and the batches, is the same for all."""
     torch.manual_seed(0)
     model = get_peft_model(load(folder), LoraConfig(r=8, target_modules="all-linear"))
-    pruner = secateur.Pruner(model, sparsity=0.2, frequency=1, criterion=criterion)
+    pruner = secateur.Pruner(model, sparsity=0.2, frequency=2, criterion=criterion)
     options = TrainingArguments(
         "runs/compare_criteria.run", max_steps=args.steps, per_device_train_batch_size=4, learning_rate=1e-3,
         lr_scheduler_type="constant", logging_steps=4, save_strategy="no", report_to="none",
