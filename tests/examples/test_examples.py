@@ -20,10 +20,10 @@ from zygote import launch
 from secateur.data import embedded_model_dir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-pytestmark = [  # what libraries say of each other
-    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT, TRL
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),  # Trainer without a GPU
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:'pin_memory' argument is set as true:UserWarning"
+)
+"""Trainer without a GPU."""
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 OUTPUTS = {"compare_criteria": ("compare_criteria/lora", "compare_criteria/gate")}
 """Example -> folders under runs/, where it is not its own name."""
