@@ -20,9 +20,7 @@ from zygote import launch
 from secateur.data import embedded_model_dir
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:'pin_memory' argument is set as true:UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 """Trainer without a GPU."""
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 OUTPUTS = {"compare_criteria": ("compare_criteria/lora", "compare_criteria/gate")}
