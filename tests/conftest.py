@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 from zygote import read_back  # noqa: E402
 
 from secateur.checkpoint import verify  # noqa: E402
+from secateur.report import plots  # noqa: E402
 
 FROM_NOTHING = verify.run_python
 
@@ -31,6 +32,14 @@ def imports_made_once() -> Iterator[None]:
     """What is read back is read by a fork of a process that has the libraries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "run_python", read_back)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plots_have_no_fitted_margins() -> Iterator[None]:
+    """Every run draws its report's plots, and fitting margins takes longer than drawing: that is tests/report's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "LAYOUT", "none")
         yield
 
 

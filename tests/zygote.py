@@ -30,6 +30,8 @@ import datasets, zygote
 import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.compare.command
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
+import secateur.report.plots
+secateur.report.plots.LAYOUT = "none"  # as in conftest.py
 """
 UNTIL = """
 import os, signal, sys, threading, time

@@ -1,7 +1,7 @@
 """The page of one run or of several: data into the template, plots beside it."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,7 @@ def _has(run: Run, key: str) -> bool:
     return any(number(line, key) is not None for line in run.metrics)
 
 
+@cache
 def _environment() -> jinja2.Environment:
     """Templates that escape every value: names, prompts and texts come from models and data."""
     folder = files(__package__).joinpath("templates")

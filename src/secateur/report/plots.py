@@ -54,6 +54,8 @@ RC: Any = {  # matplotlib types the keys one by one
     "legend.labelcolor": INK,
     "text.color": INK,
 }
+LAYOUT: Any = "constrained"
+"""Margins that fit what stands in them."""
 FEW_UNITS = 64
 """A layer with at most so many units has each of them drawn."""
 Draw = Callable[[Figure], None]
@@ -111,7 +113,7 @@ def png(draw: Draw, size: tuple[float, float]) -> bytes:
 
 
 def _figure(draw: Draw, size: tuple[float, float]) -> Figure:
-    figure = Figure(figsize=size, layout="constrained", dpi=144)
+    figure = Figure(figsize=size, layout=LAYOUT, dpi=144)
     figure.patch.set_alpha(0)
     draw(figure)
     for axes in figure.axes:
