@@ -3,8 +3,7 @@
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
 `reader()` has torch, transformers and PEFT and reads results back for `checkpoint.verify`, without secateur, as the
 fresh process does, also for the processes of `runner()`, which is forked from it and has secateur too, and is one
-process or several, as torchrun starts them. Tests of launchers and signals and tests marked `slow` use processes from
-nothing.
+process or several, as torchrun starts them. Tests of the launchers and tests marked `slow` use processes from nothing.
 """
 
 import atexit
@@ -192,6 +191,12 @@ def runner() -> str:
     """Its address."""
     os.environ[READER] = reader().address
     return reader().fork(OURS)
+
+
+def runner_process() -> int:
+    """The number of its process, whose children are the ones that it was asked for."""
+    runner()
+    return reader().forked[0]
 
 
 def run(*arguments: str, source: str = "") -> Any:

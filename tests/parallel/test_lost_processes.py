@@ -2,18 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from tiny import save_tiny
+from zygote import launch, run, runner_process
 
 from secateur.cli import main
 from secateur.system.errors import LostProcessError
 from secateur.training.checkpoints import fault_of
-from tests.parallel.test_distributed import ENVIRONMENT, WORDS
+from tests.parallel.test_distributed import WORDS
 from tests.parallel.test_several_processes import children, command
 
 
@@ -25,49 +25,53 @@ def place(tmp_path_factory):
     return folder
 
 
-def started(place, output, *more: str) -> subprocess.Popen[str]:
-    """A run of 400 steps on two processes, given back once it has a checkpoint."""
-    arguments = command(place, output, batch=2, more=("--process-timeout", "3", *more))
-    arguments[arguments.index("--steps") + 1] = "400"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.Popen(
-        [*launcher, "-m", "secateur", *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(output.with_name(output.name + ".run").glob("checkpoint-*/secateur-manifest.json")):
-        assert run.poll() is None, run.communicate()[1][-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return run
+class Run:
+    """A run of 400 steps on two processes, which has a checkpoint when this is made."""
+
+    def __init__(self, place, output, *more: str) -> None:
+        arguments = command(place, output, batch=2, more=("--process-timeout", "3", *more))
+        arguments[arguments.index("--steps") + 1] = "400"
+        self.thread = threading.Thread(target=self._launch, args=("-m", "secateur", *arguments))
+        self.thread.start()
+        deadline = time.monotonic() + 120
+        while not list(output.with_name(output.name + ".run").glob("checkpoint-*/secateur-manifest.json")):
+            assert self.thread.is_alive(), self.done.stderr[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.ranks = sorted(children(runner_process()))
+
+    def _launch(self, *arguments: str) -> None:
+        self.done = launch(2, *arguments)
+
+    def ended(self):
+        """What it printed, and its exit code."""
+        self.thread.join(60)
+        return self.done
 
 
 def test_a_hanging_process_is_given_up(place, tmp_path) -> None:
-    run = started(place, tmp_path / "out")
-    hanging = max(children(run.pid))
+    started = Run(place, tmp_path / "out")
+    waiting, hanging = started.ranks
     os.kill(hanging, signal.SIGSTOP)
-    patience = threading.Timer(60, os.kill, (hanging, signal.SIGKILL))
-    patience.start()
     try:
-        said = ""
-        assert run.stderr is not None
-        while "process 0 of 2 stops" not in said:
-            said = run.stderr.readline()
-            assert said, "the run ended without a word on it"
-        assert patience.is_alive(), "only its death was noticed"
-        assert "did not answer for --process-timeout 3 s" in said
-        assert "--resume goes on from checkpoint-" in said
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{waiting}").exists():
+            assert time.monotonic() < deadline, "it waits for ever"
+            time.sleep(0.05)
     finally:
-        patience.cancel()
-        os.kill(hanging, signal.SIGKILL)
-        run.communicate(timeout=60)
-    assert run.returncode != 0
+        os.kill(hanging, signal.SIGKILL)  # it was there until now
+    said = started.ended().stderr
+    assert "process 0 of 2 stops" in said
+    assert "did not answer for --process-timeout 3 s" in said
+    assert "--resume goes on from checkpoint-" in said
+    assert started.done.returncode == LostProcessError.exit_code
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(place, tmp_path) -> None:
-    run = started(place, tmp_path / "out")
-    os.kill(max(children(run.pid)), signal.SIGTERM)
-    _, said = run.communicate(timeout=60)
-    assert run.returncode != 0
+    started = Run(place, tmp_path / "out")
+    os.kill(started.ranks[1], signal.SIGTERM)
+    said = started.ended().stderr
+    assert started.done.returncode != 0
     steps = {
         line.split("stopped after step ")[1].split(",")[0] for line in said.splitlines() if "stopped after" in line
     }
@@ -104,6 +108,6 @@ for error in (LostProcessError, SecateurError):
         print(f"spoke after {error.__name__}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 """
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    done = run(source=program)
     assert done.stdout.split("\n") == ["spoke after LostProcessError", ""]
     assert done.returncode == -signal.SIGTERM, "any other error leaves the signal to end the process"
