@@ -11,7 +11,7 @@ import yaml
 from ..criteria import CRITERIA
 from ..data.embedded import BASE_MODEL, EMBEDDED_MODEL
 from ..models.adapter import rank_words
-from ..models.loading import HUB_TIMEOUT_S
+from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
 from ..system.reading import PARSER_ERRORS
 from .layered import MODULE, source_hash

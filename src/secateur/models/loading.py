@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..architecture.families import FAMILIES
-from ..data.embedded import EMBEDDED_MODEL
 from ..system.errors import InputError
 from ..system.progress import safe
-from ..system.quiet import quiet_transformers
-from ..system.registry import did_you_mean
-from .checks import check_causal, check_kinds, gated, hash_of_headers
+from .checks import check_causal, check_kinds, hash_of_headers
+from .guards import check_hub, guarded
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
 
@@ -33,7 +29,6 @@ log = logging.getLogger("secateur")
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
-HUB_TIMEOUT_S = 10
 
 
 def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -42,8 +37,8 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     Raises:
         InputError: config.json is corrupt, the hub id is unknown or cannot be reached, code must be trusted.
     """
-    _check_hub(source)
-    config = _guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    check_hub(source)
+    config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
     check_causal(source.name, config)
     return config
 
@@ -102,7 +97,7 @@ def load_model(
     Raises:
         InputError: a file is corrupt or missing, or weights and config.json do not fit each other.
     """
-    _check_hub(source)
+    check_hub(source)
     check_checkpoint(source)
     options: dict[str, Any] = {
         "dtype": "auto" if dtype == "checkpoint" else getattr(torch, dtype),
@@ -115,7 +110,7 @@ def load_model(
     else:
         options |= {"use_safetensors": True, **(quantising or {})}
     with memory_for(f"loading {source.name}", LOAD_LESS):
-        model, info = _guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
+        model, info = guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
     return model.eval()
 
@@ -126,12 +121,12 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    _check_hub(source)
+    check_hub(source)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
     if source.is_local and not source.gguf_file and not any((Path(source.path) / n).is_file() for n in names):
         raise InputError(f"{source.path} has no tokenizer ({names[0]}): copy the base model's there.")
     options = {"gguf_file": source.gguf_file}
-    return _guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
+    return guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -151,73 +146,6 @@ def _weight_files(folder: Path) -> list[str]:
             "them, convert once with model.save_pretrained(new_folder), which writes safetensors, and give that."
         )
     raise InputError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its files.")
-
-
-def _check_hub(source: ModelSource) -> None:
-    """One short question to the hub: transformers' own retries keep a user without network for a minute."""
-    if source.is_local:
-        return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    if isinstance(try_to_load_from_cache(source.path, "config.json"), str):
-        return
-    try:
-        HfApi().model_info(source.path, timeout=HUB_TIMEOUT_S)
-    except GatedRepoError:
-        raise gated(source.name, source.path) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"model {source.name!r} is not on the hub, or private: check the spelling, or log in with `hf auth login`."
-        ) from None
-    except OfflineModeIsEnabled:
-        raise InputError(
-            f"model {source.name!r} is not in the hub cache and HF_HUB_OFFLINE is set: "
-            "unset it, or give a local folder."
-        ) from None
-    except Exception as error:  # the HTTP client's classes differ between versions
-        raise InputError(
-            f"model {source.name!r} is no local folder, and the hub cannot be reached "
-            f"({_one_line(error)}): check the name and the network, or give a local folder or {EMBEDDED_MODEL}."
-        ) from None
-
-
-def _guarded(
-    source: ModelSource,
-    load: Callable[..., Any],
-    trust_remote_code: bool,
-    options: dict[str, Any],
-    what: str = "model",
-) -> Any:
-    """Call a `from_pretrained` quietly; what it raises becomes one `InputError` that keeps its first line."""
-    options = {key: value for key, value in options.items() if value is not None}
-    try:
-        with quiet_transformers(gguf=source.gguf_file is not None):
-            return load(source.path, trust_remote_code=trust_remote_code, **options)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # transformers raises many classes, some of its own
-        text, place = str(error), f"{what} {source.name!r}"
-        if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
-            raise gated(source.name, source.path) from None
-        if "trust_remote_code" in text:
-            raise InputError(
-                f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."
-            ) from None
-        if "not a valid JSON" in text:
-            raise InputError(f"{source.path}/config.json is not valid JSON: copy or download it again.") from None
-        if "model_type" in text or "model type" in text:
-            named = re.search(r"model type `([^`]+)`", text)
-            hint = did_you_mean(named[1], FAMILIES) if named else ""
-            raise InputError(
-                f"{place}: transformers does not know its architecture ({_one_line(error)}). {hint}"
-                "Check model_type in config.json, or update transformers. See `secateur families`; "
-                "docs/add-a-family.md says how to add to it."
-            ) from None
-        raise InputError(
-            f"{place} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "
-            "check its files, or download it again."
-        ) from error
 
 
 def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], trusted: bool) -> None:
@@ -252,11 +180,6 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
             len(unexpected),
             safe(unexpected[0]),
         )
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 def checkpoint_dtype(model_config: PretrainedConfig) -> torch.dtype:

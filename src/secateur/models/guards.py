@@ -1,0 +1,90 @@
+"""What transformers, the hub and the operating system raise when a model is read, as one message of ours."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..architecture.families import FAMILIES
+from ..data.embedded import EMBEDDED_MODEL
+from ..system.errors import InputError
+from ..system.quiet import quiet_transformers
+from ..system.registry import did_you_mean
+from .checks import gated
+from .source import ModelSource
+
+HUB_TIMEOUT_S = 10
+
+
+def check_hub(source: ModelSource) -> None:
+    """One short question to the hub: transformers' own retries keep a user without network for a minute."""
+    if source.is_local:
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(source.path, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(source.path, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise gated(source.name, source.path) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"model {source.name!r} is not on the hub, or private: check the spelling, or log in with `hf auth login`."
+        ) from None
+    except OfflineModeIsEnabled:
+        raise InputError(
+            f"model {source.name!r} is not in the hub cache and HF_HUB_OFFLINE is set: "
+            "unset it, or give a local folder."
+        ) from None
+    except Exception as error:  # the HTTP client's classes differ between versions
+        raise InputError(
+            f"model {source.name!r} is no local folder, and the hub cannot be reached "
+            f"({one_line(error)}): check the name and the network, or give a local folder or {EMBEDDED_MODEL}."
+        ) from None
+
+
+def guarded(
+    source: ModelSource,
+    load: Callable[..., Any],
+    trust_remote_code: bool,
+    options: dict[str, Any],
+    what: str = "model",
+) -> Any:
+    """Call a `from_pretrained` quietly; what it raises becomes one `InputError` that keeps its first line."""
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        with quiet_transformers(gguf=source.gguf_file is not None):
+            return load(source.path, trust_remote_code=trust_remote_code, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers raises many classes, some of its own
+        text, place = str(error), f"{what} {source.name!r}"
+        if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
+            raise gated(source.name, source.path) from None
+        if "trust_remote_code" in text:
+            raise InputError(
+                f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."
+            ) from None
+        if "not a valid JSON" in text:
+            raise InputError(f"{source.path}/config.json is not valid JSON: copy or download it again.") from None
+        if "model_type" in text or "model type" in text:
+            named = re.search(r"model type `([^`]+)`", text)
+            hint = did_you_mean(named[1], FAMILIES) if named else ""
+            raise InputError(
+                f"{place}: transformers does not know its architecture ({one_line(error)}). {hint}"
+                "Check model_type in config.json, or update transformers. See `secateur families`; "
+                "docs/add-a-family.md says how to add to it."
+            ) from None
+        raise InputError(
+            f"{place} cannot be loaded ({type(error).__name__}: {one_line(error)}): "
+            "check its files, or download it again."
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
