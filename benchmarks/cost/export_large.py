@@ -24,7 +24,8 @@ from secateur import Pruner
 from secateur.architecture.quantised import loading_options, settle_
 from secateur.checkpoint import streaming
 from secateur.checkpoint.verify import verify
-from secateur.models.loading import INDEX, load_model
+from secateur.models.files import INDEX
+from secateur.models.loading import load_model
 from secateur.models.memory import peak_bytes, reset_peak
 from secateur.models.source import ModelSource
 from secateur.system.records import environment, write_json

@@ -11,7 +11,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from secateur.cli import main
-from secateur.models.loading import INDEX
+from secateur.models.files import INDEX
 from secateur.runs import prune
 from tests.parallel.test_distributed import ENVIRONMENT
 

@@ -8,7 +8,8 @@ import torch
 from tiny import save_tiny, tiny_llama
 
 from secateur.models.devices import autocast, compute_dtype, default_device
-from secateur.models.loading import check_checkpoint, load_config, load_model, load_tokenizer
+from secateur.models.files import check_checkpoint
+from secateur.models.loading import load_config, load_model, load_tokenizer
 from secateur.models.source import ModelSource, resolve_model
 from secateur.system.errors import InputError
 

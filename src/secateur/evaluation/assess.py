@@ -18,7 +18,8 @@ from ..data.presets import PRESETS, preset_text
 from ..data.tokens import evaluation_tokens, first_tokens
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
-from ..models.loading import check_checkpoint, load_config, load_model, load_tokenizer
+from ..models.files import check_checkpoint
+from ..models.loading import load_config, load_model, load_tokenizer
 from ..models.source import ModelSource, resolve_model
 from ..parallel.distributed import join, leave
 from ..system.errors import all_faults

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from ..config.evaluation import SampleConfig
 from ..models.benchmark import encode_prompt, generate_text
 from ..models.devices import compute_dtype, default_device, widened
-from ..models.loading import check_checkpoint, load_config, load_model, load_tokenizer
+from ..models.files import check_checkpoint
+from ..models.loading import load_config, load_model, load_tokenizer
 from ..models.source import ModelSource, resolve_model
 from ..system.errors import InputError, all_faults
 from ..system.output import check_output_file

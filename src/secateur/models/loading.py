@@ -1,13 +1,11 @@
 """Models and tokenizers by folder, GGUF file, hub id or embedded name."""
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,15 +18,13 @@ from transformers import (
 
 from ..system.errors import InputError
 from ..system.progress import safe
-from .checks import check_causal, check_kinds, hash_of_headers
+from .checks import check_causal
+from .files import check_checkpoint
 from .guards import check_hub, guarded
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
 
 log = logging.getLogger("secateur")
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -41,43 +37,6 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
     check_causal(source.name, config)
     return config
-
-
-def check_checkpoint(source: ModelSource) -> None:
-    """Read the headers of a local checkpoint's files (milliseconds): nothing missing, truncated or pickled.
-
-    Raises:
-        InputError: names the file and the remedy. A hub id is not checked here.
-    """
-    if not source.is_local:
-        return
-    folder = Path(source.path)
-    if source.gguf_file:
-        with (folder / source.gguf_file).open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InputError(f"{folder / source.gguf_file} is not a GGUF file (corrupt?): get it again.")
-        return
-    for file_name in _weight_files(folder):
-        path = folder / file_name
-        if not path.is_file():
-            raise InputError(f"{folder} is incomplete: {file_name}, named in {INDEX}, is missing: copy it again.")
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
-        check_kinds(path, kinds)
-
-
-def contents_of(source: ModelSource, model_config: PretrainedConfig) -> str | None:
-    """What a model is beyond its name: a hash of config.json and of its weights' names, kinds, shapes and places.
-
-    Of a hub model the commit; None where neither is known. Reads headers only, so that it costs nothing.
-    """
-    if not source.is_local:
-        return getattr(model_config, "_commit_hash", None)
-    folder = Path(source.path)
-    return hash_of_headers(folder, [source.gguf_file] if source.gguf_file else ["config.json", *_weight_files(folder)])
 
 
 def load_model(
@@ -127,25 +86,6 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
         raise InputError(f"{source.path} has no tokenizer ({names[0]}): copy the base model's there.")
     options = {"gguf_file": source.gguf_file}
     return guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of a checkpoint folder."""
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
-    if (folder / INDEX).is_file():
-        try:
-            return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{folder / INDEX} is corrupt: copy or download it again.") from None
-    if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
-        raise InputError(f"{folder} has no safetensors but GGUF files: give one, such as {folder / ggufs[0]}.")
-    if any(next(folder.glob(pattern), None) for pattern in PICKLED):
-        raise InputError(
-            f"{folder} has its weights as pickles only, which can run code when they are opened: where you trust "
-            "them, convert once with model.save_pretrained(new_folder), which writes safetensors, and give that."
-        )
-    raise InputError(f"{folder} has no weights: expected {SINGLE}, or {INDEX} and its files.")
 
 
 def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], trusted: bool) -> None:

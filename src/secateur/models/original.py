@@ -23,7 +23,8 @@ from ..architecture.quantised import BLOCK, bits_of, dequantised, plain_in_place
 from ..architecture.units import base_linear
 from ..system.errors import InputError, VerificationError
 from .devices import training_device
-from .loading import INDEX, SINGLE, load_model
+from .files import INDEX, SINGLE
+from .loading import load_model
 from .source import ModelSource
 from .surgery import lora_factors, lora_layers
 

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from .devices import training_device
-from .loading import check_checkpoint, checkpoint_dtype, load_config
+from .files import check_checkpoint
+from .loading import checkpoint_dtype, load_config
 from .original import original_tensors
 from .source import resolve_model
 

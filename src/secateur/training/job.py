@@ -16,7 +16,8 @@ from ..data.documents import check_spec, fingerprint
 from ..data.tokens import Blocks, evaluation_tokens, require_batches, training_blocks
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
-from ..models.loading import check_checkpoint, contents_of, load_config, load_tokenizer
+from ..models.files import check_checkpoint, contents_of
+from ..models.loading import load_config, load_tokenizer
 from ..models.original import check_load_in
 from ..models.source import ModelSource, resolve_model
 from ..system.errors import InputError, all_faults
