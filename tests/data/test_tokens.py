@@ -8,7 +8,8 @@ import torch
 from tiny import tiny_tokenizer
 
 from secateur.data.documents import Document, check_spec, fingerprint, read_documents
-from secateur.data.tokens import IGNORED, evaluation_tokens, require_batches, training_blocks
+from secateur.data.labels import IGNORED
+from secateur.data.tokens import evaluation_tokens, require_batches, training_blocks
 from secateur.system.errors import InputError
 
 TURNS = [

@@ -6,7 +6,8 @@ from tiny import save_tiny, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, Qwen3Config
 
 from secateur.cli import main
-from secateur.data.tokens import IGNORED, training_blocks
+from secateur.data.labels import IGNORED
+from secateur.data.tokens import training_blocks
 from secateur.system.errors import InputError
 from secateur.training.finetune import check_packing
 from secateur.training.loss import causal_lm_loss

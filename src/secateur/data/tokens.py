@@ -2,18 +2,17 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..system.errors import InputError
-from .documents import Document, Message, read_documents, with_split
+from .chat import render
+from .documents import read_documents, with_split
+from .labels import IGNORED, tokenise
 
 if TYPE_CHECKING:
     import torch
-
-MARK = "=@secateur@="  # stands for a response while its place in the chat template's output is looked for
-IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def training_blocks(
     labels: list[int] = []
     starts: list[int] = []  # of each token's document
     for document in documents:
-        new_ids, new_labels = _tokenise(document, tokenizer, response_only)
+        new_ids, new_labels = tokenise(document, tokenizer, response_only)
         if packing == "separate":
             new_labels = [IGNORED, *new_labels[1:]]
             starts += [len(ids)] * len(new_ids)
@@ -126,7 +125,7 @@ def evaluation_tokens(
 
     documents = read_documents(spec, evaluation=True)
     chat = any(d.kind == "chat" for d in documents)
-    parts = [_render(d.messages, tokenizer, d.origin) if d.kind == "chat" else d.text for d in documents]
+    parts = [render(d.messages, tokenizer, d.origin) if d.kind == "chat" else d.text for d in documents]
     text = "\n\n".join(parts)
     ids = first_tokens(text, tokenizer, max_tokens, add_special_tokens=not chat)
     if len(ids) < 2:
@@ -151,93 +150,3 @@ def first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_speci
         if length >= len(text) or (max_tokens is not None and len(ids) >= max_tokens + 256):
             return ids[:max_tokens]
         length *= 2
-
-
-def _tokenise(document: Document, tokenizer: Any, response_only: bool) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one document."""
-    if document.kind == "text":
-        if response_only:
-            raise InputError(
-                f"--response-only needs instruction or chat rows, and {document.origin} is plain text: "
-                "leave out the option or that data."
-            )
-        ids = list(tokenizer(document.text, verbose=False)["input_ids"])
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids.append(tokenizer.eos_token_id)
-        return ids, ids
-    text = _render(document.messages, tokenizer, document.origin)
-    if not response_only:
-        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        return ids, ids
-    if not tokenizer.is_fast:
-        raise InputError("--response-only needs a fast tokenizer (tokenizer.json): convert it, or drop it.")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, spans = list(encoded["input_ids"]), encoded["offset_mapping"]
-    labels = [IGNORED] * len(ids)
-    special = set(tokenizer.all_special_ids)
-    for start, end in _responses(document, text, tokenizer):
-        for i in _tokens_of(start, end, text, ids, spans, special):
-            labels[i] = ids[i]
-    return ids, labels
-
-
-def _tokens_of(
-    start: int, end: int, text: str, ids: list[int], spans: list[tuple[int, int]], special: set[int]
-) -> Iterator[int]:
-    """Indices of the tokens of text[start:end], and of the special token that ends the turn if one follows."""
-    for i, (first, last) in enumerate(spans):
-        if last <= start:
-            continue
-        if first < end:
-            # a token may begin with the blank before the response (" Hello"), not with the prompt's words
-            if first >= start or text[first:start].isspace():
-                yield i
-        elif ids[i] in special:
-            yield i
-            return
-        elif text[first:last].strip():
-            return
-
-
-def _responses(document: Document, text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
-    """Character ranges of the assistant's contents in the rendered conversation `text`."""
-    for i, (role, content) in enumerate(document.messages):
-        if role != "assistant":
-            continue
-        marked = (*document.messages[:i], (role, MARK), *document.messages[i + 1 :])
-        before, _, after = _render(marked, tokenizer, document.origin).partition(MARK)
-        for written in (content, content.strip()):  # templates may trim the content
-            if text == before + written + after:
-                yield len(before), len(before) + len(written)
-                break
-        else:
-            raise InputError(
-                f"{document.origin}: --response-only cannot follow the tokenizer's chat template, which does not "
-                f"write turn {i + 1} as it is in the data: leave out the option, or use another template."
-            )
-
-
-def _render(messages: Sequence[Message], tokenizer: Any, origin: str) -> str:
-    """The conversation as the chat template writes it, or in a plain form when the tokenizer has no template."""
-    if tokenizer.chat_template is None:
-        return _plain_prompt(messages, tokenizer)
-    turns = [{"role": role, "content": content} for role, content in messages]
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # jinja2's errors, and what a template raises itself
-        raise InputError(
-            f"{origin}: the tokenizer's chat template refuses this conversation ({error}): "
-            f"its roles are {', '.join(role for role, _ in messages)}; reorder or remove the row."
-        ) from None
-
-
-def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
-    """Alpaca-like headings, every response ended with the end-of-sequence token."""
-    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    parts = [tokenizer.bos_token if begins else ""]
-    for role, content in messages:
-        if role == "assistant":
-            parts.append(f"### Response:\n{content}{tokenizer.eos_token or ''}\n\n")
-        else:
-            parts.append(f"{content}\n\n" if role == "system" else f"### Instruction:\n{content}\n\n")
-    return "".join(parts).removesuffix("\n\n")
