@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.criteria.obs import removal_cost
-from secateur.models.loading import load_model, load_tokenizer
+from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
+from secateur.models.tokenizers import load_tokenizer
 from secateur.pruning.compensation import refit_coefficients
 from secateur.system.records import environment, markdown_table, write_json
 

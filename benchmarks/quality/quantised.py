@@ -16,8 +16,9 @@ from secateur.architecture.quantised import loading_options, settle_
 from secateur.data.presets import preset_text
 from secateur.evaluation.perplexity import perplexity
 from secateur.models.devices import compute_dtype, name_of, training_device, widened
-from secateur.models.loading import load_model, load_tokenizer
+from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
+from secateur.models.tokenizers import load_tokenizer
 from secateur.system.records import environment, write_json
 
 PRESET, SEQ_LEN, TOKENS = "wikitext2-1024", 1024, 32_768

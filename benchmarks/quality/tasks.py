@@ -29,8 +29,9 @@ from secateur.evaluation.figures import (
 )
 from secateur.evaluation.harness import TaskOptions, check_tasks, run_tasks
 from secateur.models.devices import compute_dtype, widened
-from secateur.models.loading import load_model, load_tokenizer
+from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
+from secateur.models.tokenizers import load_tokenizer
 from secateur.system.records import environment, markdown_table, write_json
 
 HABIT = "boolq"

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from secateur.models.devices import autocast, compute_dtype, name_of, widened
-from secateur.models.loading import load_model, load_tokenizer
+from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
+from secateur.models.tokenizers import load_tokenizer
 from secateur.ranks import RankPruner
 from secateur.system.heap import freed_pages_kept
 from secateur.system.records import environment, write_json

@@ -156,8 +156,9 @@ def test_documentation_splits_are_disjoint_and_complete():
 
 @pytest.mark.slow
 def test_the_real_model():
-    from secateur.models.loading import load_model, load_tokenizer
+    from secateur.models.loading import load_model
     from secateur.models.source import resolve_model
+    from secateur.models.tokenizers import load_tokenizer
 
     source = resolve_model(EMBEDDED_MODEL)
     model, tokenizer = load_model(source), load_tokenizer(source)

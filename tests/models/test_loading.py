@@ -9,8 +9,9 @@ from tiny import save_tiny, tiny_llama
 
 from secateur.models.devices import autocast, compute_dtype, default_device
 from secateur.models.files import check_checkpoint
-from secateur.models.loading import load_config, load_model, load_tokenizer
+from secateur.models.loading import load_config, load_model
 from secateur.models.source import ModelSource, resolve_model
+from secateur.models.tokenizers import load_tokenizer
 from secateur.system.errors import InputError
 
 

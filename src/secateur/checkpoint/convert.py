@@ -10,8 +10,9 @@ from ..architecture.families import FAMILIES, family_of
 from ..architecture.layout import LayerShape
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
 from ..config.prune import ExportConfig
-from ..models.loading import load_config, load_tokenizer
+from ..models.loading import load_config
 from ..models.source import ModelSource
+from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
 from .card import padded_card

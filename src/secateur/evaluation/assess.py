@@ -19,8 +19,9 @@ from ..data.tokens import evaluation_tokens, first_tokens
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
 from ..models.files import check_checkpoint
-from ..models.loading import load_config, load_model, load_tokenizer
+from ..models.loading import load_config, load_model
 from ..models.source import ModelSource, resolve_model
+from ..models.tokenizers import load_tokenizer
 from ..parallel.distributed import join, leave
 from ..system.errors import all_faults
 from ..system.launcher import rank

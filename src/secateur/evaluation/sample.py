@@ -11,8 +11,9 @@ from ..config.evaluation import SampleConfig
 from ..models.benchmark import encode_prompt, generate_text
 from ..models.devices import compute_dtype, default_device, widened
 from ..models.files import check_checkpoint
-from ..models.loading import load_config, load_model, load_tokenizer
+from ..models.loading import load_config, load_model
 from ..models.source import ModelSource, resolve_model
+from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.output import check_output_file
 from ..system.progress import safe

@@ -1,19 +1,16 @@
-"""Models and tokenizers by folder, GGUF file, hub id or embedded name."""
+"""Models by folder, GGUF file, hub id or embedded name."""
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from ..system.errors import InputError
@@ -72,20 +69,6 @@ def load_model(
         model, info = guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
     return model.eval()
-
-
-def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or out of its GGUF file.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    check_hub(source)
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    if source.is_local and not source.gguf_file and not any((Path(source.path) / n).is_file() for n in names):
-        raise InputError(f"{source.path} has no tokenizer ({names[0]}): copy the base model's there.")
-    options = {"gguf_file": source.gguf_file}
-    return guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
 
 
 def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], trusted: bool) -> None:

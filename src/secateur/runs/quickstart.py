@@ -9,8 +9,9 @@ from ..config.prune import PruneConfig, QuickstartConfig
 from ..data.embedded import EMBEDDED_MODEL, embedded_model_dir
 from ..models.benchmark import generate_text
 from ..models.devices import compute_dtype, widened
-from ..models.loading import load_model, load_tokenizer
+from ..models.loading import load_model
 from ..models.source import resolve_model
+from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
 from ..system.progress import Progress

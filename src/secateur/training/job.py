@@ -17,9 +17,10 @@ from ..data.tokens import Blocks, evaluation_tokens, require_batches, training_b
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
 from ..models.files import check_checkpoint, contents_of
-from ..models.loading import load_config, load_tokenizer
+from ..models.loading import load_config
 from ..models.original import check_load_in
 from ..models.source import ModelSource, resolve_model
+from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched, rank
 from ..system.locks import LOCK
