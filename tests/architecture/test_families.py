@@ -16,11 +16,11 @@ from secateur import Pruner
 from secateur.architecture.discovery import find_units
 from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES, Family
+from secateur.architecture.layered import LAYERS_KEY, stock_class_of
 from secateur.architecture.layout import LayerShape
 from secateur.architecture.stock import FAMILY_KEY
 from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import build_small, save_model
-from secateur.checkpoint.layered import LAYERS_KEY, stock_class_of
 from secateur.checkpoint.padding import padded_shape, padded_state
 from secateur.checkpoint.verify import Check, logits_of, verify, weights_checksum
 from secateur.config.prune import ExportConfig, PruneConfig

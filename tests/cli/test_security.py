@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from secateur.checkpoint.layered import MODULE
+from secateur.architecture.layered import MODULE
 from secateur.cli import main
 from tests.cli.test_faults import command
 

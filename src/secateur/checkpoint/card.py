@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
+from ..architecture.layered import MODULE, source_hash
 from ..criteria import CRITERIA
 from ..data.embedded import BASE_MODEL, EMBEDDED_MODEL
 from ..models.adapter import rank_words
 from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
 from ..system.reading import PARSER_ERRORS
-from .layered import MODULE, source_hash
 
 log = logging.getLogger("secateur")
 

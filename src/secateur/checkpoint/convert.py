@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..architecture.families import FAMILIES, family_of
+from ..architecture.layered import SIZE_KEYS
 from ..architecture.layout import LayerShape
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
 from ..config.prune import ExportConfig
@@ -17,7 +18,6 @@ from ..system.errors import InputError
 from ..system.output import check_output
 from .card import padded_card
 from .export import ExportReport, build_small, loads_with, round_, write_checkpoint
-from .layered import SIZE_KEYS
 from .padding import padded_shape, padded_state
 from .verify import (
     compare,

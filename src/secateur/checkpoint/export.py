@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
+from ..architecture.layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
@@ -25,7 +26,6 @@ from ..system.errors import InputError
 from ..system.output import check_output, replaced_whole
 from ..system.quiet import quiet_transformers
 from .card import plain_card
-from .layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
 from .verify import (
     Check,
     compare,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
+from ..architecture.layered import MODULE, modeling_source, stock_class_of
 from ..architecture.quantised import bits_of, is_quantised, quantised_linears
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
@@ -24,7 +25,6 @@ from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.output import check_output, replaced_whole
 from .export import ExportReport, Finish, loads_with, small_class
-from .layered import MODULE, modeling_source, stock_class_of
 from .shards import Sides, merged_from_shards
 from .verify import Check, logits_of, tensor_checksum, verify
 

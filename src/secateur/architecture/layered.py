@@ -11,9 +11,9 @@ from typing import cast
 
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
-from ..architecture.families import Family
-from ..architecture.layout import LayerShape, parts
-from ..architecture.stock import LAYERS_KEY
+from .families import Family
+from .layout import LayerShape, parts
+from .stock import LAYERS_KEY
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
