@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tokenizers import processors
 
 from secateur.cli import main
 from secateur.evaluation.figures import (
@@ -87,6 +88,25 @@ def test_figures_equal_a_loop_by_hand(rows) -> None:
     assert "lm-evaluation-harness 0.4" in found["piqa"].source
     assert found["piqa"].files == {"piqa.jsonl": hashlib.sha256((rows / "piqa.jsonl").read_bytes()).hexdigest()}
     assert warnings == []
+
+
+def test_a_tokenizer_that_ends_texts_gives_the_same_figures(rows) -> None:
+    """Its end would be scored as part of each answer, and prompts that are continued would end with it."""
+    from secateur.evaluation.harness_model import padded_model
+
+    ending = tiny_tokenizer(chat_template=False)
+    post = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
+    ending.backend_tokenizer.post_processor = post
+    given = options(rows, "piqa", "gsm8k", num_fewshot=None, limit=3)
+    (plain, _), (other, _) = (
+        run_tasks(tiny_llama(seed=2), tokenizer, given, torch.float32)
+        for tokenizer in (tiny_tokenizer(chat_template=False), ending)
+    )
+    assert {name: figure.metrics for name, figure in plain.items()} == {k: f.metrics for k, f in other.items()}
+    wrapped = padded_model(tiny_llama(), ending, batch_size=2, dtype=torch.float32, multiple=1)
+    ids, mask = wrapped.tok_batch_encode(["abcd", "ab"])
+    assert wrapped.tok_encode("abcd") == ids[0].tolist()
+    assert (ids[1, 2:].tolist(), mask.tolist()) == (wrapped.tok_encode("ab"), [[1, 1, 1, 1], [0, 0, 1, 1]])
 
 
 def test_padding_changes_nothing_and_makes_few_shapes(rows) -> None:

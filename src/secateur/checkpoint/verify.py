@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.encoding import encode
 from ..system.errors import VerificationError
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -256,7 +257,7 @@ def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) ->
     """(1, tokens) to compare models on: a paragraph of English, or without a tokenizer every token in turn."""
     if tokenizer is None:
         return torch.arange(min(vocabulary, 256)).unsqueeze(0)
-    return torch.tensor([tokenizer(PROBE)["input_ids"]])
+    return torch.tensor([encode(tokenizer, PROBE)])
 
 
 def wide_of(dtype: torch.dtype) -> torch.dtype:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..system.errors import InputError
+from .encoding import around
 from .rows import Message
 
 
@@ -23,7 +24,7 @@ def render(messages: Sequence[Message], tokenizer: Any, origin: str) -> str:
 
 def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
     """Alpaca-like headings, every response ended with the end-of-sequence token."""
-    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    begins = tokenizer.bos_token_id is not None and around(tokenizer)[0][:1] == [tokenizer.bos_token_id]
     parts = [tokenizer.bos_token if begins else ""]
     for role, content in messages:
         if role == "assistant":

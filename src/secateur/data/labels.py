@@ -5,6 +5,7 @@ from typing import Any
 
 from ..system.errors import InputError
 from .chat import render
+from .encoding import encode, encode_document
 from .rows import Document
 
 MARK = "=@secateur@="  # stands for a response while its place in the chat template's output is looked for
@@ -19,13 +20,11 @@ def tokenise(document: Document, tokenizer: Any, response_only: bool) -> tuple[l
                 f"--response-only needs instruction or chat rows, and {document.origin} is plain text: "
                 "leave out the option or that data."
             )
-        ids = list(tokenizer(document.text, verbose=False)["input_ids"])
-        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids.append(tokenizer.eos_token_id)
+        ids = encode_document(tokenizer, document.text)
         return ids, ids
     text = render(document.messages, tokenizer, document.origin)
     if not response_only:
-        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = encode(tokenizer, text, special=False)
         return ids, ids
     if not tokenizer.is_fast:
         raise InputError("--response-only needs a fast tokenizer (tokenizer.json): convert it, or drop it.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..system.errors import InputError
 from .chat import render
 from .documents import read_documents, with_split
+from .encoding import encode
 from .labels import IGNORED, tokenise
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_speci
     """The first `max_tokens` tokens of `text`, without tokenising much more of it than that takes."""
     length = len(text) if max_tokens is None else 16 * max_tokens
     while True:
-        ids = tokenizer(text[:length], add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        ids = encode(tokenizer, text[:length], special=add_special_tokens)
         # a cut changes tokens near it only: with a margin, the first ones are those of the whole text
         if length >= len(text) or (max_tokens is not None and len(ids) >= max_tokens + 256):
             return ids[:max_tokens]

@@ -7,6 +7,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.encoding import around, unended
 from ..system.errors import all_faults
 from .perplexity import token_faults
 
@@ -23,6 +24,8 @@ class PaddedHFLM(HFLM):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.after = around(self.tokenizer)[1]
+        """What the tokenizer puts after a text: a prompt goes on, and an answer's score is that of its words."""
         self.cut_prompts: set[str] = set()
         """Prompts whose start did not fit into the context."""
 
@@ -32,6 +35,9 @@ class PaddedHFLM(HFLM):
             if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
                 self.cut_prompts.add(prompt)
         return super()._loglikelihood_tokens(requests, *arguments, **options)
+
+    def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
+        return unended(list(super().tok_encode(string, *arguments, **options)), self.after)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         length = inps.shape[1]
@@ -43,6 +49,9 @@ class PaddedHFLM(HFLM):
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         ids, mask = super().tok_batch_encode(strings, padding_side, None, **options)
+        ended = len(self.after)
+        if ended and padding_side == "left" and all(row[-ended:] == self.after for row in ids.tolist()):
+            ids, mask = ids[:, :-ended], mask[:, :-ended]
         if left_truncate_len is None:
             return ids, mask
         self._check(ids.flatten().tolist())

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.experts import expert_lists
 from ..architecture.quantised import entries
+from ..data.encoding import encode
 from ..system.errors import InputError
 from .devices import autocast
 
@@ -173,7 +174,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
         messages = [{"role": "user", "content": prompt}]
         prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     # A rendered template holds its own special tokens.
-    return tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    ids = torch.tensor([encode(tokenizer, prompt, special=not chat)])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:
