@@ -19,9 +19,9 @@ from ..system.output import check_output
 from .card import padded_card
 from .export import ExportReport, build_small, loads_with, round_, write_checkpoint
 from .padding import padded_shape, padded_state
+from .probe import default_probe
 from .verify import (
     compare,
-    default_probe,
     wide_of,
 )
 

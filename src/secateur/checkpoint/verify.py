@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..data.encoding import encode
 from ..system.errors import VerificationError
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -29,12 +28,6 @@ GREEDY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e
 """How far below the best logit without the cache a token may lie that was chosen with it, over the largest |logit|.
 With the cache the matmuls have other shapes, so ties and near ties may fall the other way (SmolLM2-135M in bfloat16:
 4e-3); reading a wrong cache entry moves logits by their own size."""
-
-PROBE = (
-    "A gardener prunes a tree so that what is left can grow. The cut is made close to the branch, with a sharp blade, "
-    "and never all at once: a few twigs this year, a few the next. Whoever cuts too much in one season finds the tree "
-    "weak in the following spring, while one that was never cut at all bears small and sour fruit."
-)
 
 MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-4}
 """Mean KL divergence (nats) allowed between the model as trained (LoRA apart, perhaps masks) and as merged and sliced,
@@ -251,13 +244,6 @@ def run_python(source: str, argument: Path, environment: dict[str, str]) -> subp
     """Python `source` in a process of its own, isolated from this one's folder and packages of the user."""
     command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(argument)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def default_probe(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> Tensor:
-    """(1, tokens) to compare models on: a paragraph of English, or without a tokenizer every token in turn."""
-    if tokenizer is None:
-        return torch.arange(min(vocabulary, 256)).unsqueeze(0)
-    return torch.tensor([encode(tokenizer, PROBE)])
 
 
 def wide_of(dtype: torch.dtype) -> torch.dtype:

@@ -19,7 +19,7 @@ from ..architecture.families import Family
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.export import ExportReport, export_checkpoint
-from ..checkpoint.verify import default_probe
+from ..checkpoint.probe import default_probe
 from ..config.options import part_of, with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..criteria import CRITERIA
