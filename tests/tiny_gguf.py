@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from gguf import GGUFWriter, TokenType
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 from tiny import tiny_llama
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -14,8 +15,8 @@ NAMES = {
 }  # fmt: skip
 
 
-def save_gguf(path: Path, *, layers: int = 2) -> Path:
-    """Float32 tensors; the rows of q and k are not permuted, which makes it another model than `tiny_llama`'s."""
+def save_gguf(path: Path, *, layers: int = 2, kind: str = "F32") -> Path:
+    """Weights are of `kind`, norms float32; rows of q and k are not permuted: another model than `tiny_llama`'s."""
     tokens = ["<|end|>", *sorted(ByteLevel.alphabet()), "ab"]
     model = tiny_llama(layers=layers, vocab=len(tokens))
     config = model.config
@@ -37,12 +38,17 @@ def save_gguf(path: Path, *, layers: int = 2) -> Path:
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
     state = model.state_dict()
-    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
-    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
-    writer.add_tensor("output.weight", state["lm_head.weight"].numpy())
+
+    def add(name: str, values: torch.Tensor) -> None:
+        type_ = GGMLQuantizationType[kind if values.dim() > 1 else "F32"]
+        writer.add_tensor(name, quantize(values.numpy(), type_), raw_dtype=type_)
+
+    add("token_embd.weight", state["model.embed_tokens.weight"])
+    add("output_norm.weight", state["model.norm.weight"])
+    add("output.weight", state["lm_head.weight"])
     for layer in range(layers):
         for ours, theirs in NAMES.items():
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", state[f"model.layers.{layer}.{ours}.weight"].numpy())
+            add(f"blk.{layer}.{theirs}.weight", state[f"model.layers.{layer}.{ours}.weight"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

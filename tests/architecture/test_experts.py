@@ -23,8 +23,8 @@ from secateur.checkpoint.export import build_small
 from secateur.checkpoint.verify import logits_of
 from secateur.cli import main
 from secateur.config.prune import PruneConfig
-from secateur.models.masks import Masks
 from secateur.models.surgery import merged_and_sliced
+from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.finetune import load_base, without_weights
 from secateur.training.prepare import plan_budget, prepare

@@ -26,8 +26,8 @@ from secateur.checkpoint.verify import Check, logits_of, verify, weights_checksu
 from secateur.config.prune import ExportConfig, PruneConfig
 from secateur.models.benchmark import parameter_count
 from secateur.models.coverage import tell_transposed_
-from secateur.models.masks import Masks
 from secateur.models.surgery import merged_and_sliced
+from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget, prepare
 

@@ -30,9 +30,9 @@ from secateur.models import loading as models
 from secateur.models import original
 from secateur.models.benchmark import parameter_count
 from secateur.models.loading import load_model
-from secateur.models.masks import Masks
 from secateur.models.source import ModelSource
 from secateur.models.surgery import shrink_
+from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError, VerificationError
 from secateur.training.callback import PruningCallback
 from secateur.training.checkpoints import find_latest

@@ -180,9 +180,12 @@ def _lora_words(result: dict[str, Any]) -> str:
 
 def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     dense, pruned, speed = result["dense"], result["pruned"], result["speed"]
+    label = "bytes of weights"
+    if stored := dense.get("stored_bytes"):
+        label += f", both in {dense['dtype']} (the base model's files have {stored:,})"
     rows = [
         ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}"),
-        ("bytes of weights", f"{dense['bytes']:,}", f"{pruned['bytes']:,}"),
+        (label, f"{dense['bytes']:,}", f"{pruned['bytes']:,}"),
     ]
     if own := speed.get("pruned"):
         before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"

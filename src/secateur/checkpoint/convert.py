@@ -13,6 +13,7 @@ from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
 from ..config.prune import ExportConfig
 from ..models.loading import load_config
 from ..models.source import ModelSource
+from ..models.stored import checkpoint_dtype
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
@@ -56,7 +57,7 @@ def export_config(config: ExportConfig) -> ExportReport:
         ) from None
     shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
     state = _read_state(folder)
-    dtype = next(iter(state.values())).dtype
+    dtype = checkpoint_dtype(old)
     layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
     wide = padded_shape(old, family, shapes, config.model_class)
     alike = (wide,) * len(shapes)

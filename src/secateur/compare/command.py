@@ -25,8 +25,8 @@ from ..evaluation.perplexity import perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
-from ..models.loading import checkpoint_dtype
 from ..models.source import resolve_model
+from ..models.stored import checkpoint_dtype
 from ..models.surgery import merged_and_sliced
 from ..models.tokenizers import load_tokenizer
 from ..parallel.distributed import Share

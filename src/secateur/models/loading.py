@@ -20,12 +20,13 @@ from .files import check_checkpoint
 from .guards import check_hub, guarded
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
+from .stored import follow_files_, untie_
 
 log = logging.getLogger("secateur")
 
 
 def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's configuration; reads no weights.
+    """The model's configuration, in agreement with the checkpoint's files (`stored.follow_files_`); reads no weights.
 
     Raises:
         InputError: config.json is corrupt, the hub id is unknown or cannot be reached, code must be trusted.
@@ -33,7 +34,7 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     check_hub(source)
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
     check_causal(source.name, config)
-    return config
+    return follow_files_(config, source)
 
 
 def load_model(
@@ -45,17 +46,17 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in evaluation mode on the CPU.
 
-    `dtype`: "checkpoint" keeps the checkpoint's own, else float32, bfloat16 or float16. A GGUF file is
-    dequantised (float32 when the dtype is "checkpoint"). Only safetensors and GGUF are read, never a pickle.
+    `dtype`: "checkpoint" keeps the checkpoint's own (`stored.checkpoint_dtype`), else float32, bfloat16 or float16. A
+    GGUF file is dequantised. Only safetensors and GGUF are read, never a pickle.
 
     Args:
         quantising: `architecture.quantised.loading_options`, to quantise what is read, on the device that they name.
     Raises:
         InputError: a file is corrupt or missing, or weights and config.json do not fit each other.
     """
-    check_hub(source)
     check_checkpoint(source)
     options: dict[str, Any] = {
+        "config": load_config(source, trust_remote_code=trust_remote_code),
         "dtype": "auto" if dtype == "checkpoint" else getattr(torch, dtype),
         "output_loading_info": True,
         # without this, shapes that differ raise an error that names none of them; they are refused below
@@ -68,6 +69,7 @@ def load_model(
     with memory_for(f"loading {source.name}", LOAD_LESS):
         model, info = guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
+    untie_(model)
     return model.eval()
 
 
@@ -86,6 +88,11 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
             f"such as {key}: {tuple(found)} in the file, {tuple(expected)} in the model; {hint}"
         )
     if missing := sorted(info["missing_keys"]):
+        if set(missing) <= set(getattr(model, "_tied_weights_keys", None) or ()):
+            hint = (
+                "if the model's output embedding is its input embedding, say so: tie_word_embeddings: true in "
+                "config.json."
+            )
         raise InputError(
             f"model {source.name!r}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}"
         )
@@ -103,8 +110,3 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
             len(unexpected),
             safe(unexpected[0]),
         )
-
-
-def checkpoint_dtype(model_config: PretrainedConfig) -> torch.dtype:
-    """The precision of a checkpoint's weights: that of the result, too."""
-    return model_config.dtype if isinstance(model_config.dtype, torch.dtype) else torch.float32

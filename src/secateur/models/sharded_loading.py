@@ -9,9 +9,10 @@ from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from .devices import training_device
 from .files import check_checkpoint
-from .loading import checkpoint_dtype, load_config
+from .loading import load_config
 from .original import original_tensors
 from .source import resolve_model
+from .stored import checkpoint_dtype
 
 
 def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:

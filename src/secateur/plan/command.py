@@ -24,9 +24,10 @@ from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.adapter import starting_from_adapter
 from ..models.devices import compute_dtype, default_device, name_of
-from ..models.loading import checkpoint_dtype, load_config
+from ..models.loading import load_config
 from ..models.original import check_quantisable
 from ..models.source import resolve_model
+from ..models.stored import checkpoint_dtype
 from ..pruning.budget import Budget
 from ..pruning.compensation import NEEDS
 from ..pruning.statistics import second_moment_bytes

@@ -25,7 +25,7 @@ from ..architecture.quantised import quantised_bytes
 from ..checkpoint.verify import wide_of
 from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
-from ..models.loading import checkpoint_dtype
+from ..models.stored import checkpoint_dtype
 from ..training.loss import causal_lm_loss
 
 CPU_HEAP = 1.45

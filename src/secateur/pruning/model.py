@@ -14,12 +14,13 @@ from ..architecture.experts import expert_lists
 from ..architecture.families import Family
 from ..architecture.units import Member, Pool
 from ..criteria import InputMoments
-from ..models.masks import Masks
 from ..models.original import check_cuttable, restore_
 from ..models.source import ModelSource
+from ..models.stored import untie_
 from ..models.surgery import check_mergeable, removals, shrink_
 from ..parallel.sharding import assign_, check_in_memory, gathered
 from .compensation import check_compensation, compensate_, rewritten_by
+from .masks import Masks
 
 
 class PrunedModel:
@@ -44,6 +45,7 @@ class PrunedModel:
     ) -> None:
         self.model = model
         base = self.base
+        untie_(base)
         self._find_units = partial(find_units, base, family_for(base, base.config.model_type, family), attention)
         self.units = self.live = self._find_units()
         self.shrink, self.compensate = shrink, compensate

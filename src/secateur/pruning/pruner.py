@@ -24,13 +24,13 @@ from ..config.options import part_of, with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..criteria import CRITERIA
 from ..models.coverage import check_coverage
-from ..models.masks import Masks
 from ..models.source import ModelSource, resolve_model
 from ..parallel.distributed import check_agreement, share_counts, trained_weights, whole_weights
 from ..system.errors import InputError, NumericsError
 from .allocation import make_budget, shape_by_quota
 from .budget import Budget, budget_goal
 from .cut import Cut
+from .masks import Masks
 from .model import PrunedModel
 from .schedule import Schedule, make_schedule
 from .scorer import Scorer

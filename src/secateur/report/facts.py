@@ -62,6 +62,8 @@ def headline(run: Run) -> list[Figure]:
     figures = []
     for key, label, show in (("parameters", "Parameters", human_count), ("bytes", "Weights on disk", human_bytes)):
         before, after = number(dense, key), number(pruned, key)
+        if key == "bytes" and (stored := number(dense, "stored_bytes")) is not None:
+            label = f"Weights on disk, both in {at(dense, 'dtype')} (dense files: {human_bytes(stored)})"
         if after is not None:
             change = f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
             figures.append(Figure(label, show(before) if before is not None else None, show(after), change))

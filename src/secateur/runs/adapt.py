@@ -24,9 +24,9 @@ from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import planned_lora
 from ..models.devices import compute_dtype, name_of
-from ..models.loading import checkpoint_dtype
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.original import check_blocks, restore_, with_plain_lora
+from ..models.stored import checkpoint_dtype
 from ..pruning.schedule import Schedule
 from ..ranks import RankPruner
 from ..ranks.checks import rank_schedule

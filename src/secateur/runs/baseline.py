@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from ..checkpoint.export import round_
 from ..models.devices import default_device, widened
-from ..models.loading import checkpoint_dtype
 from ..models.original import restore_, with_plain_lora
+from ..models.stored import checkpoint_dtype
 from ..system.progress import Progress
 from ..training.finetune import add_lora, load_base
 from ..training.guard import DivergenceWatch, NumericsGuard

@@ -14,6 +14,8 @@ from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
+from ..models.devices import name_of
+from ..models.stored import checkpoint_dtype, stored_bytes
 from ..pruning.allocation import make_budget
 from ..pruning.pruner import Pruner
 from ..system.errors import InputError
@@ -60,7 +62,7 @@ def outcome(
         "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
         "dense": {
             "parameters": parameter_count(dense),
-            "bytes": _source_bytes(job, dense),
+            **source_bytes(job, parameter_count(dense)),
             "perplexity": dense_perplexity.to_dict() if dense_perplexity else None,
         },
         "pruned": {
@@ -203,13 +205,24 @@ def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: 
     return found | {"flop_speedup": flops["dense"] / flops["pruned"]}
 
 
-def _source_bytes(job: Job, base: nn.Module) -> int:
-    """Bytes of the dense checkpoint's weights on disk; of the tensors where it is not a local model."""
-    folder = Path(job.source.path)
-    if job.source.gguf_file:
-        return (folder / job.source.gguf_file).stat().st_size
-    found = checkpoint_bytes(folder) if folder.is_dir() else 0
-    return found or sum(p.numel() * p.element_size() for p in base.parameters())
+def source_bytes(job: Job, parameters: int) -> dict[str, Any]:
+    """Bytes of the dense checkpoint's weights on disk.
+
+    Where its files hold them in another precision than the result's, or hold more than the model, its parameters in the
+    result's, so that nothing is credited to pruning that is not pruning's; `stored_bytes` is then what the files take.
+
+    Args:
+        parameters: of the dense model.
+    """
+    dtype = checkpoint_dtype(job.model_config)
+    needed, stored = parameters * dtype.itemsize, stored_bytes(job.source)
+    if stored is None:  # of the hub
+        return {"bytes": needed}
+    files = job.source.is_local and not job.source.gguf_file
+    headers = checkpoint_bytes(Path(job.source.path)) - stored if files else 0
+    if stored == needed and not job.source.gguf_file:
+        return {"bytes": needed + headers}
+    return {"bytes": needed + headers, "stored_bytes": stored + headers, "dtype": name_of(dtype)}
 
 
 def report_on(output: Path, progress: Progress) -> None:

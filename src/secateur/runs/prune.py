@@ -24,8 +24,8 @@ from ..config.schedule import ScheduleOptions
 from ..evaluation.perplexity import Perplexity
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, device_for, name_of, widened
-from ..models.loading import checkpoint_dtype
 from ..models.memory import WRITE_LATER, memory_for
+from ..models.stored import checkpoint_dtype
 from ..models.surgery import removals
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner

@@ -106,6 +106,11 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
             f"{human_bytes(result['pruned']['bytes'])} on disk"
         )
+    if stored := result["dense"].get("stored_bytes"):
+        notes.append(
+            f"weights on disk: both in {result['dense']['dtype']}; the files of the model that was pruned take "
+            f"{human_bytes(stored)}"
+        )
     export = result["export"]
     notes.append(
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"

@@ -19,8 +19,8 @@ from ..criteria import CRITERIA
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora
-from ..models.loading import checkpoint_dtype
 from ..models.original import check_blocks
+from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import Unreachable, make_budget, shape_by_quota
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation import check_compensation
