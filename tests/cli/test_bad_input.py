@@ -18,6 +18,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 from secateur.cli import main
 from secateur.data.embedded import stdlib_docs
+from secateur.evaluation.local_tasks import definitions
 
 TRAIN = ["--steps", "12", "--seq-len", "32", "--batch-size", "4", "--frequency", "2", "--dtype", "float32"]
 PRUNE = ["prune", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--sparsity", "0.4", *TRAIN]
@@ -135,6 +136,27 @@ def table() -> dict[str, tuple[list[str], str]]:
     return found
 
 
+TEMPLATES = {
+    "raises": ("{{ raise_exception('x') }}", "TemplateError: x)"),
+    "does not parse": ("{% if %}", "TemplateSyntaxError: "),
+    "names what is not there": ("{{ a.b.c }}", "UndefinedError: 'a' is undefined"),
+    "reaches out": ("{{ ''.__class__.__mro__ }}", "SecurityError: "),
+    "includes a file": ("{% include 'x' %}", "TypeError: "),
+    "divides": ("{{ 1 // 0 }}", "ZeroDivisionError: "),
+    "has names": ({"tool": "x"}, "ValueError: "),
+}
+"""Chat templates, and what is said of each."""
+TASK_ROWS = {
+    "piqa label 7": ({"goal": "a", "sol1": "b", "sol2": "c", "label": 7}, ":1 has no 'query' and no 'choices' and"),
+    "piqa gold 7": ({"query": "a", "choices": ["b", "c"], "gold": 7}, "piqa.jsonl:1 has 7 as 'gold': expected 0 to 1"),
+    "hellaswag no endings": (
+        {"query": "a", "choices": ["b", None, None, None], "gold": 0}, ":1 has null as number 2 of 'choices'",
+    ),
+    "winogrande no option": ({"context_options": "a", "continuation": "b", "gold": 0}, "\"a\" as 'context_options'"),
+    "arc_easy a number": (5, "arc_easy.jsonl:1 is no row of keys: expected query, choices, gold."),
+    "openbookqa a text as gold": ({"query": "a", "choices": ["b"], "gold": "B"}, "\"B\" as 'gold': expected 0 to 0"),
+}  # fmt: skip
+"""A task's name and what its only row lacks -> the row, and what is said of it."""
 CASES: dict[str, tuple[list[str], str]] = {
     **table(),
     # file system
@@ -251,6 +273,17 @@ CASES: dict[str, tuple[list[str], str]] = {
     "export: nothing there": (["export", "--model", "{t}/hollow", "--output", "{o}"], "no checkpoint there"),
     "export: equal layers": (["export", "--model", "{m}", "--output", "{o}"], "stock checkpoint already"),
     "sample: an empty prompt file": (["sample", "--model", "{m}", "--prompt-file", "{t}/empty.txt"], "empty"),
+    **{f"sample: a chat template that {name}": (
+        ["sample", "--model", "{t}/template " + name, "--prompts", "hi"],
+        f"the tokenizer's chat template cannot be rendered ({words}",
+    ) for name, (_, words) in TEMPLATES.items()},
+    "eval: tasks without a token to begin with": (
+        ["eval", "--model", "{t}/unended", "--tasks", "piqa", "--task-data", "{t}/rows"],
+        "has neither bos_token nor eos_token",
+    ),
+    **{f"eval: a task's row with {name}": (
+        ["eval", "--model", "./nowhere", "--tasks", name.split()[0], "--task-data", "{t}/rows of " + name], words,
+    ) for name, (_, words) in TASK_ROWS.items()},
     "report: no run": (["report", "{t}/hollow"], "has no result.json"),
     "report: a damaged run": (["report", "{t}/damaged"], "not valid JSON"),
     "report: no folder": (["report", "{t}/none"], "not a folder"),
@@ -275,6 +308,7 @@ def place(tmp_path_factory) -> Path:
     (folder / "text.txt").write_text(text * 3, encoding="utf-8")
     bad_files(folder)
     bad_models(folder)
+    bad_tokenizers_and_tasks(folder)
     return folder
 
 
@@ -307,6 +341,24 @@ def bad_files(folder: Path) -> None:
     (folder / "formats" / "bad.jsonl").write_text("not JSON")
     (folder / "full" / "precious.txt").write_text("keep me")
     (folder / "damaged" / "result.json").write_text('{"status": "do')
+
+
+def bad_tokenizers_and_tasks(folder: Path) -> None:
+    for name, (template, _) in TEMPLATES.items():
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(save_tiny(folder / f"template {name}", layers=1))
+        if isinstance(template, dict):
+            (folder / f"template {name}" / "chat_template.jinja").unlink()
+    settings = save_tiny(folder / "unended", layers=1) / "tokenizer_config.json"
+    found = json.loads(settings.read_text())
+    settings.write_text(json.dumps({key: value for key, value in found.items() if key != "eos_token"}))
+    for name, (row, _) in TASK_ROWS.items():
+        place = folder / f"rows of {name}" / definitions()[name.split()[0]]["dataset_kwargs"]["data_files"]["test"]
+        place.parent.mkdir()
+        place.write_text(json.dumps(row))
+    (folder / "rows").mkdir()
+    (folder / "rows" / "piqa.jsonl").write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}))
 
 
 def bad_models(folder: Path) -> None:

@@ -18,7 +18,7 @@ from secateur.evaluation.figures import (
     paired_rows,
     seven_task_average,
 )
-from secateur.evaluation.harness import TaskOptions, check_tasks, run_tasks
+from secateur.evaluation.harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
 from secateur.evaluation.local_tasks import definitions
 from secateur.evaluation.sandbox import Outcome
 from secateur.system.errors import InputError
@@ -272,6 +272,37 @@ def test_what_the_harness_cannot_run_is_one_message(rows, tmp_path, monkeypatch,
     model = tiny_llama(layers=1)
     with pytest.raises(InputError, match=reason):
         run_tasks(model, tiny_tokenizer(chat_template=False), options(tmp_path, *names, **changed), torch.float32)
+
+
+def test_rows_are_looked_at_before_a_model_is_loaded(rows, tmp_path) -> None:
+    check_tasks(options(rows, *ALL))
+    for path in rows.glob("*.jsonl"):  # as other systems write them, or as one list
+        (tmp_path / path.name).write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    lines = (rows / "piqa.jsonl").read_text().splitlines()
+    (tmp_path / "piqa.jsonl").write_text("[" + ",\n".join(lines) + "]")
+    check_tasks(options(tmp_path, *ALL))
+    model, tokenizer = tiny_llama(layers=1), tiny_tokenizer(chat_template=False)
+    found = [run_tasks(model, tokenizer, options(folder, "mmlu", "piqa", limit=2), torch.float32)[0]
+             for folder in (rows, tmp_path)]  # fmt: skip
+    assert found[0]["mmlu"].metrics == found[1]["mmlu"].metrics
+    assert found[0]["piqa"].row_texts == found[1]["piqa"].row_texts
+    (tmp_path / "piqa.jsonl").write_text(
+        "[" + ",\n".join([*lines, '{"query": 1, "choices": ["a", ""], "gold": 0}'] * 2)
+    )
+    with pytest.raises(InputError, match=r"piqa\.jsonl is not valid JSON"):
+        check_tasks(options(tmp_path, "piqa"))
+    (tmp_path / "piqa.jsonl").write_text("\n".join([*lines, '{"query": 1, "choices": ["a", ""], "gold": 0}'] * 2))
+    with pytest.raises(InputError, match=r"piqa\.jsonl:7 has \"\" as number 2 of 'choices'.*1 other rows are wrong"):
+        check_tasks(options(tmp_path, "piqa"))
+
+
+def test_a_tokenizer_without_an_end_has_no_answers_to_end(rows) -> None:
+    tokenizer = tiny_tokenizer()
+    assert tokenizer_faults(tokenizer, options(rows, "piqa", "gsm8k"), "m") == []
+    tokenizer.eos_token, tokenizer.bos_token = None, "<|start|>"
+    assert tokenizer_faults(tokenizer, options(rows, "piqa"), "m") == []
+    (fault,) = tokenizer_faults(tokenizer, options(rows, "piqa", "gsm8k"), "m")
+    assert fault.startswith("--tasks: the tokenizer of m has no eos_token, which ends an answer")
 
 
 def test_a_fault_of_the_model_is_no_fault_of_the_rows(rows) -> None:

@@ -7,6 +7,8 @@ import torch
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 from secateur.cli import main
+from secateur.config.evaluation import SampleConfig
+from secateur.evaluation.sample import read_prompts
 from secateur.models.benchmark import encode_prompt, generate_text
 
 
@@ -73,6 +75,27 @@ def test_refusals(folders, tmp_path, capsys) -> None:
     ):
         assert main(["sample", "--model", dense, *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_files_of_other_systems_hold_the_same_prompts(tmp_path, start, end) -> None:
+    """A byte-order mark is no part of the first prompt, and a carriage return none of any."""
+    file = tmp_path / "p.txt"
+    file.write_bytes(start + end.join([b"one", b"", b" two ", b"three"]))
+    assert read_prompts(SampleConfig(model="m", prompt_file=str(file))) == ["one", " two ", "three"]
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(start + end.join([b'{"prompt": "one"}', b'{"prompt": "a\\r\\nb"}', b""]))
+    assert read_prompts(SampleConfig(model="m", prompt_file=str(file))) == ["one", "a\r\nb"]
+
+
+def test_token_types_are_no_part_of_a_prompt(tmp_path, capsys) -> None:
+    folder = save_tiny(tmp_path / "m", layers=1)
+    settings = folder / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | names))
+    assert main(["sample", "--model", str(folder), "--prompts", "ab", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.startswith("prompt\n    ab\n")
 
 
 def test_control_sequences_are_not_printed() -> None:

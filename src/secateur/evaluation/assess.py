@@ -29,7 +29,7 @@ from ..system.output import check_output_file
 from ..system.progress import Progress
 from ..system.records import environment, write_json
 from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
-from .harness import TaskOptions, check_tasks, run_tasks
+from .harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
 from .perplexity import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
 from .text import perplexity_lines, task_lines
 
@@ -100,7 +100,7 @@ def evaluate_models(config: EvalConfig) -> str:
     tasks = _task_options(config)
     if tasks:
         check_tasks(tasks)
-    subjects = [_open(name, config) for name in (config.model, *([config.against] if config.against else []))]
+    subjects = [_open(name, config, tasks) for name in (config.model, *([config.against] if config.against else []))]
     text = _text(config, subjects) if config.data or config.preset else None
     findings = _measure_all(subjects, text, tasks, config)
     if rank() > 0:
@@ -241,11 +241,14 @@ def _row_overlaps(findings: Mapping[str, Findings]) -> list[str]:
     return [line for overlap in overlaps for line in overlap.warnings]
 
 
-def _open(name: str, config: EvalConfig) -> Subject:
+def _open(name: str, config: EvalConfig, tasks: TaskOptions | None) -> Subject:
     source = resolve_model(name)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_checkpoint(source)
-    return Subject(name, source, model_config, load_tokenizer(source, trust_remote_code=config.trust_remote_code))
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    if tasks:
+        all_faults(tokenizer_faults(tokenizer, tasks, name))
+    return Subject(name, source, model_config, tokenizer)
 
 
 def _text(config: EvalConfig, subjects: list[Subject]) -> Text:

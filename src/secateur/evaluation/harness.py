@@ -22,8 +22,11 @@ from ..system.errors import InputError, all_faults
 from ..system.registry import did_you_mean
 from .figures import TaskFigure, figure_metric, joined
 from .local_tasks import definitions, hashes, local_tasks
+from .task_rows import row_faults
 
 PAD_MULTIPLE = 64
+ANYONES = (AssertionError, IndexError, StopIteration, TypeError, ValueError)
+"""What the harness raises at rows that it did not expect, and a model's code may raise as well."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,24 @@ def check_tasks(options: TaskOptions) -> None:
                 "own tasks run without --task-data."
             )
             continue
-        for file in ours[name]["dataset_kwargs"]["data_files"].values():
-            if not (options.folder / file).is_file():
-                faults.append(f"task {name} needs {options.folder / file}, and there is no such file.")
+        paths = [options.folder / file for file in ours[name]["dataset_kwargs"]["data_files"].values()]
+        absent = [path for path in paths if not path.is_file()]
+        faults += [f"task {name} needs {path}, and there is no such file." for path in absent]
+        faults += row_faults(name, [path for path in paths if path not in absent])
     all_faults(faults)
+
+
+def tokenizer_faults(tokenizer: Any, options: TaskOptions, name: str) -> list[str]:
+    """What the harness lacks in a model's tokenizer: a token to begin with, and one that ends an answer."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
+        needs = "neither bos_token nor eos_token, and one stands before each prompt that is empty"
+    elif eos is None and any(definitions().get(task, {}).get("output_type") == "generate_until"
+                             for task in options.names if options.folder):  # fmt: skip
+        needs = "no eos_token, which ends an answer"
+    else:
+        return []
+    return [f"--tasks: the tokenizer of {name} has {needs}: name it in its tokenizer_config.json."]
 
 
 def _code_refused(name: str, options: TaskOptions) -> str:
@@ -109,8 +126,8 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
                 task_manager=_manager(own_tasks=options.folder is None),
                 bootstrap_iters=1000,  # of metrics that are no means
             )
-        except (AssertionError, KeyError, OSError, ValueError, DatasetsError, jinja2.UndefinedError) as error:
-            if isinstance(error, AssertionError | ValueError) and not _of_the_harness(error):
+        except (*ANYONES, KeyError, OSError, DatasetsError, jinja2.UndefinedError) as error:
+            if isinstance(error, ANYONES) and not _of_the_harness(error):
                 raise
             raise InputError(_cannot_run(options, error)) from None
     assert found is not None  # it is None in other processes than the first

@@ -1,7 +1,6 @@
 """Our tasks on local rows: `tasks/*.yaml`, in the format of lm-evaluation-harness."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from .sandbox import run_untrusted
+from .task_rows import numbered_rows
 
 
 @cache
@@ -55,8 +55,7 @@ def _passes(unconfined: list[str]) -> Callable[[dict[str, Any], Sequence[str]], 
 def _by_subject(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One task per subject of MMLU, since examples are of the question's own subject."""
     path = Path(task["dataset_kwargs"]["data_files"]["test"])
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        subjects = dict.fromkeys(json.loads(line)["subject"] for line in lines if line.strip())
+    subjects = dict.fromkeys(row["subject"] for _, row in numbered_rows(path))
     for subject in subjects:
         choose = partial(_of_subject, subject=subject)
         yield task | {

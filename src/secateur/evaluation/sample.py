@@ -108,7 +108,12 @@ def _open(name: str, source: ModelSource, prompts: list[str], config: SampleConf
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     longest = getattr(model_config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts, 1):
-        ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"][0]
+        try:
+            ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"][0]
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        if not len(ids):
+            raise InputError(f"prompt {number} gives no tokens with the tokenizer of {name}: write another.")
         all_faults(token_faults(ids, getattr(model_config.get_text_config(), "vocab_size", None), name))
         tokens = len(ids)
         if longest is not None and tokens + config.max_new_tokens > longest:

@@ -168,14 +168,31 @@ def generate_text(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template."""
+    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template.
+
+    Raises:
+        InputError: the template cannot be rendered.
+    """
     chat = chat and bool(tokenizer.chat_template)
     if chat:
-        messages = [{"role": "user", "content": prompt}]
-        prompt = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        prompt = _rendered(tokenizer, prompt)
     # A rendered template holds its own special tokens.
-    ids = torch.tensor([encode(tokenizer, prompt, special=not chat)])
+    ids = torch.tensor([encode(tokenizer, prompt, special=not chat)], dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    try:
+        messages = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except MemoryError:
+        raise
+    except Exception as error:  # jinja2's, transformers', and whatever an expression of the template raises
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise InputError(
+            f"the tokenizer's chat template cannot be rendered ({type(error).__name__}: {reason}): mend it "
+            "(chat_template.jinja, or chat_template in tokenizer_config.json), or pass --no-chat."
+        ) from None
 
 
 def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> float:

@@ -14,6 +14,8 @@ PARSER_ERRORS = (ValueError, RecursionError, OverflowError)
 def read_text(path: Path, place: str) -> str:
     """The text of a file; a pipe or a device is refused, as reading one may never end.
 
+    A byte-order mark at its start is no text, and lines end with one newline whichever way the file has them.
+
     Args:
         place: what the message calls it, such as `--config run.yaml`.
     Raises:
@@ -23,7 +25,7 @@ def read_text(path: Path, place: str) -> str:
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "a pipe or a device"
             raise InputError(f"{place} is {kind}, no regular file: give one.")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{place} cannot be read ({error.strerror}): check the path and its permissions.") from None
     except UnicodeDecodeError as error:
