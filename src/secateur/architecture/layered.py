@@ -6,14 +6,16 @@ sizes go under a key of ours, and a subclass of the stock model reads them.
 """
 
 import hashlib
+from pathlib import Path
 from types import ModuleType
 from typing import cast
 
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
-from .families import Family
+from ..system.errors import InputError
+from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, parts
-from .stock import LAYERS_KEY
+from .stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -99,3 +101,62 @@ def layered_class(config: PreTrainedConfig, family: Family) -> type[PreTrainedMo
 def layer_sizes(shapes: tuple[LayerShape, ...]) -> list[dict[str, int]]:
     """What goes under the config key."""
     return [dict(zip(SIZE_KEYS, shape.key(), strict=True)) for shape in shapes]
+
+
+def is_layered(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> bool:
+    """Whether a configuration is that of a checkpoint with layers that differ, as written here, so that
+    `layered_class` reads it.
+
+    Args:
+        trust_remote_code: the folder's code may run, so a modelling file that someone changed is left to transformers.
+    """
+    given = getattr(config, "auto_map", None)
+    code = str(given.get("AutoModelForCausalLM")) if isinstance(given, dict) else ""
+    if not getattr(config, LAYERS_KEY, None) or not code.split("--")[-1].startswith(f"{MODULE}."):
+        return False
+    return not (trust_remote_code and _was_changed(config))
+
+
+def _was_changed(config: PreTrainedConfig) -> bool:
+    """Whether a layered checkpoint's modelling file is there, and another than the one that is written here."""
+    path = Path(str(config._name_or_path)) / f"{MODULE}.py"
+    if not path.is_file():
+        return False
+    source = modeling_source(stock_class_of(config).__name__, layered_family(config))
+    return path.read_text(encoding="utf-8", errors="replace") != source
+
+
+def layered_family(config: PreTrainedConfig) -> Family:
+    """The layout that a layered checkpoint was written with.
+
+    Raises:
+        InputError: one that is not registered here.
+    """
+    layout = getattr(config, FAMILY_KEY, None)
+    if layout is not None and layout not in FAMILIES:
+        raise InputError(
+            f"model {config._name_or_path!r}: it was written with the layout {layout!r}, which is not known here: "
+            "register it in a script that then calls secateur.cli.main (docs/add-a-family.md)."
+        )
+    return family_of(str(config.model_type), layout)
+
+
+def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
+    """The shapes of a layered checkpoint's layers.
+
+    Raises:
+        InputError: the configuration does not give them; as `layered_family`.
+    """
+    sizes = getattr(config, LAYERS_KEY, None)
+    head_dim = head_dim_of(config, layered_family(config))
+    try:
+        listed = [[int(size[key]) for key in SIZE_KEYS] for size in cast(list[dict[str, int]], sizes)]
+        if len(listed) != config.num_hidden_layers or not all(heads > 0 < kv_heads for heads, kv_heads, _ in listed):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"model {config._name_or_path!r}: {LAYERS_KEY} in config.json must give every layer "
+            f"{', '.join(SIZE_KEYS)}, and num_hidden_layers is {config.num_hidden_layers}: "
+            "the checkpoint is damaged, export it again."
+        ) from None
+    return tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)

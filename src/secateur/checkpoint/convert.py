@@ -6,10 +6,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..architecture.families import FAMILIES, family_of
-from ..architecture.layered import SIZE_KEYS
-from ..architecture.layout import LayerShape
-from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
+from ..architecture.layered import layered_family, layered_shapes
+from ..architecture.stock import LAYERS_KEY
 from ..config.prune import ExportConfig
 from ..models.loading import load_config
 from ..models.source import ModelSource
@@ -40,22 +38,7 @@ def export_config(config: ExportConfig) -> ExportReport:
         raise InputError(
             f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
         )
-    layout = old.to_dict().get(FAMILY_KEY)
-    if layout is not None and layout not in FAMILIES:
-        raise InputError(
-            f"--model {config.model}: it was written with the layout {layout!r}, which is not known here: register it "
-            "in a script that then calls secateur.cli.main (docs/add-a-family.md)."
-        )
-    family = family_of(old.model_type, layout)
-    head_dim = head_dim_of(old, family)
-    try:
-        listed = [[int(size[key]) for key in SIZE_KEYS] for size in sizes]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"--model {config.model}: {LAYERS_KEY} in config.json must give every layer {', '.join(SIZE_KEYS)}: "
-            "the checkpoint is damaged, export it again."
-        ) from None
-    shapes = tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
+    family, shapes = layered_family(old), layered_shapes(old)
     state = _read_state(folder)
     dtype = checkpoint_dtype(old)
     layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")

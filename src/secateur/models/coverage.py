@@ -65,12 +65,20 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
         reason = " ".join(str(error).split())[:300]
         if adapter is not None:
             raise InputError(f"--adapter {adapter.name}: not a LoRA adapter that fits this model ({reason}).") from None
-        raise InputError(f"--targets {' '.join(config.targets)}: {reason}") from None
+        raise unfit_lora(empty, config, reason) from None
     assert isinstance(model, PeftModel)
     check_mergeable(model)
     if adapter is not None:
         check_fits(adapter, model)
     return tuple(path for first in lora_layers(model) for path in _in_all(first, experts))
+
+
+def unfit_lora(model: nn.Module, config: LoraOptions, reason: str) -> InputError:
+    """The error for LoRA that PEFT will not add, in terms of what the user wrote."""
+    if config.targets:
+        return InputError(f"--targets {' '.join(config.targets)}: {reason}")
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return InputError(f"LoRA cannot go on every linear of a {kind} ({reason}): name those that it can with --targets.")
 
 
 def _in_all(first: str, experts: dict[str, int]) -> list[str]:

@@ -1,18 +1,25 @@
 """What transformers, the hub and the operating system raise when a model is read, as one message of ours."""
 
+import logging
 import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..architecture.config_faults import config_error, fault_in_words, values_in
 from ..architecture.families import FAMILIES
 from ..data.embedded import EMBEDDED_MODEL
 from ..system.errors import InputError
+from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
 from .checks import gated
 from .source import ModelSource
+
+log = logging.getLogger("secateur")
 
 HUB_TIMEOUT_S = 10
 
@@ -78,10 +85,28 @@ def guarded(
                 "Check model_type in config.json, or update transformers. See `secateur families`; "
                 "docs/add-a-family.md says how to add to it."
             ) from None
+        if what == "model" and (values := config_values(source)):
+            raise config_error(source.name, fault_in_words(error, values)) from error
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {one_line(error)}): "
             "check its files, or download it again."
         ) from error
+
+
+def config_values(source: ModelSource) -> dict[str, Any]:
+    """What config.json says, of a folder or of the hub's cache; nothing where it is not there or no mapping."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if source.is_local:
+        return values_in(source.path)
+    found = try_to_load_from_cache(source.path, "config.json")
+    return values_in(Path(found).parent) if isinstance(found, str) else {}
+
+
+@cache
+def say_once(warning: str) -> None:
+    """Warn, once a process: a command may read a model more than once."""
+    log.warning("%s", safe(warning))
 
 
 def one_line(error: Exception) -> str:

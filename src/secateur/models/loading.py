@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..architecture.building import empty_model, own_code
+from ..architecture.config_faults import token_warnings
+from ..architecture.layered import is_layered, layered_class, layered_family
 from ..system.errors import InputError
 from ..system.progress import safe
-from .checks import check_causal
+from .checks import TOGETHER, check_causal, check_json_files, check_shapes, unfit_shapes
 from .files import check_checkpoint
-from .guards import check_hub, guarded
+from .guards import check_hub, guarded, say_once
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
 from .stored import follow_files_, untie_
@@ -26,12 +30,25 @@ log = logging.getLogger("secateur")
 
 
 def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's configuration, in agreement with the checkpoint's files (`stored.follow_files_`); reads no weights.
+    """The model's configuration, of which a model without weights was made as a proof; reads no weights.
+
+    It is in agreement with the checkpoint's files (`stored.follow_files_`).
 
     Raises:
-        InputError: config.json is corrupt, the hub id is unknown or cannot be reached, code must be trusted.
+        InputError: config.json is corrupt or cannot be used, the files' tensors have other shapes than it says, the hub
+            id is unknown or cannot be reached, code must be trusted.
     """
+    config = _read_config(source, trust_remote_code)
+    if not (trust_remote_code and own_code(config)):  # such code may need weights, or values, to be built
+        check_shapes(source, empty_model(config))
+    for warning in token_warnings(config):
+        say_once(f"model {source.name!r}: {warning}.")
+    return config
+
+
+def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConfig:
     check_hub(source)
+    check_json_files(source)
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
     check_causal(source.name, config)
     return follow_files_(config, source)
@@ -54,9 +71,11 @@ def load_model(
     Raises:
         InputError: a file is corrupt or missing, or weights and config.json do not fit each other.
     """
+    check_hub(source)
     check_checkpoint(source)
+    config = _read_config(source, trust_remote_code)
     options: dict[str, Any] = {
-        "config": load_config(source, trust_remote_code=trust_remote_code),
+        "config": config,
         "dtype": "auto" if dtype == "checkpoint" else getattr(torch, dtype),
         "output_loading_info": True,
         # without this, shapes that differ raise an error that names none of them; they are refused below
@@ -67,10 +86,17 @@ def load_model(
     else:
         options |= {"use_safetensors": True, **(quantising or {})}
     with memory_for(f"loading {source.name}", LOAD_LESS):
-        model, info = guarded(source, AutoModelForCausalLM.from_pretrained, trust_remote_code, options)
+        model, info = guarded(source, _loader(config, trust_remote_code), trust_remote_code, options)
     _refuse_unfit(source, model, info, trust_remote_code)
     untie_(model)
     return model.eval()
+
+
+def _loader(config: PretrainedConfig, trust_remote_code: bool) -> Callable[..., Any]:
+    """The `from_pretrained` that reads a model's weights."""
+    if is_layered(config, trust_remote_code=trust_remote_code):
+        return layered_class(config, layered_family(config)).from_pretrained
+    return AutoModelForCausalLM.from_pretrained
 
 
 def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], trusted: bool) -> None:
@@ -78,15 +104,12 @@ def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, A
 
     A tied weight whose source is there does not count as missing: transformers takes it off the list.
     """
-    hint = "copy or download config.json and the weights again, together."
+    hint = TOGETHER
     if not trusted and "AutoModelForCausalLM" in (getattr(model.config, "auto_map", None) or {}):
         hint = "the checkpoint ships a modelling file of its own: read it, and pass --trust-remote-code."
     if mismatched := sorted(info["mismatched_keys"]):
         key, found, expected = mismatched[0]
-        raise InputError(
-            f"model {source.name!r}: {len(mismatched)} weights do not have the shape that config.json says, "
-            f"such as {key}: {tuple(found)} in the file, {tuple(expected)} in the model; {hint}"
-        )
+        raise unfit_shapes(source.name, model.config, len(mismatched), key, found, expected, hint)
     if missing := sorted(info["missing_keys"]):
         if set(missing) <= set(getattr(model, "_tied_weights_keys", None) or ()):
             hint = (

@@ -3,8 +3,9 @@
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..architecture.building import built
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from .devices import training_device
@@ -34,9 +35,7 @@ def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_co
     config = load_config(source, trust_remote_code=trust_remote_code)
     dtype, device = dtype or checkpoint_dtype(config), training_device()
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        model = built(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     model.config.use_cache = False
     spread_(model)

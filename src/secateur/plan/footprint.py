@@ -7,7 +7,7 @@ would keep for the backward pass is added up. It runs through the first layers a
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,10 +15,11 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from ..architecture.building import empty_model
 from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.families import FAMILIES, Family
 from ..architecture.quantised import quantised_bytes
@@ -91,16 +92,14 @@ def training_footprint(
         distilled: whether the dense model's logits are made too.
         family: the model's layout, where its model type does not say it.
     """
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(
-            model_config, dtype=base_dtype(model_config, dtype, load_in), trust_remote_code=trust_remote_code
-        )
+    wide = base_dtype(model_config, dtype, load_in)
+    base = empty_model(model_config, trust_remote_code=trust_remote_code, dtype=wide)
     base.config.use_cache = False
     if scored:  # by the names of experts taken apart
         unstack_experts(base, family)
     weights = sum(map(_bytes, [*base.parameters(), *base.buffers()]))
     saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
-    kept_gradients = dtype.itemsize * sum(base.get_submodule(path).weight.numel() for path in scored)
+    kept_gradients = dtype.itemsize * sum(cast(nn.Linear, base.get_submodule(path)).weight.numel() for path in scored)
     family = family or FAMILIES[model_config.model_type]
     repeats = _leave_first_layers(base, family)
     unstack_experts(base, family)

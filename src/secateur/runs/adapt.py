@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from ..architecture.building import empty_model
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..config.adapt import AdaptConfig
 from ..config.load_in import load_in_words
@@ -234,15 +235,7 @@ def _check_adapter(config: AdaptConfig) -> None:
 
 def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
     """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
-    try:
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {config.model!r}: no causal language model can be made from its config.json ({reason}): check it, "
-            "or download it again."
-        ) from None
+    empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
     head = empty.get_output_embeddings()
     linears = {

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..architecture.building import empty_model
 from ..architecture.experts import unstack_experts
 from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..config.lora import LoraOptions
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
-from ..models.coverage import tell_transposed_
+from ..models.coverage import tell_transposed_, unfit_lora
 from ..models.devices import default_device, name_of, training_device, widened
 from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
@@ -61,10 +62,7 @@ def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts
 
 def without_weights(job: Job) -> PreTrainedModel:
     """The original model's shapes, on the meta device."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            job.model_config, trust_remote_code=job.config.trust_remote_code
-        )
+    model = empty_model(job.model_config, trust_remote_code=job.config.trust_remote_code)
     unstack_experts(model, job.family)
     return model
 
@@ -133,7 +131,7 @@ def _with_lora(base: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> 
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:
-        raise InputError(f"--targets {' '.join(config.targets)}: {' '.join(str(error).split())[:300]}") from None
+        raise unfit_lora(base, config, " ".join(str(error).split())[:300]) from None
     assert isinstance(model, PeftModel)
     return model
 

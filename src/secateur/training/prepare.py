@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ..architecture.building import empty_model
 from ..architecture.discovery import check_class, check_text_model, family_for, find_units
 from ..architecture.experts import check_expert_count, unstack_experts
 from ..architecture.families import Family, family_of
@@ -97,8 +97,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     check_text_model(model_config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
     family = family_for(empty, model_config.model_type, config.family)
     unstack_experts(empty, family)

@@ -1,0 +1,59 @@
+"""A model's modules from its configuration alone, on the meta device: what shows whether a configuration is sound."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ..system.errors import InputError, out_of_memory
+from .config_faults import config_error, fault_in_words, size_faults, values_in
+from .layered import is_layered, layered_class, layered_family, layered_shapes
+
+
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """The causal language model of a configuration, without weights.
+
+    A configuration that secateur wrote for layers that differ gives the class that comes with it; none of the
+    checkpoint's code runs for it.
+
+    Args:
+        trust_remote_code: run the checkpoint's own code where it comes with some.
+        options: of `from_config`, such as `dtype`.
+    Raises:
+        InputError: no model can be made of it; names the key and its value.
+    """
+    name = str(config._name_or_path) or str(config.model_type)
+    if faults := size_faults(config):
+        raise config_error(name, *faults)
+    try:
+        with torch.device("meta"):
+            return built(config, trust_remote_code=trust_remote_code, **options)
+    except InputError:
+        raise
+    except Exception as error:  # a model's class raises whatever its parts do
+        if out_of_memory(error):
+            raise
+        raise config_error(name, fault_in_words(error, values_in(name) or config.to_dict())) from error
+
+
+def built(config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """The model of a configuration with the values it starts from, on whatever device is the default."""
+    if is_layered(config, trust_remote_code=trust_remote_code):
+        layered_shapes(config)
+        return layered_class(config, layered_family(config))._from_config(config, **options)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+    return model
+
+
+def own_code(config: PretrainedConfig) -> str:
+    """Where a checkpoint's own model class is, such as `modeling_x.py`; an empty string where it brings none.
+
+    The class that comes with layers that differ is made here, and counts as none.
+    """
+    given = getattr(config, "auto_map", None)
+    place = given.get("AutoModelForCausalLM") if isinstance(given, dict) else None
+    if not isinstance(place, str) or "." not in place or is_layered(config):
+        return ""
+    repository, _, name = place.rpartition("--")
+    file = f"{name.rpartition('.')[0].replace('.', '/')}.py"
+    return f"{file} of {repository}" if repository else file
