@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_tiny
-from two_processes import CASES, CUTS, FAULTS
+from two_processes import CASES, CUTS, FAULTS, OWN
 from zygote import launch
 
 SCRIPT = Path(__file__).parents[1] / "two_processes.py"
@@ -64,6 +64,27 @@ def test_disagreement_is_found_at_the_next_cut(folders, name) -> None:
         said = json.loads((folders[1] / f"fault-{name}-{rank}.json").read_text())
         assert wrong.get(name, "step 8: process 1 holds other weights than process 0") in said
         assert "start again from a checkpoint" in said
+
+
+def test_disagreement_after_the_last_cut_is_found(folders) -> None:
+    """At the last step, where no cut averages anything any more; in a loop without averages, a step after the cut; by
+    an export, where the processes come to it together."""
+    for rank in (0, 1):
+        late = json.loads((folders[1] / f"fault-last-{rank}.json").read_text())
+        assert "step 14: process 1 holds other weights than process 0" in late
+        apart = json.loads((folders[1] / f"apart-{rank}.json").read_text())
+        assert "before the export: process 1 holds other weights than process 0" in apart["export"]
+        assert "step 2: process 1 holds other weights" in apart["own"]
+        assert "secateur.parallel.average_gradients_ after backward" in apart["own"]
+
+
+@pytest.mark.parametrize("name", list(OWN))
+def test_ddp_in_somebody_elses_loop_follows_cuts(folders, name) -> None:
+    """Two processes come to the weights and units of one: after a cut, too, gradients are averaged."""
+    one, two = (load_file(folder / f"own-{name}.safetensors") for folder in folders)
+    up = "base_model.model.model.layers.0.mlp.up_proj"
+    assert one[f"{up}.lora_B.default.weight"].shape != (96, 4), "cut: the FFN's width, or the rank"
+    assert_same(one, two)
 
 
 def test_the_command_on_two_processes(tmp_path) -> None:

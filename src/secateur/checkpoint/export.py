@@ -20,6 +20,7 @@ from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
 from ..models.benchmark import checkpoint_bytes, parameter_count
+from ..models.devices import without_autocast
 from ..models.surgery import merged_and_sliced
 from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
@@ -62,6 +63,7 @@ class ExportReport:
 Finish = Callable[[Path, ExportReport], None]
 
 
+@without_autocast()
 def export_checkpoint(
     model: nn.Module,
     units: Units,
@@ -74,6 +76,7 @@ def export_checkpoint(
     model_class: str = "keep",
     overwrite: bool = False,
     finish: Finish | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> ExportReport:
     """Merge, slice, write, read back in a fresh process, and only then put the folder in place.
 
@@ -83,6 +86,7 @@ def export_checkpoint(
         probe_ids: (1, tokens) of real text, at least 17.
         dtype: precision of the checkpoint.
         finish: called with the verified temporary folder, to put records beside the weights.
+        before: called just before the folder is put in place; what it raises keeps it away.
     Raises:
         InputError: the output cannot be written, or no stock config takes the sizes.
         VerificationError: what was read back does not compute what was trained.
@@ -102,8 +106,12 @@ def export_checkpoint(
     round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
     format = "layered" if layered else "stock"
-    finish = finish or partial(_write_card, base)
-    return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, finish)
+
+    def done(folder: Path, report: ExportReport) -> None:
+        (finish or partial(_write_card, base))(folder, report)
+        before()
+
+    return write_checkpoint(small, units.family, output, format, probe_ids, tokenizer, merge, done)
 
 
 def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> None:

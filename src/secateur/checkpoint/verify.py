@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..models.devices import without_autocast
 from ..system.errors import VerificationError
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -138,12 +139,15 @@ class Verified:
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
-    """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored."""
+    """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored.
+
+    In the precision of the weights, whatever autocast the model was trained under.
+    """
     was_training = model.training
     model.eval()
     ids = ids.to(next(model.parameters()).device)
     both = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-    with torch.inference_mode():
+    with torch.inference_mode(), without_autocast(model):
         logits = model(input_ids=ids, use_cache=False, **both).logits
     model.train(was_training)
     return logits.cpu().clone()

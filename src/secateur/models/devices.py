@@ -1,10 +1,12 @@
 """In what precision and on which device a model computes."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 P = TypeVar("P", bound=PreTrainedModel)
@@ -41,6 +43,29 @@ def name_of(dtype: torch.dtype) -> str:
 def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """`torch.autocast` for the half precisions, nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device_type, dtype=dtype)
+
+
+@contextmanager
+def without_autocast(model: nn.Module | None = None) -> Iterator[None]:
+    """Everything inside is computed in the precision of its tensors.
+
+    Neither an autocast around the call narrows it, nor the one that accelerate leaves in a model's `forward` (Trainer's
+    `bf16=True`, `accelerator.prepare`), which no autocast from outside undoes. Afterwards all is as it was.
+    """
+    on = [kind for kind in ("cpu", torch.accelerator.current_accelerator(check_available=True)) if kind is not None]
+    wrapped = [module for module in (model.modules() if model else ()) if "_original_forward" in vars(module)]
+    forwards = [module.forward for module in wrapped]
+    with ExitStack() as stack:
+        for kind in map(str, on):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        for module in wrapped:
+            module.forward = cast(Any, module._original_forward)
+        try:
+            yield
+        finally:
+            for module, forward in zip(wrapped, forwards, strict=True):
+                module.forward = forward
 
 
 def default_device() -> torch.device:

@@ -2,12 +2,14 @@
 
 Every process holds the model and trains on its part of a batch. Gradients of the LoRA factors are averaged when the
 last micro-batch of a step is done, before clipping and scoring, so every process computes the same scores, cuts the
-same units and shrinks the same shapes. (DistributedDataParallel does not follow a parameter that is replaced.)
+same units and shrinks the same shapes. (DistributedDataParallel does not follow a parameter that is replaced: see
+`replicas`.)
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -67,9 +69,14 @@ def part_ways() -> Share:
     return found
 
 
+def joined() -> bool:
+    """Whether this process has met others, or might have: a group of one is one, too."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def processes() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if joined() else 1
 
 
 def average_gradients_(parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -113,23 +120,72 @@ def check_agreement(keep: Mapping[str, Tensor], step: int, weights: Mapping[str,
     """
     if processes() == 1:
         return
-    units, held = hashlib.sha256(), hashlib.sha256()
+    units = hashlib.sha256()
     for name, mask in sorted(keep.items()):
         units.update(name.encode() + str(mask.tolist()).encode())
-    named = sorted((weights or {}).items())
-    for (name, weight), sums in zip(named, _checksums([weight for _, weight in named]), strict=True):
-        held.update(f"{name} {tuple(weight.shape)} {sums}".encode())
-    mine = torch.tensor(list(units.digest() + held.digest()), dtype=torch.uint8, device=wire())
+    mine = torch.tensor(list(units.digest() + _digest(weights or {})), dtype=torch.uint8, device=wire())
     everyone = [torch.empty_like(mine) for _ in range(processes())]
     dist.all_gather(everyone, mine)
-    same = "All processes need the same --seed, data, versions and kind of device; start again from a checkpoint."
+    said = {number: bytes(found.tolist()) for number, found in enumerate(everyone)}
     for part, words in (
         (slice(0, 32), "cut other units than process 0, so the models differ"),
-        (slice(32, 64), "holds other weights than process 0 (LoRA's, or those that compensation rewrote)"),
+        (slice(32, 64), OTHERS),
     ):
-        others = [number for number, found in enumerate(everyone) if not torch.equal(found[part], everyone[0][part])]
-        if others:
-            raise DisagreementError(f"step {step}: process {', '.join(map(str, others))} {words}. {same}")
+        _compare({number: digest[part] for number, digest in said.items()}, f"step {step}", words)
+
+
+OTHERS = "holds other weights than process 0 (LoRA's, or those that compensation rewrote)"
+
+
+def _compare(said: Mapping[int, bytes], when: str, words: str) -> None:
+    """Raise a `DisagreementError` where processes said something else than the first of them."""
+    first = said[min(said)]
+    if others := [number for number, digest in said.items() if digest != first]:
+        raise DisagreementError(
+            f"{when}: process {', '.join(map(str, others))} {words}. All processes need the same --seed, data, "
+            "versions and kind of device, and in a loop of your own the mean of their gradients at each step (the "
+            "forward pass through DistributedDataParallel, or secateur.parallel.average_gradients_ after backward); "
+            "start again from a checkpoint."
+        )
+
+
+def check_weights(model: torch.nn.Module, step: int) -> None:
+    """All processes hold the same trained weights; every one must call it.
+
+    Raises:
+        DisagreementError: they do not; names the ranks that differ from rank 0.
+    """
+    if processes() > 1:
+        check_agreement({}, step, trained_weights(model))
+
+
+_exports = itertools.count(1)
+
+
+def announce(model: torch.nn.Module) -> Callable[[], None]:
+    """Tell the other processes this one's trained weights; what is returned compares them with those told by then.
+
+    For an export, to which often process 0 comes alone: nobody is waited for.
+    """
+    if processes() == 1:
+        return lambda: None
+    number, store = next(_exports), dist.distributed_c10d._get_default_store()
+    keys = {process: f"secateur/export/{number}/{process}" for process in range(processes())}
+    store.set(keys[dist.get_rank()], _digest(trained_weights(model)).hex())
+
+    def compare() -> None:
+        said = {process: store.get(key) for process, key in keys.items() if store.check([key])}
+        _compare(said, "before the export", OTHERS)
+
+    return compare
+
+
+def _digest(weights: Mapping[str, Tensor]) -> bytes:
+    """(32,) of names, shapes and bits."""
+    held, named = hashlib.sha256(), sorted(weights.items())
+    for (name, weight), sums in zip(named, _checksums([weight for _, weight in named]), strict=True):
+        held.update(f"{name} {tuple(weight.shape)} {sums}".encode())
+    return held.digest()
 
 
 def whole_weights(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..architecture.discovery import family_for, find_units
 from ..architecture.experts import expert_lists
 from ..architecture.families import Family
-from ..architecture.units import Member, Pool
+from ..architecture.units import Member, Pool, Units
 from ..criteria import InputMoments
 from ..models.original import check_cuttable, restore_
 from ..models.source import ModelSource
@@ -152,3 +152,39 @@ class PrunedModel:
     def _look_up_modules(self) -> None:
         base = self.base
         self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+
+
+class Shown:
+    """What a pruner shows of its model."""
+
+    pruned: PrunedModel
+
+    @property
+    def units(self) -> Units:
+        """The units at the start; all names and numbers of units refer to these."""
+        return self.pruned.units
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """Pool name -> (units,) bool, which of them are left."""
+        return self.pruned.keep
+
+    @property
+    def live(self) -> Units:
+        """The units as they physically are in the model now."""
+        return self.pruned.live
+
+    @property
+    def live_keep(self) -> dict[str, Tensor]:
+        """Pool name -> which of the units in `live` are left: all of them, unless masks stand in."""
+        return self.pruned.live_keep
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks, where cuts mask."""
+        return self.pruned.masks
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Path -> linear of a unit, as it is in the model now."""
+        return self.pruned.modules

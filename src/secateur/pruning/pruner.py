@@ -17,27 +17,34 @@ from transformers import PreTrainedTokenizerBase
 from ..architecture.discovery import check_class
 from ..architecture.families import Family
 from ..architecture.stock import accepts
-from ..architecture.units import Units
 from ..checkpoint.export import ExportReport, export_checkpoint
 from ..checkpoint.probe import default_probe
 from ..config.options import part_of, with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..criteria import CRITERIA
 from ..models.coverage import check_coverage
+from ..models.devices import without_autocast
 from ..models.source import ModelSource, resolve_model
-from ..parallel.distributed import check_agreement, share_counts, trained_weights, whole_weights
+from ..parallel.distributed import (
+    announce,
+    check_agreement,
+    check_weights,
+    share_counts,
+    trained_weights,
+    whole_weights,
+)
+from ..parallel.replicas import unwrapped, watch_for_wrappers_
 from ..system.errors import InputError, NumericsError
 from .allocation import make_budget, shape_by_quota
 from .budget import Budget, budget_goal
 from .cut import Cut
-from .masks import Masks
-from .model import PrunedModel
+from .model import PrunedModel, Shown
 from .schedule import Schedule, make_schedule
 from .scorer import Scorer
 from .state import load_state, restoring, save_state
 
 
-class Pruner:
+class Pruner(Shown):
     """Prunes a PEFT LoRA model's attention heads and FFN channels while it is trained.
 
     At each cut the model shrinks: weights, LoRA factors and optimiser moments are sliced, so the steps that
@@ -76,7 +83,9 @@ class Pruner:
         if options.sparsity is None or not 0 < options.sparsity < 1:
             raise InputError(f"sparsity is {options.sparsity}: give a number between 0 and 1, such as 0.2.")
         self.options = options
-        self.model = model
+        self.model = model = unwrapped(model)
+        if self.replaces:
+            watch_for_wrappers_(model)
         self.pruned = PrunedModel(
             model, family=family, attention=options.attention, shrink=options.shrink, compensate=options.compensate
         )
@@ -94,6 +103,7 @@ class Pruner:
         self.pruned.put_masks_on()  # before the scorer: what is out has no input to speak of
         self.scorer = Scorer(self.pruned, options, self.budget.spared)
         self.schedule: Schedule | None = None
+        self.total_steps = 0
         if total_steps is not None:
             self.begin(total_steps)
         self.steps_done = 0
@@ -102,39 +112,15 @@ class Pruner:
         self.cuts: list[Cut] = []
 
     @property
-    def units(self) -> Units:
-        """The units at the start; all names and numbers of units refer to these."""
-        return self.pruned.units
-
-    @property
-    def keep(self) -> dict[str, Tensor]:
-        """Pool name -> (units,) bool, which of them are left."""
-        return self.pruned.keep
-
-    @property
-    def live(self) -> Units:
-        """The units as they physically are in the model now."""
-        return self.pruned.live
-
-    @property
-    def live_keep(self) -> dict[str, Tensor]:
-        """Pool name -> which of the units in `live` are left: all of them, unless masks stand in."""
-        return self.pruned.live_keep
-
-    @property
-    def masks(self) -> Masks | None:
-        """The masks, where cuts mask."""
-        return self.pruned.masks
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Path -> linear of a unit, as it is in the model now."""
-        return self.pruned.modules
+    def replaces(self) -> bool:
+        """Whether cuts put other parameters in the place of those that are trained."""
+        return self.options.shrink
 
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
-        self.schedule = make_schedule(self.options, total_steps)
+        self.schedule, self.total_steps = make_schedule(self.options, total_steps), total_steps
 
+    @without_autocast()
     def observe(self) -> None:
         """Score all units from the gradients that training has now, into the moving average (Eq. 11).
 
@@ -145,6 +131,8 @@ class Pruner:
         """
         if self.schedule is None:
             raise InputError("the pruner does not know the run's length: pass total_steps, or call begin(steps).")
+        if self.replaces:
+            watch_for_wrappers_(self.model)
         step = self.steps_done + 1
         if step > self.schedule.last_cut:
             return
@@ -161,15 +149,20 @@ class Pruner:
         """Pool name -> (units,) averaged scores; of a unit that went, the one that it went with."""
         return self.scorer.scores
 
+    @without_autocast()
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
         """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.
 
         Args:
             optimizer: the one that trains the model; needed when `shrink` is on, as its moments shrink too.
+        Raises:
+            DisagreementError: at a cut, one step after it or at the run's last step, processes hold other weights.
         """
         assert self.schedule is not None, "observe() or begin() comes first"
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done):
+            if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):
+                check_weights(self.model, self.steps_done)
             return None
         if self.options.shrink and optimizer is None:
             raise InputError("a cut shrinks the model and the optimiser's state: call pruner.step(optimizer).")
@@ -213,12 +206,15 @@ class Pruner:
     ) -> ExportReport:
         """Write the merged, sliced model as a checkpoint, verified in a fresh process. The model is not changed.
 
+        Of several processes one writes; where others call this too, their weights are compared with its own.
+
         Args:
             probe_ids: (1, tokens) to compare logits on; by default a few sentences through the tokenizer.
         Raises:
             InputError, VerificationError: as `export_checkpoint`.
+            DisagreementError: processes hold other weights.
         """
-        base = self.pruned.base
+        base, compare = self.pruned.base, announce(self.model)
         if probe_ids is None:
             probe_ids = default_probe(tokenizer, base.config.get_text_config().vocab_size)
         return export_checkpoint(
@@ -231,6 +227,7 @@ class Pruner:
             tokenizer=tokenizer,
             model_class=self.options.model_class,
             overwrite=overwrite,
+            before=compare,
         )
 
     def restore(self, source: str | ModelSource, *, trust_remote_code: bool = False) -> None:

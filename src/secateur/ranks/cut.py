@@ -11,6 +11,17 @@ from .layers import last_update_norm
 from .recovery import compensation, damped, inverse_of, newton_step, rise_of_set
 
 
+@dataclass(frozen=True)
+class RankCut:
+    """What one cut did."""
+
+    step: int
+    removed: dict[str, int]
+    """Layer -> components that went."""
+    ranks: dict[str, int]
+    """Layer -> rank after it."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerNow:
     """One LoRA layer at a cut."""

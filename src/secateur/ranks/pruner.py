@@ -1,6 +1,5 @@
 """The rank pruner: watches LoRA's gradients, and removes rank components on schedule. Knows no Trainer."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 
 from ..config.options import with_given
 from ..config.ranks import RankOptions
+from ..models.devices import without_autocast
 from ..models.surgery import check_shapes, lora_factors, lora_layers
-from ..parallel.distributed import average_, check_agreement, trained_weights
+from ..parallel.distributed import average_, check_agreement, check_weights, trained_weights
+from ..parallel.replicas import unwrapped, watch_for_wrappers_
 from ..pruning.schedule import Schedule
 from ..pruning.state import load_state, restoring, save_state
 from ..system.errors import InputError, NumericsError
@@ -19,23 +20,12 @@ from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
 from .choice import lowest_of_all, lowest_of_each
 from .criteria import RANK_CRITERIA
-from .cut import LayerNow, recover_, score
+from .cut import LayerNow, RankCut, recover_, score
 from .layers import Averages, check_gradients, rescale_, slice_components_, step_facts, tell_peft
 from .watch import Activations
 
 STATE = "rank_pruner"
 """Name of the state's files in a checkpoint."""
-
-
-@dataclass(frozen=True)
-class RankCut:
-    """What one cut did."""
-
-    step: int
-    removed: dict[str, int]
-    """Layer -> components that went."""
-    ranks: dict[str, int]
-    """Layer -> rank after it."""
 
 
 class RankPruner:
@@ -83,9 +73,11 @@ class RankPruner:
         if options is None and "rank" not in given:
             raise InputError("no rank is given: say with which one the adapter ends, such as rank=8.")
         self.options = with_given(options or RankOptions(), given)
+        model = unwrapped(model)
         check_adapter(model, merges)
         assert isinstance(model, PeftModel)
         self.model = model
+        watch_for_wrappers_(model)
         self.layers = lora_layers(model)
         check_options(self.options, list(self.ranks.values()))
         self.rank = self.options.rank
@@ -97,14 +89,21 @@ class RankPruner:
         self._averages = {path: Averages() for path in self.layers}
         self._activations = Activations(lambda: self.steps_done)
         self.schedule: Schedule | None = None
+        self.total_steps = 0
         if total_steps is not None:
             self.begin(total_steps)
         if self.criterion.activations and self._cuts_ahead:
             self._activations.attach(model, self.layers)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether cuts put other parameters in the place of those that are trained."""
+        return True
+
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
         self.schedule = rank_schedule(self.options, max(self.start_ranks.values()), total_steps)
+        self.total_steps = total_steps
         self._watch_while_needed()
 
     def _watch_while_needed(self) -> None:
@@ -129,6 +128,7 @@ class RankPruner:
         factors = [lora_factors(layer) for layer in self.layers.values()]
         return sum(lora.a.numel() + lora.b.numel() for lora in factors)
 
+    @without_autocast()
     def observe(self) -> None:
         """Take this step's gradients into the moving averages; before the update, on final gradients.
 
@@ -136,6 +136,7 @@ class RankPruner:
             NumericsError: a gradient is not finite; names layer and step.
         """
         assert self.schedule is not None, "begin() comes first, or total_steps"
+        watch_for_wrappers_(self.model)
         if not self._cuts_ahead:
             return
         check_gradients({path: lora_factors(layer) for path, layer in self.layers.items()}, self.steps_done + 1)
@@ -162,15 +163,20 @@ class RankPruner:
         """Leave a step out, in place of `observe`."""
         self._activations.forget()
 
+    @without_autocast()
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> RankCut | None:
         """Count an optimiser update, and cut when the schedule says so.
 
         Args:
             optimizer: the one that trains the adapter; its moments shrink too.
+        Raises:
+            DisagreementError: at a cut, one step after it or at the run's last step, processes hold other weights.
         """
         assert self.schedule is not None, "observe() or begin() comes first"
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
+            if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):
+                check_weights(self.model, self.steps_done)
             return None
         self._check_known()
         before = self.ranks

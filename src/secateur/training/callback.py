@@ -1,15 +1,20 @@
 """Trainer events to pruner calls. No logic."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..models.surgery import check_shapes
-from ..parallel.distributed import barrier
+from ..parallel.distributed import barrier, check_weights
+from ..parallel.replicas import NO_COPIES, NO_SHARDS
 from ..pruning.pruner import Pruner
 from ..pruning.schedule import Schedule
 from ..ranks import RankPruner
@@ -24,6 +29,10 @@ class Prunes(Protocol):
     schedule: Schedule | None
     steps_done: int
 
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def replaces(self) -> bool: ...
     def begin(self, total_steps: int) -> None: ...
     def observe(self) -> None: ...
     def skip(self) -> None: ...
@@ -32,10 +41,33 @@ class Prunes(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+def sharding_of(args: TrainingArguments) -> str:
+    """What shards the trained parameters or their optimiser, by Trainer's arguments or accelerate's; "": nothing."""
+    if args.deepspeed or AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
+        return "DeepSpeed"
+    if args.fsdp or AcceleratorState().distributed_type == DistributedType.FSDP:
+        return "FSDP"
+    return ""
+
+
 def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser itself, in whatever accelerate has wrapped it."""
     plain: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     return plain
+
+
+def unscaled(optimizer: Any) -> bool:
+    """Undo float16's loss scale in the gradients, where it is not undone yet; whether the update will be made.
+
+    Gradients that overflowed are usual at the start: the scaler leaves the step out and lowers the scale.
+    """
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return True
+    with suppress(RuntimeError):  # it says so where clipping has done it already
+        scaler.unscale_(plain_optimizer(optimizer))
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def scalars(pruner: Prunes) -> dict[str, float]:
@@ -83,9 +115,11 @@ class PruningCallback(TrainerCallback):
         """Fix the schedule.
 
         Raises:
-            InputError: training goes on from a checkpoint and the pruner does not; only one checkpoint is kept.
+            InputError: training goes on from a checkpoint and the pruner does not; only one checkpoint is kept; the
+                model is another one, or is to be spread over devices in a way that no cut can follow.
         """
         self._checked = False
+        self._check_model(args, kwargs["model"])
         if self.pruner.schedule is None:
             self.pruner.begin(state.max_steps)
         if self.pruner.steps_done < state.global_step:
@@ -98,13 +132,35 @@ class PruningCallback(TrainerCallback):
             # Trainer deletes the one before while the new one still lacks the pruner's state.
             raise InputError("save_total_limit is 1: give 2, so that one checkpoint is complete at any moment.")
 
+    def _check_model(self, args: TrainingArguments, model: nn.Module) -> None:
+        own = next(parameter for parameter in self.pruner.model.parameters() if parameter.requires_grad)
+        if not any(parameter is own for parameter in model.parameters()):
+            raise InputError(
+                "Trainer trains another model than the pruner's: make the pruner of trainer.model (a trainer that is "
+                "given a peft_config adds LoRA itself), then trainer.add_callback(PruningCallback(pruner))."
+            )
+        if args.n_gpu > 1:
+            raise InputError(NO_COPIES)
+        if self.pruner.replaces and (by := sharding_of(args)):
+            raise InputError(NO_SHARDS.format(by=by))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See that all processes hold the same at the end.
+
+        Raises:
+            DisagreementError: they do not.
+        """
+        check_weights(self.pruner.model, state.global_step)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not self._checked:  # by now Trainer has loaded what a checkpoint holds
             check_shapes(kwargs["model"], plain_optimizer(kwargs["optimizer"]))
             self._checked = True
-        if self.leave_out() or (self.guard is not None and self.guard.bad):
+        if self.leave_out() or (self.guard is not None and self.guard.bad) or not unscaled(kwargs["optimizer"]):
             self.pruner.skip()
             return
         try:
@@ -122,7 +178,11 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
-        if cut is not None and self.on_cut is not None:
+        if cut is None:
+            return
+        # The best model is one of those that follow the last cut: an earlier one has other units.
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if self.on_cut is not None:
             self.on_cut(cut)
 
     def on_log(

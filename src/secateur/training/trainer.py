@@ -20,7 +20,7 @@ from ..config.prune import PruneConfig
 from ..config.run import RunConfig
 from ..models.devices import autocast
 from ..models.memory import TRAIN_LESS, memory_for
-from ..parallel.distributed import average_gradients_, join, processes
+from ..parallel.distributed import average_gradients_, check_weights, join, processes
 from ..system.errors import InputError, SecateurError, disk_is_full
 from ..system.heap import freed_pages_kept
 from ..system.launcher import rank
@@ -107,6 +107,7 @@ def run_trainer(
     with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    check_weights(model, trainer.state.global_step)  # after the last cut, and where none takes place, nothing else does
 
 
 @contextmanager
