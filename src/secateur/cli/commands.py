@@ -23,23 +23,36 @@ def _prune(config: PruneConfig) -> int:
     from ..runs.summary import run_summary
     from ..training.prepare import prepare
 
-    return _trained(prepare(config), prune, run_summary)
+    return _trained(config, prepare, prune, run_summary)
 
 
 def _adapt(config: AdaptConfig) -> int:
     from ..runs.adapt import adapt, prepare_adapt
     from ..runs.summary import adapt_summary
 
-    return _trained(prepare_adapt(config), adapt, adapt_summary)
+    return _trained(config, prepare_adapt, adapt, adapt_summary)
 
 
-def _trained(job: Any, run: Callable[[Any, "Progress"], dict[str, Any]], words: Callable[[dict[str, Any]], str]) -> int:
-    """Run a prepared job; of several processes the first one speaks."""
+def _trained(
+    config: Any,
+    prepare: Callable[[Any], Any],
+    run: Callable[[Any, "Progress"], dict[str, Any]],
+    words: Callable[[dict[str, Any]], str],
+) -> int:
+    """Check a run and run it, or say that it was done; of several processes the first one speaks."""
     from ..parallel.distributed import leave
+    from ..runs.resumed import finished, going_on
     from ..runs.summary import loading_lines
     from ..system.launcher import rank
     from ..system.progress import Progress
 
+    if (result := finished(config)) is not None:
+        if rank() == 0:
+            print(f"the result is complete in {config.output}: nothing is left to do")
+            print(words(result))
+            print(loading_lines(result))
+        return 0
+    job = prepare(going_on(config))
     if rank() > 0:
         with open(os.devnull, "w") as silence:
             run(job, Progress(job.total_steps, silence))
@@ -72,12 +85,17 @@ def _compare(comparison: "Comparison") -> int:
 
     share = part_ways()  # before any import that looks for GPUs
     from ..compare.command import compare
+    from ..compare.recorded import stopped
+    from ..system.errors import InterruptedRun
 
     if share.number > 0:
         with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
             compare(comparison, share)
         return 0
-    print("\n" + compare(comparison, share))
+    try:
+        print("\n" + compare(comparison, share))
+    except (InterruptedRun, KeyboardInterrupt) as error:
+        raise stopped(error, comparison.settings.output, comparison.cells) from None
     print(f"\ntables, plot and records: {comparison.settings.output}")
     return 0
 

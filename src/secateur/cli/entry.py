@@ -18,13 +18,13 @@ from ..config.compare import CompareConfig
 from ..config.options import with_origin
 from ..config.recipes import CLASSES, FromRecipe, build_values, read_with_recipe
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
+from ..system.finished import forget, results
 from ..system.progress import Escaping, safe
 from ..system.registry import did_you_mean
-from ..system.signals import Terminated, terminated_tidily
+from ..system.signals import exit_code_of, terminated_tidily
 from ..system.version import VERSION
 from .commands import COMMANDS
 
-INTERRUPTED = 130
 FILE_SYSTEM = (
     errno.ENOENT,
     errno.EACCES,
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     debug = "--debug" in arguments
     config: Any = None
+    forget()
     try:
         # What commands print has names and texts in it that come from models and data.
         with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):
@@ -53,14 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SecateurError as error:
         return _fail(error, debug=debug, origins=config.origins if isinstance(config, FromRecipe) else {})
     except KeyboardInterrupt as error:
-        print("secateur: interrupted; nothing was written to the output folder.", file=sys.stderr)
-        return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
+        print(f"secateur: interrupted; {_what_stands()}", file=sys.stderr)
+        return exit_code_of(error)
     except BrokenPipeError:
         return 1
     except Exception as error:
         if ours := _as_ours(error, arguments):
             return _fail(ours, debug=debug)
         raise
+
+
+def _what_stands() -> str:
+    """What an interrupted command leaves."""
+    if not (places := results()):
+        return "nothing was written to the output folder."
+    place = places[0]  # what comes later goes with it
+    words = f"the result is complete in {safe(str(place))}."
+    if (place / "result.json").is_file() and not (place / "report.html").is_file():
+        words += f" Its page is missing: secateur report {safe(str(place))} draws it."
+    return words
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -47,7 +46,7 @@ from ..training.prepare import PruneJob, plan_budget, prepare
 from ..training.routing import drop_by_routing
 from .estimate import estimated_seconds
 from .grid import Cell, Comparison
-from .recorded import RECORD, check_inputs, recorded
+from .recorded import RECORD, check_inputs, recorded, tidy
 from .tables import write_comparison
 
 
@@ -87,6 +86,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
     if share.number == 0:
         for cell in missing:
             (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
+        tidy(folder, cells)
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
     print(f"{len(cells)} cells, {len(missing)} to run", end="", flush=True)
     if missing and share.number == 0:
@@ -107,6 +107,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
             print(f"failed: {error}\n(--overwrite runs failed cells again)", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
+        tidy(folder, [cell])
         if share.number == 0:
             write_comparison(folder, cells, settings.reference, warnings)
         gc.collect()
@@ -273,7 +274,6 @@ def _keep_metrics(job: PruneJob) -> float | None:
         (job.output.parent / "metrics.jsonl").write_text(lines, encoding="utf-8")
         if lines:  # one-shot may score in all steps and train in none
             seconds = median(json.loads(line)["seconds"] for line in lines.splitlines())
-    shutil.rmtree(job.work, ignore_errors=True)
     return seconds
 
 

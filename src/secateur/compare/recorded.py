@@ -1,6 +1,7 @@
 """Cells of a comparison that have been run: their records, and whether they belong to it as it is now."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -9,8 +10,10 @@ from typing import Any
 
 from ..data.documents import fingerprint
 from ..models.devices import compute_dtype, name_of
-from ..system.errors import InputError
+from ..system.errors import InputError, InterruptedRun
 from ..system.records import FORMAT
+from ..system.signals import exit_code_of
+from ..training.checkpoints import work_folder
 from .grid import Cell, differences
 
 RECORD = "result.json"
@@ -94,6 +97,24 @@ def check_inputs(folder: Path, cells: Sequence[Cell], texts: dict[str, str]) -> 
                     f"{place}: this cell was not measured on --evaluate-on {spec} as it is now, but on "
                     f"{', '.join(record['perplexity'])}: {AWAY} With --allow-different the figure is left out."
                 )
+
+
+def stopped(error: InterruptedRun | KeyboardInterrupt, folder: str, cells: Sequence[Cell]) -> InterruptedRun:
+    """What a comparison that was interrupted has come to."""
+    done = sum((Path(folder) / cell.name / RECORD).exists() for cell in cells)
+    left = "goes on from there" if done < len(cells) else "writes what is missing of its tables"
+    code = error.exit_code if isinstance(error, InterruptedRun) else exit_code_of(error)
+    return InterruptedRun(
+        f"interrupted; {done} of {len(cells)} cells are recorded in {folder}. The same command {left}.", code - 128
+    )
+
+
+def tidy(folder: Path, cells: Sequence[Cell]) -> None:
+    """Remove the checkpoints of cells that are recorded as done; a kill may have come between the two."""
+    for cell in cells:
+        work = work_folder(folder / cell.name / "checkpoint")
+        if work.is_dir() and (record := recorded(folder, cell)) and record["status"] == "done":
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _content(entry: dict[str, Any]) -> tuple[Any, ...]:

@@ -122,7 +122,7 @@ def evaluate_models(config: EvalConfig) -> str:
             "warnings": warnings,
             "environment": environment(),
         }
-        write_json(Path(config.output), record)
+        write_json(Path(config.output), record, result=True)
     measured = {name: (found.parameters, found.perplexity) for name, found in findings.items() if found.perplexity}
     by_byte = {name: found.nats_per_byte for name, found in findings.items() if found.nats_per_byte is not None}
     lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []

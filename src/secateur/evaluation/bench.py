@@ -55,7 +55,7 @@ def bench(config: BenchConfig) -> str:
         measured[name]["peak_memory_bytes"] = bytes_
     record = {"environment": environment(), "dtype": name_of(dtype), "models": measured}
     if output is not None:
-        write_json(output, record)
+        write_json(output, record, result=True)
     return table(record, names[0])
 
 

@@ -58,7 +58,7 @@ def sample_models(config: SampleConfig) -> str:
     if config.output:
         templates = {name: bool(config.chat and tokenizers[name].chat_template) for name in sources}
         record = {"config": config, "samples": samples, "chat_template": templates, "environment": environment()}
-        write_json(Path(config.output), record)
+        write_json(Path(config.output), record, result=True)
     return shown(samples)
 
 

@@ -107,7 +107,7 @@ def plan(config: PlanConfig) -> str:
         "time": time,
     }
     if config.json:
-        write_json(Path(config.json), record)
+        write_json(Path(config.json), record, result=True)
     return plan_text(record)
 
 

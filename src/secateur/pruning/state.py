@@ -22,16 +22,17 @@ def save_state(state: dict[str, Any], folder: Path, name: str = NAME) -> None:
     tensors = {f"{part}/{key}": tensor.contiguous() for part in parts for key, tensor in state[part].items()}
     save_file(tensors, folder / f"{name}.safetensors")
     rest = {key: value for key, value in state.items() if key not in parts}
-    write_json(folder / f"{name}.json", rest | {"tensors": parts})
+    write_json(folder / f"{name}.json", rest | {"tensors": parts, "order": list(tensors)})
 
 
 def load_state(folder: Path, name: str = NAME) -> dict[str, Any]:
-    """What `save_state` wrote."""
+    """What `save_state` wrote, in its order: a file of tensors has another, and sums would end in another bit."""
     state: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     state |= {part: {} for part in state.pop("tensors")}
-    for key, tensor in load_file(folder / f"{name}.safetensors").items():
+    tensors = load_file(folder / f"{name}.safetensors")
+    for key in state.pop("order", tensors):
         part, _, own = key.partition("/")
-        state[part][own] = tensor
+        state[part][own] = tensors[key]
     return state
 
 

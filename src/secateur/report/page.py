@@ -65,7 +65,7 @@ def write_report(
     found = run_plots(runs[0]) if len(runs) == 1 else comparison_plots(runs)
     page = run_page(runs[0], found) if len(runs) == 1 else comparison_page(runs, found)
     try:
-        write_whole(output, page.encode("utf-8"))
+        write_whole(output, page.encode("utf-8"), result=True)
         return [output, *_write_plots(found, output.with_name(output.stem + "-plots"), plot_files)]
     except OSError as error:
         raise InputError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from None

@@ -1,6 +1,5 @@
 """The main path of `secateur adapt`: train a LoRA adapter from a high rank down to a low one, and write it."""
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -38,7 +37,7 @@ from ..system.locks import locked
 from ..system.progress import Progress
 from ..system.records import environment, write_json
 from ..training.callback import PruningCallback
-from ..training.checkpoints import failure_noted
+from ..training.checkpoints import drop_work, failure_noted, note_result
 from ..training.finetune import add_lora, load_base, lora_config, lora_scaling
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import Job, make_work, open_model, probe_of, read_inputs
@@ -83,7 +82,9 @@ def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     if process_rank() > 0:
         return _adapt(job, progress)
     with locked(job.work), failure_noted(job.work):
-        return _adapt(job, progress)
+        result = _adapt(job, progress)
+    report_on(job.output, progress)
+    return result
 
 
 def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
@@ -121,13 +122,13 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", pruner.record())
         keep_metrics(job, folder)
+        note_result(job.work, folder)
 
     write = write_merged if config.merge else write_adapter
     with memory_for("writing the result", WRITE_LATER):
         write(model, _place(job), finish)
     if not config.save_steps:
-        shutil.rmtree(job.work, ignore_errors=True)
-    report_on(job.output, progress)
+        drop_work(job.work)
     return result
 
 
@@ -168,7 +169,7 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     watched = WatchedRanks(pruner)
     recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
-    with Interruption(job.output) as interruption, closing(recording):
+    with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
         callbacks = [guard, divergence, pruning, recording, saving, interruption]
         run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)

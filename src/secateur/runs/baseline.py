@@ -14,6 +14,7 @@ from ..models.devices import default_device, widened
 from ..models.original import restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
 from ..system.progress import Progress
+from ..training.checkpoints import step_of
 from ..training.finetune import add_lora, load_base
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import make_work
@@ -50,9 +51,9 @@ def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Mod
     linears = [path.rsplit(".", 1)[-1] for path in job.budget.units.family.linears]
     model = add_lora(load_base(job, dtype), job.config, linears)
     make_work(job)
-    watched = WatchedSteps(int(job.checkpoint.name.rpartition("-")[2]) if job.checkpoint else 0)
+    watched = WatchedSteps(step_of(job.checkpoint) if job.checkpoint else 0)
     recording = RecordingCallback(watched, job, progress, lambda: None)
-    with Interruption(job.output) as interruption, closing(recording):
+    with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         guard, watch = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, watch, watched, recording, saving, interruption]

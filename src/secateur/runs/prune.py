@@ -1,7 +1,6 @@
 """The main path of `secateur prune`: prune while LoRA fine-tunes, write the small checkpoint, measure both models."""
 
 import gc
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -36,7 +35,7 @@ from ..system.progress import Progress
 from ..system.quiet import quiet_transformers
 from ..system.records import write_json
 from ..training.callback import PruningCallback
-from ..training.checkpoints import failure_noted
+from ..training.checkpoints import drop_work, failure_noted, note_result
 from ..training.contact import contact_kept
 from ..training.finetune import add_lora, load_base, load_original, without_weights
 from ..training.guard import DivergenceWatch, NumericsGuard
@@ -60,7 +59,9 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     if rank() > 0:
         return _prune(job, progress)
     with locked(job.work), failure_noted(job.work):
-        return _prune(job, progress)
+        result = _prune(job, progress)
+    report_on(job.output, progress)
+    return result
 
 
 def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -105,12 +106,12 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
             found = start_perplexity.to_dict() if start_perplexity else None
             result["quantised"] = {"load_in": config.load_in, "perplexity": found}
         write_records(folder, job, pruner, result)
+        note_result(job.work, folder)
 
     with memory_for("writing the result", WRITE_LATER):
         _write(model, pruner, job, finish)
     if not config.save_steps:
-        shutil.rmtree(job.work, ignore_errors=True)
-    report_on(job.output, progress)
+        drop_work(job.work)
     return result
 
 
@@ -208,7 +209,7 @@ def fine_tune_and_prune(
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     watched = WatchedUnits(pruner, dense_parameters)
     recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
-    with Interruption(job.output) as interruption, closing(recording):
+    with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, divergence, *pruning, recording, saving, interruption]
         if steps:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 
 from .errors import InputError, SecateurError, disk_is_full
+from .finished import lands
 from .locks import held
 
 
@@ -82,6 +83,19 @@ def check_output_file(option: str, path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{option} {path} cannot be written ({error.strerror}): choose another place.") from None
 
 
+def tidy_beside(output: Path) -> None:
+    """Remove what a writer of `output` that was killed left beside it.
+
+    Raises:
+        InputError: another process writes there.
+    """
+    output = output.resolve()
+    prefix = f".{output.name}.secateur-"
+    if any(output.parent.glob(f"{glob.escape(prefix)}*")):
+        with held(output.with_name(prefix + "lock"), f"--output {output}"):
+            _clean_up(output, prefix)
+
+
 @contextmanager
 def replaced_whole(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
@@ -121,19 +135,19 @@ def _clean_up(output: Path, prefix: str) -> None:
 
 def _written(output: Path, temporary: Path) -> Iterator[Path]:
     """Hand out the temporary folder, then swap it into place."""
+    old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.chmod(0o755)
         yield temporary
-        old = temporary.with_name(temporary.name + ".old")
-        if output.exists():
-            output.rename(old)
+        lands(temporary, output)
         try:
+            if output.exists():
+                output.rename(old)
             temporary.rename(output)
         except BaseException:
-            if old.exists():
+            if old.exists() and not output.exists():
                 old.rename(output)
             raise
-        shutil.rmtree(old, ignore_errors=True)
     except SecateurError:
         raise
     except Exception as error:  # each library that writes has an error of its own for a full disk
@@ -145,3 +159,5 @@ def _written(output: Path, temporary: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if output.exists():  # the new one
+            shutil.rmtree(old, ignore_errors=True)

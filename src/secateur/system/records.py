@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from .finished import lands
+
 FORMAT = 1
 """Version of the records' layout; a reader refuses a newer one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
@@ -37,13 +39,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+def write_json(path: Path, value: Any, *, result: bool = False) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        result: it is what the command was asked for.
+    """
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode("utf-8"))
+    write_whole(path, text.encode("utf-8"), result=result)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, result: bool = False) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -52,6 +58,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
+        if result:
+            lands(Path(temporary), path)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

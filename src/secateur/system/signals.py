@@ -1,37 +1,67 @@
-"""SIGTERM as tidy as Ctrl-C: what is half-written is cleaned up on the way out, and the exit code says so."""
+"""SIGTERM and a hang-up as tidy as Ctrl-C: what is half-written is cleaned up, and the exit code says what came."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from .launcher import launched
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end; clean-up that an interrupt gets, this gets too."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+def exit_code_of(error: KeyboardInterrupt) -> int:
+    """What a shell expects of a process that such a signal ended."""
+    return error.exit_code if isinstance(error, Terminated) else 128 + signal.SIGINT
 
 
 @contextmanager
 def terminated_tidily() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in here; training has a handler of its own, which saves first.
+    """SIGTERM and SIGHUP raise `Terminated` in here; training has a handler of its own, which saves first.
 
-    A caller's own handler is left alone. So is the default where a launcher started several processes: one that waits
-    for the others in a collective operation would not come to a handler of Python's.
+    A caller's own handler is left alone, and a hang-up that `nohup` ignores stays ignored. So is the default where a
+    launcher started several processes: one that waits for the others in a collective operation would not come to a
+    handler of Python's.
     """
-    main = threading.current_thread() is threading.main_thread()
-    ours = main and launched() == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, _terminate)
+    main = threading.current_thread() is threading.main_thread() and launched() == 1
+    ours = [number for number in STOPPING[1:] if main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop_at_once)
     try:
         yield
     finally:
-        if ours and signal.getsignal(signal.SIGTERM) is _terminate:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            if signal.getsignal(number) is stop_at_once:
+                signal.signal(number, signal.SIG_DFL)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def stop_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
+    """The handler that ends what is under way.
+
+    Raises:
+        KeyboardInterrupt: always; of a class that knows the signal.
+    """
+    mute_after(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def mute_after(number: int) -> None:
+    """After a hang-up nobody reads the terminal, and writing to it is an error that would hinder the clean-up."""
+    if number != signal.SIGHUP:
+        return
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.dup2(silence, stream)
+    os.close(silence)

@@ -17,14 +17,19 @@ from typing import Any
 
 from ..system.errors import InputError
 from ..system.launcher import launched
+from ..system.locks import LOCK
 from ..system.reading import PARSER_ERRORS
 from ..system.records import write_json
 
 MANIFEST = "secateur-manifest.json"
 KEPT = 2
 """Complete checkpoints that rotation leaves."""
+RESULT = "result.json"
+"""A run's record, in its output folder."""
 RUN = "run.json"
 """A run's options and data, beside its checkpoints: a resumed run must have the same."""
+DONE = "done.json"
+"""Which result.json is the run's: it may be in place already when a run is killed, and its folder stands as before."""
 FAILURE = "failure.json"
 """Why a run stopped before its end."""
 
@@ -79,6 +84,11 @@ def find_latest(work: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps that a checkpoint comes after."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def rotate(work: Path, keep: int = KEPT) -> None:
     """Delete what is older than the newest `keep` complete checkpoints, and half-written or damaged ones.
 
@@ -110,6 +120,31 @@ def write_run(work: Path, options: dict[str, Any], data: list[dict[str, Any]], m
         model: `models.loading.contents_of` the model.
     """
     write_json(work / RUN, {"options": options, "data": data, "model": model, "processes": launched()})
+
+
+def note_result(work: Path, folder: Path) -> None:
+    """Note which result is about to be put in place: the one in `folder`, whole and with its records."""
+    write_json(work / DONE, {"result_sha256": _sha256(folder / RESULT)})
+
+
+def is_done(work: Path, output: Path) -> bool:
+    """Whether the result that stands in `output` is that of the run in `work`."""
+    try:
+        noted = json.loads((work / DONE).read_text(encoding="utf-8"))["result_sha256"]
+        return bool(noted == _sha256(output / RESULT))
+    except (OSError, *PARSER_ERRORS, LookupError, TypeError):
+        return False
+
+
+def drop_work(work: Path) -> None:
+    """The run is over and its folder goes; what tells a later `--resume` so goes last."""
+    last = (RUN, DONE)
+    paths = list(work.iterdir()) if work.is_dir() else []
+    for path in sorted(paths, key=lambda path: last.index(path.name) if path.name in last else -1):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,11 +185,7 @@ def check_same_run(
     if processes != launched():
         _check_processes(work, old_options, now["options"], processes)
         harmless = (*harmless, "batch_size", "accumulation")
-    changed = [
-        f"{name}: {old_options.get(name)} -> {value}"
-        for name, value in now["options"].items()
-        if name not in harmless and old_options.get(name) != value
-    ]
+    changed = changed_options(old_options, now["options"], harmless)
     if old_data != now["data"]:
         changed.append("the contents of --data")
     if None not in (model, before.get("model")) and before["model"] != model:
@@ -164,6 +195,15 @@ def check_same_run(
             f"--resume goes on with the run in {work}, whose options were others: {'; '.join(changed)}. Give the same "
             "ones, or start anew with --overwrite."
         )
+
+
+def changed_options(old: dict[str, Any], now: dict[str, Any], harmless: tuple[str, ...]) -> list[str]:
+    """What differs between two runs' options, both as JSON has them."""
+    return [
+        f"{name}: {old.get(name)} -> {value}"
+        for name, value in now.items()
+        if name not in harmless and old.get(name) != value
+    ]
 
 
 def _check_processes(work: Path, old: dict[str, Any], now: dict[str, Any], processes: int) -> None:

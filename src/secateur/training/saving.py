@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..parallel.distributed import barrier, largest
 from ..system.errors import InterruptedRun, LostProcessError
-from ..system.signals import Terminated
+from ..system.signals import STOPPING, mute_after, stop_at_once
 from .checkpoints import rotate, seal
 
 
@@ -38,13 +38,17 @@ class SavingCallback(TrainerCallback):
 
 
 class Interruption(TrainerCallback):
-    """SIGINT and SIGTERM: the step is finished and saved, then the run stops; a second one stops at once.
+    """SIGINT, SIGTERM and SIGHUP: the step is finished and saved, then the run stops; a second one stops at once.
 
-    Use it as a context manager around training.
+    Use it as a context manager around training. Comes after the callback that seals checkpoints.
+
+    Args:
+        saved: the run goes on from a checkpoint, so what was trained so far is safe.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, saved: bool = False) -> None:
         self.output = output
+        self.saved = saved
         self.received: int | None = None
         self.agreed = 0
         """The signal that some process has received: all stop after the same step."""
@@ -52,7 +56,9 @@ class Interruption(TrainerCallback):
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+            # A hang-up that is ignored (nohup) stays so.
+            numbers = [s for s in STOPPING if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -63,25 +69,40 @@ class Interruption(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved = False
         self.agreed = largest(self.received or 0)
         if self.agreed:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.agreed = self.agreed or largest(self.received or 0)  # one that came after the last step's end
 
     def check(self, step: int) -> None:
         """After training: say that it was stopped.
 
         Raises:
-            InterruptedRun: a signal came.
+            InterruptedRun: a signal came, and the last step is saved.
+            KeyboardInterrupt: one came so late that the last step was not to be saved any more.
         """
-        if self.agreed:
-            raise InterruptedRun(
-                f"stopped after step {step}, which is saved. The same command with --resume goes on from there; "
-                f"{self.output} is untouched.",
-                self.agreed,
-            )
+        number = self.agreed or self.received
+        if not number:
+            return
+        if not self.saved:
+            stop_at_once(number)
+        raise InterruptedRun(
+            f"stopped after step {step}, which is saved. The same command with --resume goes on from there; "
+            f"{self.output} is untouched.",
+            number,
+        )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            stop_at_once(number)
         self.received = number
+        mute_after(number)
         print("\nstopping after this step; once more stops at once", flush=True)

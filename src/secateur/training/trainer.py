@@ -24,7 +24,7 @@ from ..parallel.distributed import average_gradients_, check_weights, join, proc
 from ..system.errors import InputError, SecateurError, disk_is_full
 from ..system.heap import freed_pages_kept
 from ..system.launcher import rank
-from .checkpoints import find_latest
+from .checkpoints import find_latest, step_of
 from .contact import contact_kept
 from .guard import NumericsGuard
 from .job import Job
@@ -86,13 +86,19 @@ def run_trainer(
 
     Args:
         steps: optimiser steps; by default the job's.
-        checkpoint: go on from there; the model has the shapes of its weights already.
+        checkpoint: go on from there; the model has the shapes of its weights already. Of the last step's only the
+            weights are read.
         facts: what else trackers are told at each step.
     """
     join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
+    steps = steps or job.total_steps
+    if checkpoint is not None and step_of(checkpoint) >= steps:
+        # Trainer counts epochs, not steps: it would begin one that is not whole once more, and take a step in it.
+        model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
+        return
     trainer = AutocastTrainer(
         model=model,
-        args=training_arguments(job.config, steps or job.total_steps, dtype, job.work),
+        args=training_arguments(job.config, steps, dtype, job.work),
         train_dataset=job.blocks,
         compute_loss_func=causal_lm_loss,
         callbacks=callbacks,
