@@ -26,17 +26,29 @@ class Dropped:
     parameters: int
 
 
-class Expert(nn.Module):
-    """One expert's linears: gate and up in one, and down."""
+STOCK_NAMES = ("gate_up_proj", "down_proj")
+"""What transformers calls a layer's expert tensors."""
 
-    def __init__(self, gate_up: Tensor, down: Tensor, activation: nn.Module) -> None:
+
+class Expert(nn.Module):
+    """One expert's linears: gate and up in one, and down.
+
+    Args:
+        gate_up, down: (2 x channels, width) and (width, channels).
+        names: what the two linears are called.
+    """
+
+    def __init__(self, gate_up: Tensor, down: Tensor, activation: nn.Module, names: tuple[str, str]) -> None:
         super().__init__()
-        self.gate_up_proj, self.down_proj = _linear(gate_up), _linear(down)
+        self.names = names
+        for name, weight in zip(names, (gate_up, down), strict=True):
+            self.add_module(name, _linear(weight))
         self.act_fn = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return cast(Tensor, self.down_proj(self.act_fn(gate) * up))
+        gate_up, down = map(self.get_submodule, self.names)  # LoRA may have been put around them
+        gate, up = gate_up(x).chunk(2, dim=-1)
+        return cast(Tensor, down(self.act_fn(gate) * up))
 
 
 class ExpertList(nn.ModuleList):
@@ -101,7 +113,8 @@ def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
         tensors: Any = stacked
         _check_stacked(tensors, family)
         pairs = zip(tensors.gate_up_proj.data, tensors.down_proj.data, strict=True)
-        layer.set_submodule(family.experts, ExpertList(Expert(*pair, tensors.act_fn) for pair in pairs))
+        names = expert_names(family)
+        layer.set_submodule(family.experts, ExpertList(Expert(*pair, tensors.act_fn, names) for pair in pairs))
         count += 1
     return count
 
@@ -109,6 +122,7 @@ def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
 def stack_experts(tensors: Iterable[tuple[str, Tensor]], family: Family) -> Iterator[tuple[str, Tensor]]:
     """A state's tensors with each layer's experts in one tensor again, as the stock class has them."""
     marker = f".{family.experts}."
+    stock = dict(zip(expert_names(family), STOCK_NAMES, strict=True))
     waiting: dict[str, list[Tensor]] = {}
     for name, tensor in tensors:
         prefix, found, rest = name.partition(marker)
@@ -116,9 +130,14 @@ def stack_experts(tensors: Iterable[tuple[str, Tensor]], family: Family) -> Iter
             yield name, tensor
             continue
         _, _, linear = rest.partition(".")
-        waiting.setdefault(f"{prefix}{marker}{linear.removesuffix('.weight')}", []).append(tensor)
+        waiting.setdefault(f"{prefix}{marker}{stock[linear.removesuffix('.weight')]}", []).append(tensor)
     for name, experts in waiting.items():
         yield name, torch.stack(experts)
+
+
+def expert_names(family: Family) -> tuple[str, str]:
+    """What an expert's two linears are called where experts are apart: gate and up in one, and down."""
+    return family.mlp_in[0].rpartition(".")[2], family.mlp_out.rpartition(".")[2]
 
 
 def _check_stacked(tensors: Any, family: Family) -> None:

@@ -283,8 +283,9 @@ for _model_type, _ffn, _count in (
         _model_type,
         Family(
             name=_model_type,
-            mlp_in=("mlp.experts.{}.gate_up_proj", "mlp.experts.{}.gate_up_proj"),
-            mlp_out="mlp.experts.{}.down_proj",
+            # Not `down_proj`: PEFT takes targets of that name for a mixture's stacked experts.
+            mlp_in=("mlp.experts.{}.gate_up", "mlp.experts.{}.gate_up"),
+            mlp_out="mlp.experts.{}.down",
             ffn=_ffn,
             ffn_multiple=8,  # its grouped matmul takes rows of whole 16 bytes
             experts="mlp.experts",

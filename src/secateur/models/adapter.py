@@ -8,10 +8,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft import LoraConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..architecture.experts import expert_lists
+from ..architecture.mixtures import STACKED, for_experts_apart, stacked_shapes
 from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig
@@ -138,11 +142,33 @@ def load_adapter(base: PreTrainedModel, name: str, *, trainable: bool = False) -
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that are missing: they are named below
+            if expert_lists(base):
+                return _beside_experts(adapter, base, trainable)
             model = PeftModel.from_pretrained(base, str(Path(name).expanduser()), is_trainable=trainable)
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"--adapter {name}: not a LoRA adapter that fits this model ({_short(error)}).") from None
     check_fits(adapter, model)
     return model
+
+
+def _beside_experts(adapter: GivenAdapter, base: PreTrainedModel, trainable: bool) -> PeftModel:
+    """The same where the model's experts are apart, whichever way the adapter names them."""
+    found, lora = for_experts_apart(load_file(Path(adapter.name).expanduser() / WEIGHTS), lora_config_of(adapter), base)
+    lora.inference_mode = not trainable
+    model = get_peft_model(base, lora)
+    assert isinstance(model, PeftModel)
+    check_fits(replace(adapter, shapes={name: tuple(tensor.shape) for name, tensor in found.items()}), model)
+    set_peft_model_state_dict(model, found)
+    return model
+
+
+def fitted(adapter: GivenAdapter, lora: LoraConfig, model: PreTrainedModel) -> tuple[GivenAdapter, LoraConfig]:
+    """An adapter as it comes to be on a model: where its experts are apart, with their names."""
+    if not expert_lists(model):
+        return adapter, lora
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in adapter.shapes.items()}
+    found, lora = for_experts_apart(shapes, lora, model)
+    return replace(adapter, shapes={name: tuple(tensor.shape) for name, tensor in found.items()}), lora
 
 
 def lora_config_of(adapter: GivenAdapter) -> LoraConfig:
@@ -167,6 +193,8 @@ def check_fits(adapter: GivenAdapter, model: PeftModel) -> None:
         if ".lora_" in name
     }
     words = f"--adapter {adapter.name}"
+    if any(STACKED.fullmatch(name) for name in expected):
+        adapter = replace(adapter, shapes=stacked_shapes(adapter.shapes))
     missing = [name for name in expected if name not in adapter.shapes]
     if missing:
         raise InputError(

@@ -1,18 +1,26 @@
 """Which linears LoRA reaches, known from a model without weights."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists
+from ..architecture.mixtures import aims, misread, name_experts_
+from ..architecture.quantised import entries
 from ..config.lora import LoraOptions
 from ..system.errors import InputError
-from .adapter import check_fits, lora_config_of, read_adapter
+from .adapter import check_fits, fitted, lora_config_of, read_adapter
 from .surgery import check_mergeable, lora_layers
+
+LITTLE = 0.01
+"""Share of the parameters that need not be mentioned: a router, a convolution."""
 
 
 def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
@@ -30,6 +38,64 @@ def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
             + ", whose units are scored from LoRA gradients: leave --targets out, so that every linear of "
             "every unit gets LoRA, or choose another --criterion."
         )
+
+
+def weight_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Path of each module with weights of its own, embeddings and the head left out -> their entries."""
+    outside = {model.get_input_embeddings(), model.get_output_embeddings()}
+    found = {
+        path: sum(entries(p) for p in module.parameters(recurse=False) if p.dim() > 1)
+        for path, module in model.named_modules()
+        if module not in outside and not isinstance(module, nn.Embedding)
+    }
+    return {path: size for path, size in found.items() if size}
+
+
+def unreached_words(sizes: dict[str, int], covered: Iterable[str], parameters: int) -> str | None:
+    """Which part of a model's parameters LoRA does not reach, where it is more than a hundredth.
+
+    Args:
+        sizes: as `weight_sizes`.
+        covered: paths of the linears with LoRA.
+        parameters: of the whole model.
+    """
+    there = set(covered)
+    places: Counter[str] = Counter()
+    for path, size in sizes.items():
+        if path not in there:
+            places[_kind(path)] += size
+    share = sum(places.values()) / parameters
+    if share < LITTLE:
+        return None
+    most = [f"{path} ({size / parameters:.0%})" for path, size in places.most_common(3)]
+    more = f" and {len(places) - 3} other kinds of modules" if len(places) > 3 else ""
+    return f"LoRA does not reach {share:.0%} of the parameters: {', '.join(most)}{more}"
+
+
+def uncalled_linears(model: nn.Module, ids: Tensor) -> list[str]:
+    """Paths of linears of which a forward pass calls none of their kind: another module reads the weight itself (the
+    `dt_proj` of a Mamba layer), or it is no part of the text model. LoRA there would never be used.
+
+    Args:
+        ids: (1, tokens)
+    """
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: called.add(_kind(path))) for path, module in linears.items()
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [path for path in linears if _kind(path) not in called]
+
+
+def _kind(path: str) -> str:
+    """A module's path without the numbers of layers and experts."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path)
 
 
 def tell_transposed_(lora: LoraConfig, model: nn.Module) -> None:
@@ -51,9 +117,10 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
     """
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None:
-        lora = lora_config_of(adapter)
+        adapter, lora = fitted(adapter, lora_config_of(adapter), empty)
     else:
         _check_targets(empty, config.targets)
+        name_experts_(lora, empty)
         tell_transposed_(lora, empty)
     lora.init_lora_weights = True  # the others look at the weights
     experts = {path: len(found) for path, found in expert_lists(empty).items()} if adapter is None else {}
@@ -90,6 +157,12 @@ def _in_all(first: str, experts: dict[str, int]) -> list[str]:
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """PEFT itself passes over a name that matches nothing when another one does."""
     paths = [path for path, _ in model.named_modules()]
-    unknown = [t for t in targets if not any(p == t or p.endswith("." + t) for p in paths)]
+    there = {t for t in targets if any(p == a or p.endswith("." + a) for a in aims(t, model) for p in paths)}
+    unknown = [t for t in targets if t not in there]
+    if taken := sorted(misread(targets, model)) if not expert_lists(model) else []:
+        raise InputError(
+            f"--targets {' '.join(taken)}: PEFT takes these names for experts of a {model.config.model_type}, which "
+            "lie in one tensor a layer: name other linears, or leave --targets out."
+        )
     if unknown:
         raise InputError(f"--targets {' '.join(unknown)}: the model has no such module: give names such as q_proj.")

@@ -48,15 +48,15 @@ def check_mergeable(model: nn.Module) -> None:
                 f"{path} has {len(active)} active adapters ({', '.join(active)}): secateur prunes with one. "
                 "Merge or disable the others first."
             )
-        if embeddings is not None and layer.get_base_layer().weight is embeddings:
+        linear = layer.get_base_layer()
+        if embeddings is not None and getattr(linear, "weight", None) is embeddings:
             raise InputError(
                 f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
                 "it alone: leave it out of --targets."
             )
-        if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
+        if not isinstance(linear, nn.Linear | Conv1D):
             raise InputError(
-                f"{path}: LoRA on a {type(layer.get_base_layer()).__name__} is not supported: "
-                "use --targets to name linear layers only."
+                f"{path}: LoRA on a {type(linear).__name__} is not supported: use --targets to name linear layers only."
             )
         if layer.lora_variant.get(active[0]) is not None:
             raise InputError(f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False.")

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architecture.families import family_of
 from ..architecture.layout import LayerShape
+from ..architecture.mixtures import family_names_apart
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
@@ -58,7 +59,7 @@ def plan(config: PlanConfig) -> str:
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
     device, dtype = default_device(), compute_dtype(config.dtype)
-    linears = list(config.targets) or lora_names(units.family)
+    linears = family_names_apart(config.targets, units.family) or lora_names(units.family)
     memory = training_footprint(
         model_config,
         linears=linears,

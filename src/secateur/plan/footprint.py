@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from ..architecture.building import empty_model
 from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.families import FAMILIES, Family
+from ..architecture.mixtures import name_experts_
 from ..architecture.quantised import quantised_bytes
 from ..checkpoint.verify import wide_of
 from ..models.coverage import tell_transposed_
@@ -129,6 +130,7 @@ def training_footprint(
 
 def _with_lora(base: PreTrainedModel, linears: list[str], rank: int) -> nn.Module:
     lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
+    name_experts_(lora, base)
     tell_transposed_(lora, base)
     return get_peft_model(base, lora, low_cpu_mem_usage=True).train()
 

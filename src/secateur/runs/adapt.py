@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model
+from ..architecture.mixtures import APART, STACKED, adaptable
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..config.adapt import AdaptConfig
 from ..config.load_in import load_in_words
@@ -22,7 +23,7 @@ from ..config.ranks import RankOptions
 from ..evaluation.perplexity import Perplexity
 from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
 from ..models.benchmark import parameter_count
-from ..models.coverage import planned_lora
+from ..models.coverage import planned_lora, unreached_words, weight_sizes
 from ..models.devices import compute_dtype, name_of
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.original import check_blocks, restore_, with_plain_lora
@@ -38,7 +39,7 @@ from ..system.progress import Progress
 from ..system.records import environment, write_json
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
-from ..training.finetune import add_lora, load_base, lora_config, lora_scaling
+from ..training.finetune import add_lora, check_resumable, linears_without_use, load_base, lora_config, lora_scaling
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
@@ -55,6 +56,8 @@ class AdaptJob(Job):
     schedule: Schedule
     init_rank: int
     """That of `--adapter` where one is given."""
+    linears: tuple[str, ...] | str
+    """Names of the linears that get LoRA unless `--targets` says otherwise, or `all-linear`."""
 
 
 def prepare_adapt(config: AdaptConfig) -> AdaptJob:
@@ -67,10 +70,11 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     if config.adapter:
         _check_adapter(config)
     source, model_config = open_model(config)
-    needed = _check_ranks(config, model_config)
-    job = read_inputs(config, source, model_config, needed)
+    fits = _check_ranks(config, model_config)
+    job = read_inputs(config, source, model_config, fits.needed_bytes)
     schedule = rank_schedule(config, config.init_rank, job.total_steps)
-    return AdaptJob(**vars(job), schedule=schedule, init_rank=config.init_rank)
+    values = {**vars(job), "notes": (*job.notes, *fits.notes)}
+    return AdaptJob(**values, schedule=schedule, init_rank=config.init_rank, linears=fits.linears)
 
 
 def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
@@ -99,7 +103,10 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     if config.load_in is not None:
         progress.message(load_in_words(config.load_in, cuts=False))
     before = measure(base, job, dtype, progress)
-    model = add_lora(base, config, "all-linear", scaling=first_scaling(config))
+    unused = linears_without_use(base, job, dtype)
+    if unused and not config.targets and not config.adapter:
+        progress.message(f"no LoRA on {len(unused)} linears that no forward pass calls, such as {unused[0]}")
+    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=unused)
     training = time.perf_counter()
     pruner = train_adapter(model, job, dtype, progress)
     train_seconds = time.perf_counter() - training
@@ -162,6 +169,7 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     pruner = RankPruner(model, part_of(RankOptions, config), total_steps=job.total_steps, merges=config.merge)
     make_work(job)
     if job.checkpoint is not None:
+        check_resumable(model, job.checkpoint)
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
     progress.message(_plan_words(job, pruner))
     guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
@@ -225,6 +233,11 @@ def _check_adapter(config: AdaptConfig) -> None:
         raise InputError(
             f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
         )
+    if any(APART.fullmatch(name) or STACKED.fullmatch(name) for name in adapter.shapes):
+        raise InputError(
+            f"--adapter {config.adapter}: LoRA on experts of a mixture, which the stock model holds in one tensor a "
+            "layer, cannot be pruned by adapt: leave it out, or merge it into the model first (merge_and_unload)."
+        )
     start = start_that_moves_base(lora_config_of(adapter))
     if start:
         raise InputError(
@@ -234,16 +247,27 @@ def _check_adapter(config: AdaptConfig) -> None:
         )
 
 
-def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
-    """LoRA must fit the model, and no layer's rank exceed its smaller side; -> bytes that the result takes at most."""
+@dataclass(frozen=True)
+class Fit:
+    """What LoRA comes to on a model."""
+
+    needed_bytes: int
+    """What the result takes at most."""
+    linears: tuple[str, ...] | str
+    notes: tuple[str, ...]
+
+
+def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
+    """LoRA must fit the model, and no layer's rank exceed its smaller side."""
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
-    head = empty.get_output_embeddings()
+    head, names = empty.get_output_embeddings(), adaptable(empty)
+    asked = config.targets or (() if isinstance(names, str) else names)
     linears = {
         path: module
         for path, module in empty.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
-        and (not config.targets or any(path == t or path.endswith("." + t) for t in config.targets))
+        and (not asked or any(path == t or path.endswith("." + t) for t in asked))
     }  # fmt: skip
     for path, module in linears.items():
         smaller = min(module.weight.shape)
@@ -255,5 +279,7 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> int:
     needed = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
     if not config.merge:
         needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
-    planned_lora(empty, config, lora_config(config, "all-linear"))
-    return needed
+    sizes, parameters = weight_sizes(empty), parameter_count(empty)
+    covered = planned_lora(empty, config, lora_config(config, names))
+    words = None if config.targets else unreached_words(sizes, covered, parameters)
+    return Fit(needed, names if isinstance(names, str) else tuple(names), (words,) if words else ())

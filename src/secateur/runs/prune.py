@@ -37,7 +37,7 @@ from ..system.records import write_json
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
 from ..training.contact import contact_kept
-from ..training.finetune import add_lora, load_base, load_original, without_weights
+from ..training.finetune import add_lora, check_resumable, load_base, load_original, without_weights
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import make_work, probe_of
 from ..training.one_shot import score_and_cut
@@ -190,6 +190,7 @@ def fine_tune_and_prune(
     if job.config.distill:
         distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
     if job.checkpoint is not None:
+        check_resumable(model, job.checkpoint)
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)

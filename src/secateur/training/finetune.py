@@ -1,21 +1,24 @@
 """The model to train and its LoRA: what `prune` and `adapt` share before the first step."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.building import empty_model
 from ..architecture.experts import unstack_experts
+from ..architecture.mixtures import name_experts_
 from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..config.lora import LoraOptions
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
-from ..models.coverage import tell_transposed_, unfit_lora
-from ..models.devices import default_device, name_of, training_device, widened
+from ..models.coverage import tell_transposed_, uncalled_linears, unfit_lora
+from ..models.devices import autocast, default_device, name_of, training_device, widened
 from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
 from ..ranks.layers import whole
@@ -93,20 +96,46 @@ def check_packing(model: nn.Module) -> None:
         )
 
 
+def linears_without_use(base: PreTrainedModel, job: Job, dtype: torch.dtype) -> list[str]:
+    """Paths of the linears that LoRA must leave out, as no forward pass calls them.
+
+    Raises:
+        InputError: the user named one of them (`--targets`).
+    """
+    ids = torch.tensor([job.blocks[0]["input_ids"][:PROBE]], device=base.device)
+    with autocast(base.device.type, dtype):
+        unused = uncalled_linears(base, ids)
+    targets = job.config.targets
+    if found := [path for path in unused if any(path == t or path.endswith("." + t) for t in targets)]:
+        raise InputError(
+            f"--targets {found[0].rpartition('.')[2]}: LoRA on {found[0]} would never be used, as its module reads the "
+            "weight without calling it, or takes no text: leave it out."
+        )
+    return unused
+
+
 def add_lora(
-    base: PreTrainedModel, config: RunConfig, linears: Sequence[str] | str, *, scaling: float | None = None
+    base: PreTrainedModel,
+    config: RunConfig,
+    linears: Sequence[str] | str,
+    *,
+    scaling: float | None = None,
+    without: Sequence[str] = (),
 ) -> PeftModel:
     """LoRA on `linears` (or `--targets`), or the user's own adapter.
 
     Args:
         linears: names of the linears that get LoRA unless the user says otherwise; `all-linear` for all.
         scaling: what B·A is multiplied by; by default what `--alpha` and `--rank` say (2 without `--alpha`).
+        without: paths of linears that get none.
     """
     if config.packing == "separate":
         check_packing(base)
     model = load_adapter(base, config.adapter, trainable=True) if config.adapter else None
     if model is None:
-        model = _with_lora(base, config, lora_config(config, linears, scaling))
+        lora = lora_config(config, linears, scaling)
+        lora.exclude_modules = list(without) or None
+        model = _with_lora(base, config, lora)
     if config.gradient_checkpointing:
         checkpoint_layers(model)
     return model
@@ -126,7 +155,24 @@ def lora_config(config: LoraOptions, linears: Sequence[str] | str, scaling: floa
     )
 
 
+def check_resumable(model: nn.Module, checkpoint: Path) -> None:
+    """Whether a training checkpoint has the LoRA layers of this run: PEFT passes over what is missing or too much.
+
+    Raises:
+        InputError: it has others (an earlier version may have named experts' linears otherwise).
+    """
+    with safe_open(checkpoint / "adapter_model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    ours = {name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name}
+    if other := sorted(saved.symmetric_difference(ours)):
+        raise InputError(
+            f"--resume: {checkpoint} has LoRA on other linears than this run ({other[0]} and {len(other) - 1} more): "
+            "another version wrote it, so start anew with --overwrite."
+        )
+
+
 def _with_lora(base: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> PeftModel:
+    name_experts_(lora, base)
     tell_transposed_(lora, base)
     try:
         model = get_peft_model(base, lora)

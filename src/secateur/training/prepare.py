@@ -18,7 +18,7 @@ from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
-from ..models.coverage import check_coverage, planned_lora
+from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import Unreachable, make_budget, shape_by_quota
@@ -56,6 +56,8 @@ class PlannedBudget:
     dense_params: int
     """Of the whole model, tied weights once."""
     sizes: ModelSizes
+    unreached: str | None = None
+    """Which part of the parameters LoRA does not reach."""
 
     @property
     def params(self) -> int:
@@ -79,7 +81,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
-    job_values = {**vars(job), "notes": (*job.notes, *notes, *held)}
+    reach = (planned.unreached,) if planned.unreached else ()
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
 
 
@@ -116,20 +119,21 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     if config.family and config.allocation == "uniform":
         wanted = shape_by_quota(budget.units, budget.quota)
         check_class(model_config, family, wanted, config.model_class, trust_remote_code=config.trust_remote_code)
-    planned = PlannedBudget(budget, target, sizes[0], model_sizes(empty, units))
-    _check_lora(empty, config, units)
-    return planned
+    measured = model_sizes(empty, units)
+    return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units))
 
 
-def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> None:
-    """Whether LoRA can go where the run needs it; uses `empty` up.
+def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> str | None:
+    """Whether LoRA can go where the run needs it, and which part it does not reach; uses `empty` up.
 
     Raises:
         InputError: see `planned_lora` and `check_coverage`.
     """
+    weights, parameters = weight_sizes(empty), parameter_count(empty)
     covered = planned_lora(empty, config, lora_config(config, lora_names(units.family)))
     if "lora_grad" in CRITERIA[config.criterion].needs:
         check_coverage(units.linears, covered)
+    return None if config.targets else unreached_words(weights, covered, parameters)
 
 
 def lora_names(family: Family) -> list[str]:
