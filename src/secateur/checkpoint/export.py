@@ -27,6 +27,7 @@ from ..system.errors import InputError
 from ..system.output import check_output, replaced_whole
 from ..system.quiet import quiet_transformers
 from .card import plain_card
+from .older_readers import add_older_keys
 from .verify import (
     Check,
     compare,
@@ -256,6 +257,7 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
     finally:
         small.generation_config = settings
     settings.to_json_file(folder / "generation_config.json")
+    add_older_keys(folder)
     if family is not None:
         stock = stock_class_of(small.config).__name__
         (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")

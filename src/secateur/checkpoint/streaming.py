@@ -25,6 +25,7 @@ from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.output import check_output, replaced_whole
 from .export import ExportReport, Finish, loads_with, small_class
+from .older_readers import add_older_keys
 from .shards import Sides, merged_from_shards
 from .verify import Check, logits_of, tensor_checksum, verify
 
@@ -152,6 +153,7 @@ def _write_beside(
 ) -> None:
     """All of a checkpoint but its weights: configs, code where layers differ, the tokenizer."""
     config.save_pretrained(folder)
+    add_older_keys(folder)
     (generation_config or GenerationConfig()).to_json_file(folder / "generation_config.json")
     if LAYERS_KEY in config.to_dict():
         code = modeling_source(stock_class_of(config).__name__, family)
