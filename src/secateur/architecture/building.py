@@ -33,6 +33,11 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False, **
     except Exception as error:  # a model's class raises whatever its parts do
         if out_of_memory(error):
             raise
+        if trust_remote_code and (place := own_code(config)):
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise InputError(
+                f"model {name!r}: its own code ({place}) cannot make it without weights ({reason})."
+            ) from error
         raise config_error(name, fault_in_words(error, values_in(name) or config.to_dict())) from error
 
 
@@ -46,14 +51,17 @@ def built(config: PretrainedConfig, *, trust_remote_code: bool = False, **option
 
 
 def own_code(config: PretrainedConfig) -> str:
-    """Where a checkpoint's own model class is, such as `modeling_x.py`; an empty string where it brings none.
+    """Where a checkpoint's own classes are, such as `modeling_x.py`; an empty string where it brings none.
 
     The class that comes with layers that differ is made here, and counts as none.
     """
     given = getattr(config, "auto_map", None)
-    place = given.get("AutoModelForCausalLM") if isinstance(given, dict) else None
-    if not isinstance(place, str) or "." not in place or is_layered(config):
+    if not isinstance(given, dict) or is_layered(config):
         return ""
-    repository, _, name = place.rpartition("--")
-    file = f"{name.rpartition('.')[0].replace('.', '/')}.py"
-    return f"{file} of {repository}" if repository else file
+    files = []
+    for key in ("AutoModelForCausalLM", "AutoModel", "AutoConfig"):
+        if isinstance(place := given.get(key), str) and "." in place:
+            repository, _, name = place.rpartition("--")
+            file = f"{name.rpartition('.')[0].replace('.', '/')}.py"
+            files.append(f"{file} of {repository}" if repository else file)
+    return ", ".join(dict.fromkeys(files))

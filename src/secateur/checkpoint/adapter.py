@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source, stock_class_of
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
@@ -59,6 +60,8 @@ class AdapterPlace:
     """(1, tokens) of real text, for comparing logits."""
     dtype: torch.dtype
     """Precision of the model's checkpoint, and of a merged result."""
+    runs_code: bool = False
+    """Whether others need `trust_remote_code` to load the model."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
         merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, wide_of(dtype))
     round_(merged, dtype)
     merged.config.use_cache = True
-    write_checkpoint(merged, None, place.output, "stock", ids, place.tokenizer, merge, with_records)
+    family = layered_family(merged.config) if is_layered(merged.config) else None
+    format = "stock" if family is None else "layered"
+    write_checkpoint(merged, family, place.output, format, ids, place.tokenizer, merge, with_records)
     return reports[0]
 
 
@@ -149,11 +154,16 @@ def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str,
         probe = Path(work) / "probe.safetensors"
         ids = place.probe_ids
         save_file({"ids": ids, "logits": logits_of(model, ids).contiguous()}, probe)
+        base = str(Path(place.source.path).absolute()) if place.source.is_local else place.source.path
+        config = cast(PreTrainedConfig, model.get_base_model().config)
+        layered = is_layered(config, trust_remote_code=place.trust_remote_code)
+        if layered:  # what runs there is what is written here, whatever code lies in the folder
+            base = str(_with_our_code(Path(base), Path(work), model))
         task = {
-            "base": str(Path(place.source.path).absolute()) if place.source.is_local else place.source.path,
+            "base": base,
             "options": {"gguf_file": place.source.gguf_file} if place.source.gguf_file else {},
             "dtype": str(model.get_base_model().dtype).removeprefix("torch."),
-            "trust_remote_code": place.trust_remote_code,
+            "trust_remote_code": place.trust_remote_code or layered,
             "folder": str(folder.absolute()),
             "probe": str(probe),
             "threads": torch.get_num_threads(),
@@ -162,12 +172,26 @@ def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str,
     return found
 
 
+def _with_our_code(folder: Path, work: Path, model: PeftModel) -> Path:
+    """A layered checkpoint as it is, but for the modelling file, which is written anew."""
+    config = cast(PreTrainedConfig, model.get_base_model().config)
+    copy = work / "base"
+    copy.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.name != f"{MODULE}.py":
+            (copy / path.name).symlink_to(path)
+    source = modeling_source(stock_class_of(config).__name__, layered_family(config))
+    (copy / f"{MODULE}.py").write_text(source, encoding="utf-8")
+    return copy
+
+
 def _loads_with(place: AdapterPlace) -> str:
+    trust = ", trust_remote_code=True" if place.runs_code else ""
     gguf = f", gguf_file={json.dumps(place.source.gguf_file)}" if place.source.gguf_file else ""
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(place.source.path)}{gguf})\n"
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(place.source.path)}{gguf}{trust})\n"
         f"model = PeftModel.from_pretrained(base, {json.dumps(str(place.output))})"
     )
 

@@ -210,6 +210,7 @@ def write_checkpoint(
         merge: what `compare` found before rounding.
     """
     layered = format == "layered"
+    runs_code = layered or _brings_code(small)
     with replaced_whole(output) as folder:
         save_model(small, folder, family if layered else None)
         if tokenizer is not None:
@@ -219,7 +220,7 @@ def write_checkpoint(
             probe_ids,
             logits_of(small, probe_ids),
             parameter_count(small),
-            remote_code=layered,
+            remote_code=runs_code,
             checksum=weights_checksum(small),
         )
         (verified,) = verify([check])
@@ -232,11 +233,16 @@ def write_checkpoint(
             max_logit_difference=verified.difference,
             merge_kl=merge[0],
             merge_difference=merge[1],
-            loads_with=loads_with(output, small.config, layered),
+            loads_with=loads_with(output, small.config, runs_code),
         )
         if finish is not None:
             finish(folder, report)
     return report
+
+
+def _brings_code(small: PreTrainedModel) -> bool:
+    """Whether a model's class comes from a checkpoint's own code, which `save_pretrained` puts beside the weights."""
+    return type(small).__module__.startswith("transformers_modules.")
 
 
 def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -58,7 +59,7 @@ def check_json_files(source: ModelSource) -> None:
         if not path.exists():
             continue
         text = read_text(path, str(path))
-        if text.startswith("\ufeff"):
+        if path.read_bytes()[:3] == BOM_UTF8:
             raise InputError(f"{path} begins with a byte-order mark, which transformers cannot read: save it without.")
         values = parse_json(text, str(path), "copy or download it again.")
         if not isinstance(values, dict):

@@ -41,6 +41,11 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     config = _read_config(source, trust_remote_code)
     if not (trust_remote_code and own_code(config)):  # such code may need weights, or values, to be built
         check_shapes(source, empty_model(config))
+    if not trust_remote_code and (place := own_code(config)):
+        say_once(
+            f"model {source.name!r} has code of its own ({place}), which is not run: it is taken for a stock "
+            f"{config.model_type}. Read it, and pass --trust-remote-code if you trust it."
+        )
     for warning in token_warnings(config):
         say_once(f"model {source.name!r}: {warning}.")
     return config

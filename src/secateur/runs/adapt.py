@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.building import empty_model
+from ..architecture.building import empty_model, own_code
+from ..architecture.layered import is_layered
 from ..architecture.mixtures import APART, STACKED, adaptable
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..config.adapt import AdaptConfig
@@ -143,8 +144,12 @@ def _place(job: AdaptJob) -> AdapterPlace:
     config = job.config
     return AdapterPlace(
         job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
-        probe_of(job), checkpoint_dtype(job.model_config),
+        probe_of(job), checkpoint_dtype(job.model_config), _runs_code(job),
     )  # fmt: skip
+
+
+def _runs_code(job: AdaptJob) -> bool:
+    return is_layered(job.model_config) or (job.config.trust_remote_code and bool(own_code(job.model_config)))
 
 
 def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:

@@ -11,6 +11,7 @@ from ..architecture.experts import check_expert_count, unstack_experts
 from ..architecture.families import Family, family_of
 from ..architecture.stock import accepts
 from ..architecture.units import Units
+from ..checkpoint.own_code import check_own_code
 from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.prune import PruneConfig
@@ -103,6 +104,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
     family = family_for(empty, model_config.model_type, config.family)
+    if config.trust_remote_code:
+        check_own_code(model_config, family, config.model_class)
     unstack_experts(empty, family)
     if config.experts is not None:
         check_expert_count(model_config, family, config.experts)

@@ -44,6 +44,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
     warmup = steps_of(config.lr_warmup, total_steps)
     held = steps_at_peak(config, total_steps)
     arguments = TrainingArguments(
+        remove_unused_columns=False,  # every column is an input; a model of its own code may take them as **kwargs
         output_dir=str(work),
         max_steps=total_steps,
         per_device_train_batch_size=config.batch_size // config.accumulation,
