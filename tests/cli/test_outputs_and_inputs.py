@@ -10,6 +10,7 @@ from tiny import save_tiny, tiny_llama
 from tiny_gguf import save_gguf
 
 from secateur.cli import main
+from secateur.data.forms.tally import Tally
 from secateur.runs.outcome import token_counts
 from secateur.training import finetune
 from secateur.training.loss import causal_lm_loss
@@ -94,7 +95,7 @@ def test_a_scoring_batch_that_is_not_finite_is_left_out(model, tmp_path, monkeyp
 
 
 def test_a_step_that_was_left_out_does_not_count(tmp_path) -> None:
-    blocks = SimpleNamespace(n_documents=1, n_tokens=1000)
+    blocks = SimpleNamespace(n_documents=1, n_tokens=1000, left_out=Tally())
     config = SimpleNamespace(eval_steps=0, eval_data=None)
     job = SimpleNamespace(work=tmp_path, tokens_per_step=10, total_steps=3, blocks=blocks, config=config)
     watched = SimpleNamespace(steps_done=lambda: 0, facts=dict, words=str)

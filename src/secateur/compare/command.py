@@ -19,7 +19,7 @@ from ..checkpoint.export import build_small, round_
 from ..config.prune import PruneConfig
 from ..data.documents import check_spec
 from ..data.same_source import same_source
-from ..data.tokens import evaluation_tokens
+from ..data.tokens import evaluation_tokens, left_out_of
 from ..evaluation.perplexity import perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
@@ -152,8 +152,8 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
         told = Progress(job.total_steps).measuring()
         measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype, told=told)
         record["perplexity"][spec] = measured.to_dict() | {"text": info}
-        print(f"perplexity {measured.perplexity:.2f} on {spec}", flush=True)
-    record["training_data"] = job.data
+        print("\n".join([f"perplexity {measured.perplexity:.2f} on {spec}", *left_out_of(info)]), flush=True)
+    record["training_data"], record["left_out"] = job.data, job.blocks.left_out.record()
     record["step_seconds"] = _keep_metrics(job)
     record["total_seconds"] = time.perf_counter() - started
     return record

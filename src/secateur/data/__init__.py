@@ -1,7 +1,8 @@
 """Text in, tokens out: documents of every accepted form, evaluation texts by name, the text that needs no hub."""
 
-from .documents import Document, read_documents
+from .documents import read_documents
 from .embedded import embedded_model_dir
+from .forms.document import Document
 from .presets import PRESETS, preset_text
 from .tokens import Blocks, evaluation_tokens, training_blocks
 

@@ -9,8 +9,11 @@ from typing import Any
 from ..system.errors import InputError
 from ..system.registry import did_you_mean
 from .embedded import stdlib_docs
-from .files import FILE_TYPES, files_of, read_file
-from .rows import Document, document_of
+from .forms.document import Document
+from .forms.tally import Tally
+from .sources.files import FILE_TYPES, PACKED, documents_of, read_file, type_of
+from .sources.folders import check_folder, read_folder
+from .sources.tables import without_nulls
 
 STDLIB = "stdlib-docs"
 STDLIB_SPLITS = ("train", "held-out")
@@ -34,13 +37,15 @@ def check_spec(spec: str) -> None:
         return
     path = Path(spec).expanduser()
     if path.is_dir():
-        if not files_of(path):
-            raise InputError(f"data folder {spec} has no {', '.join(FILE_TYPES)} file: give one that has.")
+        check_folder(path)
     elif path.exists():
-        if path.suffix.lower() not in FILE_TYPES:
+        if not type_of(path):
             kind = repr(path.suffix) if path.suffix else "without a type"
             types = ", ".join(FILE_TYPES)
-            raise InputError(f"data file {spec} is {kind}: expected {types}; rename or convert it.")
+            raise InputError(
+                f"data file {spec} is {kind}: expected {types} (all but the last two also packed: "
+                f"{', '.join(PACKED)}); rename or convert it."
+            )
         if not path.is_file():
             raise InputError(f"data {spec} is no regular file (a pipe or a device): write its text to a file first.")
     elif _looks_like_path(spec):
@@ -55,7 +60,7 @@ def check_spec(spec: str) -> None:
 
 
 def read_documents(spec: str, *, evaluation: bool = False) -> list[Document]:
-    """All documents of one data spec, in file order.
+    """All documents of one data spec, in file order; what is left out of it, `read_data` tells.
 
     A spec that could name a split and does not means the training split, or with `evaluation` the other one
     (hub: test; stdlib-docs: held-out), so that one name in both places never tests on what was trained on.
@@ -64,21 +69,26 @@ def read_documents(spec: str, *, evaluation: bool = False) -> list[Document]:
         InputError: what `check_spec` refuses; an empty or non-UTF-8 file; a row that is not JSON or has not the
             expected fields (line number named); a hub data set that cannot be loaded.
     """
+    return read_data(spec, evaluation=evaluation)[0]
+
+
+def read_data(spec: str, *, evaluation: bool = False) -> tuple[list[Document], Tally]:
+    """`read_documents`, and a count of what was left out: rows without a reply, keys of no known meaning, files."""
     check_spec(spec)
+    tally = Tally()
     name, _, split = spec.partition(":")
     if name == STDLIB:
         held_out = split == "held-out" or (evaluation and not split)
-        rows = stdlib_docs("held-out" if held_out else "train")
-        return [Document("text", f"{STDLIB}:{topic}", text) for topic, text in rows]
-    path = Path(spec).expanduser()
+        topics = stdlib_docs("held-out" if held_out else "train")
+        return [Document("text", f"{STDLIB}:{topic}", text) for topic, text in topics], tally
+    path, part = Path(spec).expanduser(), "test" if evaluation else "train"
     if path.exists():
-        files = [path] if path.is_file() else files_of(path)
-        return [document for file in files for document in read_file(file)]
-    hub_rows = _hub_rows(spec, "test" if evaluation else "train")
-    documents = [document_of(row, f"{spec}, row {i}") for i, row in enumerate(hub_rows, 1)]
+        return (read_folder if path.is_dir() else read_file)(path, tally, part), tally
+    rows = ((without_nulls(row), f"{spec}, row {i}") for i, row in enumerate(_hub_rows(spec, part), 1))
+    documents = documents_of(rows, tally)
     if not any(document.raw.strip() for document in documents):
         raise InputError(f"data set {spec} has no text: give another one.")
-    return documents
+    return documents, tally
 
 
 def with_split(spec: str, *, evaluation: bool = False) -> str:
@@ -93,12 +103,13 @@ def with_split(spec: str, *, evaluation: bool = False) -> str:
 
 
 def fingerprint(specs: Sequence[str], *, evaluation: bool = False) -> list[dict[str, Any]]:
-    """Per spec: name, rows, characters and the sha256 of the raw texts one after the other (UTF-8)."""
+    """Per spec: name, rows, characters and the sha256 of the texts one after the other (`Document.identity`, UTF-8)."""
     found = []
     for spec in specs:
-        texts = [document.raw for document in read_documents(spec, evaluation=evaluation)]
-        digest = hashlib.sha256("".join(texts).encode()).hexdigest()
-        found.append({"name": spec, "rows": len(texts), "characters": sum(map(len, texts)), "sha256": digest})
+        documents = read_documents(spec, evaluation=evaluation)
+        digest = hashlib.sha256("".join(document.identity for document in documents).encode()).hexdigest()
+        characters = sum(len(document.raw) for document in documents)
+        found.append({"name": spec, "rows": len(documents), "characters": characters, "sha256": digest})
     return found
 
 
@@ -107,7 +118,8 @@ def _looks_like_path(spec: str) -> bool:
         spec.startswith((".", "/", "~"))
         or spec.count("/") > 1
         or "\\" in spec
-        or spec.lower().endswith((*FILE_TYPES, "/"))
+        or spec.endswith("/")
+        or type_of(Path(spec)) is not None
         or ("/" in spec and Path(spec).parent.is_dir())
     )
 

@@ -107,7 +107,7 @@ def _found(wanted: set[int], data: Sequence[dict[str, Any]], words: int) -> tupl
         digest = hashlib.sha256()
         try:
             for document in read_documents(str(part.get("name"))):
-                digest.update(document.raw.encode())
+                digest.update(document.identity.encode())
                 found.update(wanted.intersection(_sequences(document.raw, words)))
         except InputError as error:
             return found, str(error).rstrip(".")

@@ -66,7 +66,7 @@ def _local_rows(preset: Preset) -> list[str] | None:
     if path is None or not path.is_file():
         return None
     try:
-        source = path.read_bytes().decode("utf-8")  # read_text would turn \r into \n
+        source = path.read_bytes().decode("utf-8-sig")  # read_text would turn \r into \n
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}): download it again.") from None
     return preset.rows(source.removesuffix("\n").split("\n"))

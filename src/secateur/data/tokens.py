@@ -2,18 +2,22 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..system.errors import InputError
-from .chat import render
-from .documents import read_documents, with_split
+from .chat import Chat, TemplateError
+from .documents import read_data, with_split
 from .encoding import encode
-from .labels import IGNORED, tokenise
+from .forms.document import Document
+from .forms.tally import DROPPED, UNLABELLED, Tally, sentences
+from .labels import IGNORED, NOT_FOUND, Labeller
 
 if TYPE_CHECKING:
     import torch
+
+REFUSED = "refused by the tokenizer's chat template"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Blocks:
     n_label_tokens: int  # of these, with a label
     n_dropped_tokens: int  # the remainder, and blocks without a label
     position_ids: list[list[int]] | None = field(default=None, repr=False)
+    left_out: Tally = field(default_factory=Tally, repr=False)
+    """Rows, turns and keys of the data that are not in the blocks, or have no label."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -67,13 +73,16 @@ def training_blocks(
     Raises:
         InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
     """
-    documents = [d for spec in specs for d in read_documents(spec) if d.raw.strip()]
+    read = [read_data(spec) for spec in specs]
+    left_out = Tally().merge(tally for _, tally in read)
+    documents = [d for found, _ in read for d in found if d.raw.strip()]
     random.Random(seed).shuffle(documents)
     ids: list[int] = []
     labels: list[int] = []
     starts: list[int] = []  # of each token's document
-    for document in documents:
-        new_ids, new_labels = tokenise(document, tokenizer, response_only)
+    n_documents = 0
+    for new_ids, new_labels in _tokenised(documents, Labeller(tokenizer, response_only, left_out)):
+        n_documents += 1
         if packing == "separate":
             new_labels = [IGNORED, *new_labels[1:]]
             starts += [len(ids)] * len(new_ids)
@@ -82,22 +91,54 @@ def training_blocks(
     cuts = range(0, len(ids) - seq_len + 1, seq_len)
     if not cuts:
         raise InputError(
-            f"the data has {len(ids)} tokens in {len(documents)} documents and one sequence takes "
+            f"the data has {len(ids)} tokens in {n_documents} documents and one sequence takes "
             f"--seq-len {seq_len}: give more data or shorter sequences."
         )
     # the first label of a block is never predicted
     kept = [i for i in cuts if any(label != IGNORED for label in labels[i + 1 : i + seq_len])]
     if not kept:
-        raise InputError("no sequence has a response in it: check the roles, or leave out --response-only.")
+        raise _no_response(left_out)
     return Blocks(
         seq_len=seq_len,
         input_ids=[ids[i : i + seq_len] for i in kept],
         labels=[labels[i : i + seq_len] for i in kept],
-        n_documents=len(documents),
+        n_documents=n_documents,
         n_tokens=len(kept) * seq_len,
         n_label_tokens=sum(label != IGNORED for i in kept for label in labels[i : i + seq_len]),
         n_dropped_tokens=len(ids) - len(kept) * seq_len,
         position_ids=[[at - max(starts[at], i) for at in range(i, i + seq_len)] for i in kept] if starts else None,
+        left_out=left_out,
+    )
+
+
+def _tokenised(documents: Sequence[Document], labeller: Labeller) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and labels of each document; those that the chat template refuses are counted, unless it is all.
+
+    Raises:
+        InputError: none can be used.
+    """
+    refused: InputError | None = None
+    used = 0
+    for document in documents:
+        try:
+            found = labeller.tokenise(document)
+        except TemplateError as error:
+            refused = refused or error
+            labeller.tally.add(DROPPED, REFUSED, document.origin)
+            continue
+        used += 1
+        yield found
+    if refused and not used:
+        raise refused
+
+
+def _no_response(left_out: Tally) -> InputError:
+    places = left_out.first.get((UNLABELLED, NOT_FOUND))
+    if places is None:
+        return InputError("no sequence has a response in it: check the roles, or leave out --response-only.")
+    return InputError(
+        f"{places}: --response-only cannot follow the tokenizer's chat template, which does not write this reply as it "
+        "is in the data: leave out the option, or use another template."
     )
 
 
@@ -124,9 +165,9 @@ def evaluation_tokens(
     """
     import torch
 
-    documents = read_documents(spec, evaluation=True)
+    documents, left_out = read_data(spec, evaluation=True)
     chat = any(d.kind == "chat" for d in documents)
-    parts = [render(d.messages, tokenizer, d.origin) if d.kind == "chat" else d.text for d in documents]
+    parts = _texts(documents, Chat(tokenizer), left_out)
     text = "\n\n".join(parts)
     ids = first_tokens(text, tokenizer, max_tokens, add_special_tokens=not chat)
     if len(ids) < 2:
@@ -139,7 +180,38 @@ def evaluation_tokens(
         "tokens": len(ids),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    if left_out.counts:
+        info["left_out"] = left_out.record()
     return torch.tensor(ids, dtype=torch.long), info
+
+
+def left_out_of(info: Mapping[str, Any]) -> list[str]:
+    """What was left out of an evaluation text, from its record: a sentence for each kind."""
+    return sentences(info.get("left_out", {}), f"evaluation data {info.get('data')}", {})
+
+
+def _texts(documents: Sequence[Document], chat: Chat, left_out: Tally) -> list[str]:
+    """Each document as one text; conversations that the template refuses are counted, unless it is all.
+
+    Raises:
+        InputError: none can be used.
+    """
+    texts, refused = [], None
+    for document in documents:
+        if document.kind != "chat":
+            texts.append(document.text)
+            continue
+        try:
+            rendered = chat.render(document)
+        except TemplateError as error:
+            refused = refused or error
+            left_out.add(DROPPED, REFUSED, document.origin)
+            continue
+        chat.count_left_out(document, rendered, left_out)
+        texts.append(rendered.text)
+    if refused and not texts:
+        raise refused
+    return texts
 
 
 def first_tokens(text: str, tokenizer: Any, max_tokens: int | None, *, add_special_tokens: bool) -> list[int]:

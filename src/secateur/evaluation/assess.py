@@ -15,7 +15,7 @@ from ..config.evaluation import EvalConfig
 from ..data.documents import check_spec, read_documents
 from ..data.overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
 from ..data.presets import PRESETS, preset_text
-from ..data.tokens import evaluation_tokens, first_tokens
+from ..data.tokens import evaluation_tokens, first_tokens, left_out_of
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
 from ..models.files import check_checkpoint
@@ -207,6 +207,7 @@ def _differences(findings: list[Findings], *, alike: bool) -> tuple[Paired | Non
 def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
     """What makes the figures less than they seem, as far as models and text tell."""
     found = [overlap.warning for overlap in text.overlaps if overlap.warning] if text else []
+    found += left_out_of(text.info) if text else []
     for subject in subjects:
         window = getattr(subject.config, "sliding_window", None)
         if text is not None and window is not None and window < text.seq_len:

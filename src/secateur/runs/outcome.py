@@ -149,12 +149,13 @@ def units_record(pruner: Pruner) -> dict[str, Any]:
     }
 
 
-def token_counts(job: Job) -> dict[str, int]:
-    """How much text there was and how much of it was trained on."""
+def token_counts(job: Job) -> dict[str, Any]:
+    """How much text there was, what of it was left out, and how much was trained on."""
     per_step, trained = job.tokens_per_step, _trained_steps(job.work / "metrics.jsonl")
     return {
         "documents": job.blocks.n_documents,
         "available_tokens": job.blocks.n_tokens,
+        "left_out": job.blocks.left_out.record(),
         "tokens_per_step": per_step,
         "trained_tokens": per_step * trained,
         "trained_steps": trained,

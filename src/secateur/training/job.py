@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..architecture.families import Family
 from ..config.run import RunConfig
 from ..data.documents import check_spec, fingerprint
-from ..data.tokens import Blocks, evaluation_tokens, require_batches, training_blocks
+from ..data.tokens import Blocks, evaluation_tokens, left_out_of, require_batches, training_blocks
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
 from ..models.files import check_checkpoint, contents_of
@@ -136,7 +136,7 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     contents = contents_of(source, model_config)
     checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
     adapter = read_adapter(config.adapter) if config.adapter else None
-    notes = (*notes, *([adapter.words] if adapter else []))
+    notes = (*notes, *blocks.left_out.notes(), *left_out_of(eval_info), *([adapter.words] if adapter else []))
     return Job(
         config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
         adapter,

@@ -1,0 +1,1 @@
+"""Files and folders of every accepted type, and the rows in them."""
