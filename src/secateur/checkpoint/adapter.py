@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source, stock_class_of
+from ..models.adapter import WEIGHTS
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
@@ -111,7 +112,7 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
         report = AdapterReport(
             folder=str(output),
             format="adapter",
-            bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            bytes=(folder / WEIGHTS).stat().st_size,
             max_logit_difference=found["difference"],
             loads_with=_loads_with(place),
         )

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import GenerationConfig
 
 from ..architecture.layered import layered_family, layered_shapes
 from ..architecture.stock import LAYERS_KEY
 from ..config.prune import ExportConfig
+from ..models.files import tensor_places
 from ..models.loading import load_config
 from ..models.source import ModelSource
 from ..models.stored import checkpoint_dtype
@@ -63,13 +64,10 @@ def export_config(config: ExportConfig) -> ExportReport:
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
+    """The checkpoint's tensors; whatever else lies in its folder is not read."""
+    places = tensor_places(folder)
     state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"--model {folder}: {file.name} cannot be read ({error}): copy it again.") from None
-    if not state:
-        raise InputError(f"--model {folder}: no weights there (no *.safetensors file): copy the whole folder.")
+    for path in sorted(set(places.values())):
+        with safe_open(path, framework="pt") as tensors:
+            state |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     return state

@@ -19,8 +19,9 @@ from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
-from ..models.benchmark import checkpoint_bytes, parameter_count
+from ..models.benchmark import parameter_count
 from ..models.devices import without_autocast
+from ..models.files import checkpoint_bytes
 from ..models.surgery import merged_and_sliced
 from ..parallel.sharding import is_sharded
 from ..system.errors import InputError

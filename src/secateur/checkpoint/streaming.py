@@ -16,7 +16,7 @@ from ..architecture.layered import MODULE, modeling_source, stock_class_of
 from ..architecture.quantised import bits_of, is_quantised, quantised_linears
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
-from ..models.benchmark import checkpoint_bytes
+from ..models.files import checkpoint_bytes
 from ..models.source import ModelSource
 from ..models.surgery import merged_and_sliced
 from ..parallel.distributed import barrier

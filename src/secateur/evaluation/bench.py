@@ -15,7 +15,6 @@ from ..config.speed import BenchConfig
 from ..models.adapter import load_adapter, read_adapter
 from ..models.benchmark import (
     Latency,
-    checkpoint_bytes,
     evaluating,
     forward_flops,
     forward_latency,
@@ -23,6 +22,7 @@ from ..models.benchmark import (
     wait,
 )
 from ..models.devices import autocast, compute_dtype, default_device, name_of, widened
+from ..models.files import check_checkpoint, source_bytes
 from ..models.loading import load_config, load_model
 from ..models.memory import peak_bytes, reset_peak
 from ..models.source import resolve_model
@@ -48,6 +48,10 @@ def bench(config: BenchConfig) -> str:
     names = [name for name in (config.against, config.model) if name is not None]
     if len(set(names)) < len(names):
         raise InputError(f"--model and --against are both {config.model}: give two models.")
+    if config.adapter:
+        read_adapter(config.adapter)
+    for name in names:
+        _check(name, config)
     memory = {name: peak_memory(name, config) for name in names} if config.memory else {}
     models = load_all(config, names)
     measured = measure_all(models, config, dtype)
@@ -62,19 +66,24 @@ def bench(config: BenchConfig) -> str:
 def load_all(config: BenchConfig, names: list[str]) -> dict[str, nn.Module]:
     """Label -> model on the default device, the reference first."""
     models: dict[str, nn.Module] = {}
-    if config.adapter:
-        read_adapter(config.adapter)
     for name in names:
-        source = resolve_model(name)
-        longest = getattr(load_config(source, trust_remote_code=config.trust_remote_code), "max_position_embeddings", 0)
-        needed = max(config.seq_len, PROMPT + config.decode_tokens)
-        if longest and needed > longest:
-            raise InputError(f"{name}: {needed} tokens are more than its {longest} positions: lower --seq-len.")
-        model = widened(load_model(source, trust_remote_code=config.trust_remote_code), compute_dtype(config.dtype))
+        model = widened(
+            load_model(resolve_model(name), trust_remote_code=config.trust_remote_code), compute_dtype(config.dtype)
+        )
         models[name] = nn.Module.to(model, default_device())
     if config.adapter:
         models |= with_adapter(config)
     return models
+
+
+def _check(name: str, config: BenchConfig) -> None:
+    """Refuse a model that cannot be measured, before any is loaded."""
+    source = resolve_model(name)
+    check_checkpoint(source)
+    longest = getattr(load_config(source, trust_remote_code=config.trust_remote_code), "max_position_embeddings", 0)
+    needed = max(config.seq_len, PROMPT + config.decode_tokens)
+    if longest and needed > longest:
+        raise InputError(f"{name}: {needed} tokens are more than its {longest} positions: lower --seq-len.")
 
 
 def with_adapter(config: BenchConfig) -> dict[str, nn.Module]:
@@ -91,10 +100,10 @@ def measure_all(models: Mapping[str, nn.Module], config: BenchConfig, dtype: tor
     """Label -> sizes, prefill latency per batch size, decoding speed."""
     record: dict[str, Any] = {}
     for name, model in models.items():
-        place = resolve_model(name).path if name in (config.model, config.against) else None
+        own = name in (config.model, config.against)
         record[name] = {
             "parameters": parameter_count(model),
-            "bytes_on_disk": checkpoint_bytes(Path(place)) if place and Path(place).is_dir() else None,
+            "bytes_on_disk": source_bytes(resolve_model(name)) if own else None,
             "flops_per_prompt": forward_flops(model, config.seq_len),
             "prefill": {},
         }
@@ -161,6 +170,8 @@ def peak_memory(name: str, config: BenchConfig) -> int:
     except EOFError:
         peak = None
     process.join()
+    if isinstance(peak, tuple):
+        raise InputError(*peak)
     if not isinstance(peak, int):
         raise InputError(f"the memory of {name} could not be measured ({peak or 'its process died'}): try --no-memory.")
     return peak
@@ -179,6 +190,8 @@ def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
             sender.send(int(torch.cuda.max_memory_allocated()))
         else:
             sender.send(peak_bytes() - before)
+    except InputError as error:
+        sender.send((str(error),))
     except Exception as error:
         sender.send(" ".join(str(error).split())[:300])
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,11 +122,6 @@ def matmul_flops_per_s(
 def parameter_count(model: nn.Module) -> int:
     """Parameters; a tied one counts once, a quantised one as what it stands for."""
     return sum(map(entries, model.parameters()))
-
-
-def checkpoint_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint's safetensors files."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def generate_text(

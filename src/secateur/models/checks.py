@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from codecs import BOM_UTF8
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, PretrainedConfig
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words
 from ..system.errors import InputError
@@ -24,6 +25,29 @@ KINDS: dict[str, tuple[type, str]] = {
     "text_config": (dict, "an object"),
 }
 """Keys of config.json of which transformers takes the kind for granted."""
+MTP = "layers for multi-token prediction"
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Kinds of weights that need no scales."""
+SCALES = re.compile(
+    r"(weight_scale(_inv|_2)?|weight_scales|_scale_inv|weight_packed|qweight|qzeros|\.scales|\.SCB|\.absmax|"
+    r"\.weight_zero_point|\.input_scale)$"
+)
+"""What stands beside quantised weights, by the names that modelopt, GPTQ, AWQ, compressed-tensors and others use."""
+BUFFERS = re.compile(r"(^|[._])(bias|masked_bias|mask|position_ids|token_type_ids)$")
+"""Whole numbers that are no weights."""
+HARMLESS = {
+    r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(^|[._])position_ids)$": "positions, which are computed",
+    r"(^|\.)(attn|attention|self_attn|self_attention|crossattention)\.(bias|masked_bias)$": "causal masks",
+    r"(^|[._])mtp([._]|$)": MTP,
+    r"(^|[._])(vision|visual|image|img|audio|speech|video)([._]|$)": "images or sound",
+    r"(^|\.)(multi_modal_projector|mm_projector|connector)\.": "images or sound",
+    r"^(v_head|score|classifier|qa_outputs|cls|reward_head|medusa_head)\.": "a head for another task",
+    r"\.([qkv]_scale|kv_scale|[kv]_proj\.output_scale|[kv]_cache\.scale)$": "scales of an engine's cache",
+}
+"""Name of a tensor -> why a causal language model is the same without it."""
+SIDECARS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+"""Files in which other tools name a quantisation."""
+ORIGINAL = "Give the original checkpoint, in float32, bfloat16 or float16."
 HEADER_BYTES = 1 << 20
 """Of a config.json, or of a GGUF file, whose names and shapes come first."""
 
@@ -84,30 +108,6 @@ def check_json_files(source: ModelSource) -> None:
             raise InputError(f"{source.path}/generation_config.json cannot be used: {reason}. Correct it.") from None
 
 
-def check_shapes(source: ModelSource, empty: PreTrainedModel) -> None:
-    """Tensors whose size is not the one that config.json says, found before the memory for either is taken.
-
-    Files that are not there or cannot be read are not this check's; nor are packed weights.
-
-    Args:
-        empty: the model without weights.
-    Raises:
-        InputError: names the tensor, both shapes and the keys that say otherwise.
-    """
-    if not source.is_local or source.gguf_file or getattr(empty.config, "quantization_config", None):
-        return
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    for path in sorted(Path(source.path).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                found = {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys() if n in expected}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            continue
-        if other := [name for name, shape in found.items() if prod(shape) != prod(expected[name])]:
-            name = other[0]
-            raise unfit_shapes(source.name, empty.config, len(other), name, found[name], expected[name])
-
-
 def unfit_shapes(
     name: str,
     config: PretrainedConfig,
@@ -116,6 +116,7 @@ def unfit_shapes(
     found: Sequence[int],
     expected: Sequence[int],
     hint: str = TOGETHER,
+    says: str = "config.json",
 ) -> InputError:
     """The error for weights of another shape than config.json says.
 
@@ -127,25 +128,78 @@ def unfit_shapes(
     keys = [key for key in SIZES if getattr(text, key, None) in sizes]
     said = f" ({', '.join(f'{text.attribute_map.get(key, key)} {getattr(text, key)}' for key in keys)})" if keys else ""
     return InputError(
-        f"model {name!r}: {count} weights do not have the shape that config.json says{said}, such as {key}: "
+        f"model {name!r}: {count} weights do not have the shape that {says} says{said}, such as {key}: "
         f"{tuple(found)} in the file, {tuple(expected)} in the model; {hint}"
     )
 
 
-def check_kinds(path: Path, kinds: dict[str, str]) -> None:
-    """Weights are floating-point numbers, unless config.json says how they are packed.
+def why_harmless(name: str, config: PretrainedConfig) -> str | None:
+    """Why a tensor of the checkpoint may be left out, None where it may not."""
+    numbered = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    text = config.get_text_config(decoder=True)
+    further = getattr(text, "num_nextn_predict_layers", None) or 0
+    if numbered and further and 0 <= int(numbered[1]) - text.num_hidden_layers < further:
+        return MTP
+    return next((reason for pattern, reason in HARMLESS.items() if re.search(pattern, name)), None)
+
+
+def check_method(folder: Path) -> bool:
+    """Whether config.json names a quantisation that transformers undoes or computes with.
+
+    Raises:
+        InputError: it names one that transformers does not know, or none at all, and so would pass over.
+    """
+    config = config_json(folder)
+    text = config.get("text_config")
+    given = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if not given:
+        return False
+    if not isinstance(given, dict):
+        raise InputError(f"{folder}/config.json: quantization_config is {json.dumps(given)[:60]}, not a mapping.")
+    if given.get("load_in_8bit") or given.get("load_in_4bit"):
+        return True
+    method = given.get("quant_method")
+    if method in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        return True
+    named = "no quant_method" if method is None else f"the quant_method {json.dumps(method)[:60]}"
+    raise InputError(
+        f"{folder}/config.json: its quantization_config has {named}, which transformers does not know: it would take "
+        f"the quantised numbers for the weights. {ORIGINAL} Or, if the weights are plain numbers, take "
+        "quantization_config out."
+    )
+
+
+def check_kinds(path: Path, kinds: Mapping[str, str], handled: bool) -> None:
+    """Weights are floating-point numbers of two bytes or more, unless transformers knows how they are packed.
 
     Args:
         kinds: tensor name -> its kind as safetensors calls it, of the file at `path`.
+        handled: `check_method`.
     Raises:
-        InputError: some are not; buffers (positions, masks) may be whole numbers.
+        InputError: some are not, or scales lie beside them; buffers (positions, masks) may be whole numbers.
     """
-    whole = [name for name, kind in kinds.items() if name.endswith(".weight") and kind in WHOLE_NUMBERS]
-    if whole and not _is_quantised(path.parent):
-        raise InputError(
-            f"{path}: {whole[0]} and {len(whole) - 1} other weights are whole numbers ({kinds[whole[0]]}), and "
-            "config.json names no quantization: give a checkpoint in float32, bfloat16 or float16."
-        )
+    if handled:
+        return
+    whole = [name for name, kind in kinds.items() if kind in WHOLE_NUMBERS and _is_weight(name, kind)]
+    small = [name for name, kind in kinds.items() if kind not in WHOLE_NUMBERS and kind not in FLOATS]
+    scales = [name for name in kinds if SCALES.search(name)]
+    if not (whole or small or scales):
+        return
+    named = "config.json names no quantization"
+    if beside := [name for name in SIDECARS if (path.parent / name).is_file()]:
+        named = f"only {beside[0]} names the quantization, which transformers does not read"
+    if whole:
+        what = f"{whole[0]} and {len(whole) - 1} other weights are whole numbers ({kinds[whole[0]]})"
+    elif small:
+        what = f"{small[0]} and {len(small) - 1} other weights are numbers of one byte or less ({kinds[small[0]]})"
+    else:
+        what = f"{scales[0]} and {len(scales) - 1} other scales of quantised weights are in it"
+    raise InputError(f"{path}: {what}, and {named}: the weights would be read without their scales. {ORIGINAL}")
+
+
+def _is_weight(name: str, kind: str) -> bool:
+    """Whether a tensor of whole numbers stands for weights; positions and masks are the model's own."""
+    return name.endswith(".weight") or (kind in ("I8", "U8") and not BUFFERS.search(name))
 
 
 def hash_of_headers(folder: Path, files: Sequence[str]) -> str:
@@ -168,8 +222,10 @@ def gated(name: str, repository: str) -> InputError:
     )
 
 
-def _is_quantised(folder: Path) -> bool:
+def config_json(folder: Path) -> dict[str, Any]:
+    """What config.json says, as it stands there; nothing where it cannot be read, of which transformers will tell."""
     try:
-        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, *PARSER_ERRORS, TypeError):
-        return False
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, *PARSER_ERRORS):
+        return {}
+    return found if isinstance(found, dict) else {}

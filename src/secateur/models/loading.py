@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from transformers import (
 
 from ..architecture.building import empty_model, own_code
 from ..architecture.config_faults import token_warnings
+from ..architecture.gguf import check_gguf, settle_
 from ..architecture.layered import is_layered, layered_class, layered_family
 from ..system.errors import InputError
 from ..system.progress import safe
-from .checks import TOGETHER, check_causal, check_json_files, check_shapes, unfit_shapes
-from .files import check_checkpoint
+from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
+from .files import check_checkpoint, check_numbers, check_shapes
 from .guards import check_hub, guarded, say_once
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
@@ -36,7 +38,8 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
 
     Raises:
         InputError: config.json is corrupt or cannot be used, the files' tensors have other shapes than it says, the hub
-            id is unknown or cannot be reached, code must be trusted.
+            id is unknown or cannot be reached, code must be trusted; what transformers would read of the weights is not
+            what they are (`check_numbers`, `settle_`).
     """
     config = _read_config(source, trust_remote_code)
     if not (trust_remote_code and own_code(config)):  # such code may need weights, or values, to be built
@@ -54,8 +57,14 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
 def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConfig:
     check_hub(source)
     check_json_files(source)
+    check_numbers(source)
+    file = Path(source.path) / source.gguf_file if source.gguf_file else None
+    if file is not None:
+        check_gguf(file)
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
     check_causal(source.name, config)
+    if file is not None:
+        settle_(config, file)
     return follow_files_(config, source)
 
 
@@ -92,7 +101,9 @@ def load_model(
         options |= {"use_safetensors": True, **(quantising or {})}
     with memory_for(f"loading {source.name}", LOAD_LESS):
         model, info = guarded(source, _loader(config, trust_remote_code), trust_remote_code, options)
-    _refuse_unfit(source, model, info, trust_remote_code)
+    if not source.is_local:
+        check_numbers(source)  # its files are in the hub's cache by now
+    refuse_unfit(source, model, info, trusted=trust_remote_code)
     untie_(model)
     return model.eval()
 
@@ -104,37 +115,52 @@ def _loader(config: PretrainedConfig, trust_remote_code: bool) -> Callable[..., 
     return AutoModelForCausalLM.from_pretrained
 
 
-def _refuse_unfit(source: ModelSource, model: PreTrainedModel, info: dict[str, Any], trusted: bool) -> None:
-    """Refuse what transformers only reports: weights that are missing, of another shape, or of further layers.
+def refuse_unfit(
+    source: ModelSource, model: PreTrainedModel, info: Mapping[str, Collection[Any]], *, trusted: bool
+) -> None:
+    """Refuse what transformers only reports: weights that are missing, of another shape, or that it does not take.
 
     A tied weight whose source is there does not count as missing: transformers takes it off the list.
+
+    Args:
+        info: of a `from_pretrained`.
+        trusted: the model's own code was run, where it comes with some.
+    Raises:
+        InputError: names one of them. Of what is known not to belong to the function (`HARMLESS`), a warning is given.
     """
-    hint = TOGETHER
-    if not trusted and "AutoModelForCausalLM" in (getattr(model.config, "auto_map", None) or {}):
+    hint, says = TOGETHER, "config.json"
+    if source.gguf_file:
+        hint, says = "get the file again, or give the original checkpoint, a folder with safetensors.", "its metadata"
+    elif not trusted and "AutoModelForCausalLM" in (getattr(model.config, "auto_map", None) or {}):
         hint = "the checkpoint ships a modelling file of its own: read it, and pass --trust-remote-code."
+    place = f"model {source.name!r}"
     if mismatched := sorted(info["mismatched_keys"]):
         key, found, expected = mismatched[0]
-        raise unfit_shapes(source.name, model.config, len(mismatched), key, found, expected, hint)
+        raise unfit_shapes(source.name, model.config, len(mismatched), key, found, expected, hint, says)
     if missing := sorted(info["missing_keys"]):
-        if set(missing) <= set(getattr(model, "_tied_weights_keys", None) or ()):
+        if not source.gguf_file and set(missing) <= set(getattr(model, "_tied_weights_keys", None) or ()):
             hint = (
                 "if the model's output embedding is its input embedding, say so: tie_word_embeddings: true in "
                 "config.json."
             )
-        raise InputError(
-            f"model {source.name!r}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}"
-        )
-    unexpected = sorted(info["unexpected_keys"])
+        raise InputError(f"{place}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}")
+    reasons: dict[str, list[str]] = {}
+    for key in sorted(info["unexpected_keys"]):
+        reasons.setdefault(why_harmless(key, model.config) or "", []).append(key)
+    others = reasons.pop("", [])
     shape_of_names = {re.sub(r"\d+", "N", key) for key in model.state_dict()}
-    if further := [key for key in unexpected if re.sub(r"\d+", "N", key) in shape_of_names]:
+    if further := [key for key in others if re.sub(r"\d+", "N", key) in shape_of_names]:
         raise InputError(
-            f"model {source.name!r}: the checkpoint has {len(further)} weights of layers that config.json "
-            f"does not know, such as {further[0]}; {hint}"
+            f"{place}: the checkpoint has {len(further)} weights of layers that {says} does not know, such as "
+            f"{further[0]}; {hint}"
         )
-    if unexpected:
+    if others:
+        raise InputError(
+            f"{place}: {len(others)} tensors of the checkpoint have no place in a {type(model).__name__}, such as "
+            f"{others[0]}: without them it would be another model; {hint}"
+        )
+    for reason, keys in reasons.items():
         log.warning(
-            "%s: %d weights of the checkpoint are no part of the causal language model and left out, such as %s",
-            safe(source.name),
-            len(unexpected),
-            safe(unexpected[0]),
-        )
+            "%s: %d weights of the checkpoint are no part of the causal language model and left out (%s), such as %s",
+            safe(source.name), len(keys), reason, safe(keys[0]),
+        )  # fmt: skip

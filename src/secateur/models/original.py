@@ -4,7 +4,6 @@ After training they take the quantised ones' place, tensor by tensor and sliced 
 From then on it is a model like any other, and is merged, written and verified as such.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -16,14 +15,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
 
 from ..architecture.families import FAMILIES
 from ..architecture.quantised import BLOCK, bits_of, dequantised, plain_in_place_of, quantised_linears, was_conv1d
 from ..architecture.units import base_linear
 from ..system.errors import InputError, VerificationError
 from .devices import training_device
-from .files import INDEX, SINGLE
+from .files import folder_of, tensor_places
 from .loading import load_model
 from .source import ModelSource
 from .surgery import lora_factors, lora_layers
@@ -238,17 +236,10 @@ def original_tensors(source: ModelSource, names: Collection[str], trust: bool) -
 
 def _places(source: ModelSource) -> dict[str, Path]:
     """Tensor name -> its safetensors file, of a folder or of the hub's cache."""
-    folder = Path(source.path)
-    if not folder.is_dir():
-        folder = Path(str(cached_file(source.path, "config.json"))).parent
-    if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE)
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {source.name!r}: its original weights cannot be read again ({error}).") from None
-    return {name: folder / file for name, file in index.items()}
+    folder = folder_of(source)
+    if folder is None:
+        raise InputError(f"model {source.name!r}: its original weights cannot be read again: it is not in the cache.")
+    return tensor_places(folder)
 
 
 def _plain(name: str) -> str:

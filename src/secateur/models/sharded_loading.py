@@ -1,5 +1,8 @@
 """A checkpoint read straight into FSDP2's shards: no process ever holds more of it than its part and one tensor."""
 
+import re
+from pathlib import Path
+
 import torch
 from accelerate import init_empty_weights
 from torch import nn
@@ -9,10 +12,10 @@ from ..architecture.building import built
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from .devices import training_device
-from .files import check_checkpoint
-from .loading import load_config
+from .files import check_checkpoint, tensor_places
+from .loading import load_config, refuse_unfit
 from .original import original_tensors
-from .source import resolve_model
+from .source import ModelSource, resolve_model
 from .stored import checkpoint_dtype
 
 
@@ -40,6 +43,7 @@ def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_co
     model.config.use_cache = False
     spread_(model)
     names = [path for path, _ in model.named_parameters()]  # tied weights once
+    _refuse_unfit(source, model, names, trust_remote_code)
     with original_tensors(source, names, trust_remote_code) as read:
         for path in names:
             owner, _, leaf = path.rpartition(".")
@@ -56,6 +60,17 @@ def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_co
         for leaf, buffer in buffer_of.named_buffers(recurse=False):
             buffer_of._buffers[leaf] = buffer.to(device)
     return model.eval()
+
+
+def _refuse_unfit(source: ModelSource, model: PreTrainedModel, names: list[str], trusted: bool) -> None:
+    """As `refuse_unfit`, of a checkpoint with the model's own names; any other is loaded whole, and looked at there."""
+    places = tensor_places(Path(source.path)).keys()
+    if not set(names) <= places:
+        return
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    others = [name for name in places - model.state_dict().keys() if not any(one.search(name) for one in ignored)]
+    info = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": others}
+    refuse_unfit(source, model, info, trusted=trusted)
 
 
 def _make_room(module: nn.Module, device: torch.device) -> None:

@@ -8,15 +8,18 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..architecture.gguf import check_gguf
 from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.progress import safe
@@ -72,10 +75,9 @@ def stored_tensors(source: ModelSource) -> Tensors | None:
     found = Tensors({}, {}, {}, {})
     try:
         if source.gguf_file:
-            path = folder / source.gguf_file
-            return _gguf_tensors(path, path.stat().st_mtime_ns)
-        for name in weight_files(folder):
-            _add_header(found, folder / name)
+            return _gguf_tensors(folder / source.gguf_file)
+        for path in weight_files(folder):
+            _add_header(found, path)
     except (InputError, SafetensorError, OSError, ValueError, KeyError, IndexError):
         return None
     return found
@@ -156,18 +158,14 @@ def _add_header(found: Tensors, path: Path) -> None:
             found.bytes[name] = entries * (PRECISIONS[kind].itemsize if kind in PRECISIONS else 1)
 
 
-@cache
-def _gguf_tensors(path: Path, changed_ns: int) -> Tensors:
-    """Reading a vocabulary of a GGUF takes a second: once for each state of a file."""
-    from gguf import GGUFReader
-
-    tensors: list[Any] = GGUFReader(path).tensors
-    return Tensors(
-        {tensor.name: tensor.tensor_type.name for tensor in tensors},
-        {tensor.name: int(tensor.n_elements) for tensor in tensors},
-        {tensor.name: int(tensor.n_bytes) for tensor in tensors},
-        {tensor.name: path for tensor in tensors},
-    )
+def _gguf_tensors(path: Path) -> Tensors:
+    file = check_gguf(path)
+    kinds = {name: GGMLQuantizationType(number) for name, number in file.kinds.items()}
+    entries = {name: prod(shape) for name, (_, shape) in file.places.items()}
+    sizes = {
+        name: entries[name] // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1] for name, kind in kinds.items()
+    }
+    return Tensors({name: kind.name for name, kind in kinds.items()}, entries, sizes, dict.fromkeys(kinds, path))
 
 
 def _precision(source: ModelSource, config: PretrainedConfig, stored: Tensors) -> torch.dtype:

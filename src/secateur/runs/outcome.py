@@ -13,8 +13,9 @@ from ..architecture.experts import Dropped, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
 from ..evaluation.perplexity import Perplexity, perplexity
-from ..models.benchmark import checkpoint_bytes, forward_flops, forward_latency, parameter_count
+from ..models.benchmark import forward_flops, forward_latency, parameter_count
 from ..models.devices import name_of
+from ..models.files import checkpoint_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
 from ..pruning.allocation import make_budget
 from ..pruning.pruner import Pruner
