@@ -66,7 +66,7 @@ def save_gguf(
     writer.add_token_types([TokenType.CONTROL, *[TokenType.NORMAL] * (len(TOKENS) - 1)])
     writer.add_token_merges(["a b"])
     for name, value in _tensors(model, arch, names).items():
-        if name not in drop:
+        if name not in drop and name not in (tensors or {}):
             type_ = GGMLQuantizationType[kind if value.ndim > 1 else "F32"]
             writer.add_tensor(name, quantize(np.ascontiguousarray(value), type_), raw_dtype=type_)
     for name, value in (tensors or {}).items():

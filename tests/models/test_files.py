@@ -177,7 +177,7 @@ def test_a_method_that_transformers_does_not_know(single, method):
     said = "no quant_method" if method is None else f"the quant_method {json.dumps(method)}"
     refused(single, rf"quantization_config has {said}, which transformers does not know", load_config, load_model)
     edit(single / "config.json", quantization_config=[1])
-    refused(single, r"quantization_config is \[1\], not a mapping", load_config)
+    refused(single, r"quantization_config is \[1\], and must be an object", load_config)
 
 
 def test_a_leftover_record_of_a_quantisation_is_no_reason(single):

@@ -16,6 +16,7 @@ from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
 from ..models.devices import name_of
 from ..models.files import checkpoint_bytes
+from ..models.files import source_bytes as files_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
 from ..pruning.allocation import make_budget
 from ..pruning.pruner import Pruner
@@ -222,8 +223,8 @@ def source_bytes(job: Job, parameters: int) -> dict[str, Any]:
         return {"bytes": needed}
     files = job.source.is_local and not job.source.gguf_file
     headers = checkpoint_bytes(Path(job.source.path)) - stored if files else 0
-    if stored == needed and not job.source.gguf_file:
-        return {"bytes": needed + headers}
+    if stored == needed:
+        return {"bytes": files_bytes(job.source)}
     return {"bytes": needed + headers, "stored_bytes": stored + headers, "dtype": name_of(dtype)}
 
 
