@@ -103,7 +103,7 @@ def keys_left(config: PreTrainedConfig, name: str, own: dict[str, Any]) -> list[
     """
     if name.replace("_", "-") in SPECIAL or name in SPECIAL:
         return []
-    mapping: dict[str, Any] = GGUF_CONFIG_MAPPING.get(name, {})
+    mapping: Any = GGUF_CONFIG_MAPPING.get(name, {})
     taken = {key for key, target in mapping.items() if target}
     left = []
     for key, value in own.items():
