@@ -1,13 +1,19 @@
 """Full disks, memory that runs out, losses that diverge, two runs at once: said plainly, nothing lost."""
 
+import errno
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import save_tiny
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -16,6 +22,7 @@ from zygote import run
 from secateur.cli import main
 from secateur.data import embedded
 from secateur.runs import prune
+from secateur.system.errors import disk_is_full
 from secateur.system.progress import Progress
 from secateur.training import finetune, trainer
 from secateur.training.checkpoints import find_latest
@@ -117,6 +124,104 @@ def test_a_full_disk_while_another_kind_of_result_is_written(place, tmp_path, ar
     assert not output.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
     assert find_latest(tmp_path / "out.run")[0].name == "checkpoint-8"
+
+
+TORCH_LOST_ITS_PLACE = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 145088 vs 144976")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TORCH_LOST_ITS_PLACE, "no space left in"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left in"),
+        (RuntimeError("open file failed with strerror: Read-only file system"), "(read-only file system): see to it"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written(place, tmp_path, capsys, monkeypatch, error, words) -> None:
+    real = torch.save
+
+    def failing(value, path, *args, **kwargs):
+        if "checkpoint-6" in str(path):
+            Path(path).write_bytes(b"half")
+            raise error
+        return real(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", failing)
+    assert main(command(place, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "the same command with --resume goes on from checkpoint-4" in said
+    assert ("MB" in said or "GB" in said) == ("no space" in words)
+    assert sorted(path.name for path in (tmp_path / "out.run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    monkeypatch.undo()
+    assert main([*command(place, tmp_path / "out"), "--resume"]) == 0
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (place / "whole", tmp_path / "out"))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("save_steps", [8, 0])
+def test_a_result_that_has_no_room_says_what_becomes_of_the_training(
+    place, tmp_path, capsys, monkeypatch, save_steps
+) -> None:
+    def failing(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("secateur.checkpoint.export.save_model", failing)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: shutil._ntuple_diskusage(2_000_000, 1_700_000, 300_000))
+    monkeypatch.setattr("secateur.training.job.check_output", lambda *args, **kwargs: None)
+    assert main([*command(place, tmp_path / "out"), "--save-steps", str(save_steps)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"\(about 0\.\d+ MB needed, 0\.3 MB free there\)", said), said
+    assert ("--resume goes on from checkpoint-8" if save_steps else "The training is not saved") in said
+
+
+def test_a_record_that_cannot_be_written_costs_no_figures(place, tmp_path, capsys, monkeypatch) -> None:
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("secateur.system.records.os.replace", full)
+    given = ["--model", str(place / "model"), "--data", str(place / "text.txt"), "--seq-len", "64"]
+    assert main(["eval", *given, "--max-tokens", "256", "--output", str(tmp_path / "e.json")]) == 2
+    said = capsys.readouterr()
+    assert "perplexity" in said.out
+    assert f"{tmp_path / 'e.json'}: No space left on device" in said.err
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    SafetensorError("Error while deserializing header: Cannot allocate memory (os error 12)"),
+    RuntimeError("unable to mmap 57159888 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+])  # fmt: skip
+@pytest.mark.parametrize("at", ["secateur.models.files.safe_open", "secateur.models.loading.AutoModelForCausalLM"])
+def test_weights_that_cannot_be_mapped_for_lack_of_memory(place, tmp_path, capsys, monkeypatch, error, at) -> None:
+    def failing(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(at, failing if at.endswith("safe_open") else SimpleNamespace(from_pretrained=failing))
+    assert main(["sample", "--model", str(place / "model"), "--prompts", "x"]) == 3
+    assert "secateur: error: out of memory while" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (RuntimeError("basic_ios::clear: iostream error"), True),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0"),
+            True,
+        ),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:146] . PytorchStreamReader failed reading zip"), False),
+        (RuntimeError("[enforce fail at inline_container.cc:88] . open file failed with errno 2"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk(error, full) -> None:
+    assert disk_is_full(error) == full
+    chained = ValueError("it went wrong")
+    chained.__cause__ = error
+    assert disk_is_full(chained) == full
 
 
 @pytest.mark.parametrize(

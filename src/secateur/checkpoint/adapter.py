@@ -94,7 +94,8 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
     output = place.output
     check_output(output, overwrite=place.overwrite)
     model.cpu()
-    with replaced_whole(output) as folder:
+    needed = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    with replaced_whole(output, needed) as folder:
         with quiet_transformers():
             model.save_pretrained(str(folder))
         (folder / "README.md").write_text(_card(place), encoding="utf-8")

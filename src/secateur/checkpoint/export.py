@@ -212,7 +212,7 @@ def write_checkpoint(
     """
     layered = format == "layered"
     runs_code = layered or _brings_code(small)
-    with replaced_whole(output) as folder:
+    with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
         save_model(small, folder, family if layered else None)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

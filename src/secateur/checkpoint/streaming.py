@@ -91,7 +91,7 @@ def export_streamed(
         barrier()
         return None
     check_output(output, overwrite=overwrite)
-    with replaced_whole(output) as folder:
+    with replaced_whole(output, sum(p.numel() * p.element_size() for p in skeleton.parameters())) as folder:
         checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
         _write_beside(folder, config, base.generation_config, units.family, tokenizer)
         expected = probe_ids, logits.to(dtype), _most_kl(model)

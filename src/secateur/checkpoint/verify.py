@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..models.devices import without_autocast
-from ..system.errors import VerificationError
+from ..models.memory import WRITE_LATER
+from ..system.errors import NO_MEMORY, OutOfMemoryError, VerificationError
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Largest |Δlogit| over the largest |logit|. Same weights, precision, machine and threads: 0 in every run. Allowed
@@ -240,6 +241,8 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
         last = done.stderr.strip().split("\n")[-1] or f"no message, exit code {done.returncode}"
         if done.returncode == -9:
             last = "it was killed, probably for lack of memory"
+        if "MemoryError" in last or any(words in last.lower() for words in NO_MEMORY):
+            raise OutOfMemoryError(f"out of memory while a fresh process read the result back ({last}). {WRITE_LATER}")
         raise VerificationError(f"{folder}: a fresh process could not load what was written: {last}")
     return json.loads(lines[-1].removeprefix("RESULT"))
 

@@ -27,7 +27,7 @@ from ..system.errors import all_faults
 from ..system.launcher import rank
 from ..system.output import check_output_file
 from ..system.progress import Progress
-from ..system.records import environment, write_json
+from ..system.records import environment, write_told
 from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
 from .harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
 from .perplexity import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
@@ -109,6 +109,12 @@ def evaluate_models(config: EvalConfig) -> str:
     warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
     difference, task_differences = _differences(list(findings.values()), alike=text is not None and text.cut_alike)
     average = paired_average(*(found.tasks for found in findings.values())) if len(findings) == 2 else None
+    measured = {name: (found.parameters, found.perplexity) for name, found in findings.items() if found.perplexity}
+    by_byte = {name: found.nats_per_byte for name, found in findings.items() if found.nats_per_byte is not None}
+    lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []
+    figures = {name: found.tasks for name, found in findings.items()}
+    lines += task_lines(figures, task_differences, average) if tasks else []
+    words = "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
     if config.output:
         record = {
             "config": config,
@@ -122,13 +128,8 @@ def evaluate_models(config: EvalConfig) -> str:
             "warnings": warnings,
             "environment": environment(),
         }
-        write_json(Path(config.output), record, result=True)
-    measured = {name: (found.parameters, found.perplexity) for name, found in findings.items() if found.perplexity}
-    by_byte = {name: found.nats_per_byte for name, found in findings.items() if found.nats_per_byte is not None}
-    lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []
-    figures = {name: found.tasks for name, found in findings.items()}
-    lines += task_lines(figures, task_differences, average) if tasks else []
-    return "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
+        write_told(Path(config.output), record, words)
+    return words
 
 
 def _measure_all(

@@ -29,7 +29,7 @@ from ..models.source import resolve_model
 from ..system.errors import InputError
 from ..system.output import check_output_file
 from ..system.progress import human_bytes
-from ..system.records import environment, format_table, write_json
+from ..system.records import environment, format_table, write_told
 
 PROMPT = 64
 """Tokens before those that are generated."""
@@ -59,7 +59,7 @@ def bench(config: BenchConfig) -> str:
         measured[name]["peak_memory_bytes"] = bytes_
     record = {"environment": environment(), "dtype": name_of(dtype), "models": measured}
     if output is not None:
-        write_json(output, record, result=True)
+        write_told(output, record, table(record, names[0]))
     return table(record, names[0])
 
 

@@ -18,7 +18,7 @@ from ..system.errors import InputError, all_faults
 from ..system.output import check_output_file
 from ..system.progress import safe
 from ..system.reading import parse_json, read_text
-from ..system.records import environment, write_json
+from ..system.records import environment, write_told
 from .perplexity import token_faults
 
 
@@ -58,7 +58,7 @@ def sample_models(config: SampleConfig) -> str:
     if config.output:
         templates = {name: bool(config.chat and tokenizers[name].chat_template) for name in sources}
         record = {"config": config, "samples": samples, "chat_template": templates, "environment": environment()}
-        write_json(Path(config.output), record, result=True)
+        write_told(Path(config.output), record, shown(samples))
     return shown(samples)
 
 

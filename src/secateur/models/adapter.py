@@ -19,7 +19,7 @@ from ..architecture.mixtures import STACKED, for_experts_apart, stacked_shapes
 from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig
-from ..system.errors import InputError, all_faults
+from ..system.errors import InputError, all_faults, out_of_memory
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 
@@ -146,6 +146,8 @@ def load_adapter(base: PreTrainedModel, name: str, *, trainable: bool = False) -
                 return _beside_experts(adapter, base, trainable)
             model = PeftModel.from_pretrained(base, str(Path(name).expanduser()), is_trainable=trainable)
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"--adapter {name}: not a LoRA adapter that fits this model ({_short(error)}).") from None
     check_fits(adapter, model)
     return model
@@ -224,6 +226,8 @@ def _shapes(folder: Path, words: str) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{words}: {WEIGHTS} is corrupt or truncated ({_short(error)}): copy it again.") from None
 
 

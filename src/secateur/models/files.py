@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..architecture.gguf import check_gguf
-from ..system.errors import InputError
+from ..system.errors import InputError, out_of_memory
 from ..system.reading import PARSER_ERRORS
 from .checks import check_kinds, check_method, config_json, hash_of_headers, unfit_shapes
 from .source import ModelSource
@@ -243,4 +243,6 @@ def kinds_in(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as tensors:
             return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None

@@ -7,12 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..architecture.config_faults import config_error, fault_in_words, values_in
 from ..architecture.families import FAMILIES
 from ..data.embedded import EMBEDDED_MODEL
-from ..system.errors import InputError
+from ..system.errors import InputError, out_of_memory
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
@@ -65,9 +63,9 @@ def guarded(
     try:
         with quiet_transformers(gguf=source.gguf_file is not None):
             return load(source.path, trust_remote_code=trust_remote_code, **options)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # transformers raises many classes, some of its own
+        if out_of_memory(error):
+            raise
         text, place = str(error), f"{what} {source.name!r}"
         if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
             raise gated(source.name, source.path) from None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..system.errors import OutOfMemoryError, out_of_memory
+from ..system.errors import OutOfMemoryError, SecateurError, out_of_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -42,9 +42,9 @@ def memory_for(part: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except OutOfMemoryError:
+    except SecateurError:
         raise
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # who maps a file of weights has errors of its own
         if not out_of_memory(error):
             raise
         raise OutOfMemoryError(f"out of memory while {part}. {remedy}") from error

@@ -46,7 +46,7 @@ from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
-from .outcome import keep_metrics, measure, numerics, report_on, token_counts
+from .outcome import keep_metrics, measure, numerics, report_on, token_counts, training_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         note_result(job.work, folder)
 
     write = write_merged if config.merge else write_adapter
-    with memory_for("writing the result", WRITE_LATER):
+    with memory_for("writing the result", WRITE_LATER), training_kept(job):
         write(model, _place(job), finish)
     if not config.save_steps:
         drop_work(job.work)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from ..models.files import source_bytes as files_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
 from ..pruning.allocation import make_budget
 from ..pruning.pruner import Pruner
-from ..system.errors import InputError
+from ..system.errors import InputError, disk_is_full
 from ..system.launcher import rank
 from ..system.progress import Progress
 from ..system.records import environment, write_json
+from ..training.checkpoints import find_latest
 from ..training.job import Job
 
 LATENCY_BATCH, LATENCY_REPEATS = 1, 7
@@ -226,6 +229,27 @@ def source_bytes(job: Job, parameters: int) -> dict[str, Any]:
     if stored == needed:
         return {"bytes": files_bytes(job.source)}
     return {"bytes": needed + headers, "stored_bytes": stored + headers, "dtype": name_of(dtype)}
+
+
+@contextmanager
+def training_kept(job: Job) -> Iterator[None]:
+    """A disk that is full while the result is written: what becomes of the training.
+
+    Raises:
+        InputError: in the place of the one that says what could not be written.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not disk_is_full(error):
+            raise
+        last, _ = find_latest(job.work)
+        kept = (
+            f"Make room, then the same command with --resume goes on from {last.name}."
+            if last
+            else "The training is not saved (--save-steps saves it): make room before the next run."
+        )
+        raise InputError(f"{error} {kept}") from error
 
 
 def report_on(output: Path, progress: Progress) -> None:

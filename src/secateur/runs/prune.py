@@ -47,7 +47,7 @@ from ..training.routing import drop_by_routing, tell_unused
 from ..training.saving import Interruption, SavingCallback
 from ..training.teacher import Teacher
 from ..training.trainer import Distillation, run_trainer
-from .outcome import measure, outcome, report_on, write_records
+from .outcome import measure, outcome, report_on, training_kept, write_records
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         write_records(folder, job, pruner, result)
         note_result(job.work, folder)
 
-    with memory_for("writing the result", WRITE_LATER):
+    with memory_for("writing the result", WRITE_LATER), training_kept(job):
         _write(model, pruner, job, finish)
     if not config.save_steps:
         drop_work(job.work)

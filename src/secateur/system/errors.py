@@ -1,5 +1,8 @@
 """Errors a user can meet. Each names the value received and the remedy, and carries an exit code."""
 
+import errno
+from collections.abc import Iterator
+
 
 class SecateurError(Exception):
     """Base of all errors that secateur raises on purpose; `exit_code` is what the command line returns."""
@@ -38,30 +41,60 @@ FULL = (
     "os error 27",
     "quota exceeded",
     "streamwriter failed writing",
+    "inline_container.cc:",
+    "basic_ios::clear",
 )
-"""What the libraries that write say of a full disk (torch's writer says only that it failed)."""
+"""What the libraries that write say of a full disk (torch's writer says only that it failed, or lost its place)."""
+NOT_FULL = ("streamreader", "open file failed")
+"""What torch says in the same words of other failures."""
+FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = {errno.EROFS: "read-only file system", errno.EIO: "input/output error", errno.EACCES: "permission denied"}
+"""Why a place that could be written to at first may not be any more."""
 
 
-def disk_is_full(error: BaseException | None) -> bool:
+def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or what caused it, is that a disk, a quota or a file's limit was reached."""
-    while error is not None:
-        if any(words in str(error).lower() for words in FULL):
+    for each in _causes(error):
+        words = str(each).lower()
+        if isinstance(each, OSError) and each.errno in FULL_NUMBERS:
             return True
-        error = error.__cause__ or error.__context__
+        if any(part in words for part in FULL) and not any(part in words for part in NOT_FULL):
+            return True
     return False
 
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch's allocators say where they have no error class of their own for it."""
+def unwritable(error: BaseException) -> str | None:
+    """Why a place cannot be written to any more, though its disk is not full; None where an error does not say so."""
+    for each in _causes(error):
+        if isinstance(each, OSError) and each.errno in UNWRITABLE:
+            return UNWRITABLE[each.errno]
+        for words in UNWRITABLE.values():
+            if words in str(each).lower():
+                return words
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "os error 12")
+"""What torch's allocators, and those who map a file of weights, say where they have no error class of their own."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is that memory ran out; other failures of a computation are RuntimeErrors too."""
     import torch
+    from safetensors import SafetensorError
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    kinds = RuntimeError | OSError | SafetensorError
+    return isinstance(error, kinds) and any(words in str(error).lower() for words in NO_MEMORY)
 
 
 class LostProcessError(SecateurError):

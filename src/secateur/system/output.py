@@ -1,7 +1,9 @@
 """Output folders: checked before the run, swapped into place whole at its end."""
 
+import errno
 import glob
 import os
+import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +13,7 @@ from tempfile import TemporaryFile, mkdtemp
 from .errors import InputError, SecateurError, disk_is_full
 from .finished import lands
 from .locks import held
+from .progress import megabytes
 
 
 def check_output(
@@ -56,8 +59,8 @@ def check_output(
     free = shutil.disk_usage(parent).free
     if needed_bytes is not None and free < needed_bytes:
         raise InputError(
-            f"--output {output}: the result needs about {needed_bytes / 1e9:.1f} GB and {parent} has "
-            f"{free / 1e9:.1f} GB free: make room, or choose another place."
+            f"--output {output}: the result needs about {megabytes(needed_bytes)} and {parent} has "
+            f"{megabytes(free)} free: make room, or choose another place."
         )
 
 
@@ -83,6 +86,18 @@ def check_output_file(option: str, path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{option} {path} cannot be written ({error.strerror}): choose another place.") from None
 
 
+def room_words(folder: Path, needed_bytes: float | None) -> str:
+    """What is needed and what is free, after a write that failed."""
+    free = shutil.disk_usage(folder).free
+    # What did not fit into what is free now needs more than that, whatever was reckoned.
+    needed = f"about {megabytes(needed_bytes)}" if needed_bytes and needed_bytes > free else "more"
+    found = [f"{needed} needed", f"{megabytes(free)} free there"]
+    longest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if longest != resource.RLIM_INFINITY:
+        found.append(f"a file may have {megabytes(longest)} (ulimit -f)")
+    return ", ".join(found)
+
+
 def tidy_beside(output: Path) -> None:
     """Remove what a writer of `output` that was killed left beside it.
 
@@ -97,13 +112,15 @@ def tidy_beside(output: Path) -> None:
 
 
 @contextmanager
-def replaced_whole(output: Path) -> Iterator[Path]:
+def replaced_whole(output: Path, needed_bytes: int | None = None) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
     What stood there before is moved aside first and removed only when the new folder is in place. On an error
     the temporary folder goes and `output` is as it was. One process at a time writes to an output; what one that was
     killed left behind goes.
 
+    Args:
+        needed_bytes: of what will be written, about; for the message when there is no room.
     Raises:
         InputError: the disk is full, the place cannot be written to, or another process writes there.
     """
@@ -117,7 +134,7 @@ def replaced_whole(output: Path) -> Iterator[Path]:
             temporary = Path(mkdtemp(dir=output.parent, prefix=prefix))
         except OSError as error:
             raise InputError(f"--output {output} cannot be written: {error.strerror}.") from None
-        yield from _written(output, temporary)
+        yield from _written(output, temporary, needed_bytes)
 
 
 def _clean_up(output: Path, prefix: str) -> None:
@@ -133,7 +150,7 @@ def _clean_up(output: Path, prefix: str) -> None:
             shutil.rmtree(path)
 
 
-def _written(output: Path, temporary: Path) -> Iterator[Path]:
+def _written(output: Path, temporary: Path, needed_bytes: int | None) -> Iterator[Path]:
     """Hand out the temporary folder, then swap it into place."""
     old = temporary.with_name(temporary.name + ".old")
     try:
@@ -153,7 +170,12 @@ def _written(output: Path, temporary: Path) -> Iterator[Path]:
     except Exception as error:  # each library that writes has an error of its own for a full disk
         if not isinstance(error, OSError) and not disk_is_full(error):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if disk_is_full(error):
+            shutil.rmtree(temporary, ignore_errors=True)  # what is free is free without it
+            reason += f" ({room_words(output.parent, needed_bytes)})"
         raise InputError(
             f"--output {output} could not be written: {reason}. What was there before is untouched."
         ) from error

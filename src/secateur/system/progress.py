@@ -31,6 +31,11 @@ def human_bytes(number: float) -> str:
     return f"{number:.0f} B"
 
 
+def megabytes(number: float) -> str:
+    """Room on a disk: 230000 -> `0.23 MB`, from a gigabyte on as `human_bytes`."""
+    return human_bytes(number) if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
 def human_seconds(seconds: float) -> str:
     """130 -> `2m10s`; `?` for what is not finite."""
     if not math.isfinite(seconds):

@@ -61,8 +61,10 @@ def write_whole(path: Path, content: bytes, *, result: bool = False) -> None:
         if result:
             lands(Path(temporary), path)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails does not know it
         raise
 
 
@@ -77,6 +79,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def write_told(path: Path, value: Any, words: str) -> None:
+    """`write_json` of what a command was asked for; where that fails, its words are printed all the same."""
+    try:
+        write_json(path, value, result=True)
+    except OSError:
+        print(words)
+        raise
 
 
 class MetricsLog:

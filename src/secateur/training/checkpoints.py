@@ -106,6 +106,11 @@ def drop_damaged(work: Path, checkpoint: Path) -> None:
     _delete(path for path in paths[paths.index(checkpoint) + 1 :] if fault_of(path) is not None)
 
 
+def drop_unfinished(work: Path) -> None:
+    """After a write that failed: what is half-written goes, so that it takes no room; complete checkpoints stay."""
+    _delete(path for path in _by_step(work) if fault_of(path) is not None)
+
+
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
         # The manifest goes first: a kill in between leaves a folder that is known to be incomplete.

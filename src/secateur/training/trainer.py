@@ -1,7 +1,7 @@
 """transformers' Trainer as `prune` and `adapt` run it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
@@ -21,10 +21,11 @@ from ..config.run import RunConfig
 from ..models.devices import autocast
 from ..models.memory import TRAIN_LESS, memory_for
 from ..parallel.distributed import average_gradients_, check_weights, join, processes
-from ..system.errors import InputError, SecateurError, disk_is_full
+from ..system.errors import InputError, SecateurError, disk_is_full, unwritable
 from ..system.heap import freed_pages_kept
 from ..system.launcher import rank
-from .checkpoints import find_latest, step_of
+from ..system.output import room_words
+from .checkpoints import drop_unfinished, find_latest, step_of
 from .contact import contact_kept
 from .guard import NumericsGuard
 from .job import Job
@@ -111,15 +112,15 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
-    with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job), contact_kept(job):
+    with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job, model), contact_kept(job):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     check_weights(model, trainer.state.global_step)  # after the last cut, and where none takes place, nothing else does
 
 
 @contextmanager
-def saved_or_said(job: Job) -> Iterator[None]:
-    """A full disk while training, said so.
+def saved_or_said(job: Job, model: nn.Module) -> Iterator[None]:
+    """A disk that is full or gone while training, said so.
 
     Raises:
         InputError: a checkpoint or a record could not be written; the checkpoints before are intact.
@@ -129,13 +130,27 @@ def saved_or_said(job: Job) -> Iterator[None]:
     except SecateurError:
         raise
     except Exception as error:  # each library that writes has an error of its own
-        if not disk_is_full(error):
+        full, gone = disk_is_full(error), unwritable(error)
+        if not full and gone is None:
             raise
+        if rank() == 0:
+            with suppress(OSError):
+                drop_unfinished(job.work)
         last, _ = find_latest(job.work)
         back = f"goes on from {last.name}" if last else "starts anew (no checkpoint is complete)"
         raise InputError(
-            f"no space left in {job.work} while training: make room, then the same command with --resume {back}."
+            f"no space left in {job.work} while training ({room_words(job.work, _checkpoint_bytes(model, last))}): "
+            f"make room, then the same command with --resume {back}."
+            if full
+            else f"{job.work} cannot be written to any more, while training ({gone}): see to it, then the same command "
+            f"with --resume {back}."
         ) from error
+
+
+def _checkpoint_bytes(model: nn.Module, last: Path | None) -> int:
+    """What a training checkpoint takes: as much as the last one, or LoRA's factors and their two moments at least."""
+    before = sum(path.stat().st_size for path in last.rglob("*") if path.is_file()) if last else 0
+    return max(before, 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
 
 
 @dataclass(frozen=True)
