@@ -127,7 +127,7 @@ def table() -> dict[str, tuple[list[str], str]]:
         for name, (file, words) in YAMLS.items():
             found[f"{command}: YAML that is {name}"] = ([*COMMANDS[command], "--config", "{t}/" + file], words)
     for command in ("prune", "adapt", "compare", "export", "quickstart"):
-        for name, words in (("short.txt", "is a file"), ("short.txt/out", ""), ("loop.txt", "broken link")):
+        for name, words in (("short.txt", "is a file"), ("short.txt/out", ""), ("loop.txt", "loop of links")):
             given = changed(COMMANDS[command], {"output": "{t}/" + name})
             found[f"{command}: output at {name}"] = (given, words)
     for command, flag in (("eval", "output"), ("sample", "output"), ("bench", "output"), ("plan", "json")):
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "non-empty output": (prune(output="{t}/full"), "full is not empty"),
     "output is a file": (prune(output="{t}/short.txt"), "short.txt is a file"),
     "output below a file": (prune(output="{t}/short.txt/out"), "cannot be written"),
-    "output is a broken link": (prune(output="{t}/loop.txt"), "broken link"),
+    "output is a broken link": (prune(output="{t}/loop.txt"), "loop of links"),
     "output in the model": (prune(output="{m}/pruned"), "overlap"),
     "output is the current folder": (prune(output="."), "current folder"),
     "output where nothing can be made": (prune(output="/proc/secateur/out"), "/proc"),

@@ -6,7 +6,7 @@ import pytest
 from safetensors import SafetensorError
 
 from secateur.system.errors import InputError
-from secateur.system.output import check_output, replaced_whole
+from secateur.system.output import check_output, check_output_file, replaced_whole
 
 
 def write_two(output: Path) -> None:
@@ -77,3 +77,51 @@ def test_a_full_disk_whichever_library_meets_it(tmp_path, full) -> None:
     if full:
         assert "could not be written: Error while serializing" in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_no_file_system_takes(tmp_path) -> None:
+    """A name is as long as the temporary one beside it lets it be, in bytes; nothing is created while that is tried."""
+    (tmp_path / "l").symlink_to("l")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    for name, words in {
+        "a" * 237: "has 237 bytes, and 236 is the most", "ä" * 120: "has 240 bytes, and 236 is the most",
+        "a" * 300 + "/x": "has 300 bytes, and a name has 255 at most", "/".join(["b" * 200] * 20): "the whole path is",
+        "l/x": "a loop of links", "one/deep/x": "a loop of links", "file/deep/x": "file is a file, no folder",
+        "gone/x": "gone is a broken link, no folder", "o\0x": "a NUL character", "o\ud800": "is not UTF-8",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=words) as told:
+            check_output(tmp_path / name, overwrite=True)
+        assert len(str(told.value)) < 400
+        with pytest.raises(InputError, match=words.replace("236", "245").replace("237", "246").replace("240", "249")):
+            check_output_file("--output", tmp_path / f"{name}{'b' * 9}", overwrite=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_longest_names_are_written(tmp_path) -> None:
+    write_two(tmp_path / ("a" * 236))
+    check_output(tmp_path / ("ä" * 118), overwrite=False)
+    with pytest.raises(InputError, match="has 236 bytes, and 232 is the most"):
+        check_output(tmp_path / ("a" * 236), overwrite=True)  # what is there is moved aside
+    write_two(tmp_path / ("a" * 232))
+    write_two(tmp_path / ("a" * 232))
+    write_two(tmp_path / "blank at its end ")
+
+
+def test_what_a_command_reads_is_not_overwritten(tmp_path) -> None:
+    data, model = tmp_path / "d.txt", tmp_path / "model"
+    data.write_text("text")
+    model.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    (model / "eval.json").write_text('{"environment": {}}')
+    inputs = {"--data": str(data), "--model": str(model), "--against": None, "--task-data": "some/hub-name"}
+    for path in (data, tmp_path / "link", model / "config.json", model / "model.safetensors"):
+        with pytest.raises(InputError, match="is read by this command .--(data|model)"):
+            check_output_file("--output", path, overwrite=True, inputs=inputs)
+    for path in (model / "eval.json", model / "new.json", tmp_path / "new.json"):
+        check_output_file("--output", path, overwrite=True, inputs=inputs)

@@ -94,7 +94,9 @@ def evaluate_models(config: EvalConfig) -> str:
         InputError: before any weights are loaded, for all that can be known then.
     """
     if config.output:
-        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
+        inputs = {"--model": config.model, "--against": config.against, "--task-data": config.task_data}
+        inputs |= {"--data": config.data[0]} if config.data else {}
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite, inputs=inputs)
     if config.data:
         check_spec(config.data[0])
     tasks = _task_options(config)

@@ -43,7 +43,8 @@ def bench(config: BenchConfig) -> str:
     """
     output = Path(config.output) if config.output else None
     if output is not None:
-        check_output_file("--output", output, overwrite=config.overwrite)
+        inputs = {"--model": config.model, "--against": config.against, "--adapter": config.adapter}
+        check_output_file("--output", output, overwrite=config.overwrite, inputs=inputs)
     dtype = compute_dtype(config.dtype)
     names = [name for name in (config.against, config.model) if name is not None]
     if len(set(names)) < len(names):

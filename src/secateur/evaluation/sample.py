@@ -31,7 +31,8 @@ def sample_models(config: SampleConfig) -> str:
         InputError: a prompt that cannot be read or is too long for a model, an output that exists.
     """
     if config.output:
-        check_output_file("--output", Path(config.output), overwrite=config.overwrite)
+        inputs = {"--prompt-file": config.prompt_file, "--model": config.model, "--against": config.against}
+        check_output_file("--output", Path(config.output), overwrite=config.overwrite, inputs=inputs)
     prompts = read_prompts(config)
     names = [*([config.against] if config.against else []), config.model]
     sources = {name: resolve_model(name) for name in names}

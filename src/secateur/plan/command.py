@@ -51,7 +51,8 @@ def plan(config: PlanConfig) -> str:
     criterion = CRITERIA[config.criterion]
     scoring = criterion.options(config.criterion, part_of(ScoringOptions, config))
     if config.json:
-        check_output_file("--json", Path(config.json), overwrite=True)
+        inputs = {"--model": config.model, "--adapter": config.adapter}
+        check_output_file("--json", Path(config.json), overwrite=True, inputs=inputs)
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)

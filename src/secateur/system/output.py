@@ -13,6 +13,7 @@ from tempfile import TemporaryFile, mkdtemp
 from .errors import InputError, SecateurError, disk_is_full
 from .finished import lands
 from .locks import held
+from .places import BESIDE_FILE, BESIDE_OLD, check_no_input, check_place
 from .progress import megabytes
 
 
@@ -32,6 +33,9 @@ def check_output(
         InputError: a file, a non-empty folder without `overwrite`, a folder in (or around) the model's, a
             place without write permission or with less than `needed_bytes` free, a folder with an input in it.
     """
+    check_place("--output", output)
+    if output.exists():  # what is there is moved aside under a longer name
+        check_place("--output", output, beside=BESIDE_OLD)
     if output.is_symlink() and not output.exists():
         raise InputError(f"--output {output} is a broken link: choose another folder.")
     if output.exists() and not output.is_dir():
@@ -69,16 +73,22 @@ def _unlinked(path: Path) -> Path:
     return path.absolute().parent.resolve() / path.name
 
 
-def check_output_file(option: str, path: Path, *, overwrite: bool) -> None:
+def check_output_file(
+    option: str, path: Path, *, overwrite: bool, inputs: Mapping[str, str | None] | None = None
+) -> None:
     """Refuse a file that cannot or must not be written, before the work that it is to hold. Leaves nothing behind.
 
+    Args:
+        inputs: flag -> the name that was given with it, of what the command reads; `overwrite` does not replace it.
     Raises:
-        InputError: it exists (without `overwrite`), is a folder, or lies where nothing can be written.
+        InputError: it exists (without `overwrite`), is a folder or an input, or lies where nothing can be written.
     """
+    check_place(option, path, beside=BESIDE_FILE)
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder: give a file in it.")
     if path.exists() and not overwrite:
         raise InputError(f"{option} {path} exists: pass --overwrite to replace it, or choose another name.")
+    check_no_input(option, path, {name: flag for flag, name in (inputs or {}).items() if name})
     try:
         with TemporaryFile(dir=path.parent):
             pass
