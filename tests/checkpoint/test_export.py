@@ -206,7 +206,7 @@ def test_a_layered_result_can_be_pruned_again(exported, tmp_path) -> None:
     options = dict(
         criterion="random", schedule="one-shot", prune_start=1, total_steps=2, attention="none", shrink=False
     )
-    with pytest.raises(InputError, match="layers differ in size already.*--allocation global or protected"):
+    with pytest.raises(InputError, match='layers differ in size already.*allocation="global" or "protected"'):
         Pruner(again, sparsity=0.2, **options)
     pruner = Pruner(again, sparsity=0.2, allocation="global", **options)
     pruner.observe()
@@ -391,7 +391,7 @@ def test_an_existing_output_is_kept(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     options = dict(probe_ids=IDS, dtype=torch.float32)
-    with pytest.raises(InputError, match=r"out is not empty: choose another folder, or pass --overwrite"):
+    with pytest.raises(InputError, match=r"out is not empty: choose another folder, or pass overwrite=True"):
         export_checkpoint(model, pruner.live, pruner.live_keep, tmp_path / "out", **options)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 

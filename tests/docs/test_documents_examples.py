@@ -43,8 +43,7 @@ FOUND_THERE = {
 
 
 def example(name: str) -> str:
-    (code,) = [block.code for block in blocks(text_of(name)) if block.language == "python"]
-    return code
+    return "\n".join(block.code for block in blocks(text_of(name)) if block.language == "python")
 
 
 def runs(page: str) -> list[Block]:
@@ -122,9 +121,15 @@ def test_a_block_that_is_wrong_would_be_noticed() -> None:
     assert sum(len(runs(page)) for page in PAGES) > 40
 
 
-def test_add_a_criterion() -> None:
+@pytest.fixture
+def criteria_page(monkeypatch):
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))  # what the example registers goes again
     exec(compile(example("add-a-criterion.md"), "add-a-criterion.md", "exec"), {})
-    pruner = pruner_for(adapted(layers=2), criterion="activity", total_steps=STEPS)
+
+
+@pytest.mark.parametrize("criterion", ["activity", "sensitivity"])
+def test_add_a_criterion(criteria_page, criterion) -> None:
+    pruner = pruner_for(adapted(layers=2), criterion=criterion, total_steps=STEPS)
     train_bare(pruner.model, pruner)
     assert pruner.sparsity == pytest.approx(0.4, abs=0.01)
     assert all(pool.name in pruner.scores_before_cuts for pool in pruner.units.pools)
@@ -133,7 +138,7 @@ def test_add_a_criterion() -> None:
         kept = pruner.scores_before_cuts[name].clone()
         kept[units] = float("inf")
         assert max(gone.scores[name]) <= kept.min()
-    assert "activity" in dict(CRITERIA.items())
+    assert criterion in dict(CRITERIA.items())
 
 
 def test_add_a_family(tmp_path, monkeypatch) -> None:

@@ -197,5 +197,5 @@ def test_every_criterion_in_every_order(criterion, schedule) -> None:
 
 
 def test_bias_needs_biases() -> None:
-    with pytest.raises(InputError, match=r"down_proj has no bias|o_proj has no bias.*use --compensate lstsq"):
+    with pytest.raises(InputError, match=r'down_proj has no bias|o_proj has no bias.*use compensate="lstsq"'):
         Pruner(tiny_llama(), sparsity=0.3, criterion="magnitude", compensate="bias")

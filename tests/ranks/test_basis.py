@@ -161,7 +161,7 @@ def test_scaling_may_follow_the_rank(tmp_path, basis, allocation) -> None:
     ("options", "words"),
     [
         ({"basis": "svd"}, "given, singular"),
-        ({"criterion": "taylor"}, "--basis given"),
+        ({"criterion": "taylor"}, 'basis="given"'),
         ({"scaling": "sqrt"}, "Choose from: fixed, rank"),
     ],
 )

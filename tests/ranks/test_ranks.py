@@ -253,14 +253,14 @@ def test_trainer_takes_the_same_callback_and_state_comes_back(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 9}, "--rank is 9: give a rank from 1 to the adapter's 8"),
-        ({"rank": 0}, "--rank is 0"),
-        ({"recovery": "full"}, "--recovery is 'full'"),
+        ({"rank": 9}, "rank is 9: give a rank from 1 to the adapter's 8"),
+        ({"rank": 0}, "rank is 0"),
+        ({"recovery": "full"}, "recovery is 'full'"),
         ({"criterion": "gradeint"}, "Did you mean 'gradient'"),
-        ({"damping": 0.0}, "--damping is 0.0"),
-        ({"fisher_decay": 1.0}, "--fisher-decay is 1.0"),
-        ({"k1": 2}, "--k1 and --k2 go together"),
-        ({"k1": 2, "k2": 0}, "--k2 is 0"),
+        ({"damping": 0.0}, "damping is 0.0"),
+        ({"fisher_decay": 1.0}, "fisher_decay is 1.0"),
+        ({"k1": 2}, "k1 and k2 go together"),
+        ({"k1": 2, "k2": 0}, "k2 is 0"),
         ({"criterion": "sparsegpt", "recovery": "newton+compensate"}, "one update cannot follow both"),
     ],
 )

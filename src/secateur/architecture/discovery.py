@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from ..system.errors import InputError
 from .experts import ExpertList, unstack_experts
 from .families import FAMILIES, Family, family_of
-from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
+from .layout import LayerShape, Part, check_layout, kv_heads_of, linear_sizes, parts
 from .quantised import entries
 from .stock import resized_config
 from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
@@ -84,7 +84,9 @@ def family_for(model: nn.Module, model_type: str, override: str | Family | None 
             f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "
             "try it (a result that computes something else is never kept), or write its own (docs/add-a-family.md)."
         )
-    return family_of(model_type, override)
+    family = family_of(model_type, override)
+    check_layout(family)
+    return family
 
 
 def check_class(

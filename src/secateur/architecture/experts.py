@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..system.errors import InputError
+from ..system.voice import speaks_python
 from .families import FAMILIES, Family
 
 
@@ -92,6 +93,7 @@ class ExpertList(nn.ModuleList):
         return total
 
 
+@speaks_python()
 def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
     """Put lists of linears in the place of expert tensors; returns how many layers had some. Before LoRA is added.
 
@@ -218,6 +220,7 @@ def expert_lists(model: nn.Module) -> dict[str, ExpertList]:
     return {path: module for path, module in model.named_modules() if isinstance(module, ExpertList)}
 
 
+@speaks_python()
 def unused_experts(model: nn.Module) -> dict[str, list[int]]:
     """Path of a layer's experts -> numbers of those that no token of the training was given to, before any went.
 

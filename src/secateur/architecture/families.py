@@ -340,6 +340,9 @@ def _t5(mlp_in: tuple[str, ...]) -> Family:
 
 FAMILIES.register("t5", replace(_t5(("wi_0", "wi_1")), otherwise=_t5(("wi",))))
 
+BUILT_IN = frozenset(FAMILIES)
+"""The model types whose layouts are tested here; the others are registered by users."""
+
 
 def family_of(model_type: str, override: str | Family | None = None) -> Family:
     """The layout of a model type, or the one that the user names.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..system.errors import all_faults
 from .families import Family
 
 
@@ -45,6 +46,40 @@ class LayerShape:
             "groups": self.heads // self.kv_heads,
             "width": self.heads * self.head_dim,
         }
+
+
+SIZES = ("heads", "kv_heads", "groups", "width")
+"""The names of `LayerShape.sizes`."""
+
+
+def check_layout(family: Family) -> None:
+    """Refuse what no model's layout can be, in families of users' own.
+
+    Raises:
+        InputError: names the fields, their values and what they must be.
+    """
+    paths = {name: getattr(family, name) for name in ("name", "layers", "attention", *"qkvo", "mlp_out")}
+    faults = [
+        f"Family: {name} is {value!r}: give a name, such as {'model.layers' if name == 'layers' else 'mlp.up_proj'}."
+        for name, value in paths.items()
+        if not isinstance(value, str) or not value
+    ]
+    keys = {name: getattr(family, name) for name in ("heads", "kv_heads", "ffn", "head_dim")}
+    faults += [
+        f"Family: {name} is {value!r}: give a key of the config, or None where it has none."
+        for name, value in keys.items()
+        if value is not None and not isinstance(value, str)
+    ]
+    if not isinstance(family.mlp_in, tuple | list) or not all(isinstance(path, str) for path in family.mlp_in):
+        faults.append(f"Family: mlp_in is {family.mlp_in!r}: give the paths in a tuple, such as ('mlp.up_proj',).")
+    elif family.o in (family.q, family.k, family.v) or family.mlp_out in family.mlp_in:
+        faults.append(
+            "Family: o and mlp_out take what the units give out, so neither is a linear that makes it (q, k, v, "
+            "mlp_in): name the linear that follows."
+        )
+    if wrong := {str(size) for size in family.attributes.values()} - set(SIZES):
+        faults.append(f"Family: attributes hold {', '.join(sorted(wrong))}: choose from {', '.join(SIZES)}.")
+    all_faults(faults)
 
 
 def common_shape(shapes: tuple[LayerShape, ...]) -> LayerShape | None:

@@ -27,6 +27,7 @@ from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
 from ..system.output import check_output, replaced_whole
 from ..system.quiet import quiet_transformers
+from ..system.voice import speaks_python
 from .card import plain_card
 from .older_readers import add_older_keys
 from .verify import (
@@ -65,6 +66,7 @@ class ExportReport:
 Finish = Callable[[Path, ExportReport], None]
 
 
+@speaks_python()
 @without_autocast()
 def export_checkpoint(
     model: nn.Module,

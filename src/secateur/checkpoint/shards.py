@@ -10,7 +10,7 @@ from ..architecture.quantised import bits_of, dequantised, was_conv1d
 from ..architecture.units import Units, base_linear
 from ..models.original import check_same, original_tensors, sliced_as
 from ..models.source import ModelSource
-from ..models.surgery import lora_factors, lora_layers, merged, removals
+from ..models.surgery import lora_factors, lora_layers, merged, plain, removals
 
 Sides = dict[tuple[str, int], Tensor]
 """(linear, dim) -> ascending positions that stay."""
@@ -40,7 +40,11 @@ def merged_from_shards(
     """
     names = list(names)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers, stay, modules = lora_layers(base), removals(units, keep), dict(base.named_modules())
+    layers, stay, modules = (
+        lora_layers(base),
+        removals(units, keep),
+        {plain(path): module for path, module in base.named_modules()},
+    )
     with original_tensors(source, names, trust) as read:
         for name in names:
             path, _, leaf = name.rpartition(".")

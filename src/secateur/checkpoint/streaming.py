@@ -24,6 +24,7 @@ from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.output import check_output, replaced_whole
+from ..system.voice import speaks_python
 from .export import ExportReport, Finish, loads_with, small_class
 from .older_readers import add_older_keys
 from .shards import Sides, merged_from_shards
@@ -38,6 +39,7 @@ heads of one layer in wrong places: 0.10 to 0.22 and 0.31 to 0.36; of the first 
 it finds gross errors; that each tensor is sliced as the quantised one was, `models.original.check_same` sees."""
 
 
+@speaks_python()
 def export_streamed(
     model: nn.Module,
     units: Units,

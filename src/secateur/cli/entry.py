@@ -23,6 +23,7 @@ from ..system.progress import Escaping, safe
 from ..system.registry import did_you_mean
 from ..system.signals import exit_code_of, terminated_tidily
 from ..system.version import VERSION
+from ..system.voice import flags_spoken
 from .commands import COMMANDS
 
 FILE_SYSTEM = (
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forget()
     try:
         # What commands print has names and texts in it that come from models and data.
-        with terminated_tidily(), redirect_stdout(Escaping(sys.stdout)):
+        with terminated_tidily(), flags_spoken(), redirect_stdout(Escaping(sys.stdout)):
             command, config = _parse(arguments)
             return command(config)
     except SecateurError as error:

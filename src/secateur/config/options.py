@@ -6,7 +6,7 @@ one message. Importing this module imports no torch.
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ import yaml
 from ..system.errors import InputError, all_faults
 from ..system.reading import PARSER_ERRORS, read_text, reason_of
 from ..system.registry import did_you_mean
+from ..system.voice import CHOICES
 
 C = TypeVar("C")
 D = TypeVar("D", bound="Options")
@@ -189,6 +190,12 @@ class Options:
     given: ClassVar[frozenset[str]] = frozenset()
     """Of a config that `build` made: the options that were given, by flag or YAML, whatever their value."""
 
+    def __init_subclass__(cls) -> None:
+        """Tell what words each option may be, to who says them in Python."""
+        for name, made in vars(cls).items():
+            if isinstance(made, Field):
+                CHOICES.setdefault(name, set()).update(made.metadata["choices"])
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         return []
@@ -206,18 +213,56 @@ def part_of(cls: type[C], config: Any) -> C:
     return cls(**{name: getattr(config, name) for name in known_options(cls)})
 
 
-def with_given(options: D, given: dict[str, Any]) -> D:
+def with_given(options: D, given: dict[str, Any], kind: type[D]) -> D:
     """Options with some of them replaced, for callers that name them in Python.
 
+    Args:
+        kind: the class whose options they are; `options` may have more.
     Raises:
-        InputError: an option that there is not, or a choice that there is not.
+        InputError: an option that there is not, a value of another type or out of range; all faults in one message.
     """
-    known = known_options(type(options))
-    faults = [f"unknown option {name!r}. {did_you_mean(name, known)}" for name in given if name not in known]
+    if not isinstance(options, kind):
+        raise InputError(
+            f"options is a {type(options).__name__}: give a {kind.__name__}, or each by its name, such as sparsity=0.5."
+        )
+    known, hints = known_options(kind), get_type_hints(kind)
+    all_faults([f"unknown option {name!r}. {did_you_mean(name, known)}" for name in given if name not in known])
+    values, faults = {}, []
+    for name in known:
+        value = given.get(name, getattr(options, name))
+        try:
+            values[name] = _of_python(value, hints[name])
+        except (ValueError, TypeError, RuntimeError, OverflowError):  # numpy's and torch's of arrays, too
+            faults.append(f"{flag(name)} is {_shown(value)}: expected {_type_name(hints[name])}.")
     all_faults(faults)
-    changed = replace(options, **given)
-    all_faults(choice_faults(changed))
+    changed = replace(options, **values)
+    all_faults([*choice_faults(changed), *kind.faults(changed)])
     return changed
+
+
+def _of_python(value: Any, hint: Any) -> Any:
+    """`value` as the annotated type; ValueError when it is not one. Numbers of numpy and torch are numbers, too."""
+    kinds = get_args(hint) or (hint,)
+    if value is None or isinstance(value, str):
+        if (str if value is not None else type(None)) in kinds:
+            return value
+        raise ValueError
+    if bool in kinds:
+        if value in (True, False):
+            return bool(value)
+        raise ValueError
+    if isinstance(value, bool) or str in kinds:
+        raise ValueError
+    whole = int in kinds and float(value) == int(value) and not (float in kinds and _has_point(value))
+    number = int(value) if whole else float(value)
+    if (float not in kinds and not whole) or number - number != 0:
+        raise ValueError
+    return number
+
+
+def _has_point(value: Any) -> bool:
+    """Whether a number is a fraction by its type: `prune_end=1.0` is the whole run and `prune_end=1` its first step."""
+    return not hasattr(value, "__index__") or "float" in str(getattr(value, "dtype", ""))
 
 
 def flag(name: str) -> str:

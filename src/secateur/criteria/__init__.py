@@ -5,13 +5,14 @@ and never asks how they were made. Higher means keep.
 """
 
 from . import gate, lora, magnitude, obs, random, taylor, wanda
-from .base import CRITERIA, Criterion, Evidence, InputMoments, Scoring, sum_gates, sum_members
+from .base import CRITERIA, Criterion, Evidence, InputMoments, Look, Scoring, sum_gates, sum_members, switch
 
 __all__ = [
     "CRITERIA",
     "Criterion",
     "Evidence",
     "InputMoments",
+    "Look",
     "Scoring",
     "gate",
     "lora",
@@ -20,6 +21,7 @@ __all__ = [
     "random",
     "sum_gates",
     "sum_members",
+    "switch",
     "taylor",
     "wanda",
 ]  # fmt: skip

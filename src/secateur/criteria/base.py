@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..architecture.units import Member, Pool
 from ..config.pruning import ScoringOptions
-from ..system.errors import InputError
-from ..system.registry import Registry
+from ..system.errors import InputError, all_faults
+from ..system.registry import Registry, did_you_mean
 
 
 class Scoring(ScoringOptions):
@@ -113,10 +113,32 @@ class Evidence:
     weight_grads: Mapping[str, Tensor] = field(default_factory=dict)
     """`batch_weight_grad`: linear -> (out, in) ∂L/∂W of the whole batch."""
     gates: Mapping[str, Tensor] = field(default_factory=dict)
-    """`gate_grad`: pool -> (units,) mean over sequences of Σ (Σ_t h·∂L/∂h)² (or |·|), h the input of o or down, over
-    pieces of `ScoringOptions.gate_tokens` tokens."""
+    """`gate_grad`: pool -> (units, ...) mean over sequences of what the criterion's `look` makes of h and ∂L/∂h, h the
+    input of o or down. Of a criterion that `changes` it is the step's, else the moving average."""
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
+
+
+NEEDS = ("lora_grad", "weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments")
+"""What a criterion may ask to see; see `Evidence`."""
+
+
+Look = Callable[[Tensor, Tensor, Tensor, ScoringOptions], Tensor]
+"""What is seen of a backward pass at one gate (o or down): h and ∂L/∂h (batch, tokens, columns) of a micro-batch, the
+columns of each unit (units, columns of a unit), and the options -> (units, ...), which is added up over micro-batches
+and gates, and averaged over sequences and processes."""
+
+
+def switch(h: Tensor, gradient: Tensor, columns: Tensor, scoring: ScoringOptions) -> Tensor:
+    """(units,) Σ over pieces of sequences of (Σ_t h·∂L/∂h)², or of |·|: the gradient of a switch on each unit."""
+    total = wide(h.new_zeros(columns.shape[0]))
+    for states, g in zip(h, gradient, strict=True):  # one sequence at a time stays in cache
+        effects = wide(states) * g
+        if (piece := scoring.gate_tokens or len(effects)) > 1:
+            effects = torch.stack([part.sum(0) for part in effects.split(piece)])
+        units = effects[:, columns].sum(2)
+        total += (units.square() if scoring.reduce == "squared" else units.abs()).sum(0)
+    return total
 
 
 @dataclass(frozen=True)
@@ -127,8 +149,9 @@ class Criterion:
     """Pool, evidence and options -> (units,) scores, higher stays. Must not change the model."""
     summary: str
     needs: frozenset[str] = frozenset()
-    """Of `lora_grad`, `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments`: see
-    `Evidence`. Nothing else is collected."""
+    """Of `NEEDS`. Nothing else is collected."""
+    look: Look = switch
+    """What it wants to see of h and ∂L/∂h at each gate, where it needs `gate_grad`."""
     changes: bool = True
     """True: scores come from a step and are averaged over steps. False: they are taken once per cut."""
     linears: str = "all"
@@ -136,6 +159,36 @@ class Criterion:
     across_layers: str = "mean"
     """How scores of different layers compare (`Budget.across_layers`) where the user does not say: `raw` for those that
     estimate by how much the loss changes, which is one scale for all layers."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no pruner could provide.
+
+        Raises:
+            InputError: names the field, its value and what it must be.
+        """
+        faults = []
+        if not callable(self.score):
+            faults.append(f"Criterion: score is {self.score!r}: give a function of pool, evidence and options.")
+        if not callable(self.look):
+            faults.append(f"Criterion: look is {self.look!r}: give a function of h, its gradient, columns and options.")
+        if isinstance(self.needs, str):
+            faults.append(f"Criterion: needs is {self.needs!r}: give a set of names, such as {{{self.needs!r}}}.")
+        else:
+            object.__setattr__(self, "needs", frozenset(self.needs))
+            faults += [
+                f"Criterion: needs has {name!r}. {did_you_mean(str(name), NEEDS)}Choose from: {', '.join(NEEDS)}."
+                for name in self.needs
+                if name not in NEEDS
+            ]
+        if self.look is not switch and "gate_grad" not in self.needs:
+            faults.append("Criterion: look is never asked: name 'gate_grad' in needs.")
+        choices = {"linears": ("rows", "all"), "across_layers": ("mean", "standard", "raw"), "changes": (True, False)}
+        faults += [
+            f"Criterion: {name} is {getattr(self, name)!r}: choose from {', '.join(map(str, words))}."
+            for name, words in choices.items()
+            if getattr(self, name) not in words
+        ]
+        all_faults(faults)
 
     def options(self, name: str, scoring: ScoringOptions) -> ScoringOptions:
         """`scoring` with this criterion's own choices where the user left them open.

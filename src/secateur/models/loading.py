@@ -21,6 +21,7 @@ from ..architecture.gguf import check_gguf, settle_
 from ..architecture.layered import is_layered, layered_class, layered_family
 from ..system.errors import InputError
 from ..system.progress import safe
+from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
 from .files import check_checkpoint, check_numbers, check_shapes
 from .guards import check_hub, guarded, say_once
@@ -68,6 +69,7 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
     return follow_files_(config, source)
 
 
+@speaks_python()
 def load_model(
     source: ModelSource,
     *,

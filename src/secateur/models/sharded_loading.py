@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..architecture.building import built
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
+from ..system.voice import speaks_python
 from .devices import training_device
 from .files import check_checkpoint, tensor_places
 from .loading import load_config, refuse_unfit
@@ -19,6 +20,7 @@ from .source import ModelSource, resolve_model
 from .stored import checkpoint_dtype
 
 
+@speaks_python()
 def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model, frozen, its linears and embeddings spread over the processes as by `shard_base`.
 

@@ -24,7 +24,12 @@ from ..system.errors import InputError
 def lora_layers(model: nn.Module) -> dict[str, Any]:
     """PEFT's LoRA layers by their path in the base model."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {path: module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
+    return {plain(path): module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+
+def plain(name: str) -> str:
+    """The name of a module or weight as it is without `torch.compile`'s wrappers of parts of the model."""
+    return name.replace("_orig_mod.", "")
 
 
 def check_mergeable(model: nn.Module) -> None:
@@ -132,9 +137,9 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     stay = removals(units, keep)
     wrapped = lora_layers(base)
-    transposed = {path for path, module in base.named_modules() if isinstance(module, Conv1D)}
+    transposed = {plain(path) for path, module in base.named_modules() if isinstance(module, Conv1D)}
     for name, tensor in base.state_dict().items():
-        path, _, leaf = name.rpartition(".")
+        path, _, leaf = plain(name).rpartition(".")
         turned = leaf == "weight" and path in transposed
         path = path.removesuffix(".base_layer")
         if ".lora_" in name:

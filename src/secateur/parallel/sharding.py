@@ -18,9 +18,11 @@ from ..architecture.experts import ExpertList
 from ..architecture.quantised import is_quantised
 from ..system.errors import InputError
 from ..system.launcher import rank
+from ..system.voice import speaks_python
 from .distributed import processes
 
 
+@speaks_python()
 def shard_base(model: nn.Module) -> int:
     """Shard the frozen linears and embeddings of a model with LoRA over the processes; returns how many there are.
 

@@ -188,3 +188,13 @@ class Shown:
     def modules(self) -> dict[str, nn.Module]:
         """Path -> linear of a unit, as it is in the model now."""
         return self.pruned.modules
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable parameters that is gone."""
+        return self.units.removed_params(self.keep) / self.units.prunable_params
+
+    @property
+    def removed_params(self) -> int:
+        """Parameters that are gone."""
+        return self.units.removed_params(self.keep)

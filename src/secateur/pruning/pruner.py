@@ -14,14 +14,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..architecture.discovery import check_class
 from ..architecture.families import Family
 from ..architecture.stock import accepts
 from ..checkpoint.export import ExportReport, export_checkpoint
 from ..checkpoint.probe import default_probe
-from ..config.options import part_of, with_given
+from ..config.options import part_of
 from ..config.pruning import PruningOptions, ScoringOptions
-from ..criteria import CRITERIA
 from ..models.coverage import check_coverage
 from ..models.devices import without_autocast
 from ..models.source import ModelSource, resolve_model
@@ -35,8 +33,10 @@ from ..parallel.distributed import (
 )
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
 from ..system.errors import InputError, NumericsError
-from .allocation import make_budget, shape_by_quota
+from ..system.voice import speaks_python
+from .allocation import make_budget
 from .budget import Budget, budget_goal
+from .checks import check_model, check_sizes, check_steps, criterion_of, options_of
 from .cut import Cut
 from .model import PrunedModel, Shown
 from .schedule import Schedule, make_schedule
@@ -69,6 +69,7 @@ class Pruner(Shown):
         InputError: unsupported model or adapter, unreachable sparsity, options that contradict.
     """
 
+    @speaks_python()
     def __init__(
         self,
         model: nn.Module,
@@ -79,23 +80,20 @@ class Pruner(Shown):
         scoring: ScoringOptions | None = None,
         **given: Any,
     ) -> None:
-        options = with_given(options or PruningOptions(), (vars(scoring) if scoring else {}) | given)
-        if options.sparsity is None or not 0 < options.sparsity < 1:
-            raise InputError(f"sparsity is {options.sparsity}: give a number between 0 and 1, such as 0.2.")
+        options = options_of(options, scoring, family, given)
         self.options = options
         self.model = model = unwrapped(model)
+        check_model(model)
         if self.replaces:
             watch_for_wrappers_(model)
         self.pruned = PrunedModel(
             model, family=family, attention=options.attention, shrink=options.shrink, compensate=options.compensate
         )
-        config, criterion = self.pruned.base.config, CRITERIA[options.criterion]
+        config, criterion = self.pruned.base.config, criterion_of(options)
         self.legal = partial(accepts, config, self.units.family, model_class=options.model_class)
-        self.budget_goal = budget_goal(options, options.sparsity, criterion.across_layers)
+        self.budget_goal = budget_goal(options, options.sparsity or 0, criterion.across_layers)
         self.budget: Budget = make_budget(self.units, self.budget_goal, self.legal)
-        if isinstance(family, str) and options.allocation == "uniform":
-            wanted = shape_by_quota(self.units, self.budget.quota)
-            check_class(config, self.units.family, wanted, options.model_class)
+        check_sizes(config, self.units, self.budget, options, family)
         if "lora_grad" in criterion.needs:  # also of a linear that `score_linears` does not score by
             covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
             check_coverage(self.units.linears, covered)
@@ -116,10 +114,13 @@ class Pruner(Shown):
         """Whether cuts put other parameters in the place of those that are trained."""
         return self.options.shrink
 
+    @speaks_python()
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
-        self.schedule, self.total_steps = make_schedule(self.options, total_steps), total_steps
+        self.total_steps = check_steps(total_steps)
+        self.schedule = make_schedule(self.options, self.total_steps)
 
+    @speaks_python()
     @without_autocast()
     def observe(self) -> None:
         """Score all units from the gradients that training has now, into the moving average (Eq. 11).
@@ -149,6 +150,7 @@ class Pruner(Shown):
         """Pool name -> (units,) averaged scores; of a unit that went, the one that it went with."""
         return self.scorer.scores
 
+    @speaks_python()
     @without_autocast()
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> Cut | None:
         """Count an optimiser update, and cut when the schedule says so. Returns the cut, if any.
@@ -186,16 +188,7 @@ class Pruner(Shown):
             self.scorer.stop()
         return cut
 
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the prunable parameters that is gone."""
-        return self.units.removed_params(self.keep) / self.units.prunable_params
-
-    @property
-    def removed_params(self) -> int:
-        """Parameters that are gone."""
-        return self.units.removed_params(self.keep)
-
+    @speaks_python()
     def export(
         self,
         output: str | Path,
@@ -230,6 +223,7 @@ class Pruner(Shown):
             before=compare,
         )
 
+    @speaks_python()
     def restore(self, source: str | ModelSource, *, trust_remote_code: bool = False) -> None:
         """After training on a quantised base: put the original weights in its place, on the CPU. Then `export`.
 
@@ -258,6 +252,7 @@ class Pruner(Shown):
         own = {"steps_done": self.steps_done, "scores_before_cuts": dict(self.scores_before_cuts)}
         return own | {"cuts": [vars(cut) for cut in self.cuts]} | self.pruned.state() | self.scorer.state()
 
+    @speaks_python()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore masks or shapes, averages, compensated weights and step count.
 
@@ -283,6 +278,7 @@ class Pruner(Shown):
         """Write the state as pruner.safetensors (masks, averages, rewritten weights) and pruner.json (the rest)."""
         save_state(self.state_dict(), folder)
 
+    @speaks_python()
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote: masks or shrunk shapes, averages, rewritten weights, step count."""
         with restoring(folder):
@@ -292,6 +288,6 @@ class Pruner(Shown):
         self, keep: dict[str, Tensor], optimizer: torch.optim.Optimizer | None, *, compensating: bool = False
     ) -> None:
         """Make the model what `keep` says, and what is watched what the model then is."""
-        pools = self.live.pools
+        pools, before = self.live.pools, self.keep
         stay = self.pruned.cut_(keep, optimizer, self.scorer.statistics.moments if compensating else None)
-        self.scorer.follow_cut(pools, stay)
+        self.scorer.follow_cut(pools, stay, {name: mask[before[name]] for name, mask in keep.items()})

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from ..architecture.units import Pool
 from ..config.options import part_of
 from ..config.pruning import PruningOptions, ScoringOptions
-from ..criteria import CRITERIA
+from ..criteria import Evidence
 from ..parallel.sharding import is_sharded
+from ..system.errors import InputError
 from .averages import Averages
+from .checks import check_scores, criterion_of
 from .compensation import NEEDS
 from .model import PrunedModel
 from .statistics import Statistics
@@ -25,7 +27,7 @@ class Scorer:
         spared: names of the pools that lose nothing, of which compensation need know nothing.
 
     Attributes:
-        criterion, scoring: what scores a unit, and its options.
+        name, criterion, scoring: what scores a unit, and its options.
         statistics: what of the backward pass the criterion and compensation need.
         averages: of the scores.
     Raises:
@@ -34,11 +36,14 @@ class Scorer:
 
     def __init__(self, pruned: PrunedModel, options: PruningOptions, spared: frozenset[str]) -> None:
         self.pruned = pruned
-        self.criterion = CRITERIA[options.criterion]
+        self.name, self.criterion = options.criterion, criterion_of(options)
         self.scoring = self.criterion.options(options.criterion, part_of(ScoringOptions, options))
         one_shot = options.schedule == "one-shot"
         past, at_cuts = 1.0 if one_shot else options.ema, NEEDS[options.compensate]
-        self.statistics = Statistics(pruned.model, self.criterion.needs, self.scoring, past, at_cuts, spared)
+        self.statistics = Statistics(
+            pruned.model, self.criterion.needs, self.scoring, past, at_cuts, spared, look=self.criterion.look,
+            keeps=not self.criterion.changes,
+        )  # fmt: skip
         self.statistics.attach(pruned.living, pruned.modules)
         self.averages = Averages(
             {pool.name: pool.size for pool in pruned.units.pools}, ema=options.ema, alike=one_shot,
@@ -81,9 +86,19 @@ class Scorer:
 
     def _score(self, step: int) -> None:
         evidence = self.statistics.evidence(self.pruned.modules)
-        fresh = {pool: self.criterion.score(pool, evidence, self.scoring) for pool in self.pruned.living}
+        fresh = {pool: self._scores_of(pool, evidence) for pool in self.pruned.living}
         anew = not self.criterion.changes
         self.averages.add(fresh, self.pruned.keep, step, anew=anew, apart=self._own_scores)
+
+    def _scores_of(self, pool: Pool, evidence: Evidence) -> Tensor:
+        try:
+            scores = self.criterion.score(pool, evidence, self.scoring)
+        except KeyError as error:
+            raise InputError(
+                f"the criterion {self.name!r} looks for {error} in its evidence, which is not there: name in `needs` "
+                f"what it looks at. It needs {', '.join(sorted(self.criterion.needs)) or 'nothing'} by now."
+            ) from error
+        return check_scores(self.name, pool, scores)
 
     def share_scores(self) -> None:
         """Where processes score apart, all hold the mean over them from here on; LoRA's gradients are averaged anyway.
@@ -99,14 +114,16 @@ class Scorer:
         modules: list[nn.Module] = list(self.pruned.model.modules())
         return bool(self.criterion.needs - {"lora_grad"}) or any(map(is_sharded, modules))
 
-    def follow_cut(self, before: tuple[Pool, ...], stay: dict[str, Tensor]) -> None:
+    def follow_cut(self, before: tuple[Pool, ...], stay: dict[str, Tensor], left: dict[str, Tensor]) -> None:
         """Watch what is left after a cut, and forget the rest.
 
         Args:
             before: pools as they were in the model.
             stay: pool name -> (units,) bool, which of those stay.
+            left: the same of the units that were left: with masks there are others in the model.
         """
         for pool in before:
+            self.statistics.keep_(pool, left[pool.name])
             if self.pruned.shrink:
                 self.statistics.slice_(pool, stay[pool.name])
             else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..architecture.units import Member, Pool
 from ..config.pruning import ScoringOptions
-from ..criteria.base import Evidence, InputMoments, scored_members, wide
+from ..criteria.base import Evidence, InputMoments, Look, scored_members, switch, wide
 from ..models.surgery import merged_weight
 from ..parallel.distributed import average_
 from ..system.errors import InputError
@@ -31,6 +31,8 @@ class Statistics:
         ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
         at_cuts: what is needed besides, of pools that lose units.
         spared: names of the pools that lose none.
+        look: what `gate_grad` makes of a gate's input and its gradient.
+        keeps: `gate_grad` is averaged over steps as moments are, for a criterion that scores at cuts alone.
     """
 
     def __init__(
@@ -41,15 +43,20 @@ class Statistics:
         ema: float,
         at_cuts: frozenset[str] = frozenset(),
         spared: frozenset[str] = frozenset(),
+        look: Look = switch,
+        keeps: bool = False,
     ) -> None:
         known = {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
         self.needs = (needs | at_cuts) & known
         self._everywhere = needs & known
         self._spared = spared
         self.scoring = scoring
+        self.look, self.keeps = look, keeps
         self.ema = ema
         self.steps = 0
         self.moments: dict[str, InputMoments] = {}
+        self.gates: dict[str, Tensor] = {}
+        """Pool -> (units, ...) moving average of what `look` made, where it is kept."""
         self._model = model
         self._mask: Tensor | None = None
         self._batch = self._tokens = 1
@@ -108,8 +115,17 @@ class Statistics:
             if path not in self.moments:
                 self.moments[path] = seen.per_token()
             else:
-                self.moments[path].mix_(seen.per_token(), max(1 - self.ema, 1 / self.steps))
+                self.moments[path].mix_(seen.per_token(), self._weight)
         self._seen.clear()
+        for name, value in self._gates.items() if self.keeps else ():
+            fresh = value / max(self._sequences, 1)
+            past = self.gates.get(name)
+            self.gates[name] = fresh if past is None else past.to(fresh.device).lerp(fresh, self._weight)
+
+    @property
+    def _weight(self) -> float:
+        """Of a step in the moving averages."""
+        return max(1 - self.ema, 1 / self.steps)
 
     def evidence(self, modules: Mapping[str, nn.Module]) -> Evidence:
         """What the step that just ended, and the averages, say."""
@@ -119,7 +135,7 @@ class Statistics:
             modules=modules,
             terms={key: value / count for key, value in terms.items()},
             weight_grads=self._weight_grads,
-            gates={name: value / count for name, value in self._gates.items()},
+            gates=self.gates if self.keeps else {name: value / count for name, value in self._gates.items()},
             moments=self.moments,
         )
 
@@ -134,6 +150,11 @@ class Statistics:
     def average_(self) -> None:
         """Moments over the tokens of all processes."""
         average_([tensor for _, tensor in sorted(self.state_tensors().items())])
+
+    def keep_(self, pool: Pool, left: Tensor) -> None:
+        """Follow a cut, by slices or by mask: what was seen of those that stay, of the units left before it."""
+        if pool.name in self.gates:
+            self.gates[pool.name] = self.gates[pool.name][left.to(self.gates[pool.name].device)]
 
     def slice_(self, pool: Pool, keep: Tensor) -> None:
         """Follow a cut: moments of the columns that stay."""
@@ -154,11 +175,14 @@ class Statistics:
             for path, moments in self.moments.items()
             for name in ("first", "square", "second")
             if (value := getattr(moments, name)) is not None
-        }
+        } | {f"{pool}.look": value for pool, value in self.gates.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Restore moving averages of `steps` steps."""
         self.steps, self.moments = steps, {}
+        looks = {key: value for key, value in tensors.items() if key.endswith(".look")}
+        self.gates = {key.removesuffix(".look"): value.clone() for key, value in looks.items()}
+        tensors = {key: value for key, value in tensors.items() if key not in looks}
         for path in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
             parts = {name: tensors.get(f"{path}.{name}") for name in ("first", "square", "second")}
             assert parts["first"] is not None and parts["square"] is not None  # noqa: PT018
@@ -189,7 +213,7 @@ class Statistics:
 
         def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             if "gate_grad" in needs:
-                sums = self._gate_sums(x, gradient, gate.index_on(x.device))
+                sums = self._looked(x, gradient, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if needs & {"input_moments", "second_moments"}:
                 seen = self._input_moments(x, mask, "second_moments" in needs)
@@ -215,16 +239,16 @@ class Statistics:
         weights = mask.flatten()[where].to(flat)
         return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
 
-    def _gate_sums(self, x: Tensor, gradient: Tensor, index: Tensor) -> Tensor:
-        """(units,) Σ over pieces of sequences of (Σ_t h·g)², h and g (batch, tokens, columns); or of |·|."""
-        total = wide(x.new_zeros(index.shape[0]))
-        for h, g in zip(x.detach(), gradient.reshape(x.shape), strict=True):  # one sequence at a time stays in cache
-            effects = wide(h) * g
-            if (piece := self.scoring.gate_tokens or len(effects)) > 1:
-                effects = torch.stack([part.sum(0) for part in effects.split(piece)])
-            units = effects[:, index].sum(2)
-            total += (units.square() if self.scoring.reduce == "squared" else units.abs()).sum(0)
-        return total
+    def _looked(self, x: Tensor, gradient: Tensor, columns: Tensor) -> Tensor:
+        """(units, ...) what the criterion's look makes of a micro-batch."""
+        seen = self.look(x.detach(), gradient.reshape(x.shape), columns, self.scoring)
+        if not isinstance(seen, Tensor) or seen.shape[:1] != columns.shape[:1]:
+            what = f"a tensor {tuple(seen.shape)}" if isinstance(seen, Tensor) else f"a {type(seen).__name__}"
+            raise InputError(
+                f"the criterion's look gave {what} for {len(columns)} units: return a tensor ({len(columns)}, ...), "
+                "a row for each."
+            )
+        return seen
 
     def _weight_tap(
         self, path: str, module: nn.Module, dims: list[int]

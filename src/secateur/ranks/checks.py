@@ -7,6 +7,7 @@ from torch import nn
 
 from ..config.ranks import RankOptions
 from ..models.surgery import check_mergeable, lora_factors, lora_layers
+from ..pruning.checks import check_adapter_kind, check_kind
 from ..pruning.schedule import Schedule, make_schedule, make_stepwise
 from ..system.errors import InputError, all_faults
 from .criteria import RANK_CRITERIA
@@ -19,6 +20,7 @@ def check_adapter(model: nn.Module, merges: bool) -> None:
     Raises:
         InputError: it is not.
     """
+    check_kind(model)
     if not isinstance(model, PeftModel):
         raise InputError(f"rank pruning needs a PEFT model with LoRA, and this is a {type(model).__name__}.")
     for name in model.active_adapters:
@@ -36,6 +38,7 @@ def check_adapter(model: nn.Module, merges: bool) -> None:
                 "(merge_and_unload), or begin with another start.",
                 stacklevel=3,
             )
+    check_adapter_kind(model)
     check_mergeable(model)
     for path, layer in lora_layers(model).items():
         lora = lora_factors(layer)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..system.errors import InputError
 from ..system.registry import Registry
 from .recovery import rise_of_each
 
@@ -50,6 +51,17 @@ class RankCriterion:
     """Whether Σ|∂L/∂w · w| is needed."""
     curvature: str = "gradient"
     """What recovery takes for H: the gradients' second moment, or `activations` (z's, for B only)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no pruner could provide.
+
+        Raises:
+            InputError: names the field, its value and what it must be.
+        """
+        if not callable(self.score):
+            raise InputError(f"RankCriterion: score is {self.score!r}: give a function of the evidence.")
+        if self.curvature not in ("gradient", "activations"):
+            raise InputError(f"RankCriterion: curvature is {self.curvature!r}: choose from gradient, activations.")
 
 
 RANK_CRITERIA: Registry[RankCriterion] = Registry("rank criterion")

@@ -13,9 +13,11 @@ from ..models.devices import without_autocast
 from ..models.surgery import check_shapes, lora_factors, lora_layers
 from ..parallel.distributed import average_, check_agreement, check_weights, trained_weights
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
+from ..pruning.checks import check_bounds, check_steps
 from ..pruning.schedule import Schedule
 from ..pruning.state import load_state, restoring, save_state
 from ..system.errors import InputError, NumericsError
+from ..system.voice import speaks_python
 from .basis import turn_
 from .checks import check_adapter, check_options, rank_schedule
 from .choice import lowest_of_all, lowest_of_each
@@ -42,25 +44,13 @@ class RankPruner:
         total_steps: optimiser steps of the run; may be left to `begin`.
         merges: the result will be merged into the base weights. Otherwise a start that has moved a part of them into
             the adapter (PiSSA, OLoRA) is warned of: saved alone, it fits no model.
-        given: any option of `RankOptions` by its name, in the place of what `options` says:
-            rank: the rank to end with; with `global` allocation, on average.
-            schedule, prune_start, prune_end, frequency: see `Schedule`.
-            k1, k2: in place of `prune_end` and `frequency`, steps between cuts and components per cut and layer
-                (PrunedLoRA's K₁ and K₂).
-            criterion: one of `RANK_CRITERIA`.
-            recovery: `none`, `compensate` or `newton+compensate` (see `recovery`).
-            damping: of the curvature, relative to its mean diagonal.
-            fisher_decay: weight of the past in the moving averages.
-            allocation: `uniform` (the same rank in each layer) or `global` (ranked across layers, at least 1).
-            basis: the components that a cut chooses from: `given`, columns of B with rows of A as they are, or
-                `singular`, the singular directions of B·A, into which the adapter is turned before each cut.
-            scaling: what becomes of each layer's `scaling`: `fixed`, or `rank`, which lets it grow as 1/√r and divides
-                B by as much, so that the function stays and a step moves the weights alike at every rank (rsLoRA).
-            seed: of the criterion `random`.
+        given: any option of `RankOptions` by its name (`rank=8`, `basis="singular"`, ...), in the place of what
+            `options` says; each is explained there. `k1` and `k2` are PrunedLoRA's K₁ and K₂.
     Raises:
         InputError: no plain LoRA, a target above the adapter's rank, options out of range.
     """
 
+    @speaks_python()
     def __init__(
         self,
         model: nn.Module,
@@ -72,7 +62,8 @@ class RankPruner:
     ) -> None:
         if options is None and "rank" not in given:
             raise InputError("no rank is given: say with which one the adapter ends, such as rank=8.")
-        self.options = with_given(options or RankOptions(), given)
+        self.options = with_given(RankOptions() if options is None else options, given, RankOptions)
+        check_bounds(self.options)
         model = unwrapped(model)
         check_adapter(model, merges)
         assert isinstance(model, PeftModel)
@@ -100,10 +91,11 @@ class RankPruner:
         """Whether cuts put other parameters in the place of those that are trained."""
         return True
 
+    @speaks_python()
     def begin(self, total_steps: int) -> None:
         """Fix the schedule for a run of `total_steps` optimiser steps."""
-        self.schedule = rank_schedule(self.options, max(self.start_ranks.values()), total_steps)
-        self.total_steps = total_steps
+        self.total_steps = check_steps(total_steps)
+        self.schedule = rank_schedule(self.options, max(self.start_ranks.values()), self.total_steps)
         self._watch_while_needed()
 
     def _watch_while_needed(self) -> None:
@@ -128,6 +120,7 @@ class RankPruner:
         factors = [lora_factors(layer) for layer in self.layers.values()]
         return sum(lora.a.numel() + lora.b.numel() for lora in factors)
 
+    @speaks_python()
     @without_autocast()
     def observe(self) -> None:
         """Take this step's gradients into the moving averages; before the update, on final gradients.
@@ -163,6 +156,7 @@ class RankPruner:
         """Leave a step out, in place of `observe`."""
         self._activations.forget()
 
+    @speaks_python()
     @without_autocast()
     def step(self, optimizer: torch.optim.Optimizer | None = None) -> RankCut | None:
         """Count an optimiser update, and cut when the schedule says so.
@@ -235,6 +229,7 @@ class RankPruner:
             },
         }
 
+    @speaks_python()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ranks (as shapes: the weights are loaded into them afterwards), averages and step count."""
         self.steps_done = int(state["steps_done"])
@@ -263,6 +258,7 @@ class RankPruner:
         """Write the state as rank_pruner.safetensors and rank_pruner.json."""
         save_state(self.state_dict(), folder, STATE)
 
+    @speaks_python()
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote."""
         with restoring(folder):

@@ -1,0 +1,162 @@
+"""What can be known before a pruner starts: whether its arguments are what they must be."""
+
+from typing import Any
+
+import torch
+from peft import PeftMixedModel, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..architecture.discovery import check_class
+from ..architecture.families import BUILT_IN, Family
+from ..architecture.units import Pool, Units
+from ..config.options import with_given
+from ..config.pruning import PruningOptions, ScoringOptions
+from ..config.schedule import ScheduleOptions
+from ..criteria import CRITERIA, Criterion
+from ..system.errors import InputError
+from .allocation import shape_by_quota
+from .budget import Budget
+
+ONLY_LORA = "plain LoRA is what merges into the pruned weights, so make it with a LoraConfig."
+
+
+def check_model(model: Any) -> None:
+    """Whether this can be pruned: as `check_kind` and `check_adapter_kind`."""
+    check_kind(model)
+    check_adapter_kind(model)
+
+
+def check_kind(model: Any) -> None:
+    """Whether this is a model at all that could be pruned.
+
+    Raises:
+        InputError: it is not; says what to give.
+    """
+    if isinstance(model, PeftMixedModel):
+        raise InputError("the model is a PeftMixedModel, of adapters of several kinds: make it with get_peft_model.")
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(base, torch._dynamo.OptimizedModule):
+        raise InputError(
+            "the model under LoRA is in torch.compile's wrapper: call model.compile(), which compiles it in place, or "
+            "compile the model with its LoRA."
+        )
+    if not isinstance(base, PreTrainedModel):
+        raise InputError(
+            f"the model is a {type(base).__name__}: give a model of transformers, as "
+            "AutoModelForCausalLM.from_pretrained loads it, or one with LoRA (get_peft_model)."
+        )
+
+
+def check_adapter_kind(model: nn.Module) -> None:
+    """Whether what PEFT has added to a model is plain LoRA that is at work.
+
+    Raises:
+        InputError: names what it is instead.
+    """
+    for name in model.active_adapters if isinstance(model, PeftModel) else ():
+        configs: Any = model.peft_config
+        config = configs[name]
+        if config.peft_type != "LORA":
+            raise InputError(f"the adapter {name!r} is {str(config.peft_type).rpartition('.')[2]}: {ONLY_LORA}")
+    for path, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer) or not hasattr(layer, "base_layer"):
+            continue
+        if not isinstance(layer, LoraLayer) or isinstance(layer, ParamWrapper):
+            kind = "LoRA on a parameter (target_parameters)" if isinstance(layer, LoraLayer) else type(layer).__name__
+            raise InputError(f"{path} has {kind}: {ONLY_LORA}")
+        if layer.disable_adapters:
+            raise InputError(
+                f"{path}: its LoRA is disabled, and it would be merged all the same: call "
+                "model.base_model.enable_adapter_layers(), or prune the model without it (model.unload())."
+            )
+
+
+def options_of(options: Any, scoring: Any, family: Any, given: dict[str, Any]) -> PruningOptions:
+    """The options of a `Pruner` from its arguments.
+
+    Raises:
+        InputError: names those that are not what they must be.
+    """
+    if scoring is not None and not isinstance(scoring, ScoringOptions):
+        raise InputError(f"scoring is {scoring!r}: give a secateur.Scoring, such as Scoring(reduce='abs').")
+    if family is not None and not isinstance(family, str | Family):
+        raise InputError(f"family is {family!r}: give the name of a layout, such as 'llama', or a secateur.Family.")
+    given = (vars(scoring) if scoring else {}) | given
+    options = with_given(PruningOptions() if options is None else options, given, PruningOptions)
+    check_bounds(options)
+    if options.sparsity is None or not 0 < options.sparsity < 1:
+        raise InputError(f"sparsity is {options.sparsity}: give a number between 0 and 1, such as 0.2.")
+    return options
+
+
+def check_steps(total_steps: Any) -> int:
+    """A run's length in whole steps.
+
+    Raises:
+        InputError: no whole number, or less than 1.
+    """
+    whole = isinstance(total_steps, int | float | Tensor) or hasattr(total_steps, "__index__")
+    if not whole or isinstance(total_steps, bool) or total_steps != total_steps or total_steps < 1:
+        raise InputError(f"total_steps is {total_steps!r}: give the number of optimiser steps, at least 1.")
+    if total_steps != int(total_steps):
+        raise InputError(f"total_steps is {total_steps!r}: give a whole number of optimiser steps.")
+    return int(total_steps)
+
+
+def check_bounds(options: ScheduleOptions) -> None:
+    """Whether cuts end after they begin, as far as it is known without the run's length.
+
+    Raises:
+        InputError: they do not.
+    """
+    start, end = options.prune_start, options.prune_end
+    stepwise = getattr(options, "k1", None) is not None
+    if options.schedule != "one-shot" and not stepwise and type(start) is type(end) and start >= end:
+        raise InputError(f"--prune-start {start} is not before --prune-end {end}: move them apart.")
+
+
+def criterion_of(options: PruningOptions) -> Criterion:
+    """The criterion that the options name.
+
+    Raises:
+        InputError: there is none of that name, or what is registered under it is none.
+    """
+    found = CRITERIA[options.criterion]
+    if not isinstance(found, Criterion):
+        raise InputError(
+            f"what is registered as {options.criterion!r} is a {type(found).__name__}: register a "
+            "secateur.criteria.Criterion(function, summary, needs={...})."
+        )
+    return found
+
+
+def check_sizes(
+    config: Any, units: Units, budget: Budget, options: PruningOptions, family: str | Family | None
+) -> None:
+    """Whether the model's class builds the sizes that will be left, where the layout is not one that is tested here.
+
+    Raises:
+        InputError: it builds others, so the result could not be written.
+    """
+    own = family is not None or config.model_type not in BUILT_IN
+    if own and options.allocation == "uniform":
+        check_class(config, units.family, shape_by_quota(units, budget.quota), options.model_class)
+
+
+def check_scores(name: str, pool: Pool, scores: Any) -> Tensor:
+    """What a criterion has returned, where it is one score for each unit.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(scores, torch.Tensor) or scores.shape != (pool.size,):
+        what = f"a tensor {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+        raise InputError(
+            f"the criterion {name!r} gave {what} for {pool.name}, which has {pool.size} units: return a tensor "
+            f"({pool.size},), one score for each."
+        )
+    return scores
