@@ -6,7 +6,8 @@ import pytest
 from safetensors import SafetensorError
 
 from secateur.system.errors import InputError
-from secateur.system.output import check_output, check_output_file, replaced_whole
+from secateur.system.finished import forget, results
+from secateur.system.output import check_output, check_output_file, replaced_whole, scratch
 
 
 def write_two(output: Path) -> None:
@@ -45,6 +46,30 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch) -> None:
         write_two(output)
     assert (output / "c").read_text() == "old"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("at", ["first", "second"])
+def test_an_interrupt_between_the_renamings_and_after_them(tmp_path, monkeypatch, at) -> None:
+    output = tmp_path / "out"
+    write_two(output)
+    (output / "c").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        found = rename(self, target)
+        if (target == output) == (at == "second"):
+            monkeypatch.setattr(Path, "rename", rename)
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    forget()
+    with pytest.raises(KeyboardInterrupt):
+        write_two(output)
+    new = at == "second"
+    assert sorted(path.name for path in output.iterdir()) == (["a", "b"] if new else ["a", "b", "c"])
+    assert list(tmp_path.iterdir()) == [output]
+    assert results() == [output] * new
 
 
 def test_a_link_stays_a_link(tmp_path) -> None:
@@ -125,3 +150,13 @@ def test_what_a_command_reads_is_not_overwritten(tmp_path) -> None:
             check_output_file("--output", path, overwrite=True, inputs=inputs)
     for path in (model / "eval.json", model / "new.json", tmp_path / "new.json"):
         check_output_file("--output", path, overwrite=True, inputs=inputs)
+
+
+def test_no_room_where_a_result_is_checked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    words = rf"no space left in {tmp_path}.*set TMPDIR"  # the output's disk is not to be blamed
+    with pytest.raises(InputError, match=words), replaced_whole(tmp_path / "out"), scratch() as folder:
+        assert folder.parent == tmp_path
+        raise error
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from secateur.system import records
+from secateur.system.finished import results
 from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, safe
 from secateur.system.records import MetricsLog, environment, format_table, markdown_table, write_json
 
@@ -131,3 +132,13 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, place, found) -> None:
     )  # fmt: skip
     # The copied sources are not in that commit, which the plus sign says.
     assert child.stdout.strip() == (head + "+" if found else "None")
+
+
+def test_what_a_killed_writer_of_a_result_left_goes(tmp_path) -> None:
+    for name in (".out.json.a1b2_c3d", ".out.json.lock", ".other.json.a1b2_c3d"):
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "out.json", {"a": 1}, result=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.json.a1b2_c3d", "out.json"]
+    assert results()[-1] == tmp_path / "out.json"
+    (tmp_path / "out.json").unlink()
+    assert tmp_path / "out.json" not in results()

@@ -7,6 +7,7 @@ import pytest
 from tiny import save_tiny
 
 from secateur.cli import main
+from secateur.evaluation import assess
 from secateur.runs import prune
 from secateur.training import saving, trainer
 from secateur.training.checkpoints import find_latest
@@ -75,3 +76,33 @@ def test_a_handler_of_the_caller_stays(place, tmp_path) -> None:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_record_that_is_written_is_named(place, tmp_path, capsys, monkeypatch, number) -> None:
+    real = assess.write_told
+
+    def written(*args):
+        real(*args)
+        os.kill(os.getpid(), number)
+
+    given = ["eval", "--model", str(place / "model"), "--data", str(place / "text.txt"), "--seq-len", "32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(assess, "write_told", written)
+        assert main([*given, "--max-tokens", "64", "--output", str(tmp_path / "e.json")]) == 128 + number
+    said = capsys.readouterr().err
+    assert f"secateur: interrupted; the result is complete in {tmp_path / 'e.json'}." in said
+    sending(assess, "segment_nlls", monkeypatch, number)
+    assert main([*given, "--max-tokens", "64", "--output", str(tmp_path / "f.json")]) == 128 + number
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored(tmp_path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with saving.Interruption(tmp_path):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert main(["families"]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

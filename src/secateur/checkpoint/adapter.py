@@ -1,7 +1,6 @@
 """Writing a trained adapter, or the model it is merged into; done only when a fresh process reads the same back."""
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..models.adapter import WEIGHTS
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
-from ..system.output import check_output, replaced_whole
+from ..system.output import check_output, replaced_whole, scratch
 from ..system.quiet import quiet_transformers
 from .export import ExportReport, round_, write_checkpoint
 from .verify import TOLERANCE, compare_logits, fresh_process, in_precision, logits_of, wide_of
@@ -152,8 +151,8 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
 
 def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str, Any]:
     """What a process without secateur finds in the adapter."""
-    with tempfile.TemporaryDirectory() as work:
-        probe = Path(work) / "probe.safetensors"
+    with scratch() as work:
+        probe = work / "probe.safetensors"
         ids = place.probe_ids
         save_file({"ids": ids, "logits": logits_of(model, ids).contiguous()}, probe)
         base = str(Path(place.source.path).absolute()) if place.source.is_local else place.source.path

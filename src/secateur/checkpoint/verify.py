@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from ..models.devices import without_autocast
 from ..models.memory import WRITE_LATER
 from ..system.errors import NO_MEMORY, OutOfMemoryError, VerificationError
+from ..system.output import scratch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Largest |Δlogit| over the largest |logit|. Same weights, precision, machine and threads: 0 in every run. Allowed
@@ -204,8 +204,7 @@ def verify(checks: list[Check]) -> list[Verified]:
 
 
 def _run_child(checks: list[Check]) -> list[dict]:
-    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         jobs = []
         for number, check in enumerate(checks):
             probe = folder / f"probe-{number}.safetensors"
@@ -231,11 +230,11 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
     Raises:
         VerificationError: the process failed; says how it ended.
     """
-    with tempfile.TemporaryDirectory(prefix="secateur-verify-") as name:
-        file = Path(name) / "task.json"
+    with scratch() as work:
+        file = work / "task.json"
         file.write_text(json.dumps(task), encoding="utf-8")
         # transformers copies a modelling file into this cache under the folder's (temporary) name: not the user's.
-        done = run_python(source, file, {**os.environ, "HF_MODULES_CACHE": str(Path(name) / "modules")})
+        done = run_python(source, file, {**os.environ, "HF_MODULES_CACHE": str(work / "modules")})
     lines = [line for line in done.stdout.split("\n") if line.startswith("RESULT")]
     if done.returncode or not lines:
         last = done.stderr.strip().split("\n")[-1] or f"no message, exit code {done.returncode}"

@@ -106,7 +106,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
             record = failed | {"config": asdict(cell.config), "environment": environment()}
             print(f"failed: {error}\n(--overwrite runs failed cells again)", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
-        write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record)
+        write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record, result=True)
         tidy(folder, [cell])
         if share.number == 0:
             write_comparison(folder, cells, settings.reference, warnings)

@@ -49,7 +49,7 @@ def write_comparison(
     parts = (part for title, table in tables for part in (title, markdown_table(*table)) if part)
     text = "\n\n".join([*notes, *parts, *reasons])
     (folder / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    write_json(folder / "comparison.json", found)
+    write_json(folder / "comparison.json", found, result=True)
     with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -28,7 +28,7 @@ from ..models.stored import checkpoint_dtype
 from ..models.surgery import removals
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner
-from ..system.errors import OutOfMemoryError
+from ..system.errors import OutOfMemoryError, out_of_memory
 from ..system.launcher import rank
 from ..system.locks import locked
 from ..system.progress import Progress
@@ -143,7 +143,9 @@ def measured_somewhere(
     for place in dict.fromkeys((device, torch.device("cpu"))):
         try:
             return measured(place)
-        except (OutOfMemoryError, MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+        except Exception as error:
+            if not isinstance(error, OutOfMemoryError | RuntimeError) and not out_of_memory(error):
+                raise
             reason = f"{type(error).__name__} on {place}: {' '.join(str(error).split())[:200]}"
         gc.collect()
         torch.cuda.empty_cache()  # nothing without a GPU

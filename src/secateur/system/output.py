@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir, mkdtemp
 
 from .errors import InputError, SecateurError, disk_is_full
 from .finished import lands
@@ -106,6 +106,28 @@ def room_words(folder: Path, needed_bytes: float | None) -> str:
     if longest != resource.RLIM_INFINITY:
         found.append(f"a file may have {megabytes(longest)} (ulimit -f)")
     return ", ".join(found)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what the check of a result needs; it goes afterwards.
+
+    Raises:
+        InputError: there is no room for it, which is another place than the output's.
+    """
+    try:
+        with TemporaryDirectory(prefix="secateur-verify-") as name:
+            yield Path(name)
+    except SecateurError:
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        place = Path(gettempdir())
+        raise InputError(
+            f"no space left in {place}, where a result is checked ({room_words(place, None)}): make room there, or set "
+            "TMPDIR to another folder."
+        ) from error
 
 
 def tidy_beside(output: Path) -> None:

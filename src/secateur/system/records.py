@@ -1,18 +1,22 @@
 """What a run leaves behind: result.json, metrics.jsonl, and tables for people."""
 
+import glob
 import json
 import math
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from .errors import InputError
 from .finished import lands
+from .locks import held
 
 FORMAT = 1
 """Version of the records' layout; a reader refuses a newer one."""
@@ -50,7 +54,23 @@ def write_json(path: Path, value: Any, *, result: bool = False) -> None:
 
 
 def write_whole(path: Path, content: bytes, *, result: bool = False) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of one."""
+    """Write a file so that a reader sees the old one or the new one, never half of one.
+
+    Args:
+        result: it is what the command was asked for; what a writer of it that was killed left beside it goes.
+    """
+    if not result:
+        _write_whole(path, content)
+        return
+    with ExitStack() as stack:
+        with suppress(InputError):  # another process writes it too: whose is the later stays
+            stack.enter_context(held(path.with_name(f".{path.name}.lock"), str(path)))
+            for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}"):
+                left.unlink()
+        _write_whole(path, content, lands)
+
+
+def _write_whole(path: Path, content: bytes, landing: Callable[[Path, Path], None] | None = None) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -58,8 +78,8 @@ def write_whole(path: Path, content: bytes, *, result: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        if result:
-            lands(Path(temporary), path)
+        if landing is not None:
+            landing(Path(temporary), path)
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
