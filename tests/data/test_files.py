@@ -37,6 +37,7 @@ def table(path):
 CONTENTS = {
     "a.jsonl": LINES,
     "bom.jsonl": b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n"),
+    "boms.jsonl": b"".join(b"\xef\xbb\xbf" + line for line in LINES.splitlines(keepends=True)),
     "lines.json": LINES,
     "list.json": json.dumps(ROWS).encode(),
     "pretty.json": json.dumps(ROWS, indent=2).encode(),
@@ -164,7 +165,13 @@ def test_a_copy_of_a_hub_repository(tmp_path, monkeypatch):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: first.parquet\n"
         "  - split: test\n    path: second.parquet\n---\n# Card\n"
     )
-    for name in ("plain", "card"):
+    (tmp_path / "card" / "third.csv").write_text("text\nno\n")
+    assert read_data(str(tmp_path / "card"))[1].record() == {"files_not_read": {"third.csv": 1}}
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "names" / "train.jsonl").write_bytes(LINES)
+    (tmp_path / "names" / "test.jsonl").write_text('{"text": "test"}')
+    for name in ("plain", "card", "names"):
         check_spec(str(tmp_path / name))
         assert [document.text for document in read_documents(str(tmp_path / name))] == TEXTS
         assert [d.text for d in read_documents(str(tmp_path / name), evaluation=True)] == ["test"]

@@ -1,8 +1,12 @@
 """Labels of conversations: which characters of a chat template's text are the reply and what ends it."""
 
+from pathlib import Path
+
 import pytest
+import trl
 from tiny import tiny_tokenizer
 from tokenizers import AddedToken
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from secateur.data.forms.document import Document
 from secateur.data.forms.tally import Tally
@@ -177,6 +181,7 @@ def test_calls_of_tools_are_rendered_and_labelled():
     assert labelled(document, tokenizer) == [f"{written}", "Two<|im_end|>"]
     tally = Tally()
     assert labelled(document, tokenizer_of(CHATML), tally=tally) == ["Two<|im_end|>"]  # never an empty reply
+    assert "assistant\n<|im_end|>" not in "".join(labelled(document, tokenizer_of(CHATML), response_only=False))
     assert tally.record()["left_out_by_template"] == {"`tool_calls` of a turn": 1}
     plain = tokenizer_of(None)
     assert labelled(document, plain)[0] == '{"name": "add", "arguments": {"a": 1}}<|end|>'
@@ -217,6 +222,33 @@ def test_a_template_that_wants_contents_in_parts():
         "{% endfor %}<fin>\n{% endfor %}"
     )
     assert labelled(chat(*TWO), tokenizer_of(template)) == ["Hello you.<fin>", "Fine, two.<fin>"]
+
+
+def test_parts_and_generation_together():
+    template = (
+        EACH + "{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content[0].text }}<fin>"
+        "{% endgeneration %}{% else %}{{ m.content[0].text }}{% endif %}\n{% endfor %}"
+    )
+    assert labelled(chat(*TWO), tokenizer_of(template)) == ["Hello you.<fin>", "Fine, two.<fin>"]
+
+
+def test_labels_agree_with_those_that_trl_wrote_into_the_same_templates():
+    """TRL's copies of the families' templates, with `{% generation %}` put in by hand, but for the blank at the end."""
+    folder = Path(trl.__file__).parent / "chat_templates"
+    for name in ("cohere", "cohere2", "gemma3", "lfm2", "llama3", "qwen2_5", "qwen3_instruct_2507", "qwen3_vl"):
+        tokenizer = tokenizer_of((folder / f"{name}.jinja").read_text("utf-8"))
+        tokenizer.bos_token = "<|start|>"
+        ours = labelled(chat(*TWO), tokenizer)
+        turns = [{"role": role, "content": content} for role, content in TWO]
+        written, spans = render_jinja_template(
+            [turns],
+            chat_template=(folder / f"{name}_training.jinja").read_text("utf-8"),
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        theirs = [written[0][start:end] for start, end in spans[0]]
+        assert "".join(ours) == "".join(part.strip() for part in theirs)
+        assert len(ours) == 2
 
 
 def test_a_completion_is_as_it_is_and_its_prompt_has_no_label():

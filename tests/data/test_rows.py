@@ -61,6 +61,9 @@ def write(path, *rows):
         ({"prompt": "Hi", "chosen": HI + YO, "rejected": HI + NO}, HI_YO),
         ({"chosen": HI + YO, "rejected": HI + NO}, HI_YO),
         ({"messages": json.dumps(HI + YO)}, HI_YO),
+        ({"messages": {"role": ["user", "assistant"], "content": ["Hi", "Yo"]}}, HI_YO),
+        ({"conversation": [{"human": "Hi", "assistant": "Yo"}]}, HI_YO),
+        ({"kind": "", "input": "Hi", "target": "Yo"}, HI_YO),
         ({"messages": None, "conversations": [], "prompt": "Hi", "response": "Yo"}, HI_YO),
         ({"messages": [{"role": "User", "content": [{"type": "text", "text": "H"}, "i"]}, *YO]}, HI_YO),
     ],
@@ -175,13 +178,13 @@ def test_keys_that_nothing_is_made_of_are_counted_and_named_once(tmp_path):
     assert tally.record() == {"dropped_rows": {"null in place of a text": 1}, "unused_keys": {"`url`": 5, "`id`": 5}}
     assert tally.notes() == [
         f"data: rows dropped: null in place of a text (1, the first at {spec}:6).",
-        f"data: keys that nothing is made of: `url` (5, the first at {spec}:1), `id` (5, the first at {spec}:1).",
+        f"data: keys that are not used: `url` (5, the first at {spec}:1), `id` (5, the first at {spec}:1).",
     ]
     tokenizer = tiny_tokenizer()
     assert training_blocks([spec], tokenizer, seq_len=8).left_out.record() == tally.record()
     info = evaluation_tokens(spec, tokenizer)[1]
     assert info["left_out"] == tally.record()
-    assert left_out_of(info)[1] == f"evaluation data {spec}: keys that nothing is made of: `url` (5), `id` (5)."
+    assert left_out_of(info)[1] == f"evaluation data {spec}: keys that are not used: `url` (5), `id` (5)."
 
 
 def test_one_row_that_a_template_refuses_does_not_end_the_run(tmp_path):

@@ -22,7 +22,7 @@ class EvalConfig:
     model: str = option("the model to evaluate: folder, GGUF file, hub id or embedded name", group="model")
     against: str | None = option("a second model, evaluated on the same tokens", None, group="model")
     data: tuple[str, ...] = option(
-        "text to measure perplexity on: file, .jsonl, folder, hub data set, or stdlib-docs:held-out", (), group="data"
+        "text to measure perplexity on: file, folder, hub data set, or stdlib-docs:held-out", (), group="data"
     )
     preset: str | None = option(
         "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-valid-128; from $SECATEUR_DATA or the hub",

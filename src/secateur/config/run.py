@@ -18,7 +18,7 @@ class RunConfig(Seeded, LoraOptions):
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
     data: tuple[str, ...] = option(
-        "training text: .txt (.raw, .tokens), .jsonl, .json, a folder of these, a hub data set, or stdlib-docs",
+        "training text: .txt, .jsonl, .json, .csv, .parquet, .arrow, a folder of these, a hub data set, or stdlib-docs",
         group="data",
     )
     eval_data: str | None = option("text to evaluate on while training and at the end", None, group="data")

@@ -58,17 +58,28 @@ class Chat:
         """What the template makes of these turns; with `prompt` up to where a reply begins. It may raise anything."""
         if self.tokenizer.chat_template is None:
             return _plain_prompt(turns, keys, self.tokenizer, prompt)
-        if self.in_parts:
-            turns = [
-                turn | {"content": [{"type": "text", "text": turn["content"]}]} if turn["content"] else turn
-                for turn in turns
-            ]
-        return self._apply(turns, keys, prompt)
+        return self._apply(self._given(turns), keys, prompt)
 
-    def _apply(self, turns: Sequence[TurnKeys], keys: Mapping[str, Any], prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt, **keys)
+    def generated(self, rendered: Rendered) -> list[int] | None:
+        """1 for each token that is the assistant's by the template's `{% generation %}`; None where it says nothing."""
+        if not re.search(r"{%-?\+?\s*generation\b", self.source(rendered.keys)):
+            return None
+        found = self.tokenizer.apply_chat_template(
+            self._given(rendered.turns), return_assistant_tokens_mask=True, return_dict=True, **rendered.keys
         )
+        return list(found["assistant_masks"]) if any(found["assistant_masks"]) else None
+
+    def _given(self, turns: Sequence[TurnKeys]) -> list[TurnKeys]:
+        """The turns in the form that the template wants."""
+        if not self.in_parts:
+            return list(turns)
+        return [
+            turn | {"content": [{"type": "text", "text": turn["content"]}]} if turn["content"] else turn
+            for turn in turns
+        ]
+
+    def _apply(self, turns: list[TurnKeys], keys: Mapping[str, Any], prompt: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, **keys))
 
     def render(self, document: Document) -> Rendered:
         """The conversation as the chat template writes it.
@@ -81,6 +92,8 @@ class Chat:
         for turns in _forms(document):
             try:
                 text = self.write(turns, document.template_keys)
+            except MemoryError:
+                raise
             except Exception as error:  # jinja2's errors, and what a template raises itself
                 failure = failure or error
                 continue
@@ -91,12 +104,19 @@ class Chat:
         if fallback:
             return fallback
         roles = ", ".join(role for role, _ in document.messages)
-        fault = f"the tokenizer's chat template refuses this conversation ({' '.join(str(failure).split())[:200]})"
-        if not self._is_sound():
-            raise TemplateError(f"{document.origin}: {fault}, and any other: use another template.")
-        raise TemplateError(f"{document.origin}: {fault}: its roles are {roles}; reorder or remove the row.")
+        reason = " ".join(str(failure).split())[:200].rstrip(".") or type(failure).__name__
+        if not self.is_sound:
+            raise TemplateError(
+                f"the tokenizer's chat template cannot be rendered ({type(failure).__name__}: {reason}): mend it "
+                "(chat_template.jinja, or chat_template in tokenizer_config.json), or remove it."
+            )
+        raise TemplateError(
+            f"{document.origin}: the tokenizer's chat template refuses this conversation ({reason}): "
+            f"its roles are {roles}; reorder or remove the row."
+        )
 
-    def _is_sound(self) -> bool:
+    @cached_property
+    def is_sound(self) -> bool:
         """Whether the template writes the plainest of conversations."""
         try:
             return bool(self.write([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], {}))
@@ -144,6 +164,13 @@ class Chat:
             return True
         self.roles[role] = written
         return written
+
+
+def is_unwritten(rendered: Rendered, i: int) -> bool:
+    """Whether turn `i` is a call of a tool that the template has not written, and nothing else."""
+    turn = rendered.turns[i]
+    names = call_names(turn)
+    return not (turn["content"] or "").strip() and bool(names) and not all(name in rendered.text for name in names)
 
 
 def _mentions(source: str, key: str) -> bool:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..system.errors import InputError
-from .chat import MARK, Chat, Rendered
+from .chat import MARK, Chat, Rendered, is_unwritten
 from .encoding import encode_document
 from .endings import Endings, endings_of, first_token, special_tokens
 from .forms.document import Document
@@ -61,6 +61,12 @@ class Labeller:
         hidden = set(document.untrained)
         if self.response_only:
             hidden |= {i for i in replies if i < document.reply_from}
+        unwritten = {i for i in replies if is_unwritten(rendered, i)} - hidden
+        for i in unwritten:
+            self.tally.add(
+                UNLABELLED, "a call of a tool, which leaves an empty reply", f"{document.origin}, turn {i + 1}"
+            )
+        hidden |= unwritten
         needed = self.response_only or bool(hidden)
         encoded = self._encode(rendered.text, special=False, spans=needed)
         ids = list(encoded["input_ids"])
@@ -68,8 +74,9 @@ class Labeller:
             return self._ended(ids, list(ids), document)
         offsets = encoded["offset_mapping"]
         labels = [IGNORED] * len(ids) if self.response_only else list(ids)
-        if self.response_only and "generation" in self._tags(rendered):
-            self._mark_generated(rendered, ids, labels, offsets)
+        mask = self.chat.generated(rendered) if self.response_only else None
+        if mask is not None and len(mask) == len(ids):
+            self._label_generated(mask, rendered, ids, labels, offsets)
         elif self.response_only:
             for i in replies:
                 if i not in hidden and (span := self._found(document, rendered, i)):
@@ -104,18 +111,10 @@ class Labeller:
         options = {"return_offsets_mapping": True} if spans else {}
         return self.tokenizer(text, add_special_tokens=special, verbose=False, **options)
 
-    def _tags(self, rendered: Rendered) -> list[str]:
-        """Words of the template's own statements, such as `generation`."""
-        source = self.chat.source(rendered.keys)
-        return [part.lstrip("-+ \n").split("%}")[0].rstrip("-+ \n") for part in source.split("{%")[1:]]
-
-    def _mark_generated(self, rendered: Rendered, ids: list[int], labels: list[int], offsets: Any) -> None:
-        """Label what the template itself says the assistant writes (`{% generation %}`), and what ends it."""
-        found = self.tokenizer.apply_chat_template(
-            rendered.turns, return_assistant_tokens_mask=True, return_dict=True, **rendered.keys
-        )
-        assert list(found["input_ids"]) == ids, "the same template gave other tokens"
-        mask = list(found["assistant_masks"])
+    def _label_generated(
+        self, mask: list[int], rendered: Rendered, ids: list[int], labels: list[int], offsets: Any
+    ) -> None:
+        """Label what the template itself says the assistant writes, and what ends it."""
         for at, on in enumerate(mask):
             if not on:
                 continue

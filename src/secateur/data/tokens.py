@@ -180,6 +180,7 @@ def evaluation_tokens(
         "tokens": len(ids),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    left_out.counts.pop(UNLABELLED, None)  # every token counts here
     if left_out.counts:
         info["left_out"] = left_out.record()
     return torch.tensor(ids, dtype=torch.long), info

@@ -13,7 +13,7 @@ CHATS = ("messages", "conversations", "conversation")
 PAIRS = (("instruction", "output"), ("question", "answer"))
 """These come before `text`; the others, of a prompt and a reply each, after it."""
 PROMPTS = ("instruction", "question", "prompt", "query", "problem", "input")
-REPLIES = ("output", "answer", "completion", "response", "chosen", "solution", "answerKey")
+REPLIES = ("output", "answer", "completion", "response", "chosen", "solution", "target", "answerKey")
 ROW_KEYS = frozenset({*CHATS, *PROMPTS, *REPLIES, *BESIDE, "text", "rejected", "label"})
 EXPECTED = (
     "expected `text`, or `instruction` (+ `input`) and `output`, or `question` and `answer`, or `prompt` and "

@@ -8,7 +8,7 @@ UNWRITTEN, ENDINGS, FILES = "left_out_by_template", "endings", "files_not_read"
 WORDS = {
     DROPPED: "rows dropped: {}",
     UNLABELLED: "turns not labelled: {}",
-    UNUSED: "keys that nothing is made of: {}",
+    UNUSED: "keys that are not used: {}",
     UNWRITTEN: "the tokenizer's chat template does not write: {}",
     ENDINGS: "the tokenizer's chat template writes nothing at the end of a reply: {}",
     FILES: "not read, no text or rows by their names: {}",

@@ -64,9 +64,15 @@ def turns_of(given: Any, key: str, origin: str, tally: Tally) -> list[Turn]:
     """
     if isinstance(given, str) and given.lstrip().startswith("["):
         given = parsed(given, key, origin)
+    if isinstance(given, dict) and given and all(isinstance(column, list) for column in given.values()):
+        given = [
+            dict(zip(given, turn, strict=False)) for turn in zip(*given.values(), strict=False)
+        ]  # a sequence's columns
     if not isinstance(given, list) or not given:
         found = "an empty list" if given == [] else kind_of(given)
         raise InputError(f"{origin}: `{key}` is {found}: expected a list of turns with `role` and `content`.")
+    if all(isinstance(turn, dict) and {"human", "assistant"} <= turn.keys() for turn in given):  # Firefly's
+        given = [{"role": role, "content": turn[role]} for turn in given for role in ("human", "assistant")]
     return [_turn(turn, f"{origin}, turn {number}", tally) for number, turn in enumerate(given, 1)]
 
 

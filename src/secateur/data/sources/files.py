@@ -116,7 +116,8 @@ def _json_rows(text: str, path: Path, split: str) -> Iterator[tuple[Any, str]]:
     values = None if text.lstrip()[0] == "{" and len(lines) > 1 and _is_value(lines[0][1]) else _values(text)
     is_list = path.suffix.lower() == ".json" and text.lstrip()[0] == "["
     if values is None and not is_list and _is_closed(lines[0][1]):
-        yield from ((_parse(line, str(path), i), f"{path}:{i}") for i, line in lines)
+        # files with a byte-order mark each may have been put together
+        yield from ((_parse(line.removeprefix("\ufeff"), str(path), i), f"{path}:{i}") for i, line in lines)
         return
     values = [_parse(text, str(path), 1)] if values is None else values
     rows = values if len(values) > 1 else _unwrapped(values[0], path, split)

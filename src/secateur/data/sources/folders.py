@@ -37,10 +37,12 @@ def read_folder(folder: Path, tally: Tally, split: str) -> list[Document]:
         if not any(document.raw.strip() for document in found):
             raise InputError(f"data folder {folder} has no text in it: give another one.")
         return found
-    files = _files_of_repository(folder, split) if _is_repository(folder) else files_of(folder)
-    if not _is_repository(folder):
-        for name in others_of(folder):
-            tally.add(FILES, name, str(folder))
+    if _is_repository(folder):
+        files, others = _files_of_repository(folder, split)
+    else:
+        files, others = files_of(folder), others_of(folder)
+    for name in others:
+        tally.add(FILES, name, str(folder))
     return [document for file in files for document in read_file(file, tally, split)]
 
 
@@ -49,20 +51,21 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether a folder is laid out as on the hub: a card that names its files, or data in folders below only."""
+    """Whether a folder is laid out as on the hub: with a data set's card, or with data in folders below only."""
     card = folder / "README.md"
     try:
-        if card.is_file() and any(
-            f"\n{key}:" in card.read_text("utf-8")[:100_000] for key in ("configs", "data_files")
-        ):
+        if card.is_file() and card.read_bytes().removeprefix(b"\xef\xbb\xbf").startswith(b"---") and _below(folder):
             return True
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return False
-    below = [path for pattern in ("*/*", "*/*/*") for path in folder.glob(pattern)]
-    return not files_of(folder) and any(
-        path.is_file() and type_of(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        for path in below
-    )
+    return not files_of(folder) and bool(_below(folder))
+
+
+def _below(folder: Path) -> list[Path]:
+    """Data files in a folder and two levels below it; hidden ones are left out."""
+    found = [path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern) if type_of(path)]
+    hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in found]
+    return sorted(path for path, hide in zip(found, hidden, strict=True) if not hide and path.is_file())
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Any, str]]:
@@ -78,8 +81,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Any, str]]:
         yield without_nulls(row), f"{folder}, row {i}"
 
 
-def _files_of_repository(folder: Path, split: str) -> list[Path]:
-    """The files of one split, as `datasets` finds them."""
+def _files_of_repository(folder: Path, split: str) -> tuple[list[Path], list[str]]:
+    """The files of one split, as `datasets` finds them, and the names of those that it finds in none."""
     from datasets import load_dataset_builder
 
     with tempfile.TemporaryDirectory() as cache:
@@ -93,7 +96,9 @@ def _files_of_repository(folder: Path, split: str) -> list[Path]:
     found = [Path(file) for file in files[_split_of(list(map(str, files)), folder, split)]]
     if wrong := next((file for file in found if not type_of(file)), None):
         raise InputError(f"data file {wrong} of {folder} is of no known type: expected {', '.join(FILE_TYPES)}.")
-    return found
+    known = {str(Path(file).resolve()) for part in files.values() for file in part}
+    others = [str(path.relative_to(folder)) for path in _below(folder) if str(path.resolve()) not in known]
+    return found, others
 
 
 def _split_of(names: list[str], folder: Path, split: str) -> str:
