@@ -10,6 +10,7 @@ from tiny import save_tiny, tiny_llama
 from transformers import AutoModelForCausalLM
 from zygote import launch
 
+from secateur.checkpoint.adapter import other_readers
 from secateur.cli import main
 from secateur.training.callback import PruningCallback
 
@@ -219,3 +220,21 @@ def test_too_short_a_run_says_how_long_it_must_be(place, tmp_path, capsys) -> No
     base = command(place, tmp_path / "a", "--k1", "5", "--k2", "2")
     base[base.index("--steps") + 1] = str(needed)
     assert main(base) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ""),
+        ({"use_rslora": True}, "llama.cpp"),
+        ({"alpha_pattern": {"q_proj": 5}}, "vLLM and llama.cpp"),
+        ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4}}, "llama.cpp"),
+        ({"rank_pattern": {"q_proj": 2}}, "vLLM"),
+    ],
+)
+def test_engines_that_know_one_scaling_are_named(more, said) -> None:
+    """vLLM: alpha over the rank of the configuration; llama.cpp: over that of the layer."""
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **more)
+    words = other_readers(get_peft_model(tiny_llama(layers=1), lora))
+    named = words.removeprefix("this adapter's scaling is not one for all layers, as ").partition(" would take it")[0]
+    assert named == said

@@ -1,13 +1,15 @@
 """Writing a trained adapter, or the model it is merged into; done only when a fresh process reads the same back."""
 
 import json
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -19,30 +21,12 @@ from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
 from ..system.output import check_output, replaced_whole, scratch
 from ..system.quiet import quiet_transformers
+from .child import ADAPTER
 from .export import ExportReport, round_, write_checkpoint
+from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import TOLERANCE, compare_logits, fresh_process, in_precision, logits_of, wide_of
 
-READ_BACK = """
-import json, sys
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-with open(sys.argv[1], encoding="utf-8") as file:
-    job = json.load(file)
-torch.set_num_threads(job["threads"])
-saved = load_file(job["probe"])
-base = AutoModelForCausalLM.from_pretrained(
-    job["base"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"], **job["options"])
-model = PeftModel.from_pretrained(base, job["folder"]).eval()
-with torch.inference_mode():
-    logits = model(input_ids=saved["ids"], use_cache=False).logits.double()
-ranks = {n.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight"): p.shape[0]
-         for n, p in model.named_parameters() if ".lora_A." in n}
-expected = saved["logits"].double()
-print("RESULT" + json.dumps({"difference": (logits - expected).abs().max().item(),
-                             "scale": expected.abs().max().item(), "ranks": ranks}))
-"""
+log = logging.getLogger("secateur")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +81,16 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
     with replaced_whole(output, needed) as folder:
         with quiet_transformers():
             model.save_pretrained(str(folder))
-        (folder / "README.md").write_text(_card(place), encoding="utf-8")
-        place.tokenizer.save_pretrained(folder)
-        found = _read_back(model, place, folder)
+        (folder / "README.md").write_text(_card(place, other_readers(model)), encoding="utf-8")
+        found = _read_back(model, place, folder, write_tokenizer(place.tokenizer, folder))
         dtype = cast(torch.dtype, model.get_base_model().dtype)
         if not found["difference"] <= TOLERANCE[dtype] * found["scale"]:
             raise VerificationError(
                 f"the written adapter computes other logits: {found['difference']:.3g} off, "
                 f"with {TOLERANCE[dtype] * found['scale']:.3g} allowed. {output} is untouched."
             )
+        if found["tokenizer"]:
+            raise VerificationError(f"the written adapter, read back in a fresh process: {found['tokenizer']}.")
         ranks = {path: layer.r[layer.active_adapters[0]] for path, layer in lora_layers(model).items()}
         if found["ranks"] != ranks:
             raise VerificationError("the written adapter has other ranks than its configuration says.")
@@ -117,7 +102,33 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
             loads_with=_loads_with(place),
         )
         finish(folder, report)
+    if words := other_readers(model):
+        log.warning("%s: %s", output, words)
     return report
+
+
+def other_readers(model: PeftModel) -> str:
+    """What engines that know one scaling for all layers make of an adapter; empty where they compute the same.
+
+    vLLM takes alpha over the configuration's rank for every layer (its root with rsLoRA), llama.cpp alpha over the
+    layer's own rank. PEFT follows each layer's alpha.
+    """
+    config = cast(LoraConfig, model.peft_config[model.active_adapter])
+    root = math.sqrt if config.use_rslora else float
+    layers = lora_layers(model).values()
+    true = [(layer.scaling[layer.active_adapters[0]], layer.r[layer.active_adapters[0]]) for layer in layers]
+    wrong = [
+        name
+        for name, scaling in (("vLLM", lambda rank: config.lora_alpha / root(config.r)),
+                              ("llama.cpp", lambda rank: config.lora_alpha / rank))
+        if not all(math.isclose(scaling(rank), given, rel_tol=1e-6) for given, rank in true)
+    ]  # fmt: skip
+    if not wrong:
+        return ""
+    return (
+        f"this adapter's scaling is not one for all layers, as {' and '.join(wrong)} would take it: load it with PEFT, "
+        "or merge it (--merge)."
+    )
 
 
 def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> AdapterReport:
@@ -149,7 +160,7 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
     return reports[0]
 
 
-def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str, Any]:
+def _read_back(model: PeftModel, place: AdapterPlace, folder: Path, tokenizer: WrittenTokenizer) -> dict[str, Any]:
     """What a process without secateur finds in the adapter."""
     with scratch() as work:
         probe = work / "probe.safetensors"
@@ -167,9 +178,10 @@ def _read_back(model: PeftModel, place: AdapterPlace, folder: Path) -> dict[str,
             "trust_remote_code": place.trust_remote_code or layered,
             "folder": str(folder.absolute()),
             "probe": str(probe),
+            "tokenizer": tokenizer.to_dict(),
             "threads": torch.get_num_threads(),
         }
-        found: dict[str, Any] = fresh_process(READ_BACK, task, folder)
+        found: dict[str, Any] = fresh_process(ADAPTER, task, folder)
     return found
 
 
@@ -197,11 +209,11 @@ def _loads_with(place: AdapterPlace) -> str:
     )
 
 
-def _card(place: AdapterPlace) -> str:
+def _card(place: AdapterPlace, readers: str) -> str:
     base = Path(place.base).name
     return (
         f"---\nlibrary_name: peft\ntags: [secateur, lora]\n---\n\n# A LoRA adapter for {base}\n\n"
         "Its rank was pruned while it trained (PrunedLoRA, arXiv:2510.00192). `result.json` has the whole "
         "configuration, `ranks.json` each layer's rank after each cut.\n\n"
-        f"```python\n{_loads_with(place)}\n```\n"
+        f"```python\n{_loads_with(place)}\n```\n" + (f"\n{readers[0].upper()}{readers[1:]}\n" if readers else "")
     )

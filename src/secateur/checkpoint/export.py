@@ -30,6 +30,7 @@ from ..system.quiet import quiet_transformers
 from ..system.voice import speaks_python
 from .card import plain_card
 from .older_readers import add_older_keys
+from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import (
     Check,
     compare,
@@ -216,8 +217,7 @@ def write_checkpoint(
     runs_code = layered or _brings_code(small)
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
         save_model(small, folder, family if layered else None)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        beside = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
         check = Check(
             folder,
             probe_ids,
@@ -225,6 +225,7 @@ def write_checkpoint(
             parameter_count(small),
             remote_code=runs_code,
             checksum=weights_checksum(small),
+            tokenizer=beside.to_dict() if beside else None,
         )
         (verified,) = verify([check])
         report = ExportReport(
@@ -236,7 +237,7 @@ def write_checkpoint(
             max_logit_difference=verified.difference,
             merge_kl=merge[0],
             merge_difference=merge[1],
-            loads_with=loads_with(output, small.config, runs_code),
+            loads_with=loads_with(output, small.config, runs_code, beside),
         )
         if finish is not None:
             finish(folder, report)
@@ -272,11 +273,16 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
         (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
 
 
-def loads_with(output: Path | str, config: PreTrainedConfig, layered: bool) -> str:
+def loads_with(
+    output: Path | str, config: PreTrainedConfig, layered: bool, tokenizer: WrittenTokenizer | None = None
+) -> str:
+    """Python that reads a checkpoint back."""
     trust = ", trust_remote_code=True" if layered else ""
+    own = ", trust_remote_code=True" if tokenizer and tokenizer.trust else ""
+    reader = tokenizer.reader if tokenizer else "AutoTokenizer"
     auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     return (
-        f"from transformers import {auto}, AutoTokenizer\n"
+        f"from transformers import {auto}, {reader}\n"
         f"model = {auto}.from_pretrained({json.dumps(str(output))}{trust})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(str(output))})"
+        f"tokenizer = {reader}.from_pretrained({json.dumps(str(output))}{own})"
     )

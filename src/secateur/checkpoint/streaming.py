@@ -28,6 +28,7 @@ from ..system.voice import speaks_python
 from .export import ExportReport, Finish, loads_with, small_class
 from .older_readers import add_older_keys
 from .shards import Sides, merged_from_shards
+from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import Check, logits_of, tensor_checksum, verify
 
 FILE_BYTES = 10**9
@@ -95,9 +96,9 @@ def export_streamed(
     check_output(output, overwrite=overwrite)
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in skeleton.parameters())) as folder:
         checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
-        _write_beside(folder, config, base.generation_config, units.family, tokenizer)
+        beside = _write_beside(folder, config, base.generation_config, units.family, tokenizer)
         expected = probe_ids, logits.to(dtype), _most_kl(model)
-        report = _read_back(folder, output, skeleton, checksum, expected)
+        report = _read_back(folder, output, skeleton, checksum, expected, beside)
         if finish is not None:
             finish(folder, report)
     if source is None or any(map(is_sharded, model.modules())):
@@ -111,6 +112,7 @@ def _read_back(
     skeleton: PreTrainedModel,
     checksum: int,
     expected: tuple[torch.Tensor, torch.Tensor, float | None],
+    tokenizer: WrittenTokenizer | None,
 ) -> ExportReport:
     """What a fresh process finds in `folder`, which is to become `output`.
 
@@ -124,7 +126,7 @@ def _read_back(
     probe_ids, logits, most_kl = expected
     check = Check(
         folder, probe_ids, logits, parameters, remote_code=layered, merged_here=False, checksum=checksum,
-        most_kl=most_kl,
+        most_kl=most_kl, tokenizer=tokenizer.to_dict() if tokenizer else None,
     )  # fmt: skip
     (verified,) = verify([check])
     return ExportReport(
@@ -136,7 +138,7 @@ def _read_back(
         max_logit_difference=verified.difference,
         merge_kl=float("nan"),
         merge_difference=float("nan"),
-        loads_with=loads_with(output, config, layered),
+        loads_with=loads_with(output, config, layered, tokenizer),
     )
 
 
@@ -152,7 +154,7 @@ def _write_beside(
     generation_config: GenerationConfig | None,
     family: Family,
     tokenizer: PreTrainedTokenizerBase | None,
-) -> None:
+) -> WrittenTokenizer | None:
     """All of a checkpoint but its weights: configs, code where layers differ, the tokenizer."""
     config.save_pretrained(folder)
     add_older_keys(folder)
@@ -160,8 +162,7 @@ def _write_beside(
     if LAYERS_KEY in config.to_dict():
         code = modeling_source(stock_class_of(config).__name__, family)
         (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    return write_tokenizer(tokenizer, folder) if tokenizer is not None else None
 
 
 def _most_kl(model: nn.Module) -> float | None:

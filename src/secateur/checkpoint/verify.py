@@ -20,6 +20,7 @@ from ..models.devices import without_autocast
 from ..models.memory import WRITE_LATER
 from ..system.errors import NO_MEMORY, OutOfMemoryError, VerificationError
 from ..system.output import scratch
+from .child import CHILD
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Largest |Δlogit| over the largest |logit|. Same weights, precision, machine and threads: 0 in every run. Allowed
@@ -36,76 +37,6 @@ MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-4}
 before it is rounded to the checkpoint's precision. Compared wide on purpose: in bfloat16 the roundings of activations
 alone came to 0.026 nats on a 30-layer model, and any bound above that would let a wrong channel through. In float32
 1e-10 is usual; the bound leaves room for a model whose rotary frequencies were rounded by `model.to(bfloat16)`."""
-
-CHILD = r'''
-import json, sys, zlib
-
-class NoSecateur:
-    """The checkpoint must load where secateur is not installed."""
-    def find_spec(self, name, path=None, target=None):
-        if name == "secateur" or name.startswith("secateur."):
-            raise ImportError("secateur is off limits here")
-
-sys.meta_path.insert(0, NoSecateur())
-import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from transformers.utils import logging
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-results = []
-with open(sys.argv[1], encoding="utf-8") as file:
-    jobs = json.load(file)
-for job in jobs["jobs"]:
-    torch.set_num_threads(jobs["threads"])
-    saved = load_file(job["probe"])
-    config = AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["remote_code"])
-    model, info = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_pretrained(
-        job["folder"], dtype="auto", trust_remote_code=job["remote_code"], output_loading_info=True
-    )
-    model.to(job["device"]).eval()
-    with torch.inference_mode():
-        ids = saved["ids"].to(job["device"])
-        both = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-        logits = model(ids, use_cache=False, **both).logits.cpu().double()
-        expected = saved["logits"].double()
-        scale = expected.abs().max().item()
-        prompt = ids[:, :16]
-        # Settings that ship with the model (repetition penalty, beams, suppressed tokens, end tokens) would choose
-        # other tokens than the argmax, which is what generation without the cache is compared by.
-        start = getattr(config, "decoder_start_token_id", None)
-        model.generation_config = type(model.generation_config)(decoder_start_token_id=start)
-        written = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0,
-            use_cache=True,
-        )
-        if config.is_encoder_decoder:
-            start, again = 1, model(prompt, decoder_input_ids=written[:, :-1], use_cache=False).logits.double()
-        else:
-            start = prompt.shape[1]
-            again = model(written[:, :-1], use_cache=False).logits[:, start - 1:].double()
-        chosen = again.gather(2, written[:, start:, None]).squeeze(2)
-        greedy_gap = (again.amax(2) - chosen).max().item()
-        checksum = 0
-        for name, weight in model.named_parameters():
-            data = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            checksum ^= zlib.crc32(data, zlib.crc32(name.encode()))
-        alike = logits.shape == expected.shape
-        p, q = expected.log_softmax(-1), logits.log_softmax(-1)
-    results.append({
-        "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "missing": sorted(info["missing_keys"]),
-        "shape_differs": not alike,
-        "difference": (logits - expected).abs().max().item() if alike else float("inf"),
-        "kl": (p.exp() * (p - q)).sum(-1).mean().item() if alike else float("inf"),
-        "scale": scale,
-        "greedy_gap": greedy_gap,
-        "checksum": checksum,
-    })
-print("RESULT" + json.dumps(results))
-'''
 
 
 @dataclass(frozen=True)
@@ -124,6 +55,8 @@ class Check:
     """`weights_checksum` of the model in memory; None: compare logits only."""
     merged_here: bool = True
     """False: `logits` are those of the model before LoRA was merged, which rounding moves further."""
+    tokenizer: dict[str, Any] | None = None
+    """`WrittenTokenizer.to_dict`: what the tokenizer beside it must make of some texts."""
     most_kl: float | None = None
     """Mean KL divergence (nats) allowed from `logits`, in place of a largest difference: of a quantised base's."""
 
@@ -181,6 +114,8 @@ def verify(checks: list[Check]) -> list[Verified]:
         tolerance = (TOLERANCE if check.merged_here else GREEDY_TOLERANCE)[check.logits.dtype] * result["scale"]
         greedy_tolerance = GREEDY_TOLERANCE[check.logits.dtype] * result["scale"]
         faults = []
+        if result["tokenizer"]:
+            faults.append(result["tokenizer"])
         if result["missing"]:
             faults.append(f"weights are missing: {', '.join(result['missing'][:3])}")
         if check.most_kl is not None:
@@ -215,6 +150,7 @@ def _run_child(checks: list[Check]) -> list[dict]:
                     "probe": str(probe),
                     "remote_code": check.remote_code,
                     "device": check.device,
+                    "tokenizer": check.tokenizer,
                 }
             )
         found: list[dict] = fresh_process(CHILD, {"threads": torch.get_num_threads(), "jobs": jobs}, checks[0].folder)

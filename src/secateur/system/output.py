@@ -182,12 +182,24 @@ def _clean_up(output: Path, prefix: str) -> None:
             shutil.rmtree(path)
 
 
+def _follow_umask(folder: Path) -> None:
+    """Modes as of files made here: `mkdtemp` and safetensors make theirs for the owner alone."""
+    sample = folder / ".mode"
+    sample.touch()
+    mode = sample.stat().st_mode & 0o666
+    sample.unlink()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
+
+
 def _written(output: Path, temporary: Path, needed_bytes: int | None) -> Iterator[Path]:
     """Hand out the temporary folder, then swap it into place."""
     old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.chmod(0o755)
         yield temporary
+        _follow_umask(temporary)
         lands(temporary, output)
         try:
             if output.exists():
