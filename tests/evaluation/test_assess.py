@@ -163,13 +163,13 @@ def test_warnings_of_windows_and_tokenizers() -> None:
     other.add_tokens(["new"])
     subjects = [Subject("a", None, config, tiny_tokenizer()), Subject("b", None, tiny_llama().config, other)]
     same = (torch.zeros(3), torch.zeros(3))
-    found = find_warnings(subjects, Text(same, 128, {}, []))
+    found = find_warnings(subjects, Text(same, 128, {}, {"a": len(same[0]), "b": len(same[-1])}, []))
     assert "a sees at most the last 64 tokens" in found[0]
     assert "a and b have different tokenizers, though they cut this text alike" in found[1]
     assert "each reads the tasks' prompts in tokens of its own" in find_warnings(subjects, None)[0]
     assert len(found) == 2
     alike = [Subject("a", None, tiny_llama().config, tiny_tokenizer())] * 2
-    assert find_warnings(alike, Text(same, 128, {}, [])) == []
+    assert find_warnings(alike, Text(same, 128, {}, {"a": len(same[0]), "b": len(same[-1])}, [])) == []
     assert find_warnings(alike, None) == []
 
 

@@ -148,7 +148,9 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     record["weights_sha256"] = _weights_sha256(small)
     record["perplexity"] = {}
     for spec in comparison.settings.evaluate_on:
-        ids, info = evaluation_tokens(spec, job.tokenizer, max_tokens=job.config.eval_tokens)
+        ids, info = evaluation_tokens(
+            spec, job.tokenizer, max_tokens=job.config.eval_tokens, seq_len=job.eval_seq_len, bos=job.config.bos
+        )
         told = Progress(job.total_steps).measuring()
         measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype, told=told)
         record["perplexity"][spec] = measured.to_dict() | {"text": info}
@@ -227,13 +229,13 @@ def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
     kinds = {}
     for config in (cell.config for cell in comparison.cells):
         length = config.eval_seq_len or config.seq_len
-        kinds[config.model, config.trust_remote_code, config.eval_tokens, length] = config
+        kinds[config.model, config.trust_remote_code, config.eval_tokens, length, config.bos] = config
     measured = 0
-    for (model, trust, tokens, length), _ in kinds.items():
+    for model, trust, tokens, length, bos in kinds:
         tokenizer = load_tokenizer(resolve_model(model), trust_remote_code=trust)
         lengths = []
         for spec in comparison.settings.evaluate_on:
-            ids, info = evaluation_tokens(spec, tokenizer, max_tokens=tokens)
+            ids, info = evaluation_tokens(spec, tokenizer, max_tokens=tokens, seq_len=length, bos=bos)
             if len(ids) < length:
                 raise InputError(
                     f"--evaluate-on {spec}: {len(ids)} tokens, fewer than one segment of {length}: lower "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..system.registry import did_you_mean
 from .options import at_least, choice_faults, flag, option
 from .presets import PRESET_SEQ_LENS
+from .run import BOS, BOS_HELP
 
 
 def same_model(model: str, against: str | None) -> list[str]:
@@ -30,6 +31,7 @@ class EvalConfig:
         group="data",
     )
     seq_len: int | None = option("tokens per segment; default: the preset's, else 1024", None, group="data")
+    bos: str = option(BOS_HELP, "auto", group="data", choices=BOS)
     max_tokens: int | None = option("use only the first tokens of the text", None, group="data")
     batch_size: int | None = option(
         "segments, or task prompts, per forward pass; default: 2 segments, 16 prompts", None, group="data"

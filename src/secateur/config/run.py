@@ -9,6 +9,11 @@ from .lora import LoraOptions
 from .options import Seeded, at_least, choice_faults, flag, option, step_faults
 
 TRACKERS = ("tensorboard", "wandb")
+BOS = ("auto", "always", "never")
+BOS_HELP = (
+    "begin each segment and training sequence with the beginning-of-sequence token: auto where the tokenizer puts it "
+    "before texts"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class RunConfig(Seeded, LoraOptions):
         group="data",
         choices=("joined", "separate"),
     )
+    bos: str = option(BOS_HELP, "auto", group="data", choices=BOS)
     lr: float = option("peak learning rate of AdamW", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
     dtype: str = option(

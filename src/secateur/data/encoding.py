@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..system.errors import InputError
+
 PLAIN = "the cat"
 
 
@@ -21,6 +23,26 @@ def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
 def unended(ids: list[int], after: list[int]) -> list[int]:
     """`ids` without the tokens `after` at their end."""
     return ids[: len(ids) - len(after)] if after and ids[-len(after) :] == after else ids
+
+
+def start_of(tokenizer: Any, bos: str) -> list[int]:
+    """The tokens that every segment and block begins with.
+
+    Args:
+        bos: `auto`: what the tokenizer puts before a text; `always`: the beginning-of-sequence token at least; `never`.
+    Raises:
+        InputError: `always`, and the tokenizer has no such token.
+    """
+    if bos == "never":
+        return []
+    before = around(tokenizer)[0]
+    if before or bos == "auto":
+        return before
+    if tokenizer.bos_token_id is None:
+        raise InputError(
+            "--bos always: the tokenizer has no bos_token: name it in tokenizer_config.json, or leave --bos."
+        )
+    return [tokenizer.bos_token_id]
 
 
 def encode_document(tokenizer: Any, text: str) -> list[int]:

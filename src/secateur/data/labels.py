@@ -13,8 +13,8 @@ from .endings import Endings, endings_of, first_token, special_tokens
 from .forms.document import Document
 from .forms.tally import ENDINGS, UNLABELLED, Tally
 from .forms.turns import THOUGHTS
+from .packing import IGNORED
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
 NOT_FOUND = "a reply whose place in what the chat template writes is not found"
 
 

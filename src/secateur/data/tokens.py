@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..system.errors import InputError
 from .chat import Chat, TemplateError
 from .documents import read_data, with_split
-from .encoding import encode
+from .encoding import around, encode, start_of
 from .forms.document import Document
 from .forms.tally import DROPPED, UNLABELLED, Tally, sentences
 from .labels import IGNORED, NOT_FOUND, Labeller
+from .packing import packed, segmented
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +63,15 @@ def training_blocks(
     response_only: bool = False,
     packing: str = "joined",
     seed: int = 0,
+    bos: str = "auto",
 ) -> Blocks:
     """Documents in an order fixed by `seed`, tokenised, one after the other, cut into blocks of `seq_len` tokens.
 
     A text ends with the end-of-sequence token; a conversation goes through the chat template (without one:
     an Alpaca-like prompt). `response_only`: labels on the assistant's words and the token that ends them.
     `packing`: `joined` makes one text of them; `separate` begins positions anew in each document, which transformers
-    takes for the end of what attention sees, and gives its first token no label.
+    takes for the end of what attention sees, and gives its first token no label. `bos`: what each block begins with
+    (`encoding.start_of`), without a label where it is put there.
 
     Raises:
         InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
@@ -77,36 +80,39 @@ def training_blocks(
     left_out = Tally().merge(tally for _, tally in read)
     documents = [d for found, _ in read for d in found if d.raw.strip()]
     random.Random(seed).shuffle(documents)
+    start, bare = start_of(tokenizer, bos), around(tokenizer)[0] if bos == "never" else []
     ids: list[int] = []
     labels: list[int] = []
     starts: list[int] = []  # of each token's document
     n_documents = 0
     for new_ids, new_labels in _tokenised(documents, Labeller(tokenizer, response_only, left_out)):
         n_documents += 1
+        if bare and new_ids[: len(bare)] == bare:
+            new_ids, new_labels = new_ids[len(bare) :], new_labels[len(bare) :]
         if packing == "separate":
             new_labels = [IGNORED, *new_labels[1:]]
             starts += [len(ids)] * len(new_ids)
         ids += new_ids
         labels += new_labels
-    cuts = range(0, len(ids) - seq_len + 1, seq_len)
-    if not cuts:
+    whole = [piece for piece in packed(ids, labels, starts, start, seq_len) if len(piece.ids) == seq_len]
+    if not whole:
         raise InputError(
             f"the data has {len(ids)} tokens in {n_documents} documents and one sequence takes "
             f"--seq-len {seq_len}: give more data or shorter sequences."
         )
     # the first label of a block is never predicted
-    kept = [i for i in cuts if any(label != IGNORED for label in labels[i + 1 : i + seq_len])]
+    kept = [piece for piece in whole if any(label != IGNORED for label in piece.labels[1:])]
     if not kept:
         raise _no_response(left_out)
     return Blocks(
         seq_len=seq_len,
-        input_ids=[ids[i : i + seq_len] for i in kept],
-        labels=[labels[i : i + seq_len] for i in kept],
+        input_ids=[piece.ids for piece in kept],
+        labels=[piece.labels for piece in kept],
         n_documents=n_documents,
         n_tokens=len(kept) * seq_len,
-        n_label_tokens=sum(label != IGNORED for i in kept for label in labels[i : i + seq_len]),
-        n_dropped_tokens=len(ids) - len(kept) * seq_len,
-        position_ids=[[at - max(starts[at], i) for at in range(i, i + seq_len)] for i in kept] if starts else None,
+        n_label_tokens=sum(label != IGNORED for piece in kept for label in piece.labels),
+        n_dropped_tokens=len(ids) - sum(piece.n_tokens for piece in kept),
+        position_ids=[piece.positions for piece in kept] if starts else None,
         left_out=left_out,
     )
 
@@ -152,7 +158,7 @@ def require_batches(blocks: Blocks, batch_size: int) -> None:
 
 
 def evaluation_tokens(
-    spec: str, tokenizer: Any, *, max_tokens: int | None = None
+    spec: str, tokenizer: Any, *, max_tokens: int | None = None, seq_len: int | None = None, bos: str = "auto"
 ) -> tuple["torch.Tensor", dict[str, Any]]:
     """The text of `spec` as one run of tokens, (n,) int64, at most `max_tokens`, and a record of what it is.
 
@@ -160,6 +166,9 @@ def evaluation_tokens(
     tokens between; conversations go through the chat template. `sha256` and `characters` are of the whole text.
     A name without a split means the test (held-out) split, and the record says so.
 
+    Args:
+        seq_len: of the segments that it will be cut into, each of which begins as `bos` says (`segmented`). None: the
+            run begins as the tokenizer has it, once.
     Raises:
         InputError: as `read_documents`; fewer than two tokens.
     """
@@ -183,6 +192,8 @@ def evaluation_tokens(
     left_out.counts.pop(UNLABELLED, None)  # every token counts here
     if left_out.counts:
         info["left_out"] = left_out.record()
+    if seq_len is not None:
+        ids, info["begins"] = segmented(ids, tokenizer, seq_len, bos)
     return torch.tensor(ids, dtype=torch.long), info
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..config.evaluation import EvalConfig
 from ..data.documents import check_spec, read_documents
 from ..data.overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
+from ..data.packing import segmented
 from ..data.presets import PRESETS, preset_text
 from ..data.tokens import evaluation_tokens, first_tokens, left_out_of
 from ..models.benchmark import parameter_count
@@ -55,6 +56,8 @@ class Text:
     """(tokens,) of each model; the same tensor where their tokenizers cut the text alike."""
     seq_len: int
     info: dict[str, Any]
+    counts: dict[str, int]
+    """Tokens of the text by model, without those that its segments begin with."""
     overlaps: list[Overlap]
 
     @property
@@ -147,7 +150,7 @@ def _measure_all(
     if text:
         join()
         for subject, ids in zip(subjects, text.token_ids, strict=True):
-            _measure_text(_loaded(subject, loaded, config), ids, text, findings[subject.name], config)
+            _measure_text(_loaded(subject, loaded, config), subject.name, ids, text, findings[subject.name], config)
         leave()
     if tasks and rank() == 0:
         for subject in reversed(subjects):  # the last one is in memory
@@ -166,7 +169,7 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
     return loaded[subject.name]
 
 
-def _measure_text(model: nn.Module, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
+def _measure_text(model: nn.Module, name: str, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
     dtype, batch_size, started = (
         compute_dtype(config.dtype),
         config.batch_size or SEGMENTS_PER_PASS,
@@ -179,7 +182,7 @@ def _measure_text(model: nn.Module, ids: Tensor, text: Text, found: Findings, co
     found.parameters, found.losses = parameter_count(model), losses
     found.perplexity = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)
     if not text.cut_alike and config.max_tokens is None:
-        found.nats_per_byte = found.perplexity.mean_nll * len(ids) / text.info["bytes"]
+        found.nats_per_byte = found.perplexity.mean_nll * text.counts[name] / text.info["bytes"]
 
 
 def _task_options(config: EvalConfig) -> TaskOptions | None:
@@ -229,7 +232,7 @@ def _consequence(text: Text | None) -> str:
         return ": each reads the tasks' prompts in tokens of its own."
     if text.cut_alike:
         return ", though they cut this text alike."
-    counts = " and ".join(f"{len(ids):,}" for ids in text.token_ids)
+    counts = " and ".join(f"{count:,}" for count in text.counts.values())
     return (
         f" and cut the text into {counts} tokens: their perplexities do not compare. Nats per byte do where they are "
         "given, but for the context of a segment, which is not as long for both."
@@ -264,17 +267,20 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
     seq_len = config.seq_len or (PRESETS[config.preset].seq_len if config.preset else DEFAULT_SEQ_LEN)
     if config.preset:
         raw, info = preset_text(config.preset)
-        runs = [torch.tensor(first_tokens(raw, s.tokenizer, config.max_tokens, add_special_tokens=True))
-                for s in subjects]  # fmt: skip
+        texts = [first_tokens(raw, s.tokenizer, config.max_tokens, add_special_tokens=True) for s in subjects]
     else:
         found = [evaluation_tokens(config.data[0], s.tokenizer, max_tokens=config.max_tokens) for s in subjects]
-        runs, info = [ids for ids, _ in found], found[0][1]
+        texts, info = [ids.tolist() for ids, _ in found], found[0][1]
         raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
-    info = info | {"tokens": len(runs[0]), "bytes": len(raw.encode("utf-8", "replace"))}
+    cut = [segmented(ids, s.tokenizer, seq_len, config.bos) for ids, s in zip(texts, subjects, strict=True)]
+    runs = [torch.tensor(ids, dtype=torch.long) for ids, _ in cut]
+    info = info | {"tokens": len(texts[0]), "bytes": len(raw.encode("utf-8", "replace"))}
+    info |= {"begins": {subject.name: words for subject, (_, words) in zip(subjects, cut, strict=True)}}
     faults = [fault for subject, ids in zip(subjects, runs, strict=True) for fault in _faults(seq_len, ids, subject)]
     all_faults(list(dict.fromkeys(faults)))
     overlaps = [overlap_with_training(raw, subject.name) for subject in subjects]
-    return Text(tuple(runs), seq_len, info, [overlap for overlap in overlaps if overlap])
+    counts = {subject.name: len(ids) for subject, ids in zip(subjects, texts, strict=True)}
+    return Text(tuple(runs), seq_len, info, counts, [overlap for overlap in overlaps if overlap])
 
 
 def _faults(seq_len: int, token_ids: Tensor, subject: Subject) -> list[str]:

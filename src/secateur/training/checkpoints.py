@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -170,9 +170,12 @@ def check_same_run(
     data: list[dict[str, Any]],
     harmless: tuple[str, ...],
     model: str | None = None,
+    formerly: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse to go on with other options, other data or another model under the same name.
 
+    Args:
+        formerly: options that runs of earlier versions do not have -> what these ran with.
     Raises:
         InputError: with the list of what differs.
     """
@@ -186,6 +189,7 @@ def check_same_run(
             f"--resume: {work / RUN} is missing or damaged, so it is not known what run the checkpoints belong to: "
             "start anew with --overwrite."
         ) from None
+    old_options = {**(formerly or {}), **old_options}
     now = json.loads(json.dumps({"options": options, "data": data}))
     if processes != launched():
         _check_processes(work, old_options, now["options"], processes)

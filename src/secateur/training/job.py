@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..architecture.families import Family
 from ..config.run import RunConfig
 from ..data.documents import check_spec, fingerprint
+from ..data.encoding import start_of
 from ..data.tokens import Blocks, evaluation_tokens, left_out_of, require_batches, training_blocks
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
@@ -118,13 +119,16 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     blocks = training_blocks(
         config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
-        seed=config.seed,
+        seed=config.seed, bos=config.bos,
     )  # fmt: skip
     require_batches(blocks, config.batch_size * launched())
     _check_vocabulary(blocks, model_config, config.model)
     eval_ids, eval_info = None, dict[str, Any]()
     if config.eval_data:
-        eval_ids, eval_info = evaluation_tokens(config.eval_data, tokenizer, max_tokens=config.eval_tokens)
+        eval_ids, eval_info = evaluation_tokens(
+            config.eval_data, tokenizer, max_tokens=config.eval_tokens, seq_len=config.eval_seq_len or config.seq_len,
+            bos=config.bos,
+        )  # fmt: skip
         if len(eval_ids) < (config.eval_seq_len or config.seq_len):
             raise InputError(
                 f"--eval-data {config.eval_data}: {len(eval_ids)} tokens, fewer than one segment of "
@@ -134,7 +138,9 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
     contents = contents_of(source, model_config)
-    checkpoint, notes = _find_checkpoint(config, data, contents) if config.resume else (None, ())
+    checkpoint, notes = (
+        _find_checkpoint(config, data, contents, start_of(tokenizer, config.bos)) if config.resume else (None, ())
+    )
     adapter = read_adapter(config.adapter) if config.adapter else None
     notes = (*notes, *blocks.left_out.notes(), *left_out_of(eval_info), *([adapter.words] if adapter else []))
     return Job(
@@ -178,14 +184,15 @@ HARMLESS = (
 
 
 def _find_checkpoint(
-    config: RunConfig, data: list[dict[str, Any]], contents: str | None
+    config: RunConfig, data: list[dict[str, Any]], contents: str | None, start: list[int]
 ) -> tuple[Path | None, tuple[str, ...]]:
     """The checkpoint to go on from, after a check that it belongs to this run, and what to say about it."""
     work = work_folder(Path(config.output))
     checkpoint, skipped = find_latest(work)
     if checkpoint is None:
         return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
-    check_same_run(work, asdict(config), data, HARMLESS, contents)
+    # Runs of earlier versions put no token before their blocks, which is what this one does where there is none.
+    check_same_run(work, asdict(config), data, HARMLESS, contents, formerly={"bos": config.bos if not start else None})
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
 
 
