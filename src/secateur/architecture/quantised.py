@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from ..system.errors import InputError
+
 bnb: Any
 try:  # PEFT imports it too where it is installed
     import bitsandbytes as bnb
@@ -51,6 +53,34 @@ def settle_(model: nn.Module) -> None:
             # On CPUs with AVX512-BF16 it would repack the weight at the first evaluation, for good: with scales in
             # bfloat16, without a gradient of its input, and not at all where a row is no multiple of a block.
             linear.support_avx512bf16_for_cpu = False
+
+
+def widen_(model: nn.Module) -> None:
+    """Compute in float32 with a quantised model: what is not quantised becomes it, the codes stay as they are."""
+    for module in model.modules():
+        own: list[Tensor | None] = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if bits_of(module) is not None:
+            own = [module.bias]  # type: ignore[list-item]
+        for tensor in own:
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+        if bits_of(module) == 4:
+            module.compute_dtype = torch.float32  # type: ignore[assignment]
+
+
+def check_rows(model: nn.Module) -> None:
+    """Refuse a 4-bit checkpoint that bitsandbytes computes wrongly with on the CPU (`models.original.check_blocks`).
+
+    Raises:
+        InputError: names the first linear whose rows are no whole blocks.
+    """
+    for path, linear in quantised_linears(model):
+        if bits_of(linear) == 4 and linear.in_features % linear.weight.quant_state.blocksize:
+            raise InputError(
+                f"{path} is in 4 bits and has {linear.in_features} inputs, and on the CPU bitsandbytes reads rows that "
+                f"are no multiple of {linear.weight.quant_state.blocksize} wrongly: give the original checkpoint, or "
+                "use a GPU."
+            )
 
 
 def bits_of(linear: nn.Module) -> int | None:

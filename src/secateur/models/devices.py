@@ -9,6 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..architecture.quantised import is_quantised, widen_
+from ..system.errors import InputError
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 P = TypeVar("P", bound=PreTrainedModel)
 
 
@@ -29,9 +33,21 @@ def widened(model: P, dtype: torch.dtype) -> P:
 
     Autocast narrows what it multiplies, but nothing widens it: weights in bfloat16 would be multiplied as such, which
     hardware without bfloat16 emulates, about ten times slower.
+
+    Raises:
+        InputError: its weights are packed in a way that computes in half precision only.
     """
-    if dtype == torch.float32 and model.dtype != torch.float64:
-        model.float()
+    if dtype != torch.float32 or model.dtype == torch.float64:
+        return model
+    if is_quantised(model):
+        widen_(model)
+    elif all(tensor.dtype in PLAIN for tensor in model.parameters()):
+        nn.Module.float(model)  # transformers' own refuses what was quantised, also where it was dequantised since
+    else:
+        raise InputError(
+            f"--dtype float32: the checkpoint is quantised ({model.config.quantization_config.quant_method}), and its "
+            "linears compute in half precision: use --dtype bfloat16."
+        )
     return model
 
 

@@ -19,10 +19,13 @@ from ..architecture.building import empty_model, own_code
 from ..architecture.config_faults import token_warnings
 from ..architecture.gguf import check_gguf, settle_
 from ..architecture.layered import is_layered, layered_class, layered_family
+from ..architecture.quantised import check_rows, is_quantised
+from ..architecture.quantised import settle_ as settle_packed_
 from ..system.errors import InputError
 from ..system.progress import safe
 from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
+from .devices import training_device
 from .files import check_checkpoint, check_numbers, check_shapes
 from .guards import check_hub, guarded, say_once
 from .memory import LOAD_LESS, memory_for
@@ -106,6 +109,10 @@ def load_model(
     if not source.is_local:
         check_numbers(source)  # its files are in the hub's cache by now
     refuse_unfit(source, model, info, trusted=trust_remote_code)
+    if not quantising and is_quantised(model):
+        settle_packed_(model)
+        if training_device().type == "cpu":
+            check_rows(model)
     untie_(model)
     return model.eval()
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from ..architecture.gguf import check_gguf
+from ..data.gguf_tokens import follow_splits_
 from ..system.errors import InputError
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
@@ -49,7 +51,11 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     if source.is_local and not source.gguf_file:
         _check_files(Path(source.path))
     options = {"gguf_file": source.gguf_file}
-    path = None if source.gguf_file else file_of(source.path, FILE)
+    if source.gguf_file:
+        file = check_gguf(Path(source.path) / source.gguf_file)
+        built_of_it = guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
+        return follow_splits_(built_of_it, file)
+    path = file_of(source.path, FILE)
     if path is None or (trust_remote_code and code_of(source.path)):
         return guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
     built, named = _built(path), None
