@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 from zygote import launch
 
 pytest.importorskip("bitsandbytes")
@@ -29,6 +29,7 @@ from secateur.criteria import CRITERIA, Evidence, Scoring
 from secateur.models import loading as models
 from secateur.models import original
 from secateur.models.benchmark import parameter_count
+from secateur.models.devices import widened
 from secateur.models.loading import load_model
 from secateur.models.source import ModelSource
 from secateur.models.surgery import shrink_
@@ -37,6 +38,7 @@ from secateur.system.errors import InputError, VerificationError
 from secateur.training.callback import PruningCallback
 from secateur.training.checkpoints import find_latest
 
+IDS = torch.arange(3, 60)[None]
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 # The 16 quantiles of QLoRA, appendix E.
 NF4 = torch.tensor(
@@ -398,3 +400,30 @@ def test_from_python(place, tmp_path) -> None:
     pruner.restore(str(place / "model"))
     assert not list(quantised_linears(model))
     assert model.get_base_model().dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_checkpoint_that_was_saved_quantised_computes_in_float32(place, tmp_path, bits):
+    how = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.bfloat16)
+    saved = AutoModelForCausalLM.from_pretrained(place / "model", quantization_config=how, device_map={"": "cpu"})
+    saved.save_pretrained(tmp_path / "m")
+    model = widened(load_model(ModelSource("m", str(tmp_path / "m"))), torch.float32)
+    assert model.dtype == model.model.norm.weight.dtype == torch.float32
+    with torch.inference_mode():
+        logits = model(IDS).logits
+        # As if the weights were what their codes stand for; 8 bits also round what they multiply.
+        plain = AutoModelForCausalLM.from_pretrained(place / "model")
+        for path, linear in quantised_linears(model):
+            plain.get_submodule(path).weight.data = dequantised(linear)
+        expected = plain(IDS).logits
+    assert (logits - expected).norm() < (0.01 if bits == 4 else 0.1) * expected.norm()
+
+
+def test_4_bit_rows_that_are_no_whole_blocks_are_one_line(tmp_path):
+    how = BitsAndBytesConfig(load_in_4bit=True)
+    saved = AutoModelForCausalLM.from_pretrained(
+        save_tiny(tmp_path / "m", layers=1, ffn=96), quantization_config=how, device_map={"": "cpu"}
+    )
+    saved.save_pretrained(tmp_path / "q")
+    with pytest.raises(InputError, match=r"down_proj is in 4 bits and has 96 inputs, .* multiple of 64 wrongly: give"):
+        load_model(ModelSource("q", str(tmp_path / "q")))

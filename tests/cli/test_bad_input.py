@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tiny_gguf import save_gguf
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 from secateur.cli import main
@@ -62,9 +64,9 @@ COMMANDS = {
     "quickstart": ["quickstart", "--output", "{o}"],
 }
 READS = {
-    "plan": ("config",), "export": ("config",), "bench": ("config", "weights", "loaded"),
-    "compare": ("config", "weights", "tokenizer"),
-    **dict.fromkeys(("prune", "adapt", "eval", "sample"), ("config", "weights", "tokenizer", "loaded")),
+    "plan": ("config", "gguf"), "export": ("config",), "bench": ("config", "gguf", "weights", "loaded"),
+    "compare": ("config", "gguf", "weights", "tokenizer"),
+    **dict.fromkeys(("prune", "adapt", "eval", "sample"), ("config", "gguf", "weights", "tokenizer", "loaded")),
 }  # fmt: skip
 """What of a model a command looks at before it writes anything (export: of a checkpoint whose layers are alike)."""
 MODELS: dict[str, tuple[str, str, str]] = {
@@ -78,6 +80,16 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a text file as model": ("{t}/short.txt", "", "config"),
     "a hub name that cannot be one": ("a b c", "a b c", "config"),
     "a name longer than the system takes": ("n" * 5000, "", "config"),
+    "codes with their scales beside them": ("{t}/scaled", "only hf_quant_config.json names the quantization", "config"),
+    "a quantisation that is not known": ("{t}/modelopt", 'the quant_method "modelopt", which transformers', "config"),
+    "a GGUF file in parts": ("{t}/part.gguf", "llama-gguf-split --merge", "gguf"),
+    "a GGUF file that says more": ("{t}/more.gguf", "llama.attention.scale is 0.5, which transformers", "gguf"),
+    "a GGUF file with further tensors": ("{t}/norms.gguf", "leaves out 2 tensors of this llama file", "gguf"),
+    "a GGUF file of another pipeline": ("{t}/pre.gguf", "tokenizer.ggml.pre is 'porpoise'", "tokenizer"),
+    "an index of nothing": ("{t}/null", "`weight_map` must give every tensor its file, and is null", "weights"),
+    "an index that leaves its folder": ("{t}/outside", "which is not in its folder", "weights"),
+    "files of two checkpoints": ("{t}/twice", "so the files are of two checkpoints", "weights"),
+    "a tensor without a place": ("{t}/sinks", "have no place in a LlamaForCausalLM", "loaded"),
     "truncated weights": ("{t}/truncated", "model.safetensors is corrupt", "weights"),
     "a truncated header": ("{t}/header", "model.safetensors is corrupt", "weights"),
     "a missing shard": ("{t}/shards", "is missing", "weights"),
@@ -221,6 +233,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no weights": (prune(model="{t}/noweights"), "has no weights"),
     "an adapter as model": (prune(model="{t}/adapter"), "is a LoRA adapter"),
     "a text file as model": (prune(model="{t}/short.txt"), "not .gguf"),
+    "a GGUF file to pad": (["export", "--model", "{t}/part.gguf", "--output", "{o}"], "give the folder that prune wrote"),
+    "pickles whose memory is to be measured": (
+        ["bench", "--model", "{t}/pickled", "--seq-len", "16", "--repeats", "1"], "pickles only",
+    ),
     "a GGUF that is none": (prune(model="{t}/fake.gguf"), "not a GGUF file"),
     "no tokenizer": (prune(model="{t}/notokenizer"), "no tokenizer"),
     "a tokenizer larger than the embedding": (prune(model="{t}/small"), "has embeddings of 32 tokens"),
@@ -398,6 +414,23 @@ def bad_models(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     shards = copy("shards", max_shard_size="100KB")
     sorted(shards.glob("*.safetensors"))[1].unlink()
+    index = copy("null", max_shard_size="100KB") / "model.safetensors.index.json"
+    index.write_text('{"metadata": {}, "weight_map": null}')
+    index = copy("outside", max_shard_size="100KB") / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model-00001', '"../model-00001'))
+    first, second, *_ = sorted(copy("twice", max_shard_size="100KB").glob("*.safetensors"))
+    save_file({**load_file(second), **load_file(first)}, second, {"format": "pt"})
+    scaled, plain = copy("scaled") / "model.safetensors", load_file(folder / "model" / "model.safetensors")
+    codes = {name: value.to(torch.float8_e4m3fn) if "_proj" in name else value for name, value in plain.items()}
+    save_file({**codes, "model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, scaled, {"format": "pt"})
+    (folder / "scaled" / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    edit(copy("modelopt"), quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
+    save_file({**plain, "model.sinks": torch.ones(2)}, copy("sinks") / "model.safetensors", {"format": "pt"})
+    save_gguf(folder / "part.gguf", keys={"split.count": 2, "split.no": 0})
+    save_gguf(folder / "more.gguf", keys={"llama.attention.scale": 0.5})
+    norms = {f"blk.{layer}.attn_q_norm.weight": np.ones(16, dtype=np.float32) for layer in range(2)}
+    save_gguf(folder / "norms.gguf", tensors=norms)
+    save_gguf(folder / "pre.gguf", keys={"tokenizer.ggml.pre": "porpoise"})
     edit(copy("mismatch"), intermediate_size=64)
     edit(copy("missing"), num_hidden_layers=3)
     (copy("pickled") / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")

@@ -220,3 +220,21 @@ def test_layers_for_multi_token_prediction_are_left_out(single, caplog):
     load_model(source_of(single))
     assert "10 weights of the checkpoint are no part" in caplog.text
     assert "left out (layers for multi-token prediction), such as model.layers.1." in caplog.text
+
+
+def test_numbers_of_one_byte_whose_scale_is_missing(single):
+    """transformers, which knows the method, takes the codes of such a weight for its values."""
+
+    def changed(state):
+        scales = {f"{n}_scale_inv": torch.ones(1, 1) for n in state if "_proj" in n}
+        return in_fp8(state) | scales
+
+    method = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit(single / "config.json", quantization_config=method)
+    change(single, changed)
+    codes = load_file(single / SINGLE)["model.layers.0.mlp.up_proj.weight"].float()
+    assert torch.equal(load_model(source_of(single)).model.layers[0].mlp.up_proj.weight.float(), codes)
+    change(single, lambda s: {n: t for n, t in s.items() if n != "model.layers.0.mlp.up_proj.weight_scale_inv"})
+    refused(
+        single, r"mlp\.up_proj and 0 other weights are numbers of one byte without a scale", load_config, load_model
+    )

@@ -155,6 +155,24 @@ def test_weights_beside_the_model_are_warned_about(folder, caplog):
     assert "1 weights of the checkpoint are no part" in caplog.text
 
 
+def test_a_weight_that_is_made_of_several_of_which_one_is_missing(tmp_path):
+    """transformers stacks experts as it reads them, and says what went wrong in its report alone."""
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    state = load_file(path)
+    gone = "model.layers.0.mlp.experts.2.up_proj.weight"
+    save_file({name: value for name, value in state.items() if name != gone}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"experts\.gate_up_proj cannot be made of the checkpoint's tensors \(.*Error"):
+        load_model(source_of(tmp_path / "m"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

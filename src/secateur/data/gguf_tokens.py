@@ -30,7 +30,7 @@ def follow_splits_(tokenizer: PreTrainedTokenizerBase, file: Gguf) -> PreTrained
     Raises:
         InputError: the file names a pipeline that neither transformers nor this module knows.
     """
-    backend: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Tokenizer = tokenizer.backend_tokenizer
     kind, name = file.metadata.get(MODEL), file.metadata.get(PRE)
     if kind == "llama" and file.metadata.get(PREFIX) is False and _prefixes(backend):
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="never", split=False)

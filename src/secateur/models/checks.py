@@ -195,6 +195,27 @@ def check_kinds(path: Path, kinds: Mapping[str, str], handled: bool) -> None:
     raise InputError(f"{path}: {what}, and {named}: the weights would be read without their scales. {ORIGINAL}")
 
 
+def check_scales(folder: Path, kinds: Mapping[str, str]) -> None:
+    """Weights of one byte have a scale of their own: where there is none, transformers takes the codes for values.
+
+    Args:
+        kinds: of all of the checkpoint's tensors.
+    Raises:
+        InputError: names the first that has none.
+    """
+    stems = {
+        name.removesuffix(".weight") for name, kind in kinds.items() if kind.startswith("F8_") and "scale" not in name
+    }
+    scales = [name for name in kinds if "scale" in name]
+    scaled = {stem for scale in scales for stem in (scale.rpartition(".")[0], scale.rpartition("_scale")[0])}
+    scaled |= {stem.removesuffix(".weight") for stem in scaled}
+    if bare := sorted(stems - scaled):
+        raise InputError(
+            f"{folder}: {bare[0]} and {len(bare) - 1} other weights are numbers of one byte without a scale: copy or "
+            f"download the checkpoint again. {ORIGINAL}"
+        )
+
+
 def _is_weight(name: str, kind: str) -> bool:
     """Whether a tensor of whole numbers stands for weights; positions and masks are the model's own."""
     return name.endswith(".weight") or (kind in ("I8", "U8") and not BUFFERS.search(name))

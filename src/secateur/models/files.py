@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from ..architecture.gguf import check_gguf
 from ..system.errors import InputError, out_of_memory
 from ..system.reading import PARSER_ERRORS
-from .checks import check_kinds, check_method, config_json, hash_of_headers, unfit_shapes
+from .checks import check_kinds, check_method, check_scales, config_json, hash_of_headers, unfit_shapes
 from .source import ModelSource
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -32,8 +32,13 @@ def check_checkpoint(source: ModelSource) -> None:
         return
     handled = check_method(folder)
     tensor_places(folder)
-    for path in weight_files(folder):
-        check_kinds(path, kinds_in(path), handled)
+    _check_headers(folder, [(path, kinds_in(path)) for path in weight_files(folder)], handled)
+
+
+def _check_headers(folder: Path, headers: list[tuple[Path, dict[str, str]]], handled: bool) -> None:
+    for path, kinds in headers:
+        check_kinds(path, kinds, handled)
+    check_scales(folder, {name: kind for _, kinds in headers for name, kind in kinds.items()})
 
 
 def check_numbers(source: ModelSource) -> None:
@@ -52,8 +57,7 @@ def check_numbers(source: ModelSource) -> None:
         headers = [(path, kinds_in(path)) for path in weight_files(folder)]
     except InputError:
         return
-    for path, kinds in headers:
-        check_kinds(path, kinds, handled)
+    _check_headers(folder, headers, handled)
 
 
 def check_shapes(source: ModelSource, empty: PreTrainedModel) -> None:

@@ -20,6 +20,10 @@ from .source import ModelSource
 log = logging.getLogger("secateur")
 
 HUB_TIMEOUT_S = 10
+CONVERSION = re.compile(
+    r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)?CONVERSION[^\n]*\n(?:[^\n]*\n)*?[^\n]*?(\w+Error: [^\n]*)", re.MULTILINE
+)
+"""Of transformers' report on a load: a weight that is made of several tensors, and why it could not be."""
 
 
 def check_hub(source: ModelSource) -> None:
@@ -60,8 +64,9 @@ def guarded(
 ) -> Any:
     """Call a `from_pretrained` quietly; what it raises becomes one `InputError` that keeps its first line."""
     options = {key: value for key, value in options.items() if value is not None}
+    told: list[str] = []
     try:
-        with quiet_transformers(gguf=source.gguf_file is not None):
+        with quiet_transformers(gguf=source.gguf_file is not None) as told:
             return load(source.path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers raises many classes, some of its own
         if out_of_memory(error):
@@ -69,6 +74,11 @@ def guarded(
         text, place = str(error), f"{what} {source.name!r}"
         if not source.is_local and ("gated repo" in text or "403 Client Error" in text):
             raise gated(source.name, source.path) from None
+        if "above report" in text and (unmade := CONVERSION.search("\n".join(told))):
+            raise InputError(
+                f"{place}: {unmade[1]} cannot be made of the checkpoint's tensors ({unmade[2]}): one is missing, or of "
+                "another shape: copy or download the checkpoint again."
+            ) from None
         if "trust_remote_code" in text:
             raise InputError(
                 f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."
@@ -83,7 +93,7 @@ def guarded(
                 "Check model_type in config.json, or update transformers. See `secateur families`; "
                 "docs/add-a-family.md says how to add to it."
             ) from None
-        if what == "model" and (values := config_values(source)):
+        if what == "model" and not source.gguf_file and (values := config_values(source)):
             raise config_error(source.name, fault_in_words(error, values)) from error
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {one_line(error)}): "

@@ -1,25 +1,40 @@
 """Libraries that speak while a live line is on the terminal."""
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 
 
+class _Kept(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+
+
 @contextmanager
-def quiet_transformers(*, gguf: bool = False) -> Iterator[None]:
-    """transformers without progress bars and below-error log lines: they would break our live line.
+def quiet_transformers(*, gguf: bool = False) -> Iterator[list[str]]:
+    """transformers without progress bars and log lines, which would break our live line; -> what it said meanwhile.
 
     `gguf`: standard error is swallowed too, for the bar of dequantisation cannot be switched off.
     """
-    from transformers.utils import logging
+    from transformers.utils import logging as its
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    bars, logger, kept = its.is_progress_bar_enabled(), logging.getLogger("transformers"), _Kept()
+    level, handlers, propagates = logger.level, logger.handlers, logger.propagate
+    its.disable_progress_bar()
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [kept], False
     try:
         with redirect_stderr(io.StringIO()) if gguf else nullcontext():
-            yield
+            yield kept.told
     finally:
-        logging.set_verbosity(level)
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagates
         if bars:
-            logging.enable_progress_bar()
+            its.enable_progress_bar()
