@@ -233,7 +233,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no weights": (prune(model="{t}/noweights"), "has no weights"),
     "an adapter as model": (prune(model="{t}/adapter"), "is a LoRA adapter"),
     "a text file as model": (prune(model="{t}/short.txt"), "not .gguf"),
-    "a GGUF file to pad": (["export", "--model", "{t}/part.gguf", "--output", "{o}"], "give the folder that prune wrote"),
+    "a GGUF file to pad": (["export", "--model", "{t}/part.gguf", "--output", "{o}"], "the folder that prune wrote"),
     "pickles whose memory is to be measured": (
         ["bench", "--model", "{t}/pickled", "--seq-len", "16", "--repeats", "1"], "pickles only",
     ),

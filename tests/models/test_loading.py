@@ -133,7 +133,7 @@ def test_pickles_only_and_no_weights(folder):
         ({"intermediate_size": 80}, r"6 weights do not have the shape .*down_proj.*: \(64, 96\) .*\(64, 80\)"),
         ({"num_hidden_layers": 3}, r"9 weights are not in the checkpoint, such as model\.layers\.2\."),
         ({"num_hidden_layers": 1}, r"9 weights of layers that config.json does not know, .* model.layers.1\."),
-        ({"intermediate_size": 80, "auto_map": {"AutoModelForCausalLM": "m.M"}}, "pass --trust-remote-code"),
+        ({"intermediate_size": 80, "auto_map": {"AutoModelForCausalLM": "m.M"}}, "pass trust_remote_code=True"),
     ],
 )
 def test_weights_and_config_that_do_not_fit(folder, changes, message, capfd):

@@ -31,9 +31,7 @@ def export_config(config: ExportConfig) -> ExportReport:
     folder, output = Path(config.model), Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder)
     if folder.suffix.lower() == ".gguf":
-        raise InputError(
-            f"--model {config.model}: a GGUF file, whose layers are alike: give the folder that prune wrote."
-        )
+        raise InputError(f"--model {config.model}: layers of a GGUF file are alike: give the folder that prune wrote.")
     if not (folder / "config.json").is_file():
         raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
     source = ModelSource(config.model, config.model)
