@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from ..system.errors import InputError
 from .experts import ExpertList, unstack_experts
-from .families import FAMILIES, Family, family_of
-from .layout import LayerShape, Part, check_layout, kv_heads_of, linear_sizes, parts
+from .families import FAMILIES, Family
+from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
 from .quantised import entries
 from .stock import resized_config
 from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
@@ -49,6 +49,11 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
             shapes.append(shape)
         if heads:
             pools.append(_together(model, stack, heads))
+    if family.experts is not None and not any(shape.ffn for shape in shapes):
+        raise InputError(
+            f"no layer of the model has the experts ({family.experts}) that the {family.name} layout names: "
+            "pass another --family."
+        )
     of_attention, of_ffn = zip(*params, strict=True)
     return Units(family, tuple(pools), tuple(places), tuple(shapes), of_attention, of_ffn)
 
@@ -69,24 +74,6 @@ def check_text_model(config: PreTrainedConfig) -> None:
         ".state_dict()); text.set_output_embeddings(model.get_output_embeddings()); text.save_pretrained(folder), the "
         "tokenizer into the same folder, and give that folder."
     )
-
-
-def family_for(model: nn.Module, model_type: str, override: str | Family | None = None) -> Family:
-    """The layout of a model, or the one that the user names.
-
-    Raises:
-        InputError: the model type is not known; says what layout the model looks like; as `check_text_model`.
-    """
-    if isinstance(model, PreTrainedModel) and not isinstance(override, Family):
-        check_text_model(model.config)
-    if override is None and model_type and model_type not in FAMILIES and (alike := _looks_like(model)):
-        raise InputError(
-            f"unknown model type {model_type!r}, whose modules look like the {alike} layout: pass --family {alike} to "
-            "try it (a result that computes something else is never kept), or write its own (docs/add-a-family.md)."
-        )
-    family = family_of(model_type, override)
-    check_layout(family)
-    return family
 
 
 def check_class(
@@ -118,30 +105,6 @@ def check_class(
             f"{found or 'something else'}: use --attention none, or --allocation protected, which comes with a "
             "modelling file."
         )
-
-
-def _looks_like(model: nn.Module) -> str | None:
-    """The first known layout whose modules and sizes the model has."""
-    for name, family in FAMILIES.items():
-        try:
-            shape = find_units(model, family).shapes[0]
-        except (InputError, AttributeError):
-            continue
-        attention = model.get_submodule(f"{family.layers}.0.{family.attention}")
-        known = all(hasattr(attention, key.split(".")[0]) for key in family.attributes)
-        if known and (family.no_heads or not _runs_over_heads(attention, family, shape)):
-            return name
-    return None
-
-
-def _runs_over_heads(attention: nn.Module, family: Family, shape: LayerShape) -> bool:
-    """Whether an attention module has a parameter over all heads that the layout does not name (OLMo's norms)."""
-    lengths = {shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim} - {shape.head_dim}
-    linears = tuple(f"{path.removeprefix(family.attention + '.')}." for path in family.attention_linears)
-    return any(
-        not name.startswith(linears) and not lengths.isdisjoint(parameter.shape)
-        for name, parameter in attention.named_parameters()
-    )
 
 
 def attention_kind(family: Family, attention: str) -> str:

@@ -82,6 +82,16 @@ def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
     return int(told or config.hidden_size // getattr(config, family.heads))
 
 
+def window_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens back a model sees where every layer's attention slides; None where some layer sees all."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    if not window or getattr(text, "use_sliding_window", None) is False:
+        return None
+    return int(window) if not kinds or set(kinds) == {"sliding_attention"} else None
+
+
 def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dict[str, Any]:
     """The config's keys for these sizes.
 

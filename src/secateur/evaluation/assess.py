@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..architecture.stock import window_of
 from ..config.evaluation import EvalConfig
 from ..data.documents import check_spec, read_documents
 from ..data.overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
@@ -215,7 +216,7 @@ def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
     found = [overlap.warning for overlap in text.overlaps if overlap.warning] if text else []
     found += left_out_of(text.info) if text else []
     for subject in subjects:
-        window = getattr(subject.config, "sliding_window", None)
+        window = window_of(subject.config)
         if text is not None and window is not None and window < text.seq_len:
             found.append(
                 f"{subject.name} sees at most the last {window} tokens (sliding window), fewer than the segments' "

@@ -10,30 +10,9 @@ from ..architecture.stock import Verdict
 from ..architecture.units import ATTENTION_KINDS, Pool, Units
 from ..system.errors import InputError
 from .budget import Budget, BudgetGoal
-
-TOLERANCE = 0.005
-"""How far the reached sparsity may be from the target without `round_to`."""
+from .reach import TOLERANCE, Unreachable, check_reached, check_something_goes, ffn_quota, params_of
 
 Legal = Callable[[LayerShape], Verdict]
-
-
-class Unreachable(InputError):
-    """A target that these units cannot reach.
-
-    Attributes:
-        nearest: the sparsities on both sides of it, or the most that can be reached.
-        how: `with ...`, what the limit comes from.
-        remedy: what to do, whatever the target was given as.
-        bound: a single nearest one is what can be reached `at most` or `at least`.
-    """
-
-    def __init__(
-        self, sparsity: float, nearest: tuple[float, ...], how: str, remedy: str, bound: str = "at most"
-    ) -> None:
-        self.nearest, self.how, self.remedy, self.bound = nearest, how, remedy, bound
-        digits = [f"{value:.4f}" for value in sorted(nearest)]
-        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
-        super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
 def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
@@ -76,11 +55,11 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
         return _global_budget(units, options, attention, ffn, goal)
     quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
-    quota |= _ffn_quota(ffn, goal - taken, options.round_to)
+    quota |= ffn_quota(ffn, goal - taken, options.round_to)
     if options.allocation == "uniform":
         _check_stock(units, quota, legal)
     budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
-    _check_reached(budget, options, ffn)
+    check_reached(budget, options, ffn)
     return budget
 
 
@@ -190,16 +169,6 @@ def _distance(a: float, b: float) -> float:
     return abs(a - b)
 
 
-def _ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
-    """Channels to remove from each open layer, the same share everywhere, widths snapped to `round_to`."""
-    share = params / _params(ffn)
-    quota = {}
-    for pool in ffn:
-        width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
-        quota[pool.name] = pool.size - min(width, pool.size // round_to * round_to)
-    return quota
-
-
 def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
     """One pot of parameters that all units compete for; two when the attention's share is given."""
     floors = _floors(options, attention, ffn, goal)
@@ -230,6 +199,8 @@ def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn
             )
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
+    if len(pot) == 1 or not pot[ATTENTION_KINDS]:
+        check_something_goes(units, options, ffn if len(pot) > 1 else attention + ffn, least, goal)
     if goal > most:
         how = f"with a floor of {floors['ffn']:.3g}"
         raise Unreachable(options.sparsity, (most / units.prunable_params,), how, "Stay within that, or lower --floor.")
@@ -239,7 +210,7 @@ def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn
 def _floors(options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
     """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
     if options.floor is None and options.attention_sparsity is not None and attention:
-        heads = options.attention_sparsity * _params(attention)
+        heads = options.attention_sparsity * params_of(attention)
         return dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
     floor = options.floor if options.floor is not None else _room(attention + ffn, goal)
     return dict.fromkeys((*ATTENTION_KINDS, "ffn"), floor)
@@ -247,11 +218,7 @@ def _floors(options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: f
 
 def _room(pools: list[Pool], gone: float) -> float:
     """A floor under the average that stays, so that layers can differ: at most 0.3 of a layer."""
-    return min(0.3, 0.6 * max(0.0, 1 - gone / _params(pools))) if pools else 0.0
-
-
-def _params(pools: list[Pool]) -> int:
-    return sum(pool.size * pool.unit_params for pool in pools)
+    return min(0.3, 0.6 * max(0.0, 1 - gone / params_of(pools))) if pools else 0.0
 
 
 def _least(pool: Pool, floor: float, options: BudgetGoal) -> int:
@@ -259,20 +226,3 @@ def _least(pool: Pool, floor: float, options: BudgetGoal) -> int:
     step = math.lcm(pool.sets, options.round_to if pool.kind == "ffn" else 1)
     units = max(1, math.ceil(floor * pool.size - 1e-9))  # 0.7 x 10 is 7, and a little more in binary
     return min(pool.size, -(-units // step) * step)
-
-
-def _check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
-    """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
-    step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
-    allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
-    if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
-        return
-    other = budget.sparsity + (step if budget.sparsity < options.sparsity else -step)
-    full = all(pool.size - budget.quota[pool.name] <= options.round_to for pool in ffn)
-    raise Unreachable(
-        options.sparsity,
-        (budget.sparsity,) if full else (budget.sparsity, other),
-        f"with --allocation {options.allocation}",
-        f"{'Stay within that' if full else 'Ask for one of these'}, or use --allocation global, which counts single "
-        "units.",
-    )

@@ -65,6 +65,19 @@ class Budget:
         losing = self.least.keys() | {name for name, units in self.quota.items() if units}
         return frozenset(pool.name for pool in self.units.pools) - losing
 
+    def example(self) -> dict[str, Tensor]:
+        """Pool name -> (units,) bool: what might stay. Where layers compete, the first one loses all it can."""
+        first = min((pool.layer for pool in self.units.pools if pool.name in self.least), default=None)
+        keep = {}
+        for pool in self.units.pools:
+            gone = self.quota.get(pool.name, 0)
+            if pool.name in self.least and pool.layer == first:
+                gone = (pool.size - self.least[pool.name]) // pool.sets * pool.sets
+            mask = torch.ones(pool.sets, pool.size // pool.sets, dtype=torch.bool)
+            mask[:, : gone // pool.sets] = False
+            keep[pool.name] = mask.flatten()
+        return keep
+
     @property
     def sparsity(self) -> float:
         return self.removed_params / self.units.prunable_params

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..architecture.discovery import check_class
 from ..architecture.families import BUILT_IN, Family
 from ..architecture.units import Pool, Units
+from ..checkpoint.dry import check_export_of
 from ..config.options import with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..config.schedule import ScheduleOptions
@@ -135,16 +136,19 @@ def criterion_of(options: PruningOptions) -> Criterion:
 
 
 def check_sizes(
-    config: Any, units: Units, budget: Budget, options: PruningOptions, family: str | Family | None
+    base: PreTrainedModel, units: Units, budget: Budget, options: PruningOptions, family: str | Family | None
 ) -> None:
     """Whether the model's class builds the sizes that will be left, where the layout is not one that is tested here.
 
     Raises:
         InputError: it builds others, so the result could not be written.
     """
-    own = family is not None or config.model_type not in BUILT_IN
-    if own and options.allocation == "uniform":
+    config = base.config
+    if family is None and config.model_type in BUILT_IN:
+        return
+    if options.allocation == "uniform":
         check_class(config, units.family, shape_by_quota(units, budget.quota), options.model_class)
+    check_export_of(base, units, budget.example(), options.model_class)
 
 
 def check_scores(name: str, pool: Pool, scores: Any) -> Tensor:

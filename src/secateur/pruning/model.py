@@ -9,9 +9,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architecture.discovery import family_for, find_units
+from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists
 from ..architecture.families import Family
+from ..architecture.likeness import family_for
 from ..architecture.units import Member, Pool, Units
 from ..criteria import InputMoments
 from ..models.original import check_cuttable, restore_

@@ -93,7 +93,7 @@ class Pruner(Shown):
         self.legal = partial(accepts, config, self.units.family, model_class=options.model_class)
         self.budget_goal = budget_goal(options, options.sparsity or 0, criterion.across_layers)
         self.budget: Budget = make_budget(self.units, self.budget_goal, self.legal)
-        check_sizes(config, self.units, self.budget, options, family)
+        check_sizes(self.pruned.base, self.units, self.budget, options, family)
         if "lora_grad" in criterion.needs:  # also of a linear that `score_linears` does not score by
             covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
             check_coverage(self.units.linears, covered)

@@ -6,7 +6,7 @@ from ..config.prune import PruneConfig
 from ..config.sizes import parse_bytes, parse_count
 from ..system.errors import InputError
 from ..system.progress import human_bytes, human_count
-from .allocation import Unreachable
+from .reach import Unreachable
 
 
 @dataclass(frozen=True)

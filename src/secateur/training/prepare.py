@@ -6,11 +6,13 @@ from functools import partial
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.building import empty_model
-from ..architecture.discovery import check_class, check_text_model, family_for, find_units
+from ..architecture.discovery import check_text_model, find_units
 from ..architecture.experts import check_expert_count, unstack_experts
 from ..architecture.families import Family, family_of
+from ..architecture.likeness import family_for
 from ..architecture.stock import accepts
 from ..architecture.units import Units
+from ..checkpoint.dry import check_export
 from ..checkpoint.own_code import check_own_code
 from ..config.load_in import load_in_words
 from ..config.options import part_of
@@ -22,9 +24,10 @@ from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
-from ..pruning.allocation import Unreachable, make_budget, shape_by_quota
+from ..pruning.allocation import make_budget
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation import check_compensation
+from ..pruning.reach import Unreachable
 from ..pruning.schedule import Schedule, make_schedule
 from ..pruning.target import Target, in_words_of, resolve_target
 from ..system.errors import InputError
@@ -119,9 +122,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
-    if config.family and config.allocation == "uniform":
-        wanted = shape_by_quota(budget.units, budget.quota)
-        check_class(model_config, family, wanted, config.model_class, trust_remote_code=config.trust_remote_code)
+    if type(model_config) in AutoModelForCausalLM._model_mapping:
+        check_export(empty, units, budget.example(), config.model_class)
     measured = model_sizes(empty, units)
     return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units))
 
