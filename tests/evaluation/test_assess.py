@@ -8,7 +8,9 @@ import random
 import pytest
 import torch
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config
 
+from secateur.architecture.stock import window_of
 from secateur.cli import main
 from secateur.data import presets
 from secateur.data.documents import Document, fingerprint
@@ -154,6 +156,21 @@ def test_overlap_reaches_the_user(folders, texts, tmp_path, capsys) -> None:
     assert main(["eval", "--model", str(folder), "--preset", "ptb-128", "--dtype", "float32"]) == 0
     assert "warning: " in (printed := capsys.readouterr().out)
     assert "its figures may flatter it" in printed
+
+
+def test_a_window_is_one_where_every_layer_has_it() -> None:
+    assert [window_of(config) for config in WINDOWS] == [64, 64, None, None, None, None, 64]
+
+
+WINDOWS = (
+    MistralConfig(sliding_window=64),
+    Gemma3TextConfig(sliding_window=64, num_hidden_layers=2, layer_types=["sliding_attention"] * 2),
+    Gemma3TextConfig(sliding_window=64, num_hidden_layers=6),
+    Qwen2Config(sliding_window=64, use_sliding_window=False),
+    Qwen2Config(sliding_window=64, use_sliding_window=True, max_window_layers=2, num_hidden_layers=4),
+    MistralConfig(sliding_window=None),
+    Qwen2Config(sliding_window=64, use_sliding_window=True, max_window_layers=0, num_hidden_layers=4),
+)
 
 
 def test_warnings_of_windows_and_tokenizers() -> None:

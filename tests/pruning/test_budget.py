@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_llama
 
 from secateur.architecture.discovery import find_units
-from secateur.architecture.families import family_of
+from secateur.architecture.families import FAMILIES, family_of
 from secateur.architecture.stock import accepts
 from secateur.pruning.allocation import make_budget
 from secateur.pruning.budget import BudgetGoal
@@ -191,6 +191,23 @@ def test_unreachable_targets_name_the_nearest() -> None:
         budget_for(coarse, "none", sparsity=0.9, allocation="global", floor=0.1)
     with pytest.raises(InputError, match=r"--attention-sparsity 0.3: not reachable.*Reachable: 0.000, 0.500"):
         budget_for(coarse, sparsity=0.5, attention_sparsity=0.3)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
+def test_what_removes_nothing_is_refused_with_the_least_that_goes(allocation) -> None:
+    """Widths of 176 in steps of 64 begin at 128: 48 channels of each layer, or of one."""
+    model = tiny_llama(layers=4, hidden=64, heads=4, kv_heads=2, ffn=176)
+    layers = {"uniform": 4, "protected": 2, "global": 1}[allocation]
+    units = find_units(model, FAMILIES["llama"], "none")
+    least = layers * 48 * 3 * 64 / units.prunable_params
+    for sparsity in (1e-9, 0.002):
+        with pytest.raises(InputError, match=rf"in steps of 64: at least {least:.4f}. Ask for at least that, or use a"):
+            budget_for(model, "none", sparsity=sparsity, round_to=64, allocation=allocation)
+    budget = budget_for(model, "none", sparsity=least, round_to=64, allocation=allocation)
+    keep, _ = select(budget)
+    assert units.removed_params(keep) == layers * 48 * 3 * 64
+    with pytest.raises(InputError, match=r"not reachable with .*: at (most|least) 0\.\d*[1-9]"):
+        budget_for(model, "none", sparsity=1e-9, allocation=allocation)
 
 
 def test_impossible_shapes_are_refused(wide) -> None:

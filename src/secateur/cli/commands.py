@@ -23,6 +23,10 @@ def _prune(config: PruneConfig) -> int:
     from ..runs.summary import run_summary
     from ..training.prepare import prepare
 
+    if config.dry_run:
+        from ..runs.dry import dry_prune
+
+        return _rehearsed(prepare(config), dry_prune)
     return _trained(config, prepare, prune, run_summary)
 
 
@@ -30,7 +34,21 @@ def _adapt(config: AdaptConfig) -> int:
     from ..runs.adapt import adapt, prepare_adapt
     from ..runs.summary import adapt_summary
 
+    if config.dry_run:
+        from ..runs.dry import dry_adapt
+
+        return _rehearsed(prepare_adapt(config), dry_adapt)
     return _trained(config, prepare_adapt, adapt, adapt_summary)
+
+
+def _rehearsed(job: Any, run: Callable[[Any, "Progress"], str]) -> int:
+    """A prepared job without its training; of several processes the first one does it."""
+    from ..system.launcher import rank
+    from ..system.progress import Progress
+
+    if rank() == 0:
+        print(run(job, Progress(job.total_steps)))
+    return 0
 
 
 def _trained(
@@ -96,7 +114,8 @@ def _compare(comparison: "Comparison") -> int:
         print("\n" + compare(comparison, share))
     except (InterruptedRun, KeyboardInterrupt) as error:
         raise stopped(error, comparison.settings.output, comparison.cells) from None
-    print(f"\ntables, plot and records: {comparison.settings.output}")
+    if not any(cell.config.dry_run for cell in comparison.cells):
+        print(f"\ntables, plot and records: {comparison.settings.output}")
     return 0
 
 

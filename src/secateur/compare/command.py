@@ -47,6 +47,7 @@ from ..training.routing import drop_by_routing
 from .estimate import estimated_seconds
 from .grid import Cell, Comparison
 from .recorded import RECORD, check_inputs, recorded, tidy
+from .rehearsal import rehearsed
 from .tables import write_comparison
 
 
@@ -70,6 +71,8 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     warnings = _same_source(comparison)
     for warning in warnings:
         print(f"warning: {warning}", flush=True)
+    if any(cell.config.dry_run for cell in cells):
+        return rehearsed({cell.name: prepare(_placed(cell, folder)) for cell in cells if cell.kind == "prune"}, share)
     with locked(folder) if share.number == 0 else nullcontext():
         return _compare(comparison, folder, share, warnings)
 

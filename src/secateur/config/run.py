@@ -32,6 +32,12 @@ class RunConfig(Seeded, LoraOptions):
     eval_seq_len: int | None = option("segment length of evaluations; default: --seq-len", None, group="data")
     output: str = option("folder for the pruned checkpoint and its records", group="output")
     overwrite: bool = option("replace a non-empty output folder", False, group="output")
+    dry_run: bool = option(
+        "all but the training: checks, loads, cuts to the target, writes to a folder beside the output, reads "
+        "that back, and deletes it",
+        False,
+        group="output",
+    )
     steps: int | None = option("optimiser steps; default: --epochs over the data", None, group="training")
     epochs: float = option("passes over the data when --steps is not given", 1.0, group="training")
     batch_size: int = option("sequences per optimiser step and process", 8, group="training")

@@ -47,6 +47,7 @@ class PlanConfig(PruneConfig):
 
     data: tuple[str, ...] = option("not needed: a plan reads no text", (), group="data")
     output: str = option("not needed: a plan writes nothing", "", group="output")
+    dry_run: bool = option("not needed: a plan trains nothing", False, group="output")
     json: str | None = option("also write the plan to this JSON file", None, group="output")
     device_memory: str | None = option("memory of a device, such as 24GB; default: this machine's", None, group="plan")
     devices: int = option("devices that train together, for memory and traffic of each", 1, group="plan")

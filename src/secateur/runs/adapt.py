@@ -116,7 +116,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     quantised: dict[str, Any] = {}
     if config.load_in is not None:
         quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
-        model = _on_the_original(model, job, dtype)
+        model = on_the_original(model, job, dtype)
         with model.disable_adapter():
             before = measure(model, job, dtype, progress)
     after = measure(model, job, dtype, progress)
@@ -134,13 +134,13 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
 
     write = write_merged if config.merge else write_adapter
     with memory_for("writing the result", WRITE_LATER), training_kept(job):
-        write(model, _place(job), finish)
+        write(model, place_of(job), finish)
     if not config.save_steps:
         drop_work(job.work)
     return result
 
 
-def _place(job: AdaptJob) -> AdapterPlace:
+def place_of(job: AdaptJob) -> AdapterPlace:
     config = job.config
     return AdapterPlace(
         job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
@@ -152,7 +152,7 @@ def _runs_code(job: AdaptJob) -> bool:
     return is_layered(job.model_config) or (job.config.trust_remote_code and bool(own_code(job.model_config)))
 
 
-def _on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
+def on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
     """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
     with memory_for("putting the original weights in place", WRITE_LATER):
         restore_(model, {}, job.source, trust=job.config.trust_remote_code)

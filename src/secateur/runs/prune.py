@@ -83,7 +83,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
     streamed = config.stream_export
-    device = base.device if config.load_in is None or streamed else _restore(base, pruner, job)
+    device = base.device if config.load_in is None or streamed else restore_original(base, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
@@ -109,7 +109,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         note_result(job.work, folder)
 
     with memory_for("writing the result", WRITE_LATER), training_kept(job):
-        _write(model, pruner, job, finish)
+        write_result(model, pruner, job, finish)
     if not config.save_steps:
         drop_work(job.work)
     return result
@@ -153,7 +153,7 @@ def measured_somewhere(
     return measured(torch.device("meta")) | {"not_measured": reason}
 
 
-def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
+def write_result(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
     """The merged checkpoint: from the model in memory, or with `--stream-export` from the original's files."""
     config = job.config
     options: dict[str, Any] = {
@@ -170,7 +170,7 @@ def _write(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> N
     )  # fmt: skip
 
 
-def _restore(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
+def restore_original(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
     """Put the original weights in a quantised base's place; where there is room to measure them on."""
     with memory_for("putting the original weights in place", WRITE_LATER):
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)

@@ -171,6 +171,7 @@ HARMLESS = (
     "recipe",
     "output",
     "overwrite",
+    "dry_run",
     "resume",
     "save_steps",
     "process_timeout",

@@ -1,0 +1,115 @@
+"""`--dry-run`: everything of a run but the training, on the model as it is. Nothing is left of it.
+
+The model is loaded, LoRA is added, all that the target takes is cut at once (whatever the units would have scored), and
+the result is written beside the output, read back in a fresh process as any result is, and deleted.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from transformers import set_seed
+
+from ..checkpoint.adapter import AdapterReport, write_adapter, write_merged
+from ..checkpoint.export import ExportReport
+from ..config.options import part_of
+from ..config.ranks import RankOptions
+from ..models.benchmark import parameter_count
+from ..models.devices import compute_dtype
+from ..models.memory import WRITE_LATER, memory_for
+from ..pruning.pruner import Pruner
+from ..ranks import RankPruner
+from ..system.progress import Progress, human_bytes
+from ..training.finetune import add_lora, linears_without_use, load_base
+from ..training.job import Job
+from ..training.prepare import PruneJob, lora_names
+from ..training.routing import drop_by_routing
+from .adapt import AdaptJob, first_scaling, on_the_original, place_of
+from .prune import make_pruner, make_rank_pruner, restore_original, write_result
+
+J = TypeVar("J", bound=Job)
+
+
+def dry_prune(job: PruneJob, progress: Progress) -> str:
+    """What a run would write, after all of it but the training.
+
+    Raises:
+        InputError, VerificationError: as at the end of the run.
+    """
+    dtype = _begin(job, progress)
+    base = load_base(job, dtype)
+    dense = parameter_count(base)
+    drop_by_routing(base, job, dtype, progress)
+    model = add_lora(base, job.config, lora_names(job.budget.units.family))
+    pruner = make_pruner(model, job)
+    make_rank_pruner(model, job)
+    cut_to_target(pruner)
+    if job.config.load_in is not None and not job.config.stream_export:
+        restore_original(base, pruner, job)
+    reports: list[ExportReport] = []
+    with _elsewhere(job) as there, memory_for("writing the result", WRITE_LATER):
+        write_result(model, pruner, there, lambda folder, report: reports.append(report))
+    pruner.close()
+    (report,) = reports
+    share = 1 - report.parameters / dense
+    what = f"a {report.format} {report.model_class} of {report.parameters:,} parameters ({share:.1%} fewer)"
+    return _words(job, what, report.bytes)
+
+
+def cut_to_target(pruner: Pruner) -> None:
+    """Cut all that goes by the end of the run, by scores that say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(len(mask), generator=generator) for name, mask in pruner.keep.items()}
+    pruner.load_state_dict(pruner.state_dict() | {"keep": pruner.budget.select(scores, pruner.keep, 1.0)})
+
+
+def dry_adapt(job: AdaptJob, progress: Progress) -> str:
+    """The same of a run that prunes an adapter's rank."""
+    config = job.config
+    dtype = _begin(job, progress)
+    base = load_base(job, dtype, experts_apart=False)
+    unused = linears_without_use(base, job, dtype)
+    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=unused)
+    pruner = RankPruner(model, part_of(RankOptions, config), total_steps=job.total_steps, merges=config.merge)
+    first, *others = pruner.start_ranks
+    ranks = dict.fromkeys((first, *others), config.rank)
+    if config.allocation == "global":  # some layers then keep more than others
+        ranks[first] = min(pruner.start_ranks[first], config.rank + 1)
+    pruner.load_state_dict(pruner.state_dict() | {"ranks": ranks})
+    if config.load_in is not None:
+        model = on_the_original(model, job, dtype)
+    reports: list[AdapterReport] = []
+    write: Callable[..., Any] = write_merged if config.merge else write_adapter
+    with _elsewhere(job) as there, memory_for("writing the result", WRITE_LATER):
+        write(model, place_of(there), lambda folder, report: reports.append(report))
+    (report,) = reports
+    what = "the model with the adapter merged" if config.merge else f"a LoRA adapter of rank {config.rank}"
+    return _words(job, what, report.bytes)
+
+
+def _begin(job: Job, progress: Progress) -> torch.dtype:
+    for note in job.notes:
+        progress.message(note)
+    set_seed(job.config.seed)
+    return compute_dtype(job.config.dtype)
+
+
+def _words(job: Job, what: str, size: int) -> str:
+    return (
+        f"dry run: {job.output} would hold {what}, {human_bytes(size)}. It was written beside it, read back in a fresh "
+        "process and deleted; nothing was trained."
+    )
+
+
+@contextmanager
+def _elsewhere(job: J) -> Iterator[J]:
+    """The job with an output of its own, beside the real one, that is deleted in the end."""
+    parent = job.output.absolute().parent
+    while not parent.is_dir():
+        parent = parent.parent
+    with TemporaryDirectory(prefix=".secateur-dry-run-", dir=parent) as folder:
+        yield replace(job, config=replace(job.config, output=str(Path(folder) / "result"), overwrite=False))
