@@ -88,7 +88,7 @@ def test_a_registered_family_is_checked_as_a_named_one(monkeypatch) -> None:
     monkeypatch.setitem(FAMILIES._entries, "helium", Family(name="helium"))
     model = AutoModelForCausalLM.from_config(helium())
     options = {"sparsity": 0.3, "attention_sparsity": 1 / 3, "criterion": "magnitude", "protect_first": 0}
-    with pytest.raises(InputError, match=r"could not be written: .*o_proj.weight with \(96, 64\), .* \(96, 96\)"):
+    with pytest.raises(InputError, match="a helium is built as something else"):
         Pruner(model, allocation="uniform", protect_last=0, **options)
     config = PruneConfig(model="m", data=("d",), output="o", sparsity=0.3, attention_sparsity=1 / 3, criterion="gate")
     with pytest.raises(InputError, match=r"could not be written: the helium layout leaves"):

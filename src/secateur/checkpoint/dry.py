@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architecture.discovery import find_units
@@ -44,14 +44,12 @@ def check_export(empty: PreTrainedModel, units: Units, keep: dict[str, Tensor], 
         )
 
 
-def check_export_of(model: PreTrainedModel, units: Units, keep: dict[str, Tensor], model_class: str = "keep") -> None:
-    """The same for a model with weights, by a copy without any; nothing where the copy is built otherwise."""
+def empty_copy(model: PreTrainedModel, units: Units) -> PreTrainedModel | None:
+    """The model without weights, made from its config; None where its modules are not those of its class."""
     try:
         with torch.device("meta"):
-            empty: nn.Module = type(model)(copy.deepcopy(model.config))
+            empty: PreTrainedModel = type(model)(copy.deepcopy(model.config))
         unstack_experts(empty, units.family)
-        same = find_units(empty, units.family).shapes == units.shapes
+        return empty if find_units(empty, units.family).shapes == units.shapes else None
     except (InputError, TypeError, ValueError, RuntimeError, AttributeError):
-        return
-    if same:
-        check_export(empty, units, keep, model_class)  # type: ignore[arg-type]
+        return None
