@@ -26,7 +26,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from ..system.errors import InputError
-from .gguf_keys import SPECIAL, keys_left, rope_from_tensor, settle_keys_
+from .gguf_keys import ROTARY, SPECIAL, keys_left, rope_from_tensor, settle_keys_
 
 NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 """Architecture of a file -> transformers' name for it, where they differ."""
@@ -147,6 +147,32 @@ def _check_tensors(config: PreTrainedConfig, file: Gguf, names: list[str]) -> No
             f"{file.path}: transformers leaves out {len(dropped)} tensors of this {file.architecture} file, such as "
             f"{dropped[0]}, and the model would be another one. {ORIGINAL}"
         )
+    if config.model_type in (*ROTARY, "gemma2", "gemma3_text", "phi3"):
+        _check_sizes(file, taken, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})
+
+
+def _check_sizes(file: Gguf, taken: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """The file's tensors are those of the model that its keys describe, each of its size.
+
+    Args:
+        taken: name of a tensor -> of the model's weight.
+        shapes: of the model's weights.
+    Raises:
+        InputError: names the first that is missing, or of another size.
+    """
+    again = "get the file again, or give the original checkpoint, a folder with safetensors."
+    held = {taken[name] for name in file.kinds if name in taken}
+    for name, weight in taken.items():
+        if weight not in shapes or "_exps" in name:
+            continue
+        shape = file.places[name][1] if name in file.places else None
+        if shape is not None and math.prod(shape) != math.prod(shapes[weight]):
+            raise InputError(
+                f"{file.path}: {name} does not have the shape that its metadata says: {shape} in the file, "
+                f"{shapes[weight]} in the model; {again}"
+            )
+        if weight not in held and weight != "lm_head.weight":
+            raise InputError(f"{file.path}: {name} is not in the file, though its metadata says so; {again}")
 
 
 @lru_cache(maxsize=2)
