@@ -40,7 +40,7 @@ def test_each_segment_begins_with_it_and_as_many_tokens_are_scored(spec):
     letters = ids_of(TEXT)
     assert ids[:24].view(4, 6).tolist() == [[BOS, *letters[i : i + 5]] for i in (0, 5, 10, 15)]
     assert ids[24:].tolist() == [BOS, *letters[20:25], BOS, *letters[25:]]
-    assert info["begins"] == "each segment with <s>"
+    assert info["begins"] == "each segment begins with <s>"
     assert info["tokens"] == 27  # of the text, as it was counted before
     model = tiny_llama(vocab=300)
     measured = perplexity(model, ids, seq_len=6, dtype=torch.float32)
@@ -58,7 +58,7 @@ def test_each_segment_begins_with_it_and_as_many_tokens_are_scored(spec):
 def test_without_one_segments_are_the_text_itself(spec, post, bos):
     ids, info = evaluation_tokens(spec, made(post), seq_len=6, bos=bos)
     assert ids.tolist() == ids_of(TEXT)
-    assert info["begins"] == "each segment with its own first token"
+    assert info["begins"] == "each segment begins with its own first token"
 
 
 def test_always_takes_the_token_that_the_tokenizer_has(spec):
@@ -97,7 +97,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_nothing_changed(tmp_path):
         check_same_run(tmp_path, options, [], (), formerly={"bos": None})
 
 
-def test_records_say_what_segments_begin_with(tmp_path, spec):
+def test_records_say_what_segments_begin_with(tmp_path, spec, capsys):
     folder = save_tiny(tmp_path / "m", layers=1, vocab=300)
     save_tokenizer(folder, bytes_file(post="<s> $A"))
     output = tmp_path / "eval.json"
@@ -109,5 +109,7 @@ def test_records_say_what_segments_begin_with(tmp_path, spec):
         record = json.loads(output.read_text())
         assert record["config"]["bos"] == bos
         found[record["data"]["begins"][str(folder)]] = record["models"][str(folder)]["perplexity"]
-    assert list(found) == ["each segment with <s>", "each segment with its own first token"]
+    assert list(found) == ["each segment begins with <s>", "each segment begins with its own first token"]
     assert len(set(found.values())) == 2
+    printed = capsys.readouterr().out
+    assert printed.count("5 segments of 6, each segment begins with <s>, float32") == 1

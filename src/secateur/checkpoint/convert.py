@@ -1,5 +1,6 @@
 """`secateur export`: a checkpoint that was written, in another format."""
 
+import json
 from pathlib import Path
 
 from safetensors import safe_open
@@ -13,13 +14,14 @@ from ..models.files import tensor_places
 from ..models.loading import load_config
 from ..models.source import ModelSource
 from ..models.stored import checkpoint_dtype
-from ..models.tokenizers import load_tokenizer
+from ..models.tokenizers import code_of, load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
 from .card import padded_card
-from .export import ExportReport, build_small, loads_with, round_, write_checkpoint
+from .export import ExportReport, build_small, round_, write_checkpoint
 from .padding import padded_shape, padded_state
 from .probe import default_probe
+from .tokenizer_files import copied_files
 from .verify import (
     compare,
     wide_of,
@@ -51,15 +53,17 @@ def export_config(config: ExportConfig) -> ExportReport:
     padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
     if (folder / "generation_config.json").is_file():
         padded.generation_config = GenerationConfig.from_pretrained(folder)
-    tokenizer = load_tokenizer(source)
+    tokenizer = None if code_of(source.path) else load_tokenizer(source)  # its code is not run, its files go along
     ids = default_probe(tokenizer, old.get_text_config().vocab_size)
     merge = compare("the padded", padded, "the layered", layered, ids)
     round_(padded, dtype)
 
     def carry_card(made: Path, report: ExportReport) -> None:
+        if tokenizer is None:
+            copied_files(source.path, made)
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
-        text = padded_card(text, loads_with(output.name, padded.config, False))
+        text = padded_card(text, report.loads_with.replace(json.dumps(report.folder), json.dumps(output.name)))
         (made / "README.md").write_text(text, encoding="utf-8")
 
     return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)

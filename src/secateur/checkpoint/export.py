@@ -124,7 +124,7 @@ def _write_card(base: PreTrainedModel, folder: Path, report: ExportReport) -> No
     name = str(base.config._name_or_path)
     place = Path(name) if name and Path(name).is_dir() else None
     what = f"Its format is `{report.format}`; what was trained, and on which data, is not recorded here."
-    loads = loads_with(Path(report.folder).name, base.config, report.format == "layered")
+    loads = report.loads_with.replace(json.dumps(report.folder), json.dumps(Path(report.folder).name))
     card = plain_card(name, report.parameters, what, loads, place)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

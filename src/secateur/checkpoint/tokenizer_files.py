@@ -54,7 +54,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Written
     texts, ids = probes(special), ids_of_probes(tokenizer)
     source = str(tokenizer.name_or_path or "")
     trusted = type(tokenizer).__module__.startswith("transformers_modules")
-    copied = _copied(source, folder) if source else []
+    copied = copied_files(source, folder) if source else []
     if trusted and copied:
         return WrittenTokenizer(AUTO, True, texts, ids)
     if copied:
@@ -76,7 +76,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Written
     return WrittenTokenizer(reader, trusted, texts, ids)
 
 
-def _copied(source: str, folder: Path) -> list[Path]:
+def copied_files(source: str, folder: Path) -> list[Path]:
     """Copy a source's tokenizer files, with what the umask lets; -> where they are. None of a source without any."""
     found = [(name, path) for name in FILES if (path := file_of(source, name)) is not None]
     if not any(name not in (SETTINGS, "chat_template.jinja", "chat_template.json") for name, _ in found):

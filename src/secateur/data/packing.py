@@ -7,6 +7,7 @@ from typing import Any
 from ..system.errors import InputError
 from .encoding import around, start_of
 
+PLAIN_SEGMENTS = "each segment begins with its own first token"
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
@@ -47,11 +48,11 @@ def segmented(ids: list[int], tokenizer: Any, seq_len: int, bos: str) -> tuple[l
     if before and ids[: len(before)] == before:
         ids = ids[len(before) :]
     if not start:
-        return ids, "each segment with its own first token"
+        return ids, PLAIN_SEGMENTS
     found: list[int] = []
     for first, last, put in started(ids, start, seq_len):
         found += [*(start if put else []), *ids[first:last]]
-    return found, f"each segment with {''.join(tokenizer.convert_ids_to_tokens(start))}"
+    return found, f"each segment begins with {''.join(tokenizer.convert_ids_to_tokens(start))}"
 
 
 def started(ids: list[int], start: list[int], length: int) -> Iterator[tuple[int, int, bool]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.packing import PLAIN_SEGMENTS
 from ..system.records import format_table
 from .figures import TaskFigure, seven_task_average
 from .perplexity import Paired, Perplexity
@@ -35,7 +36,9 @@ def perplexity_lines(
     scored = [f"{p.tokens_scored:,} tokens scored in {p.segments} segments of {p.seq_len}" for p in figures]
     if len(set(scored)) == 1:
         scored = [scored[0].replace(" in ", f" of {info['tokens']:,} in ")]
-    lines.append(f"{place} ({info['joined']}), {' and '.join(scored)}, {figures[0].dtype}")
+    begins = [words for words in dict.fromkeys(info.get("begins", {}).values()) if words != PLAIN_SEGMENTS]
+    conditions = [" and ".join(scored), *begins, figures[0].dtype]
+    lines.append(f"{place} ({info['joined']}), {', '.join(conditions)}")
     return lines
 
 
