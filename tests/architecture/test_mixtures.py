@@ -140,14 +140,19 @@ def test_adapt_takes_the_linears_that_peft_can_name(tmp_path) -> None:
     for name in MOE:
         model = saved(name, tmp_path / name)[0]
         found = adaptable(model)
-        job = prepare_adapt(AdaptConfig(**options(tmp_path / name, init_rank=1, rank=1)))
-        if name == "qwen2_moe":  # PEFT leaves this type's names alone
-            assert found == job.linears == "all-linear"
-        else:
-            assert job.linears == tuple(found) == ("q_proj", "k_proj", "v_proj", "o_proj")
+        job = prepare_adapt(AdaptConfig(**options(tmp_path / name, init_rank=4, rank=2)))
+        more = (
+            ("gate_proj", "up_proj", "down_proj") if name == "qwen2_moe" else ()
+        )  # PEFT leaves this type's names alone
+        assert set(job.linears) == set(found) == {"q_proj", "k_proj", "v_proj", "o_proj", *more}
         assert any("LoRA does not reach" in note and "mlp.experts" in note for note in job.notes)
     assert adaptable(tiny("mistral")) == "all-linear"
     assert misread(["q_proj", "down_proj"], model) == {"down_proj"}
+
+
+class Router(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), None
 
 
 def test_linears_that_no_forward_pass_calls() -> None:
@@ -155,7 +160,9 @@ def test_linears_that_no_forward_pass_calls() -> None:
     layer = model.model.layers[0]
     layer.dt_proj = nn.Linear(4, 4)
     model.vision = nn.ModuleList([nn.Linear(2, 2)])
-    assert uncalled_linears(model, IDS) == ["model.layers.0.dt_proj", "vision.0"]
+    layer.mlp.register_forward_hook(lambda module, args, output: (layer.router(args[0]), output)[1])
+    layer.router = Router(48, 4)
+    assert uncalled_linears(model, IDS) == ["model.layers.0.dt_proj", "model.layers.0.router", "vision.0"]
     assert not expert_lists(model)
     assert unstack_experts(model) == 0
 

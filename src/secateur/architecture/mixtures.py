@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..system.errors import InputError
 from .experts import STOCK_NAMES, Expert, expert_lists, expert_names
 from .families import Family
+from .units import sides_of
 
 APART = re.compile(r"base_model\.model\.(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
 """A factor of one expert's linear, by the name that older versions gave it, or that it has apart."""
@@ -73,9 +74,10 @@ def adaptable(model: nn.Module) -> list[str] | str:
         InputError: PEFT can name none.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    linears = [path for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     names = dict.fromkeys(path.rpartition(".")[2] for path in linears)
-    moved = misread(names, model)
+    wide = {path.rpartition(".")[2] for path, m in linears.items() if min(sides_of(m)) > 1}  # not a gate of one output
+    moved = misread(names, model) | (names.keys() - wide)
     if names and len(moved) == len(names):
         raise InputError(
             f"PEFT takes all of this model's linears ({', '.join(names)}) for a mixture's stacked experts, where no "

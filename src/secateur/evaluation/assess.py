@@ -216,8 +216,7 @@ def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
     found = [overlap.warning for overlap in text.overlaps if overlap.warning] if text else []
     found += left_out_of(text.info) if text else []
     for subject in subjects:
-        window = window_of(subject.config)
-        if text is not None and window is not None and window < text.seq_len:
+        if text is not None and (window := window_of(subject.config)) is not None and window < text.seq_len:
             found.append(
                 f"{subject.name} sees at most the last {window} tokens (sliding window), fewer than the segments' "
                 f"{text.seq_len}."

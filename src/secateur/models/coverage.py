@@ -82,7 +82,11 @@ def uncalled_linears(model: nn.Module, ids: Tensor) -> list[str]:
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     called: set[str] = set()
     hooks = [
-        module.register_forward_hook(lambda *_, path=path: called.add(_kind(path))) for path, module in linears.items()
+        # A router may be a linear that gives more than its product, which LoRA could not be added to.
+        module.register_forward_hook(
+            lambda *a, path=path: called.add(_kind(path)) if isinstance(a[-1], Tensor) else None
+        )
+        for path, module in linears.items()
     ]
     try:
         with torch.inference_mode():
