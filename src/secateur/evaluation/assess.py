@@ -171,11 +171,8 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
 
 
 def _measure_text(model: nn.Module, name: str, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
-    dtype, batch_size, started = (
-        compute_dtype(config.dtype),
-        config.batch_size or SEGMENTS_PER_PASS,
-        time.perf_counter(),
-    )
+    dtype, started = compute_dtype(config.dtype), time.perf_counter()
+    batch_size = config.batch_size or SEGMENTS_PER_PASS
     losses = segment_nlls(
         model, ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True, told=Progress(0).measuring()
     )
@@ -274,8 +271,8 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
         raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
     cut = [segmented(ids, s.tokenizer, seq_len, config.bos) for ids, s in zip(texts, subjects, strict=True)]
     runs = [torch.tensor(ids, dtype=torch.long) for ids, _ in cut]
-    info = info | {"tokens": len(texts[0]), "bytes": len(raw.encode("utf-8", "replace"))}
-    info |= {"begins": {subject.name: words for subject, (_, words) in zip(subjects, cut, strict=True)}}
+    begins = {subject.name: words for subject, (_, words) in zip(subjects, cut, strict=True)}
+    info = info | {"tokens": len(texts[0]), "bytes": len(raw.encode("utf-8", "replace")), "begins": begins}
     faults = [fault for subject, ids in zip(subjects, runs, strict=True) for fault in _faults(seq_len, ids, subject)]
     all_faults(list(dict.fromkeys(faults)))
     overlaps = [overlap_with_training(raw, subject.name) for subject in subjects]
