@@ -19,8 +19,8 @@ from secateur.architecture.experts import (
     unused_experts,
 )
 from secateur.architecture.families import FAMILIES
+from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.export import build_small
-from secateur.checkpoint.verify import logits_of
 from secateur.cli import main
 from secateur.config.prune import PruneConfig
 from secateur.models.surgery import merged_and_sliced

@@ -19,10 +19,11 @@ from secateur.architecture.families import FAMILIES, Family
 from secateur.architecture.layered import LAYERS_KEY, stock_class_of
 from secateur.architecture.layout import LayerShape
 from secateur.architecture.stock import FAMILY_KEY
+from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import build_small, save_model
 from secateur.checkpoint.padding import padded_shape, padded_state
-from secateur.checkpoint.verify import Check, logits_of, verify, weights_checksum
+from secateur.checkpoint.verify import Check, verify, weights_checksum
 from secateur.config.prune import ExportConfig, PruneConfig
 from secateur.models.benchmark import parameter_count
 from secateur.models.coverage import tell_transposed_

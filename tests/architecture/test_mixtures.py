@@ -12,7 +12,7 @@ from secateur.architecture.discovery import find_units
 from secateur.architecture.experts import expert_lists, stack_experts, unstack_experts
 from secateur.architecture.families import FAMILIES
 from secateur.architecture.mixtures import adaptable, misread
-from secateur.checkpoint.verify import logits_of
+from secateur.checkpoint.comparing import logits_of
 from secateur.config.adapt import AdaptConfig
 from secateur.config.prune import PruneConfig
 from secateur.models.adapter import load_adapter

@@ -27,9 +27,10 @@ from secateur.architecture.discovery import find_units
 from secateur.architecture.families import family_of
 from secateur.architecture.stock import resized_config
 from secateur.checkpoint import export as export_module
+from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import build_small, export_checkpoint
-from secateur.checkpoint.verify import Check, logits_of, verify
+from secateur.checkpoint.verify import Check, verify
 from secateur.config.prune import ExportConfig
 from secateur.models.surgery import merged_and_sliced
 from secateur.system.errors import InputError, VerificationError

@@ -12,8 +12,8 @@ from secateur.architecture.discovery import find_units
 from secateur.architecture.families import family_of
 from secateur.architecture.units import base_linear
 from secateur.criteria import CRITERIA, InputMoments, Scoring
+from secateur.criteria.cholesky import damped_cholesky
 from secateur.criteria.obs import removal_cost
-from secateur.models.cholesky import damped_cholesky
 from secateur.pruning.statistics import Statistics, second_moment_bytes
 from secateur.pruning.taps import some_tokens
 

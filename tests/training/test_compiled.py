@@ -5,8 +5,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
 from secateur import Pruner, RankPruner
+from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.export import build_small
-from secateur.checkpoint.verify import logits_of
 from secateur.models.surgery import merged_and_sliced
 
 

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from secateur import Pruner, PruningCallback, RankPruner
-from secateur.checkpoint.verify import logits_of
+from secateur.checkpoint.comparing import logits_of
 from secateur.models.devices import without_autocast
 from secateur.parallel.replicas import unwrapped
 from secateur.pruning import pruner as pruner_module

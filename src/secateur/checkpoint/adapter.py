@@ -10,21 +10,22 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source, stock_class_of
-from ..models.adapter import WEIGHTS
+from ..models.adapter_extras import WEIGHTS, extra_places
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
 from ..system.output import check_output, replaced_whole, scratch
 from ..system.quiet import quiet_transformers
 from .child import ADAPTER
+from .comparing import MOST_KL, compare_logits, in_precision, logits_of, wide_of
 from .export import ExportReport, round_, write_checkpoint
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
-from .verify import TOLERANCE, compare_logits, fresh_process, in_precision, logits_of, wide_of
+from .verify import TOLERANCE, fresh_process
 
 log = logging.getLogger("secateur")
 
@@ -46,6 +47,8 @@ class AdapterPlace:
     """Precision of the model's checkpoint, and of a merged result."""
     runs_code: bool = False
     """Whether others need `trust_remote_code` to load the model."""
+    extras: tuple[str, ...] = ()
+    """Names, in the file of the adapter that the run began with, of the base model's own tensors that it holds."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
     with replaced_whole(output, needed) as folder:
         with quiet_transformers():
             model.save_pretrained(str(folder))
+        _add_extras(model, place.extras, folder)
         (folder / "README.md").write_text(_card(place, other_readers(model)), encoding="utf-8")
         found = _read_back(model, place, folder, write_tokenizer(place.tokenizer, folder))
         dtype = cast(torch.dtype, model.get_base_model().dtype)
@@ -151,13 +155,26 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
         linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D) else merged_in
     merged = cast(PreTrainedModel, model.unload())
     with in_precision(merged, wide_of(dtype)):
-        merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, wide_of(dtype))
+        merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, MOST_KL[wide_of(dtype)])
     round_(merged, dtype)
     merged.config.use_cache = True
     family = layered_family(merged.config) if is_layered(merged.config) else None
     format = "stock" if family is None else "layered"
     write_checkpoint(merged, family, place.output, format, ids, place.tokenizer, merge, with_records)
     return reports[0]
+
+
+def _add_extras(model: PeftModel, extras: tuple[str, ...], folder: Path) -> None:
+    """Add to an adapter's file what the one that it came of had beside its factors, as the model has it now.
+
+    PEFT writes biases that are trained, and embeddings where LoRA is on them or their size is another.
+    """
+    path = folder / WEIGHTS
+    written, held = load_file(path), model.state_dict()
+    missing = [place for place in extra_places(extras, held).values() if place not in written]
+    if missing:
+        written |= {name: held[name].detach().cpu().clone().contiguous() for name in missing}
+        save_file(written, path, metadata={"format": "pt"})
 
 
 def _read_back(model: PeftModel, place: AdapterPlace, folder: Path, tokenizer: WrittenTokenizer) -> dict[str, Any]:

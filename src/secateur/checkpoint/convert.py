@@ -18,14 +18,11 @@ from ..models.tokenizers import code_of, load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
 from .card import padded_card
+from .comparing import compare, wide_of
 from .export import ExportReport, build_small, round_, write_checkpoint
 from .padding import padded_shape, padded_state
 from .probe import default_probe
 from .tokenizer_files import copied_files
-from .verify import (
-    compare,
-    wide_of,
-)
 
 
 def export_config(config: ExportConfig) -> ExportReport:

@@ -29,17 +29,10 @@ from ..system.output import check_output, replaced_whole
 from ..system.quiet import quiet_transformers
 from ..system.voice import speaks_python
 from .card import plain_card
+from .comparing import compare, in_precision, logits_of, wide_of
 from .older_readers import add_older_keys
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
-from .verify import (
-    Check,
-    compare,
-    in_precision,
-    logits_of,
-    verify,
-    weights_checksum,
-    wide_of,
-)
+from .verify import Check, verify, weights_checksum
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from ..architecture.discovery import find_units
 from ..architecture.experts import unstack_experts
 from ..architecture.families import Family
 from ..system.errors import InputError
+from .comparing import logits_of
 from .export import build_small
-from .verify import logits_of
 
 PROBE_TOKENS = 32
 FURTHEST = 1e-3

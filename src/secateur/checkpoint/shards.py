@@ -8,9 +8,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.quantised import bits_of, dequantised, was_conv1d
 from ..architecture.units import Units, base_linear
-from ..models.original import check_same, original_tensors, sliced_as
+from ..models.original import as_trained, check_same, check_unchanged, original_tensors, sliced_as
 from ..models.source import ModelSource
 from ..models.surgery import lora_factors, lora_layers, merged, plain, removals
+from ..parallel.sharding import is_sharded
 
 Sides = dict[tuple[str, int], Tensor]
 """(linear, dim) -> ascending positions that stay."""
@@ -30,13 +31,14 @@ def merged_from_shards(
 
     Args:
         names: the tensors wanted.
-        model: has the LoRA factors; of its base nothing is read but what a quantised one is checked by.
+        model: has the LoRA factors; of its base nothing is read but what the checkpoint's weights are compared with,
+            and what was moved beside them (biases that are trained, an embedding that came with an adapter).
         units, keep: as the model is now, and what stays of it.
         live: what the model has left of `source` where it was sliced while it trained.
         trust: run the model's own code, where it comes with some.
     Raises:
         InputError: the checkpoint cannot be read.
-        VerificationError: its weights are not those that the base was quantised from.
+        VerificationError: its weights are not those that were trained on.
     """
     names = list(names)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -52,8 +54,15 @@ def merged_from_shards(
             turned = leaf == "weight" and (isinstance(linear, Conv1D) or was_conv1d(linear))
             value = read(name)
             value = sliced_as(value.T if turned else value, path, live)
-            if linear is not None and leaf == "weight" and bits_of(linear):
+            held = getattr(linear, leaf, None)
+            if leaf == "weight" and bits_of(linear):
                 check_same(path, dequantised(linear).cpu(), value)
+            elif held is not None and not is_sharded(linear):
+                held = held.T if turned else held
+                if path in layers and leaf == "weight":
+                    check_unchanged(path, held, value)
+                else:
+                    value = as_trained(name, held, value)
             if path in layers and leaf == "weight":
                 value = merged(value, lora_factors(layers[path]))
             value = sliced_as(value, path, stay)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from ..architecture.families import Family
 from ..architecture.layered import MODULE, modeling_source, stock_class_of
-from ..architecture.quantised import bits_of, is_quantised, quantised_linears
+from ..architecture.quantised import is_quantised
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
 from ..models.files import checkpoint_bytes
@@ -25,19 +25,15 @@ from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.output import check_output, replaced_whole
 from ..system.voice import speaks_python
+from .comparing import logits_of, most_kl_of
 from .export import ExportReport, Finish, loads_with, small_class
 from .older_readers import add_older_keys
 from .shards import Sides, merged_from_shards
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
-from .verify import Check, logits_of, tensor_checksum, verify
+from .verify import Check, tensor_checksum, verify
 
 FILE_BYTES = 10**9
 """Of one safetensors file: what is held at most, beside the tensor at hand."""
-QUANTISED_KL = {8: 0.1, 4: 1.0}
-"""Bits -> mean KL divergence (nats) allowed between what was trained on a quantised base and that on its original
-weights. SmolLM2-135M pruned by 30 % in 12 steps: 0.02 to 0.03 in 8 bits and 0.23 in 4, on four texts. FFN rows or value
-heads of one layer in wrong places: 0.10 to 0.22 and 0.31 to 0.36; of the first layer 1.0 to 4.9, of all 5.6 to 14. So
-it finds gross errors; that each tensor is sliced as the quantised one was, `models.original.check_same` sees."""
 
 
 @speaks_python()
@@ -97,7 +93,7 @@ def export_streamed(
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in skeleton.parameters())) as folder:
         checksum = _write_tensors(tensors, skeleton, folder, dtype, file_bytes)
         beside = _write_beside(folder, config, base.generation_config, units.family, tokenizer)
-        expected = probe_ids, logits.to(dtype), _most_kl(model)
+        expected = probe_ids, logits.to(dtype), most_kl_of(model)
         report = _read_back(folder, output, skeleton, checksum, expected, beside)
         if finish is not None:
             finish(folder, report)
@@ -163,11 +159,6 @@ def _write_beside(
         code = modeling_source(stock_class_of(config).__name__, family)
         (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
     return write_tokenizer(tokenizer, folder) if tokenizer is not None else None
-
-
-def _most_kl(model: nn.Module) -> float | None:
-    bits = {bits_of(linear) for _, linear in quantised_linears(model)}
-    return max((QUANTISED_KL[b] for b in bits if b), default=None)
 
 
 def _write_tensors(

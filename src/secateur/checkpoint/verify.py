@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from ..models.devices import without_autocast
 from ..models.memory import WRITE_LATER
 from ..system.errors import NO_MEMORY, OutOfMemoryError, VerificationError
 from ..system.output import scratch
@@ -31,12 +27,6 @@ GREEDY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e
 """How far below the best logit without the cache a token may lie that was chosen with it, over the largest |logit|.
 With the cache the matmuls have other shapes, so ties and near ties may fall the other way (SmolLM2-135M in bfloat16:
 4e-3); reading a wrong cache entry moves logits by their own size."""
-
-MOST_KL = {torch.float64: 1e-12, torch.float32: 1e-4}
-"""Mean KL divergence (nats) allowed between the model as trained (LoRA apart, perhaps masks) and as merged and sliced,
-before it is rounded to the checkpoint's precision. Compared wide on purpose: in bfloat16 the roundings of activations
-alone came to 0.026 nats on a 30-layer model, and any bound above that would let a wrong channel through. In float32
-1e-10 is usual; the bound leaves room for a model whose rotary frequencies were rounded by `model.to(bfloat16)`."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +60,6 @@ class Verified:
     """Largest |Δlogit|."""
     greedy_gap: float
     """How far below the best logit (without cache) any token lies that was generated greedily with the cache."""
-
-
-def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
-    """(1, tokens, vocabulary) logits in evaluation mode, on the CPU; the model's mode is restored.
-
-    In the precision of the weights, whatever autocast the model was trained under.
-    """
-    was_training = model.training
-    model.eval()
-    ids = ids.to(next(model.parameters()).device)
-    both = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-    with torch.inference_mode(), without_autocast(model):
-        logits = model(input_ids=ids, use_cache=False, **both).logits
-    model.train(was_training)
-    return logits.cpu().clone()
 
 
 def weights_checksum(model: nn.Module) -> int:
@@ -186,44 +161,3 @@ def run_python(source: str, argument: Path, environment: dict[str, str]) -> subp
     """Python `source` in a process of its own, isolated from this one's folder and packages of the user."""
     command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(argument)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def wide_of(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which models are compared: at least float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-@contextmanager
-def in_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """A model with its narrower parameters widened to `dtype`, which loses nothing, and narrowed again after."""
-    narrow = [(p, p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < dtype.itemsize]
-    for parameter, _ in narrow:
-        parameter.data = parameter.data.to(dtype)
-    try:
-        yield
-    finally:
-        for parameter, before in narrow:
-            parameter.data = parameter.data.to(before)
-
-
-def compare(what: str, small: PreTrainedModel, origin: str, model: nn.Module, ids: Tensor) -> tuple[float, float]:
-    """Mean KL divergence (nats over positions) of `small` from `model`, and the largest |Δlogit|.
-
-    Raises:
-        VerificationError: the divergence is more than rounding explains, or not a number.
-    """
-    return compare_logits(what, logits_of(small, ids), origin, logits_of(model, ids), small.dtype)
-
-
-def compare_logits(what: str, found: Tensor, origin: str, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """The same from (1, tokens, vocabulary) logits computed in `dtype`."""
-    expected, found = expected.double(), found.double()
-    p, q = expected.log_softmax(-1), found.log_softmax(-1)
-    kl = float((p.exp() * (p - q)).sum(-1).mean())
-    difference = float((expected - found).abs().max())
-    if not kl <= MOST_KL[dtype]:
-        raise VerificationError(
-            f"{what} model predicts {kl:.3g} nats off {origin} one (allowed: {MOST_KL[dtype]:g}; "
-            f"largest logit difference {difference:.3g})."
-        )
-    return kl, difference

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..architecture.units import Pool
 from ..config.pruning import ScoringOptions
-from ..models.cholesky import damped_cholesky
 from ..models.surgery import merged_weight
 from .base import CRITERIA, Criterion, Evidence
+from .cholesky import damped_cholesky
 
 DAMPING = 0.01
 """Added to the second moment, relative to its mean diagonal."""

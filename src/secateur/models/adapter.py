@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -22,9 +23,10 @@ from ..config.run import RunConfig
 from ..system.errors import InputError, all_faults, out_of_memory
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
+from .adapter_extras import MERGE_FIRST, WEIGHTS, carry_, extra_places
 
 C = TypeVar("C", bound=RunConfig)
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class GivenAdapter:
     """Tensor name -> shape, from the file's header."""
 
     @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the tensors that are no factors: biases (`bias="all"`, `"lora_only"`), embeddings."""
+        return tuple(name for name in self.shapes if ".lora_" not in name)
+
+    @property
     def ranks(self) -> list[int]:
         """The ranks that its layers have, ascending, each once."""
         return sorted({shape[0] for name, shape in self.shapes.items() if ".lora_A." in name}) or [self.rank]
@@ -52,7 +59,8 @@ class GivenAdapter:
     @property
     def words(self) -> str:
         alpha = int(self.alpha) if self.alpha == int(self.alpha) else self.alpha
-        return f"LoRA starts from {self.name}: {rank_words(self.ranks)}, alpha {alpha}, dropout {self.dropout}"
+        words = f"LoRA starts from {self.name}: {rank_words(self.ranks)}, alpha {alpha}, dropout {self.dropout}"
+        return words + (f"; with {len(self.extras)} tensors of the base model's own" if self.extras else "")
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` says of it."""
@@ -85,7 +93,7 @@ def read_adapter(name: str) -> GivenAdapter:
         raise InputError(f"{words}: {CONFIG} cannot be read: copy it again.") from None
     if kind != "LORA" or found.get("use_dora"):
         kind = "DoRA" if kind == "LORA" else kind
-        raise InputError(f"{words} is {kind}: only plain LoRA has factors and ranks that can be pruned.")
+        raise InputError(f"{words} is {kind}: only plain LoRA has factors and ranks that can be pruned: {MERGE_FIRST}")
     return GivenAdapter(
         name,
         rank,
@@ -150,6 +158,7 @@ def load_adapter(base: PreTrainedModel, name: str, *, trainable: bool = False) -
             raise
         raise InputError(f"--adapter {name}: not a LoRA adapter that fits this model ({_short(error)}).") from None
     check_fits(adapter, model)
+    carry_(name, adapter.extras, model)
     return model
 
 
@@ -161,6 +170,7 @@ def _beside_experts(adapter: GivenAdapter, base: PreTrainedModel, trainable: boo
     assert isinstance(model, PeftModel)
     check_fits(replace(adapter, shapes={name: tuple(tensor.shape) for name, tensor in found.items()}), model)
     set_peft_model_state_dict(model, found)
+    carry_(adapter.name, adapter.extras, model)
     return model
 
 
@@ -203,8 +213,11 @@ def check_fits(adapter: GivenAdapter, model: PeftModel) -> None:
             f"{words}: {WEIGHTS} lacks {len(missing)} of the {len(expected)} tensors that its configuration makes for "
             f"this model, such as {missing[0]}: it is damaged (copy it again) or another model's."
         )
+    held = model.state_dict()
+    expected |= {name: tuple(held[place].shape) for name, place in extra_places(adapter.extras, held).items()}
+    beside = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
     for name, shape in adapter.shapes.items():
-        if ".lora_" in name and expected.get(name) != shape:
+        if expected.get(name) != shape and not name.startswith(beside):
             there = f"has {expected[name]} there" if name in expected else "has no such module"
             raise InputError(
                 f"{words}: {name} is {shape} and this model {there}: not a LoRA adapter that fits this model."

@@ -17,6 +17,7 @@ from ..architecture.quantised import entries
 from ..config.lora import LoraOptions
 from ..system.errors import InputError
 from .adapter import check_fits, fitted, lora_config_of, read_adapter
+from .adapter_extras import check_carried
 from .surgery import check_mergeable, lora_layers
 
 LITTLE = 0.01
@@ -121,7 +122,9 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
     """
     adapter = read_adapter(config.adapter) if config.adapter else None
     if adapter is not None:
-        adapter, lora = fitted(adapter, lora_config_of(adapter), empty)
+        lora = lora_config_of(adapter)
+        check_carried(adapter.name, lora)
+        adapter, lora = fitted(adapter, lora, empty)
     else:
         _check_targets(empty, config.targets)
         name_experts_(lora, empty)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -115,6 +116,8 @@ def restore_(
 ) -> None:
     """Put the original weights in the place of a quantised base's, on the CPU; LoRA stays as it is.
 
+    What is not quantised and was moved (biases that are trained, an embedding that came with an adapter) stays, too.
+
     Args:
         stay: (linear, dim) -> ascending positions that `model` has now, for every linear that was sliced
             (`surgery.removals`).
@@ -131,7 +134,7 @@ def restore_(
             path, _, leaf = name.rpartition(".")
             if path in linears:
                 continue
-            value = sliced_as(read(_plain(name)), _plain(path), stay, (0, 1))
+            value = as_trained(name, frozen[name], sliced_as(read(_plain(name)), _plain(path), stay, (0, 1)))
             setattr(base.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
         for path, linear in linears.items():
             weight = read(f"{_plain(path)}.weight")
@@ -174,7 +177,7 @@ def _restored(
         VerificationError: the original is not what was quantised.
     """
     weight = sliced_as(weight.T if was_conv1d(linear) else weight, path, stay, (0, 1))
-    bias = None if bias is None else sliced_as(bias, path, stay, (0,))
+    bias = None if bias is None else as_trained(f"{path}.bias", linear.bias, sliced_as(bias, path, stay, (0,)))
     check_same(path, dequantised(linear).cpu(), weight)
     return plain_in_place_of(linear, weight, bias)
 
@@ -194,6 +197,39 @@ def check_same(path: str, held: Tensor, weight: Tensor) -> None:
         raise VerificationError(
             f"{path}: the weight in the checkpoint is not the one that was quantised ({off:.2f} of its norm away, "
             f"{FURTHEST} allowed): the checkpoint has changed since it was loaded."
+        )
+
+
+def as_trained(name: str, held: Tensor, value: Tensor) -> Tensor:
+    """The checkpoint's value of a tensor that is not quantised; the model's own, where the two are not the same.
+
+    Training moves biases (`bias="all"`), and an adapter's file may hold biases and embeddings of its own.
+
+    Args:
+        held: as the model has it, in the precision that it computes in.
+        value: as the checkpoint has it, which may be wider.
+    Raises:
+        VerificationError: it has another shape.
+    """
+    held = held.detach().cpu()
+    if held.shape != value.shape:
+        raise VerificationError(
+            f"{name} is {tuple(value.shape)} in the checkpoint and {tuple(held.shape)} in the model: the checkpoint "
+            "has changed since it was loaded."
+        )
+    return value if torch.equal(value.to(held.dtype), held) else held.to(value.dtype)
+
+
+def check_unchanged(path: str, held: Tensor, value: Tensor) -> None:
+    """Refuse a frozen weight that is not the one that was trained on; the arguments are `as_trained`'s.
+
+    Raises:
+        VerificationError: names the linear.
+    """
+    if as_trained(path, held, value) is not value:
+        raise VerificationError(
+            f"{path}: the weight in the checkpoint is not the one that was trained on: the checkpoint has changed "
+            "since it was loaded."
         )
 
 

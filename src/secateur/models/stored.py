@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -23,7 +22,7 @@ from ..architecture.gguf import check_gguf
 from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.progress import safe
-from .files import INDEX, SINGLE, weight_files
+from .files import folder_of, weight_files
 from .source import ModelSource
 
 log = logging.getLogger("secateur")
@@ -69,7 +68,7 @@ def stored_tensors(source: ModelSource) -> Tensors | None:
 
     What is wrong with them `check_checkpoint` says.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     if folder is None:
         return None
     found = Tensors({}, {}, {}, {})
@@ -135,14 +134,6 @@ def untie_(model: PreTrainedModel) -> None:
             path, _, leaf = head.rpartition(".")
             copied = nn.Parameter(held[head].detach().clone(), requires_grad=held[head].requires_grad)
             setattr(model.get_submodule(path), leaf, copied)
-
-
-def _folder(source: ModelSource) -> Path | None:
-    """Where the files are: the folder itself, or the hub's cache."""
-    if source.is_local:
-        return Path(source.path)
-    found = [try_to_load_from_cache(source.path, name) for name in (SINGLE, INDEX)]
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
 def _add_header(found: Tensors, path: Path) -> None:

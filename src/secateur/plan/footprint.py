@@ -24,7 +24,7 @@ from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.families import FAMILIES, Family
 from ..architecture.mixtures import name_experts_
 from ..architecture.quantised import quantised_bytes
-from ..checkpoint.verify import wide_of
+from ..checkpoint.comparing import wide_of
 from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
 from ..models.stored import checkpoint_dtype

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..architecture.units import Units, base_linear, weight_of
 from ..criteria import InputMoments
-from ..models.cholesky import damped_cholesky
+from ..criteria.cholesky import damped_cholesky
 from ..models.surgery import lora_factors, merged_weight
 from ..parallel.sharding import assign_, gathered
 from ..system.errors import InputError

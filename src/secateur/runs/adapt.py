@@ -17,6 +17,7 @@ from ..architecture.building import empty_model, own_code
 from ..architecture.layered import is_layered
 from ..architecture.mixtures import APART, STACKED, adaptable
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
+from ..checkpoint.comparing import same_after_restoring
 from ..config.adapt import AdaptConfig
 from ..config.load_in import load_in_words
 from ..config.options import part_of
@@ -40,13 +41,20 @@ from ..system.progress import Progress
 from ..system.records import environment, write_json
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
-from ..training.finetune import add_lora, check_resumable, linears_without_use, load_base, lora_config, lora_scaling
+from ..training.finetune import (
+    add_lora,
+    check_resumable,
+    linears_without_use,
+    load_base,
+    lora_config,
+    lora_scaling,
+)
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
-from .outcome import keep_metrics, measure, numerics, report_on, token_counts, training_kept
+from .outcome import keep_metrics, measure, numerics, report_on, token_counts, training_kept, without_adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +125,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     if config.load_in is not None:
         quantised = {"quantised": {"load_in": config.load_in, "perplexity": before.to_dict() if before else None}}
         model = on_the_original(model, job, dtype)
-        with model.disable_adapter():
-            before = measure(model, job, dtype, progress)
+        before = without_adapter(model, job, dtype, progress)
     after = measure(model, job, dtype, progress)
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
@@ -145,6 +152,7 @@ def place_of(job: AdaptJob) -> AdapterPlace:
     return AdapterPlace(
         job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
         probe_of(job), checkpoint_dtype(job.model_config), _runs_code(job),
+        job.adapter.extras if job.adapter else (),
     )  # fmt: skip
 
 
@@ -155,7 +163,8 @@ def _runs_code(job: AdaptJob) -> bool:
 def on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
     """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
     with memory_for("putting the original weights in place", WRITE_LATER):
-        restore_(model, {}, job.source, trust=job.config.trust_remote_code)
+        with same_after_restoring(model, probe_of(job)):
+            restore_(model, {}, job.source, trust=job.config.trust_remote_code)
         model = with_plain_lora(model)
         if dtype == torch.float32 and model.get_base_model().dtype != torch.float64:
             model.float()

@@ -49,7 +49,7 @@ def dry_prune(job: PruneJob, progress: Progress) -> str:
     make_rank_pruner(model, job)
     cut_to_target(pruner)
     if job.config.load_in is not None and not job.config.stream_export:
-        restore_original(base, pruner, job)
+        restore_original(model, pruner, job)
     reports: list[ExportReport] = []
     with _elsewhere(job) as there, memory_for("writing the result", WRITE_LATER):
         write_result(model, pruner, there, lambda folder, report: reports.append(report))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from ..architecture.experts import Dropped, unused_experts
@@ -16,7 +17,7 @@ from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
-from ..models.devices import name_of
+from ..models.devices import default_device, name_of
 from ..models.files import checkpoint_bytes
 from ..models.files import source_bytes as files_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
@@ -27,6 +28,7 @@ from ..system.launcher import rank
 from ..system.progress import Progress
 from ..system.records import environment, write_json
 from ..training.checkpoints import find_latest
+from ..training.finetune import load_original
 from ..training.job import Job
 
 LATENCY_BATCH, LATENCY_REPEATS = 1, 7
@@ -38,6 +40,17 @@ def measure(model: nn.Module, job: Job, dtype: torch.dtype, progress: Progress) 
         return None
     told = progress.measuring()
     return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype, told=told)
+
+
+def without_adapter(model: PeftModel, job: Job, dtype: torch.dtype, progress: Progress) -> Perplexity | None:
+    """Of the model without its adapter; one that has brought biases or embeddings along is in the weights, too."""
+    if job.eval_ids is None:
+        return None
+    if job.adapter is not None and job.adapter.extras:
+        dense = load_original(job, dtype, default_device(), experts_apart=False)
+        return measure(dense, job, dtype, progress)
+    with model.disable_adapter():
+        return measure(model, job, dtype, progress)
 
 
 def outcome(

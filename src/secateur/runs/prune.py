@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from ..architecture.experts import unstack_experts
+from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
 from ..config.options import part_of
@@ -83,7 +84,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
     streamed = config.stream_export
-    device = base.device if config.load_in is None or streamed else restore_original(base, pruner, job)
+    device = base.device if config.load_in is None or streamed else restore_original(model, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
         """Measure the written checkpoint itself and put the records beside it."""
@@ -170,11 +171,12 @@ def write_result(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish
     )  # fmt: skip
 
 
-def restore_original(base: PreTrainedModel, pruner: Pruner, job: PruneJob) -> torch.device:
+def restore_original(model: PeftModel, pruner: Pruner, job: PruneJob) -> torch.device:
     """Put the original weights in a quantised base's place; where there is room to measure them on."""
-    with memory_for("putting the original weights in place", WRITE_LATER):
+    waiting = memory_for("putting the original weights in place", WRITE_LATER)
+    with waiting, same_after_restoring(model, probe_of(job)):
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
-    return device_for(3 * parameter_count(base) * checkpoint_dtype(job.model_config).itemsize)
+    return device_for(3 * parameter_count(model.get_base_model()) * checkpoint_dtype(job.model_config).itemsize)
 
 
 def fine_tune_and_prune(

@@ -19,7 +19,7 @@ from ..config.options import part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
-from ..models.adapter import starting_from_adapter
+from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
 from ..models.original import check_blocks
@@ -30,6 +30,7 @@ from ..pruning.compensation import check_compensation
 from ..pruning.reach import Unreachable
 from ..pruning.schedule import Schedule, make_schedule
 from ..pruning.target import Target, in_words_of, resolve_target
+from ..ranks.layers import start_that_moves_base
 from ..system.errors import InputError
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
@@ -77,6 +78,7 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     CRITERIA[config.criterion].options(config.criterion, part_of(ScoringOptions, config))
     config = starting_from_adapter(config)
+    _check_start(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
@@ -88,6 +90,22 @@ def prepare(config: PruneConfig) -> PruneJob:
     reach = (planned.unreached,) if planned.unreached else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held)}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
+
+
+def _check_start(config: PruneConfig) -> None:
+    """Refuse an adapter whose start moves the base weights, where those are read anew.
+
+    Raises:
+        InputError: names the start.
+    """
+    if not config.adapter or not (config.load_in or config.stream_export):
+        return
+    if start := start_that_moves_base(lora_config_of(read_adapter(config.adapter))):
+        why = f"--load-in {config.load_in}" if config.load_in else "--stream-export"
+        raise InputError(
+            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moves a part of the base "
+            f"weights into it, and {why} reads these anew: leave {why.split()[0]} out."
+        )
 
 
 def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
