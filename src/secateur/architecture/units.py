@@ -161,13 +161,13 @@ def base_linear(module: nn.Module) -> Linear:
 
 
 def weight_of(linear: Linear) -> Tensor:
-    """The frozen weight as (out, in): a view, also of a `Conv1D`'s, which is stored the other way round.
+    """The frozen weight as (out, in): a view, also of a `Conv1D`'s or an embedding's, stored the other way round.
 
     Of a quantised linear a float32 copy: keep it no longer than it is needed.
     """
     if bits_of(linear):
         return dequantised(linear)
-    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+    return linear.weight.T if isinstance(linear, Conv1D | nn.Embedding) else linear.weight
 
 
 def sides_of(linear: Linear) -> tuple[int, int]:

@@ -152,7 +152,7 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
         expected = logits_of(model, ids)
     for layer in lora_layers(model).values():
         linear, merged_in = layer.get_base_layer(), merged_weight(layer)
-        linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D) else merged_in
+        linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D | torch.nn.Embedding) else merged_in
     merged = cast(PreTrainedModel, model.unload())
     with in_precision(merged, wide_of(dtype)):
         merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, MOST_KL[wide_of(dtype)])

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.quantised import bits_of, dequantised, was_conv1d
-from ..architecture.units import Units, base_linear
+from ..architecture.units import Units
 from ..models.original import as_trained, check_same, check_unchanged, original_tensors, sliced_as
 from ..models.source import ModelSource
-from ..models.surgery import lora_factors, lora_layers, merged, plain, removals
+from ..models.surgery import is_embedding, lora_factors, lora_layers, merged, plain, removals
 from ..parallel.sharding import is_sharded
 
 Sides = dict[tuple[str, int], Tensor]
@@ -50,8 +50,9 @@ def merged_from_shards(
     with original_tensors(source, names, trust) as read:
         for name in names:
             path, _, leaf = name.rpartition(".")
-            linear = base_linear(layers[path]) if path in layers else modules[path]
+            linear = layers[path].get_base_layer() if path in layers else modules[path]
             turned = leaf == "weight" and (isinstance(linear, Conv1D) or was_conv1d(linear))
+            turned |= path in layers and is_embedding(layers[path])
             value = read(name)
             value = sliced_as(value.T if turned else value, path, live)
             held = getattr(linear, leaf, None)

@@ -32,6 +32,11 @@ def plain(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def is_embedding(layer: LoraLayer) -> bool:
+    """Whether LoRA is on an embedding, whose weight is stored (in, out)."""
+    return isinstance(layer.get_base_layer(), nn.Embedding)
+
+
 def check_mergeable(model: nn.Module) -> None:
     """Refuse adapters that are not plain LoRA on linears: they would not merge into sliced weights.
 
@@ -39,7 +44,11 @@ def check_mergeable(model: nn.Module) -> None:
         InputError: names the module and what is not supported.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    embeddings = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    shared = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
+    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    head = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    if head is None or head.weight is not shared:
+        shared = None
     for path, module in base.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
             raise InputError(
@@ -54,12 +63,12 @@ def check_mergeable(model: nn.Module) -> None:
                 "Merge or disable the others first."
             )
         linear = layer.get_base_layer()
-        if embeddings is not None and getattr(linear, "weight", None) is embeddings:
+        if shared is not None and getattr(linear, "weight", None) is shared:
             raise InputError(
                 f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
                 "it alone: leave it out of --targets."
             )
-        if not isinstance(linear, nn.Linear | Conv1D):
+        if not isinstance(linear, nn.Linear | Conv1D | nn.Embedding):
             raise InputError(
                 f"{path}: LoRA on a {type(linear).__name__} is not supported: use --targets to name linear layers only."
             )
@@ -86,6 +95,8 @@ def lora_factors(layer: nn.Module) -> LoraFactors:
     """The factors of the one active adapter of a PEFT LoRA layer."""
     assert isinstance(layer, LoraLayer)
     (adapter,) = layer.active_adapters
+    if adapter in layer.lora_embedding_A:  # an embedding is a linear of one-hot inputs
+        return LoraFactors(layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], layer.scaling[adapter])
     a, b = layer.lora_A[adapter], layer.lora_B[adapter]
     assert isinstance(a, nn.Linear)
     assert isinstance(b, nn.Linear)
@@ -94,10 +105,9 @@ def lora_factors(layer: nn.Module) -> LoraFactors:
 
 def merged_weight(layer: nn.Module) -> Tensor:
     """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
-    weight = gathered(weight_of(base_linear(layer)).detach())
     if not isinstance(layer, LoraLayer):
-        return weight
-    return merged(weight, lora_factors(layer))
+        return gathered(weight_of(base_linear(layer)).detach())
+    return merged(gathered(weight_of(layer.get_base_layer()).detach()), lora_factors(layer))
 
 
 def merged(weight: Tensor, lora: LoraFactors) -> Tensor:
@@ -138,6 +148,7 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
     stay = removals(units, keep)
     wrapped = lora_layers(base)
     transposed = {plain(path) for path, module in base.named_modules() if isinstance(module, Conv1D)}
+    transposed |= {f"{path}.base_layer" for path, layer in wrapped.items() if is_embedding(layer)}
     for name, tensor in base.state_dict().items():
         path, _, leaf = plain(name).rpartition(".")
         turned = leaf == "weight" and path in transposed
@@ -196,7 +207,7 @@ def _tell_sizes_(attention: nn.Module, attributes: dict[str, str], shape: LayerS
 def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """LoRA fits its linear, and every gradient and optimiser moment its parameter (fused AdamW would not notice)."""
     for path, layer in lora_layers(model).items():
-        lora, sides = lora_factors(layer), sides_of(base_linear(layer))
+        lora, sides = lora_factors(layer), sides_of(layer.get_base_layer())
         assert (lora.b.shape[0], lora.a.shape[1]) == sides, f"LoRA of another shape than {path}, {sides}"
         assert lora.b.shape[1] == lora.a.shape[0], f"LoRA of two ranks on {path}"
     for name, parameter in model.named_parameters():

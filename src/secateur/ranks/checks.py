@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from ..config.ranks import RankOptions
-from ..models.surgery import check_mergeable, lora_factors, lora_layers
+from ..models.surgery import check_mergeable, is_embedding, lora_factors, lora_layers
 from ..pruning.checks import check_adapter_kind, check_kind
 from ..pruning.schedule import Schedule, make_schedule, make_stepwise
 from ..system.errors import InputError, all_faults
@@ -41,6 +41,8 @@ def check_adapter(model: nn.Module, merges: bool) -> None:
     check_adapter_kind(model)
     check_mergeable(model)
     for path, layer in lora_layers(model).items():
+        if is_embedding(layer):
+            raise InputError(f"{path}: LoRA on an embedding keeps its rank: leave it out with --targets.")
         lora = lora_factors(layer)
         sides = lora.b.shape[0], lora.a.shape[1]
         if lora.a.shape[0] > min(sides):
