@@ -6,6 +6,7 @@ types share it is one line in `FAMILIES`.
 
 from dataclasses import dataclass, field, replace
 
+from ..config.formats import FORMATS, STOCK
 from ..system.errors import InputError
 from ..system.registry import Registry
 
@@ -108,12 +109,11 @@ class Family:
 
     @property
     def formats(self) -> dict[str, tuple[str, ...]]:
-        """Kind of unit -> how a model without some can be written: `stock`, `layered`, `padded`."""
+        """Kind of unit -> how a model without some can be written, of `FORMATS`."""
         if self.alike_only:
-            return dict.fromkeys(self.kinds, ("stock",))
-        everywhere = ("stock", "layered", "padded")
-        heads = everywhere if self.head_dim else everywhere[1:]
-        channels = everywhere if self.ffn else everywhere[1:]
+            return dict.fromkeys(self.kinds, (STOCK,))
+        own = tuple(name for name in FORMATS if name != STOCK)
+        heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim, self.ffn))
         return {kind: channels if kind == "ffn" else heads for kind in self.kinds}
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source, stock_class_of
+from ..config.formats import LAYERED, STOCK
 from ..models.adapter_extras import WEIGHTS, extra_places
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
@@ -159,7 +160,7 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
     round_(merged, dtype)
     merged.config.use_cache = True
     family = layered_family(merged.config) if is_layered(merged.config) else None
-    format = "stock" if family is None else "layered"
+    format = STOCK if family is None else LAYERED
     write_checkpoint(merged, family, place.output, format, ids, place.tokenizer, merge, with_records)
     return reports[0]
 

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from ..architecture.layered import layered_family, layered_shapes
 from ..architecture.stock import LAYERS_KEY
+from ..config.formats import PADDED, converter
 from ..config.prune import ExportConfig
 from ..models.files import tensor_places
 from ..models.loading import load_config
@@ -26,7 +27,13 @@ from .tokenizer_files import copied_files
 
 
 def export_config(config: ExportConfig) -> ExportReport:
-    """`secateur export`: a layered checkpoint, zero-padded to equal layers, as a stock one."""
+    """`secateur export`: a checkpoint in the format that the config names."""
+    report: ExportReport = converter(config.format)(config)
+    return report
+
+
+def to_padded(config: ExportConfig) -> ExportReport:
+    """A layered checkpoint, zero-padded to equal layers, as a stock one."""
     folder, output = Path(config.model), Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder)
     if folder.suffix.lower() == ".gguf":
@@ -63,7 +70,7 @@ def export_config(config: ExportConfig) -> ExportReport:
         text = padded_card(text, report.loads_with.replace(json.dumps(report.folder), json.dumps(output.name)))
         (made / "README.md").write_text(text, encoding="utf-8")
 
-    return write_checkpoint(padded, family, output, "padded", ids, tokenizer, merge, carry_card)
+    return write_checkpoint(padded, family, output, PADDED, ids, tokenizer, merge, carry_card)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

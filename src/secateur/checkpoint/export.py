@@ -19,6 +19,7 @@ from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
+from ..config.formats import LAYERED, STOCK, convertible
 from ..models.benchmark import parameter_count
 from ..models.devices import without_autocast
 from ..models.files import checkpoint_bytes
@@ -41,7 +42,7 @@ class ExportReport:
 
     folder: str
     format: str
-    """`stock`, `layered` or `padded`."""
+    """Of `FORMATS`, or `adapter`."""
     model_class: str
     parameters: int
     bytes: int
@@ -103,7 +104,7 @@ def export_checkpoint(
         merge = compare("the merged", small, "the trained", model, probe_ids)
     round_(small, dtype)
     layered = LAYERS_KEY in small.config.to_dict()
-    format = "layered" if layered else "stock"
+    format = LAYERED if layered else STOCK
 
     def done(folder: Path, report: ExportReport) -> None:
         (finish or partial(_write_card, base))(folder, report)
@@ -134,7 +135,7 @@ def small_class(
         if model_class != "keep":
             raise InputError(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
-                "class: use it with --allocation uniform, or with export --format padded."
+                f"class: use it with --allocation uniform, or with export --format {' or '.join(convertible())}."
             )
         new_config = resized_config(config, family, None)
         cls = layered_class(new_config, family)
@@ -206,7 +207,7 @@ def write_checkpoint(
         family: of a layered checkpoint, whose modelling file follows it.
         merge: what `compare` found before rounding.
     """
-    layered = format == "layered"
+    layered = format == LAYERED
     runs_code = layered or _brings_code(small)
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
         save_model(small, folder, family if layered else None)
@@ -267,10 +268,10 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
 
 
 def loads_with(
-    output: Path | str, config: PreTrainedConfig, layered: bool, tokenizer: WrittenTokenizer | None = None
+    output: Path | str, config: PreTrainedConfig, trusts: bool, tokenizer: WrittenTokenizer | None = None
 ) -> str:
     """Python that reads a checkpoint back."""
-    trust = ", trust_remote_code=True" if layered else ""
+    trust = ", trust_remote_code=True" if trusts else ""
     own = ", trust_remote_code=True" if tokenizer and tokenizer.trust else ""
     reader = tokenizer.reader if tokenizer else "AutoTokenizer"
     auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from ..architecture.families import Family
 from ..architecture.layout import LayerShape, linear_sizes, parts
 from ..architecture.stock import accepts
+from ..config.formats import PADDED
 from ..system.errors import InputError
 
 
@@ -36,7 +37,7 @@ def padded_shape(
             return shape
     remedy = f"pass --model-class {family.twin}" if family.twin else "keep the layered checkpoint"
     raise InputError(
-        f"--format padded: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to "
+        f"--format {PADDED}: {config.model_type}'s config class takes no head count from {kv_heads * repeats} to "
         f"{most_kv * most}: {remedy}."
     )
 

@@ -16,6 +16,7 @@ from ..architecture.layered import MODULE, modeling_source, stock_class_of
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
+from ..config.formats import LAYERED, STOCK
 from ..models.files import checkpoint_bytes
 from ..models.source import ModelSource
 from ..models.surgery import merged_and_sliced
@@ -127,7 +128,7 @@ def _read_back(
     (verified,) = verify([check])
     return ExportReport(
         folder=str(output),
-        format="layered" if layered else "stock",
+        format=LAYERED if layered else STOCK,
         model_class=verified.class_name,
         parameters=parameters,
         bytes=checkpoint_bytes(folder),

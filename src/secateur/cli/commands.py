@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.adapt import AdaptConfig
 from ..config.compare import CompareConfig
 from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
+from ..config.formats import FORMATS, PADDED
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
 from ..config.recipes import RecipesConfig, recipes_text
 from ..config.speed import BenchConfig, PlanConfig
@@ -170,7 +171,7 @@ def _families(_: None) -> int:
         for note in family.notes:
             print(f"{'':12} {note}")
     print("\nkind of unit (formats in which a model without some of them can be written)")
-    print("stock: loads anywhere; layered: with a modelling file (trust_remote_code); padded: stock, zeros kept")
+    print("; ".join(f"{name}: {format.reader}" for name, format in FORMATS.items()))
     return 0
 
 
@@ -240,7 +241,7 @@ COMMANDS = {
         "write a checkpoint in another format",
         _export,
         (ExportConfig,),
-        "secateur export --model ./small --format padded --output ./small-padded",
+        f"secateur export --model ./small --format {PADDED} --output ./small-padded",
     ),
     "sample": Command(
         "what a model answers to prompts, or two models side by side",

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from ..checkpoint.export import build_small, round_
+from ..config.formats import FORMATS
 from ..config.prune import PruneConfig
 from ..data.documents import check_spec
 from ..data.same_source import same_source
@@ -188,7 +189,7 @@ def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     result = prune(job, Progress(job.total_steps, every_seconds=60))
-    trust = result["export"]["format"] != "stock"
+    trust = FORMATS[result["export"]["format"]].trust
     small = AutoModelForCausalLM.from_pretrained(job.output, dtype="auto", trust_remote_code=trust)
     widened(small, compute_dtype(job.config.dtype))
     return small, {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}

@@ -6,6 +6,7 @@ from .load_in import load_in_faults
 from .options import at_least, option
 from .ranks import RankOptions
 from .run import RunConfig
+from .schedule import ScheduleOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,15 @@ class AdaptConfig(RankOptions, RunConfig):
     init_rank: int = option("rank that it starts with; equal to --rank: plain LoRA", 64, group="lora")
     criterion: str = option(
         "what scores the rank components",
-        "gradient",
+        RankOptions.criterion,
         group="criterion",
         choices=("gradient", "sparsegpt", "wanda", "taylor", "magnitude", "random"),
     )
     schedule: str = option(
-        "how the rank falls between the first and the last cut", "cubic", group="schedule", choices=("cubic", "linear")
+        "how the rank falls between the first and the last cut",
+        ScheduleOptions.schedule,
+        group="schedule",
+        choices=("cubic", "linear"),
     )
     alpha: int | None = option("LoRA alpha at the final rank; default: the rank, so scaling 1", None, group="lora")
 

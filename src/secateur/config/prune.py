@@ -7,6 +7,7 @@ all with the same name. What a part of the program takes stands in a class besid
 
 from dataclasses import dataclass
 
+from .formats import FORMATS, PADDED, convertible
 from .load_in import load_in_faults
 from .options import at_least, choice_faults, option
 from .pruning import PruningOptions
@@ -109,10 +110,10 @@ class ExportConfig:
     model: str = option("a checkpoint that secateur wrote", group="model")
     output: str = option("folder for the new checkpoint", group="output")
     format: str = option(
-        "padded: every layer zero-padded to the widest, loads in the stock class",
-        "padded",
+        "; ".join(f"{name}: {FORMATS[name].help}" for name in convertible()),
+        PADDED,
         group="output",
-        choices=("padded",),
+        choices=convertible(),
     )
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",

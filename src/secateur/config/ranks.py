@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .lora import LoraOptions
 from .options import Seeded, at_least, below_one, option
 from .schedule import ScheduleOptions
 
@@ -10,7 +11,9 @@ from .schedule import ScheduleOptions
 class RankOptions(ScheduleOptions, Seeded):
     """Everything that a `RankPruner` can be told (PrunedLoRA, arXiv:2510.00192)."""
 
-    rank: int = option("rank that the adapter ends with; with global allocation, on average", 8, group="lora")
+    rank: int = option(
+        "rank that the adapter ends with; with global allocation, on average", LoraOptions.rank, group="lora"
+    )
     scaling: str = option(
         "fixed: alpha / r of the final rank throughout; rank: it grows to that as the rank falls, as 1 / sqrt(r)",
         "fixed",
@@ -40,7 +43,7 @@ class RankOptions(ScheduleOptions, Seeded):
     )
     prune_start: float | int = option(
         "cuts begin after this, the first --frequency steps later: a fraction (0.1) or a step (10)",
-        0.1,
+        ScheduleOptions.prune_start,
         group="schedule",
     )
     k1: int | None = option("with --k2, instead of --prune-end: steps between cuts", None, group="schedule")

@@ -19,10 +19,11 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from ..architecture.experts import expert_lists
+from ..config.run import RunConfig
 from ..system.errors import SecateurError
 from ..system.launcher import launched, own_device
 
-TIMEOUT_S = 1800
+TIMEOUT_S = RunConfig.process_timeout
 """How long a process waits for the others, where the user does not say (`--process-timeout`)."""
 
 

@@ -17,6 +17,7 @@ from ..architecture.experts import unstack_experts
 from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
+from ..config.formats import FORMATS
 from ..config.options import part_of
 from ..config.pruning import PruningOptions
 from ..config.ranks import RankOptions
@@ -120,7 +121,7 @@ def load_result(
     job: PruneJob, folder: Path, report: ExportReport, place: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """The written checkpoint on a device, to compute in a dtype; on the meta device its shapes alone."""
-    trust = report.format != "stock"
+    trust = FORMATS[report.format].trust
     with quiet_transformers():
         if place.type == "meta":
             with place:

@@ -2,14 +2,12 @@
 
 from typing import Any
 
+from ..config.formats import FORMATS, STOCK, convertible
 from ..system.progress import human_bytes
 from ..system.records import format_table
 
-NEEDS = {
-    "uniform": "loads anywhere",
-    "protected": "needs trust_remote_code=True, or export --format padded",
-    "global": "needs trust_remote_code=True, or export --format padded",
-}
+LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible())}"
+NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER}
 
 
 def run_summary(result: dict[str, Any]) -> str:
