@@ -200,6 +200,25 @@ def test_lora_that_is_not_at_work() -> None:
     Pruner(model, sparsity=0.4).close()
 
 
+def test_one_pruner_at_a_time() -> None:
+    model, ids = adapted(), torch.arange(3, 35).unsqueeze(0)
+    times = {"sparsity": 0.4, "total_steps": 2, "prune_start": 0, "prune_end": 1, "frequency": 1}
+    first, second = Pruner(model, **times), Pruner(model, criterion="magnitude", **times)
+    with pytest.raises(InputError, match="does not know the run's length: pass total_steps"):
+        Pruner(model, sparsity=0.4).step()
+    model(input_ids=ids, labels=ids).loss.backward()
+    first.observe()
+    first.step(torch.optim.SGD([p for p in model.parameters() if p.requires_grad]))
+    with pytest.raises(InputError, match=r"\d+ rows where this pruner knows \d+: another pruner has cut the model"):
+        second.observe()
+    masked = Pruner(model, shrink=False, criterion="magnitude", **times)
+    Pruner(model, sparsity=0.1).close()  # nothing is hidden yet
+    masked.observe()
+    masked.step()
+    with pytest.raises(InputError, match="another pruner's masks hide units"):
+        Pruner(model, sparsity=0.1)
+
+
 def test_commands_speak_of_flags(model, capsys) -> None:
     with flags_spoken(), pytest.raises(InputError, match="--frequency is 0"):
         Pruner(model, sparsity=0.4, frequency=0)

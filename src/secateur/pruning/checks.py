@@ -108,6 +108,9 @@ def check_steps(total_steps: Any) -> int:
     return int(total_steps)
 
 
+NO_LENGTH = "the pruner does not know the run's length: pass total_steps, or call begin(steps)."
+
+
 def check_bounds(options: ScheduleOptions) -> None:
     """Whether cuts end after they begin, as far as it is known without the run's length.
 

@@ -1,6 +1,6 @@
 """Masks: units that are out are zeroed at the input of `o` and `down`, the same function as removing them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.units import Pool
+from ..system.errors import InputError
 
 
 class Masks:
@@ -57,4 +58,24 @@ class Masks:
                 mask = self._masks[path] = mask.to(x)
             return (x * mask, *args[1:])
 
+        hook.masks = self  # type: ignore[attr-defined]
         return hook
+
+    @property
+    def hide(self) -> bool:
+        """Whether any unit is out."""
+        return bool(self._masks)
+
+
+def check_unmasked(modules: Iterable[nn.Module]) -> None:
+    """Refuse a model on which another pruner's masks hide units.
+
+    Raises:
+        InputError: there are some.
+    """
+    hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    if any(masks.hide for hook in hooks if (masks := getattr(hook, "masks", None)) is not None):
+        raise InputError(
+            "another pruner's masks hide units of this model, which are still in it: export that pruner's result, and "
+            "prune what was written."
+        )

@@ -13,15 +13,16 @@ from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists
 from ..architecture.families import Family
 from ..architecture.likeness import family_for
-from ..architecture.units import Member, Pool, Units
+from ..architecture.units import Member, Pool, Units, base_linear, sides_of
 from ..criteria import InputMoments
 from ..models.original import check_cuttable, restore_
 from ..models.source import ModelSource
 from ..models.stored import untie_
 from ..models.surgery import check_mergeable, removals, shrink_
 from ..parallel.sharding import assign_, check_in_memory, gathered
+from ..system.errors import InputError
 from .compensation import check_compensation, compensate_, rewritten_by
-from .masks import Masks
+from .masks import Masks, check_unmasked
 
 
 class PrunedModel:
@@ -51,6 +52,7 @@ class PrunedModel:
         self.units = self.live = self._find_units()
         self.shrink, self.compensate = shrink, compensate
         self._look_up_modules()
+        check_unmasked(self.modules.values())
         check_in_memory(base)
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
@@ -70,6 +72,20 @@ class PrunedModel:
         if not self.shrink:
             return self.keep
         return {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.live.pools}
+
+    def check_unchanged(self) -> None:
+        """Whether the linears have the sizes that are known here.
+
+        Raises:
+            InputError: something else has cut them.
+        """
+        for member in (member for pool in self.live.pools for member in pool.members if member.scored):
+            size = sides_of(base_linear(self.modules[member.linear]))[member.dim]
+            if size != member.size:
+                raise InputError(
+                    f"{member.linear} has {size} {'columns' if member.dim else 'rows'} where this pruner knows "
+                    f"{member.size}: another pruner has cut the model, so use one at a time."
+                )
 
     def put_masks_on(self) -> None:
         """Where cuts mask: every unit has its place in a mask from here on, and none is out."""

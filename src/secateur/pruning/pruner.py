@@ -36,7 +36,7 @@ from ..system.errors import InputError, NumericsError
 from ..system.voice import speaks_python
 from .allocation import make_budget
 from .budget import Budget, budget_goal
-from .checks import check_model, check_sizes, check_steps, criterion_of, options_of
+from .checks import NO_LENGTH, check_model, check_sizes, check_steps, criterion_of, options_of
 from .cut import Cut
 from .model import PrunedModel, Shown
 from .schedule import Schedule, make_schedule
@@ -131,7 +131,7 @@ class Pruner(Shown):
             NumericsError: a score is NaN or infinite; names the pool and the step.
         """
         if self.schedule is None:
-            raise InputError("the pruner does not know the run's length: pass total_steps, or call begin(steps).")
+            raise InputError(NO_LENGTH)
         if self.replaces:
             watch_for_wrappers_(self.model)
         step = self.steps_done + 1
@@ -160,7 +160,8 @@ class Pruner(Shown):
         Raises:
             DisagreementError: at a cut, one step after it or at the run's last step, processes hold other weights.
         """
-        assert self.schedule is not None, "observe() or begin() comes first"
+        if self.schedule is None:
+            raise InputError(NO_LENGTH)
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done):
             if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):

@@ -68,6 +68,7 @@ class Scorer:
         Raises:
             NumericsError: a score is NaN or infinite; names the pool and the step.
         """
+        self.pruned.check_unchanged()
         self.statistics.fold()
         if cutting:
             self.statistics.average_()

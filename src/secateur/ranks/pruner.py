@@ -13,7 +13,7 @@ from ..models.devices import without_autocast
 from ..models.surgery import check_shapes, lora_factors, lora_layers
 from ..parallel.distributed import average_, check_agreement, check_weights, trained_weights
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
-from ..pruning.checks import check_bounds, check_steps
+from ..pruning.checks import NO_LENGTH, check_bounds, check_steps
 from ..pruning.schedule import Schedule
 from ..pruning.state import load_state, restoring, save_state
 from ..system.errors import InputError, NumericsError
@@ -128,7 +128,8 @@ class RankPruner:
         Raises:
             NumericsError: a gradient is not finite; names layer and step.
         """
-        assert self.schedule is not None, "begin() comes first, or total_steps"
+        if self.schedule is None:
+            raise InputError(NO_LENGTH)
         watch_for_wrappers_(self.model)
         if not self._cuts_ahead:
             return
@@ -166,7 +167,8 @@ class RankPruner:
         Raises:
             DisagreementError: at a cut, one step after it or at the run's last step, processes hold other weights.
         """
-        assert self.schedule is not None, "observe() or begin() comes first"
+        if self.schedule is None:
+            raise InputError(NO_LENGTH)
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
             if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):
