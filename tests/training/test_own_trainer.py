@@ -14,6 +14,7 @@ from secateur.models.devices import without_autocast
 from secateur.parallel.replicas import unwrapped
 from secateur.pruning import pruner as pruner_module
 from secateur.system.errors import InputError
+from secateur.training.callback import unscaled
 
 STEPS, LENGTH = 6, 16
 
@@ -110,6 +111,22 @@ def test_trainers_that_no_cut_can_follow_are_refused_at_their_start(tmp_path) ->
         trainer.add_callback(PruningCallback(pruner_for(model)))
         with pytest.raises(InputError, match=words):
             trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_loss_scale_is_undone_once_and_an_overflow_left_out(clipped) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((weight * torch.tensor([1.0, 2.0])).sum()).backward()
+    if clipped:  # which undoes it
+        scaler.unscale_(optimizer)
+    assert unscaled(optimizer)
+    assert weight.grad.tolist() == [1.0, 2.0]
+    scaler.step(optimizer)
+    scaler.update()
+    scaler.scale((weight * float("inf")).sum()).backward()
+    assert not unscaled(optimizer)
 
 
 def test_wrappers_are_taken_off_or_refused() -> None:
