@@ -211,6 +211,7 @@ def test_one_pruner_at_a_time() -> None:
     first.step(torch.optim.SGD([p for p in model.parameters() if p.requires_grad]))
     with pytest.raises(InputError, match=r"\d+ rows where this pruner knows \d+: another pruner has cut the model"):
         second.observe()
+    model = adapted()
     masked = Pruner(model, shrink=False, criterion="magnitude", **times)
     Pruner(model, sparsity=0.1).close()  # nothing is hidden yet
     masked.observe()
