@@ -160,7 +160,7 @@ def base_linear(module: nn.Module) -> Linear:
     return linear
 
 
-def weight_of(linear: Linear) -> Tensor:
+def weight_of(linear: Linear | nn.Embedding) -> Tensor:
     """The frozen weight as (out, in): a view, also of a `Conv1D`'s or an embedding's, stored the other way round.
 
     Of a quantised linear a float32 copy: keep it no longer than it is needed.
@@ -170,7 +170,7 @@ def weight_of(linear: Linear) -> Tensor:
     return linear.weight.T if isinstance(linear, Conv1D | nn.Embedding) else linear.weight
 
 
-def sides_of(linear: Linear) -> tuple[int, int]:
+def sides_of(linear: Linear | nn.Embedding) -> tuple[int, int]:
     """(out, in) of a linear, without reading its weight."""
     if bits_of(linear):
         return int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]

@@ -107,7 +107,8 @@ def merged_weight(layer: nn.Module) -> Tensor:
     """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
     if not isinstance(layer, LoraLayer):
         return gathered(weight_of(base_linear(layer)).detach())
-    return merged(gathered(weight_of(layer.get_base_layer()).detach()), lora_factors(layer))
+    linear: Any = layer.get_base_layer()
+    return merged(gathered(weight_of(linear).detach()), lora_factors(layer))
 
 
 def merged(weight: Tensor, lora: LoraFactors) -> Tensor:
