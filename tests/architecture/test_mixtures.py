@@ -155,6 +155,12 @@ class Router(nn.Linear):
         return super().forward(x), None
 
 
+def test_a_mixture_is_not_streamed() -> None:
+    config = PruneConfig(model="m", data=("d",), output="o", sparsity=0.3, stream_export=True)
+    with pytest.raises(InputError, match="--stream-export: a qwen3_moe is a mixture"):
+        plan_budget(config, tiny("qwen3_moe").config)
+
+
 def test_linears_that_no_forward_pass_calls() -> None:
     model = tiny("mistral")
     layer = model.model.layers[0]

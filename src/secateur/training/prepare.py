@@ -128,6 +128,11 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     if config.trust_remote_code:
         check_own_code(model_config, family, config.model_class)
     unstack_experts(empty, family)
+    if config.stream_export and family.experts is not None:
+        raise InputError(
+            f"--stream-export: a {model_config.model_type} is a mixture, whose files hold a layer's experts in "
+            "one tensor, which is not read an expert at a time: leave --stream-export out."
+        )
     if config.experts is not None:
         check_expert_count(model_config, family, config.experts)
     units = find_units(empty, family, config.attention)
