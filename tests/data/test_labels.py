@@ -194,6 +194,34 @@ def test_calls_of_tools_are_rendered_and_labelled():
     assert labelled(document, tokenizer) == ['<c>add{"a": 1}<fin>', "Two<fin>"]
 
 
+def test_a_call_without_which_a_template_refuses_the_rest_or_leaves_it_out():
+    """As gpt-oss, which wants a call before what a tool says, and Gemma 4, which writes both in one turn."""
+    head = "<|start|>{{ m.role }}<|message|>"
+    refusing = (
+        "{% set ns = namespace(name='') %}"
+        + EACH
+        + "{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %}"
+        "<|start|>assistant to={{ ns.name }}<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+        "{% elif m.role == 'tool' %}{% if not ns.name %}{{ raise_exception('no call') }}{% endif %}"
+        "<|start|>{{ ns.name }}<|message|>{{ m.content }}<|over|>{% else %}"
+        + head
+        + "{{ m.content }}<|over|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    one_turn = (
+        EACH + "{% if m.role != 'tool' %}" + head + "{% for c in m.tool_calls or [] %}<c>{{ c.function.name }}</c>"
+        "{% if loop.last and messages[1].tool_calls and messages | length > 2 %}<r>{{ messages[2].content }}</r>"
+        "{% endif %}{% endfor %}{{ m.content }}<|over|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant<|message|>{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = (("user", "1+1"), ("assistant", ""), ("tool", "2 it is"), ("assistant", "Two"))
+    document = chat(*turns, keys=({}, {"tool_calls": [call]}, {}, {}))
+    assert labelled(document, tokenizer_of(refusing)) == [' to=add<|message|>{"a": 1}<|call|>', "Two<|over|>"]
+    found = labelled(document, tokenizer_of(one_turn))
+    assert found == ["<c>add</c>", "Two<|over|>"]
+
+
 def test_turns_that_are_not_trained_on_have_no_label():
     tokenizer = tokenizer_of(CHATML)
     document = chat(*TWO, untrained=frozenset({1}))

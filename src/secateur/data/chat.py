@@ -137,7 +137,7 @@ class Chat:
                 leave_out(f"turns of the role `{role}`")
             elif content not in text and thought and said.strip() in text:
                 leave_out("thoughts (`<think>`)")
-            for key in turn.keys() - {"role", "content"}:
+            for key in turn.keys() - {"role", "content", "tool_call_id"} - ({"name"} if role == "tool" else set()):
                 if key == "tool_calls":
                     written = all(name in text for name in call_names(turn))
                 elif key in THOUGHTS:

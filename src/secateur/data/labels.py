@@ -9,7 +9,7 @@ from typing import Any
 from ..system.errors import InputError
 from .chat import MARK, Chat, Rendered, is_unwritten
 from .encoding import encode_document
-from .endings import Endings, endings_of, first_token, special_tokens
+from .endings import UNFINISHED_TAG, Endings, endings_of, first_token, special_tokens
 from .forms.document import Document
 from .forms.tally import ENDINGS, UNLABELLED, Tally
 from .forms.turns import THOUGHTS
@@ -149,15 +149,32 @@ class Labeller:
         while mark in text:
             mark += MARK
         bare = {key: value for key, value in turn.items() if key not in ("tool_calls", *THOUGHTS)}
-        for kept in (bare, turn):
-            try:
-                marked = self.chat.write([*turns[:i], kept | {"content": mark}, *turns[i + 1 :]], rendered.keys)
-            except Exception:  # whatever a template raises
-                continue
-            before, found, after = marked.partition(mark)
-            if found and (place := self._place(rendered, i, before, after)):
-                return Span(*place, self._stop(text, place[1], at_end=i + 1 == len(turns)))
-        return None
+        marked = self._written([*turns[:i], bare | {"content": mark}, *turns[i + 1 :]], rendered) or ""
+        before, found, after = marked.partition(mark)
+        place = self._place(rendered, i, before, after) if found else None
+        if place and not (bare != turn and place[1] > self._next(rendered, i, mark)):
+            return Span(*place, self._stop(text, place[1], at_end=i + 1 == len(turns)))
+        return self._continued(rendered, i, mark) if bare != turn else None
+
+    def _continued(self, rendered: Rendered, i: int, mark: str) -> Span | None:
+        """Where turn `i` is by what the template writes of the conversation up to it: for calls, without which it may
+        refuse the rest, or leave the rest out."""
+        earlier, turn, text = rendered.turns[:i], rendered.turns[i], rendered.text
+        prompt = self._written(earlier, rendered, prompt=True)
+        if not prompt or not text.startswith(prompt):
+            return None
+        unthought = {key: value for key, value in turn.items() if key not in THOUGHTS}  # as it may be once it is past
+        cuts = [self._written([*earlier, last], rendered) or "" for last in (turn, unthought)]
+        shared = [os.path.commonprefix([text, cut]) for cut in cuts]  # noqa: RUF071
+        end = max(len((cut if cut in cuts else UNFINISHED_TAG.sub("", cut)).rstrip()) for cut in shared)
+        return Span(len(prompt), end, end) if len(prompt) < end <= self._next(rendered, i, mark) else None
+
+    def _next(self, rendered: Rendered, i: int, mark: str) -> int:
+        """Where the content of the turn after turn `i` begins, or the text ends."""
+        turns = rendered.turns
+        marked = [*turns[: i + 1], *({**turn, "content": mark} for turn in turns[i + 1 : i + 2]), *turns[i + 2 :]]
+        before, found, _ = (self._written(marked, rendered) or "").partition(mark)
+        return len(before) if found and rendered.text.startswith(before) else len(rendered.text)
 
     def _place(self, rendered: Rendered, i: int, before: str, after: str) -> tuple[int, int] | None:
         """Start and end of a turn in the text, given what stands around the mark."""
@@ -167,7 +184,7 @@ class Labeller:
         start = len(before)
         if not text.startswith(before):
             shared = len(os.path.commonprefix([text, before]))  # noqa: RUF071
-            prompt = self._prompt(rendered, i)
+            prompt = self._written(rendered.turns[:i], rendered, prompt=True) if i else None
             begun = prompt is not None and text.startswith(prompt)
             start = len(prompt) if prompt is not None and begun else shared
             if not begun and self._has_others(rendered, i, before[shared:]):
@@ -178,9 +195,9 @@ class Labeller:
             return None
         return start, len(text) - same
 
-    def _prompt(self, rendered: Rendered, i: int) -> str | None:
+    def _written(self, turns: list[dict[str, Any]], rendered: Rendered, *, prompt: bool = False) -> str | None:
         try:
-            return self.chat.write(rendered.turns[:i], rendered.keys, prompt=True)
+            return self.chat.write(turns, rendered.keys, prompt=prompt)
         except Exception:  # whatever a template raises
             return None
 
