@@ -7,10 +7,14 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_llama
 from transformers import AutoModelForCausalLM
 
+from secateur import Pruner
+from secateur.checkpoint.shards import merged_from_shards
 from secateur.cli import main
 from secateur.models.adapter import load_adapter, read_adapter
 from secateur.models.adapter_extras import MERGE_FIRST
 from secateur.models.original import as_trained, check_unchanged
+from secateur.models.source import ModelSource
+from secateur.models.surgery import merged_and_sliced
 from secateur.system.errors import InputError, VerificationError
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
@@ -149,3 +153,27 @@ def test_what_was_moved_stays_and_what_was_not_is_the_checkpoints() -> None:
         check_unchanged("x", held, value.roll(1, 0))
     with pytest.raises(VerificationError, match=r"x is \(4, 4\) in the checkpoint and \(8, 4\) in the model"):
         as_trained("x", held, value[:4])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_lora_on_an_embedding_that_is_not_tied_merges(place, streamed) -> None:
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(place / "model"),
+        LoraConfig(r=4, target_modules=["embed_tokens", "up_proj"]),
+    )
+    layer = model.base_model.model.model.embed_tokens
+    torch.nn.init.normal_(layer.lora_embedding_B["default"])
+    pruner = Pruner(model, sparsity=0.3, total_steps=4, criterion="magnitude")
+    if streamed:
+        source = ModelSource("m", str(place / "model"))
+        tensors = merged_from_shards([EMBEDDING], model, pruner.units, pruner.keep, {}, source)
+    else:
+        tensors = merged_and_sliced(model, pruner.units, pruner.keep)
+    found = dict(tensors)[EMBEDDING]
+    torch.testing.assert_close(found, layer.weight + layer.get_delta_weight("default"))
+
+
+def test_lora_on_an_embedding_that_is_tied_is_refused() -> None:
+    tied = tiny_llama(layers=2, tied=True)
+    with pytest.raises(InputError, match="its weight is the input embedding's too"):
+        Pruner(get_peft_model(tied, LoraConfig(target_modules=["embed_tokens"])), sparsity=0.3, criterion="magnitude")
