@@ -144,7 +144,7 @@ def test_no_disk_space_is_known_before_the_run(place, tmp_path, capsys, monkeypa
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("secateur.system.output.shutil.disk_usage", lambda path: usage._replace(free=1000))
     assert main(arguments(place, tmp_path / "out")) == 2
-    assert "0.0 GB free: make room" in capsys.readouterr().err
+    assert "0.001 MB free: make room" in capsys.readouterr().err
 
 
 def test_help_is_fast_and_loads_no_torch() -> None:

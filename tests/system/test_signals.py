@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from tiny import save_tiny
+from zygote import run
 
 from secateur.cli import main
 from secateur.evaluation import assess
@@ -106,3 +107,30 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(tmp_path) -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+HANG_UP = """
+import os, signal, sys
+from secateur.cli import main
+from secateur.training import saving
+real = saving.SavingCallback.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        os.close(ours)  # what the terminal's other end was
+    real(self, args, state, control, **kwargs)
+saving.SavingCallback.on_step_end = on_step_end
+ours, theirs = os.openpty()
+os.setsid()
+import fcntl, termios
+fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+for stream in (0, 1, 2):
+    os.dup2(theirs, stream)
+os.close(theirs)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_that_goes_away_ends_a_run_with_its_step_saved(place, tmp_path) -> None:
+    done = run(*command(place, tmp_path / "out", "--save-steps", "0"), source=HANG_UP)
+    assert done.returncode == 128 + signal.SIGHUP
+    assert find_latest(tmp_path / "out.run")[0].name == "checkpoint-3"

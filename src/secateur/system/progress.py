@@ -1,12 +1,14 @@
 """The live view of a run: one line that is rewritten in a terminal, plain lines elsewhere."""
 
+import errno
 import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -52,17 +54,39 @@ def safe(text: str) -> str:
     return ESCAPES.sub("", text)
 
 
-class Escaping:
-    """A stream whose text loses its control sequences; everything else is the stream's own."""
+class Heard:
+    """A stream whose terminal may go away: writing to it is then no error, and a run can save before it stops."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(safe(text))
+        with _gone_is_fine():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _gone_is_fine():
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Escaping(Heard):
+    """A stream whose text loses its control sequences; everything else is the stream's own."""
+
+    def write(self, text: str) -> int:
+        return super().write(safe(text))
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 class Progress:
@@ -76,7 +100,7 @@ class Progress:
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, every_seconds: float = 5.0) -> None:
         self.total_steps = total_steps
-        self.stream = stream if stream is not None else sys.stderr
+        self.stream = Heard(stream if stream is not None else sys.stderr)
         self.every_seconds = every_seconds
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._shown_at = -float("inf")
@@ -170,7 +194,7 @@ class Progress:
         self.stream.flush()
 
 
-def _columns(stream: TextIO) -> int:
+def _columns(stream: Heard) -> int:
     """Width of the terminal behind `stream`; shutil's looks at stdout, which may be a pipe when stderr is not."""
     try:
         own = os.get_terminal_size(stream.fileno()).columns

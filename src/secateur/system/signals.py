@@ -2,9 +2,10 @@
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -62,6 +63,7 @@ def mute_after(number: int) -> None:
         return
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        if os.isatty(stream):
-            os.dup2(silence, stream)
+        with suppress(OSError):  # it may be closed
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal; one that is gone denies it
+                os.dup2(silence, stream)
     os.close(silence)
