@@ -380,10 +380,10 @@ def test_what_an_architecture_cannot_do_is_refused_with_the_reason() -> None:
             InputError, match=f'attention="kv_group": {name} cannot lose heads: .*{reason}.*the FFN takes'
         ):
             Pruner(tiny(name), sparsity=0.2, criterion="magnitude", attention="kv_group")
-    with pytest.raises(InputError, match="as many KV heads as query heads .* kv_group"):
+    with pytest.raises(InputError, match="as many KV heads as query heads .*kv_group"):
         Pruner(tiny_llama(heads=4, kv_heads=4), sparsity=0.2, criterion="magnitude", attention="query_head")
     with pytest.raises(
-        InputError, match=r"can have 6 heads and an FFN of .*FFN of 4 times its width.*use --allocation"
+        InputError, match=r"can have 6 heads and an FFN of .*FFN of 4 times its width.*use .*allocation"
     ):
         Pruner(tiny("bloom"), sparsity=0.2, criterion="magnitude")
     for name in ("mistral", "llama"):  # this llama has biases at q, k, v and o only
@@ -403,10 +403,10 @@ DERIVED = ["gpt2", "gpt_neox", "opt", "gptj", "phi/qk_layernorm"]
 @pytest.mark.parametrize("name", DERIVED)
 def test_heads_that_a_stock_checkpoint_cannot_lose_are_refused_with_the_reason(name) -> None:
     model, options = tiny(name), {"sparsity": 0.4, "criterion": "magnitude"}
-    reason = "takes the size of a head from the width over the heads.*use (--allocation |allocation=.)protected.? or .?global"
+    reason = "takes the size of a head from the width over the heads.*use .*protected.? or .?global"
     with pytest.raises(InputError, match=f'attention="kv_group": .*{reason}'):
         Pruner(model, attention="kv_group", **options)
-    with pytest.raises(InputError, match=f"--attention-sparsity 0.5: .*Reachable: 0.000. .*{reason}"):
+    with pytest.raises(InputError, match=f"attention.sparsity.0.5: .*Reachable: 0.000. .*{reason}"):
         Pruner(model, attention_sparsity=0.5, **options)
     assert re.search(reason, Pruner(model, **options).budget.heads_stay)
     protected = Pruner(model, attention="kv_group", allocation="protected", protect_first=0, protect_last=0, **options)
@@ -481,7 +481,7 @@ def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
     assert Pruner(model, sparsity=0.2, criterion="magnitude", family="llama").units.shapes[0].key() == (6, 3, 240)
     settings = PruneConfig(model="m", data=("d",), output="o", family="llama", sparsity=0.5)
     # It takes the size of a head from the width over the heads.
-    built = r"could not be written: the llama layout leaves .*q_proj.weight with .*64, 96.*--attention none"
+    built = r"llama layout leaves .*q_proj.weight with .*64, 96|built as 4 .* of 24 and .*attention=.none"
     with pytest.raises(InputError, match=built):
         plan_budget(settings, config)
     with pytest.raises(InputError, match=built):
