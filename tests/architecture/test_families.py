@@ -387,7 +387,7 @@ def test_what_an_architecture_cannot_do_is_refused_with_the_reason() -> None:
     ):
         Pruner(tiny("bloom"), sparsity=0.2, criterion="magnitude")
     for name in ("mistral", "llama"):  # this llama has biases at q, k, v and o only
-        with pytest.raises(InputError, match=r"(o|down)_proj has no bias to hold the constant.*--compensate lstsq"):
+        with pytest.raises(InputError, match=r"(o|down)_proj has no bias to hold the constant.*compensate..?lstsq"):
             Pruner(tiny(name), sparsity=0.2, criterion="flap", compensate="bias")
     Pruner(tiny("opt"), sparsity=0.2, criterion="flap", compensate="bias")
     with pytest.raises(InputError, match="does not follow the phi3 layout"):
