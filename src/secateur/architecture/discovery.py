@@ -67,12 +67,11 @@ def check_text_model(config: PreTrainedConfig) -> None:
     inner = config.get_text_config(decoder=True)
     if inner is config or config.model_type in FAMILIES:
         return
+    place = str(config._name_or_path) or "FOLDER"
     raise InputError(
         f"a {config.model_type} holds its text model ({inner.model_type}) beside others, and a text model is what can "
-        "be pruned: save it first (model: the whole one) with text = AutoModelForCausalLM.from_config("
-        "model.config.text_config, dtype=model.dtype); text.base_model.load_state_dict(model.get_decoder()"
-        ".state_dict()); text.set_output_embeddings(model.get_output_embeddings()); text.save_pretrained(folder), the "
-        "tokenizer into the same folder, and give that folder."
+        f"be pruned: take it out with secateur export --model {place} --format text --output TEXT (of a model in "
+        "memory, after model.save_pretrained(FOLDER)), and give that folder."
     )
 
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..system.errors import InputError
 from .families import Family
 from .layout import LayerShape
+from .nested import WHOLE
 
 LAYERS_KEY = "secateur_layers"
 """Config key under which a checkpoint whose layers differ lists its layer shapes."""
@@ -33,6 +34,7 @@ def resized_config(
         "auto_map",
         "transformers_version",
         "_name_or_path",
+        WHOLE,
         LAYERS_KEY,
         FAMILY_KEY,
     )

@@ -8,11 +8,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..architecture.layered import layered_family, layered_shapes
+from ..architecture.nested import whole_type
 from ..architecture.stock import LAYERS_KEY
 from ..config.formats import PADDED, converter
 from ..config.prune import ExportConfig
 from ..models.files import tensor_places
-from ..models.loading import load_config
+from ..models.loading import load_config, load_model
 from ..models.source import ModelSource
 from ..models.stored import checkpoint_dtype
 from ..models.tokenizers import code_of, load_tokenizer
@@ -71,6 +72,31 @@ def to_padded(config: ExportConfig) -> ExportReport:
         (made / "README.md").write_text(text, encoding="utf-8")
 
     return write_checkpoint(padded, family, output, PADDED, ids, tokenizer, merge, carry_card)
+
+
+def to_text(config: ExportConfig) -> ExportReport:
+    """`secateur export --format text`: the text model that lies in another one, as a checkpoint of its own."""
+    folder = Path(config.model)
+    check_output(Path(config.output), overwrite=config.overwrite, model_folder=folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
+    source = ModelSource(config.model, config.model)
+    if not (whole := whole_type(load_config(source))):
+        raise InputError(f"--model {config.model}: it is a text model already: leave --format text out.")
+    if config.model_class != "keep":
+        raise InputError(f"--model-class {config.model_class} goes with --format padded: leave it out.")
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    ids = default_probe(tokenizer, model.config.vocab_size)
+
+    def write_card(made: Path, report: ExportReport) -> None:
+        text = (
+            f"# {Path(config.output).name}\n\nThe text model of {Path(config.model).name}, a `{whole}`, as it was; "
+            f"what reads pictures or sound is not in it. The licence is that of the whole model.\n\n"
+            f"```python\n{report.loads_with}\n```\n"
+        )
+        (made / "README.md").write_text(text, encoding="utf-8")
+
+    return write_checkpoint(model, None, Path(config.output), "stock", ids, tokenizer, (0.0, 0.0), write_card)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class Format:
 
 
 FORMATS: Registry[Format] = Registry("format")
-STOCK, LAYERED, PADDED = "stock", "layered", "padded"
+STOCK, LAYERED, PADDED, TEXT = "stock", "layered", "padded", "text"
 FORMATS.register(STOCK, Format("loads anywhere"))
 FORMATS.register(LAYERED, Format("with a modelling file (trust_remote_code)", trust=True))
 FORMATS.register(
@@ -36,6 +36,14 @@ FORMATS.register(
         "stock, zeros kept",
         help="every layer zero-padded to the widest, loads in the stock class",
         converter="checkpoint.convert:to_padded",
+    ),
+)
+FORMATS.register(
+    TEXT,
+    Format(
+        "stock, of a model that also reads pictures or sound",
+        help="the text model of one that also reads pictures or sound, alone",
+        converter="checkpoint.convert:to_text",
     ),
 )
 

@@ -19,6 +19,7 @@ from ..architecture.building import empty_model, own_code
 from ..architecture.config_faults import token_warnings
 from ..architecture.gguf import check_gguf, settle_
 from ..architecture.layered import is_layered, layered_class, layered_family
+from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone, whole_type
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
 from ..system.errors import InputError
@@ -48,6 +49,11 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     config = _read_config(source, trust_remote_code)
     if not (trust_remote_code and own_code(config)):  # such code may need weights, or values, to be built
         check_shapes(source, empty_model(config))
+    if whole := whole_type(config):
+        say_once(
+            f"model {source.name!r}: of this {whole} its text model is taken alone, a {config.model_type}; what reads "
+            "pictures or sound is left out, here and in every figure and result."
+        )
     if not trust_remote_code and (place := own_code(config)):
         say_once(
             f"model {source.name!r} has code of its own ({place}), which is not run: it is taken for a stock "
@@ -69,6 +75,8 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
     check_causal(source.name, config)
     if file is not None:
         settle_(config, file)
+    if not (trust_remote_code and own_code(config)):
+        config = text_alone(config)
     return follow_files_(config, source)
 
 
@@ -104,6 +112,8 @@ def load_model(
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options |= {"use_safetensors": True, **(quantising or {})}
+    if whole_type(config):
+        options["key_mapping"] = RENAMED
     with memory_for(f"loading {source.name}", LOAD_LESS):
         model, info = guarded(source, _loader(config, trust_remote_code), trust_remote_code, options)
     if not source.is_local:
@@ -114,6 +124,7 @@ def load_model(
         if training_device().type == "cpu":
             check_rows(model)
     untie_(model)
+    forget_whole_(model)
     return model.eval()
 
 
@@ -154,7 +165,10 @@ def refuse_unfit(
             )
         raise InputError(f"{place}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}")
     reasons: dict[str, list[str]] = {}
+    whole = whole_type(model.config)
     for key in sorted(info["unexpected_keys"]):
+        if whole and not is_of_text(key):
+            continue  # said when the configuration was read
         reasons.setdefault(why_harmless(key, model.config) or "", []).append(key)
     others = reasons.pop("", [])
     shape_of_names = {re.sub(r"\d+", "N", key) for key in model.state_dict()}

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.building import built
+from ..architecture.nested import forget_whole_
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from ..system.voice import speaks_python
@@ -58,6 +59,7 @@ def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_co
                 _make_room(module, device)
             assign_(getattr(module, leaf), read(path))
     model.tie_weights()
+    forget_whole_(model)
     for buffer_of in model.modules():
         for leaf, buffer in buffer_of.named_buffers(recurse=False):
             buffer_of._buffers[leaf] = buffer.to(device)

@@ -14,8 +14,10 @@ from transformers import PreTrainedConfig, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model, own_code
+from ..architecture.discovery import check_text_model
 from ..architecture.layered import is_layered
 from ..architecture.mixtures import APART, STACKED, adaptable
+from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..checkpoint.comparing import same_after_restoring
 from ..config.adapt import AdaptConfig
@@ -273,6 +275,9 @@ class Fit:
 
 def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     """LoRA must fit the model, and no layer's rank exceed its smaller side."""
+    check_text_model(model_config)
+    if not config.merge:
+        check_adapter_fits_whole(model_config)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
     head, names = empty.get_output_embeddings(), adaptable(empty)

@@ -1,0 +1,100 @@
+"""A text model inside another, which reads pictures or sound too: its configuration, and its weights' names there."""
+
+import copy
+import re
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..system.errors import InputError
+
+AS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe"}
+"""Text models without a class of their own -> the type that computes the same from text alone: positions by height,
+width and time are then one and the same."""
+ROPE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings")
+"""Of the rotation, what is not about height, width and time."""
+RENAMED = {
+    r"^(?:model\.)?language_model\.model\.": "model.",
+    r"^(?:model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^model\.(?:language|text)_model\.": "model.",
+    r"^language_model\.(?!model\.|lm_head\.)": "model.",
+}
+"""Names of a text model's weights in the files of whole models -> those that it has alone."""
+OF_TEXT = r"^(lm_head\.|model\.(layers|embed_tokens|norm)\b)"
+WHOLE = "secateur_whole"
+"""Attribute of a configuration that was taken out: the type of the whole model."""
+
+
+def text_alone(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the text model that lies inside another one, in a class that transformers has for it; of
+    what is a text model itself, or is a text model in some other way, the same one.
+
+    Raises:
+        InputError: there is no such class, nor one for the whole.
+    """
+    inner = config.get_text_config(decoder=True)
+    classes = AutoModelForCausalLM._model_mapping
+    if inner is config or config.is_encoder_decoder:
+        return config
+    if type(inner) not in classes and inner.model_type not in AS:
+        if type(config) in classes:
+            return config
+        raise InputError(
+            f"model {config._name_or_path!r}: a {config.model_type} holds its text model ({inner.model_type}) beside "
+            "others, and transformers has no class for that one alone: give a text model, or prune this one from "
+            "Python (secateur.Pruner)."
+        )
+    values = copy.deepcopy(inner).to_dict()
+    if twin := AS.get(str(inner.model_type)):
+        values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
+        rope = values.get("rope_parameters") or {}
+        values["rope_parameters"] = {key: rope[key] for key in ROPE if key in rope} | {"rope_type": "default"}
+        inner = AutoConfig.for_model(twin, **values)
+    else:
+        inner = type(inner).from_dict(values)
+    inner._name_or_path = config._name_or_path
+    inner.tie_word_embeddings = config.tie_word_embeddings  # the whole model goes by its own
+    inner.dtype = inner.dtype or config.dtype
+    inner.architectures = [classes[type(inner)].__name__]
+    if quantised := getattr(config, "quantization_config", None):
+        inner.quantization_config = quantised
+    object.__setattr__(inner, WHOLE, str(config.model_type))
+    return inner
+
+
+def whole_type(config: PreTrainedConfig) -> str:
+    """The type of the model that a text model was taken out of; an empty string where it was not."""
+    return str(vars(config).get(WHOLE, ""))
+
+
+def forget_whole_(model: PreTrainedModel) -> None:
+    """Make a model one that was never inside another: transformers would save its weights under the whole's names."""
+    if whole_type(model.config):
+        vars(model.config).pop(WHOLE)
+        vars(model).pop("_weight_conversions", None)
+
+
+def check_adapter_fits_whole(config: PreTrainedConfig) -> None:
+    """Refuse an adapter whose modules have other names in the whole model that its `adapter_config.json` would name.
+
+    Raises:
+        InputError: how to take the text model out first.
+    """
+    if not (whole := whole_type(config)):
+        return
+    classes = AutoModelForCausalLM._model_mapping
+    outer = CONFIG_MAPPING[whole]
+    if outer in classes and getattr(classes[outer], "config_class", None) is type(config):
+        return  # transformers itself takes the text model alone
+    raise InputError(
+        f"model {config._name_or_path!r}: an adapter for the text model inside a {whole} would name modules that the "
+        f"whole one has not. Take it out, and train on that: secateur export --model {config._name_or_path} --format "
+        "text --output TEXT. Or pass --merge."
+    )
+
+
+def is_of_text(name: str) -> bool:
+    """Whether a tensor of a whole model's files belongs to its text model."""
+    for pattern, replacement in RENAMED.items():
+        name = re.sub(pattern, replacement, name)
+    return re.match(OF_TEXT, name) is not None
