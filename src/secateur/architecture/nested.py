@@ -55,7 +55,7 @@ def text_alone(config: PreTrainedConfig) -> PreTrainedConfig:
     inner._name_or_path = config._name_or_path
     inner.tie_word_embeddings = config.tie_word_embeddings  # the whole model goes by its own
     inner.dtype = inner.dtype or config.dtype
-    inner.architectures = [classes[type(inner)].__name__]
+    inner.architectures = [str(getattr(classes[type(inner)], "__name__", ""))]
     if quantised := getattr(config, "quantization_config", None):
         inner.quantization_config = quantised
     object.__setattr__(inner, WHOLE, str(config.model_type))

@@ -99,7 +99,7 @@ def evaluate_models(config: EvalConfig) -> str:
     """
     if config.output:
         inputs = {"--model": config.model, "--against": config.against, "--task-data": config.task_data}
-        inputs |= {"--data": config.data[0]} if config.data else {}
+        inputs["--data"] = config.data[0] if config.data else None
         check_output_file("--output", Path(config.output), overwrite=config.overwrite, inputs=inputs)
     if config.data:
         check_spec(config.data[0])
