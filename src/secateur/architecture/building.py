@@ -65,3 +65,8 @@ def own_code(config: PretrainedConfig) -> str:
             file = f"{name.rpartition('.')[0].replace('.', '/')}.py"
             files.append(f"{file} of {repository}" if repository else file)
     return ", ".join(dict.fromkeys(files))
+
+
+def runs_code(config: PretrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether others need `trust_remote_code` to load the model as it is read here."""
+    return is_layered(config) or (trust_remote_code and bool(own_code(config)))

@@ -74,13 +74,13 @@ def forget_whole_(model: PreTrainedModel) -> None:
         vars(model).pop("_weight_conversions", None)
 
 
-def check_adapter_fits_whole(config: PreTrainedConfig) -> None:
+def check_adapter_fits_whole(config: PreTrainedConfig, *, merged: bool) -> None:
     """Refuse an adapter whose modules have other names in the whole model that its `adapter_config.json` would name.
 
     Raises:
         InputError: how to take the text model out first.
     """
-    if not (whole := whole_type(config)):
+    if merged or not (whole := whole_type(config)):
         return
     classes = AutoModelForCausalLM._model_mapping
     outer = CONFIG_MAPPING[whole]

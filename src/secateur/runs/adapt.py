@@ -13,9 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.building import empty_model, own_code
+from ..architecture.building import empty_model, runs_code
 from ..architecture.discovery import check_text_model
-from ..architecture.layered import is_layered
 from ..architecture.mixtures import APART, STACKED, adaptable
 from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
@@ -153,13 +152,9 @@ def place_of(job: AdaptJob) -> AdapterPlace:
     config = job.config
     return AdapterPlace(
         job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
-        probe_of(job), checkpoint_dtype(job.model_config), _runs_code(job),
+        probe_of(job), checkpoint_dtype(job.model_config), runs_code(job.model_config, config.trust_remote_code),
         job.adapter.extras if job.adapter else (),
     )  # fmt: skip
-
-
-def _runs_code(job: AdaptJob) -> bool:
-    return is_layered(job.model_config) or (job.config.trust_remote_code and bool(own_code(job.model_config)))
 
 
 def on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
@@ -276,8 +271,7 @@ class Fit:
 def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     """LoRA must fit the model, and no layer's rank exceed its smaller side."""
     check_text_model(model_config)
-    if not config.merge:
-        check_adapter_fits_whole(model_config)
+    check_adapter_fits_whole(model_config, merged=config.merge)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in)
     head, names = empty.get_output_embeddings(), adaptable(empty)
