@@ -54,8 +54,6 @@ def test_a_models_shape_is_the_published_one(name) -> None:
     assert parameter_count(model) == PUBLISHED[name]
 
 
-# PEFT's of `down_proj` in a mixture of experts, which it looks for in one tensor: the recipe says so.
-@pytest.mark.filterwarnings("ignore:target_parameters:RuntimeWarning")
 @pytest.mark.parametrize("name", OF_MODELS)
 def test_a_models_recipe_can_be_reached_and_takes_what_it_says(name) -> None:
     recipe = recipes()[name]

@@ -12,7 +12,7 @@ class Unreachable(InputError):
     """A target that these units cannot reach.
 
     Attributes:
-        nearest: the sparsities on both sides of it, or the most that can be reached.
+        nearest: the sparsities on both sides of it, or the most that can be reached; none where no unit can go.
         how: `with ...`, what the limit comes from.
         remedy: what to do, whatever the target was given as.
         bound: a single nearest one is what can be reached `at most` or `at least`.
@@ -23,7 +23,8 @@ class Unreachable(InputError):
     ) -> None:
         self.nearest, self.how, self.remedy, self.bound = nearest, how, remedy, bound
         digits = [f"{value:.4f}" for value in sorted(nearest)]
-        near = f"{' and '.join(digits)} are the nearest" if len(digits) > 1 else f"{bound} {digits[0]}"
+        near = f"{bound} {digits[0]}" if len(digits) == 1 else f"{' and '.join(digits)} are the nearest"
+        near = near if digits else "nothing can go"
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
@@ -51,12 +52,13 @@ def check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     below = [value for value in reachable if value < options.sparsity][-1:]
     above = [value for value in reachable if value >= options.sparsity][:1]
     what = "Ask for one of these" if below and above else "Ask for at least that" if above else "Stay within that"
-    global_ = "--allocation global, which counts single units"
+    global_ = "--allocation global, which counts single units" if options.round_to == 1 else "a smaller --round-to"
+    remedy = f"{what}, or use {global_}." if reachable else f"Use {global_}."
     raise Unreachable(
         options.sparsity,
         tuple(below + above),
         f"with --allocation {options.allocation}{_rounded(options)}",
-        f"{what}, or use {global_ if options.round_to == 1 else 'a smaller --round-to'}.",
+        remedy,
         "at most" if below else "at least",
     )
 

@@ -57,7 +57,8 @@ def in_words_of(
     stay = {"at most": "at least", "at least": "at most"}[error.bound]
     in_bytes = target.words.startswith("--target-bytes")
     shown = [_bytes(size * parameter_bytes) if in_bytes else _parameters(size) for size in sizes]
-    near = f"{' and '.join(shown)} are the nearest" if len(shown) > 1 else f"{stay} {shown[0]} stay"
+    near = f"{stay} {shown[0]} stay" if len(shown) == 1 else f"{' and '.join(shown)} are the nearest"
+    near = near if shown else "nothing can go"
     return InputError(f"{target.words} is not reachable {error.how}: {near}. {error.remedy}")
 
 
