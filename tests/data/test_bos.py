@@ -54,6 +54,19 @@ def test_each_segment_begins_with_it_and_as_many_tokens_are_scored(spec):
     assert measured.perplexity == pytest.approx(math.exp(sum(nlls) / len(nlls)), rel=1e-5)
 
 
+def test_of_two_tokens_that_each_segment_begins_with_none_is_scored(spec):
+    """As ChatGLM's `[gMASK]<sop>`."""
+    ids, info = evaluation_tokens(spec, made("<unk> <s> $A"), seq_len=6)
+    assert (info["begins"], info["unscored"]) == ("each segment begins with <unk><s>", 2)
+    model = tiny_llama(vocab=300)
+    measured = perplexity(model, ids, seq_len=6, dtype=torch.float32, unscored=2)
+    with torch.inference_mode():
+        rows = ids[: len(ids) // 6 * 6].view(-1, 6)
+        losses = model(rows).logits[:, 1:-1].log_softmax(-1).gather(2, rows[:, 2:, None])
+    assert measured.mean_nll == pytest.approx(-float(losses.mean()), rel=1e-5)
+    assert measured.tokens_scored == losses.numel() == 24
+
+
 @pytest.mark.parametrize(("post", "bos"), [(None, "auto"), (None, "never"), ("<s> $A", "never")])
 def test_without_one_segments_are_the_text_itself(spec, post, bos):
     ids, info = evaluation_tokens(spec, made(post), seq_len=6, bos=bos)

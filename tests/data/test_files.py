@@ -4,10 +4,13 @@ import bz2
 import gzip
 import json
 import lzma
+from pathlib import Path
 
 import pytest
+from tiny import tiny_tokenizer
 
 from secateur.data.documents import check_spec, read_data, read_documents
+from secateur.data.tokens import evaluation_tokens, left_out_of
 from secateur.system.errors import InputError
 
 ROWS = [{"text": "One"}, {"text": 'Two, with "quotes"\nand lines'}, {"text": "Drei, Größe"}]
@@ -166,7 +169,7 @@ def test_a_copy_of_a_hub_repository(tmp_path, monkeypatch):
         "  - split: test\n    path: second.parquet\n---\n# Card\n"
     )
     (tmp_path / "card" / "third.csv").write_text("text\nno\n")
-    assert read_data(str(tmp_path / "card"))[1].record() == {"files_not_read": {"third.csv": 1}}
+    assert read_data(str(tmp_path / "card"))[1].record() == {"files_in_no_split": {"third.csv": 1}}
     (tmp_path / "names").mkdir()
     (tmp_path / "names" / "README.md").write_text("---\nlicense: mit\n---\n")
     (tmp_path / "names" / "train.jsonl").write_bytes(LINES)
@@ -175,3 +178,44 @@ def test_a_copy_of_a_hub_repository(tmp_path, monkeypatch):
         check_spec(str(tmp_path / name))
         assert [document.text for document in read_documents(str(tmp_path / name))] == TEXTS
         assert [d.text for d in read_documents(str(tmp_path / name), evaluation=True)] == ["test"]
+
+
+def test_a_split_that_could_be_another_than_meant_is_said(tmp_path):
+    def split_read(name, **more):
+        documents, tally = read_data(str(tmp_path / name), **more)
+        return {document.text for document in documents}, list(tally.record().get("splits", {}))
+
+    def write(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(json.dumps({"text": name}))
+        return tmp_path / Path(names[0]).parts[0]
+
+    only = write("only/data/train.jsonl")
+    said = f"`train` of {only}, which has no `test`"
+    assert split_read("only", evaluation=True) == ({"only/data/train.jsonl"}, [said])
+    assert split_read("only") == ({"only/data/train.jsonl"}, [])
+    info = evaluation_tokens(str(only), tiny_tokenizer())[1]
+    assert left_out_of(info) == [f"evaluation data {only}: the split that is read: {said}."]
+    # beside each other and named after splits, without a card
+    both = write("both/train.jsonl", "both/train-2.jsonl", "both/dev.jsonl")
+    texts = {"both/train.jsonl", "both/train-2.jsonl"}
+    assert split_read("both") == (texts, [f"`train` of {both}, which also has `validation`"])
+    assert split_read("both", evaluation=True) == ({"both/dev.jsonl"}, [f"`validation` of {both}, which has no `test`"])
+    for other in ("other/train.jsonl", "other/test.jsonl", "other/more.jsonl"):
+        write(other)
+    assert split_read("other")[1] == []
+    assert len(split_read("other")[0]) == 3
+    # of two configurations
+    two = write("two/main/train/0.jsonl", "two/more/train/0.jsonl")
+    assert split_read("two")[1] == [f"`train` of {two}, from main/train, more/train together"]
+    rows = [{"text": "a"}]
+    for name, lists in {
+        "train.json": {"train": rows},
+        "dev.json": {"train": [{"text": "b"}], "validation": rows},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(lists))
+    assert split_read("train.json", evaluation=True)[1] == [
+        f"`train` of {tmp_path / 'train.json'}, which has no `test`"
+    ]
+    assert split_read("dev.json", evaluation=True)[0] == {"a"}

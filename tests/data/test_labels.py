@@ -8,6 +8,7 @@ from tiny import tiny_tokenizer
 from tokenizers import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from secateur.data.endings import ending_ids
 from secateur.data.forms.document import Document
 from secateur.data.forms.tally import Tally
 from secateur.data.forms.turns import Turn
@@ -139,6 +140,31 @@ def test_a_template_without_an_ender_ends_with_eos_as_a_text_does():
         EACH + "<|{{ m.role }}|>{{ m.content }}{% endfor %}", "<|user|>", "<|assistant|>", special=True
     )
     assert labelled(chat(*TWO), tokenizer) == ["Hello you.<|user|>", "Fine, two.<|end|>"]
+
+
+def test_without_an_end_of_sequence_token_that_nothing_ends_a_text_is_said():
+    tokenizer = tokenizer_of(EACH + "{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    tokenizer.eos_token = None
+    tally = Tally()
+    assert labelled(chat(*TWO), tokenizer, tally=tally) == ["Hello you.", "Fine, two."]
+    for i in range(2):
+        assert labelled(Document("text", f"x:{i}", "ab"), tokenizer, response_only=False, tally=tally) == ["ab"]
+    no_eos = "the tokenizer has no eos_token"
+    assert tally.record() == {"endings": {no_eos: 1}, "texts_without_end": {no_eos: 2}}
+    assert tally.notes()[1] == f"data: nothing is put at the end of a text: {no_eos} (2, the first at x:0)."
+
+
+def test_the_token_that_ends_every_reply():
+    for name, (template, added, ender) in ENDERS.items():
+        tokenizer = tokenizer_of(template, *added)
+        expected = [] if "plain" in name else [tokenizer.convert_tokens_to_ids(ender.strip())]
+        assert ending_ids(tokenizer) == expected, name
+    assert ending_ids(tokenizer_of(None)) == []
+    either = (
+        EACH + "{{ m.content }}{% if loop.last and not add_generation_prompt %}<|return|>{% else %}<|over|>{% endif %}"
+        "{% endfor %}"
+    )
+    assert ending_ids(tokenizer_of(either, "<|return|>", "<|over|>")) == []
 
 
 def test_the_template_may_say_itself_what_the_assistant_writes():

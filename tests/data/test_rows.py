@@ -63,6 +63,17 @@ def write(path, *rows):
         ({"messages": json.dumps(HI + YO)}, HI_YO),
         ({"messages": {"role": ["user", "assistant"], "content": ["Hi", "Yo"]}}, HI_YO),
         ({"conversation": [{"human": "Hi", "assistant": "Yo"}]}, HI_YO),
+        ({"conversation": [{"system": "S", "input": "Hi", "output": "Yo"}]}, (("system", "S"), *HI_YO)),
+        ({"conversations": HI, "chosen": {"from": "gpt", "value": "Yo"}, "rejected": NO[0]}, HI_YO),
+        ({"messages": HI, "chosen": "Yo", "rejected": "No"}, HI_YO),
+        ({"prompt": "Hi", "chosen": YO[0], "rejected": NO[0]}, HI_YO),
+        ({"question": "Hi", "context": "C", "answers": {"text": ["Yo", "No"], "answer_start": [0, 1]}},
+         (("user", "Hi\n\nC"), ("assistant", "Yo"))),
+        ({"question": "Hi", "answer": ["Yo", "No"]}, HI_YO),
+        ({"question": "Hi", "answer": {"value": "Yo", "aliases": ["No"]}}, HI_YO),
+        ({"question": "Hi", "answer": 2}, (("user", "Hi"), ("assistant", "2"))),
+        ({"Question": "Hi", " Response": "Yo"}, HI_YO),
+        ({"instruction": "Hi", "input": float("nan"), "output": "Yo"}, HI_YO),
         ({"kind": "", "input": "Hi", "target": "Yo"}, HI_YO),
         ({"messages": None, "conversations": [], "prompt": "Hi", "response": "Yo"}, HI_YO),
         ({"messages": [{"role": "User", "content": [{"type": "text", "text": "H"}, "i"]}, *YO]}, HI_YO),
@@ -153,6 +164,7 @@ def test_empty_replies_are_dropped_and_counted():
         {"messages": [*HI, {"role": "assistant", "content": ""}]},
         {"messages": [*HI, {"role": "assistant", "content": None}]},
         {"prompt": HI + YO + HI, "completion": [{"role": "assistant", "content": ""}]},
+        {"question": "Q", "context": "C", "answers": {"text": [], "answer_start": []}},
     ):
         assert read(row) == (None, {"dropped_rows": {"empty reply": 1}})
     document, left_out = read({"messages": [*HI, *YO, *HI, {"role": "assistant", "content": "\n"}]})
@@ -163,7 +175,27 @@ def test_empty_replies_are_dropped_and_counted():
     assert read({"prompt": "Q", "completion": "bad", "label": False})[0] is None
 
 
+def test_what_only_looks_like_the_reply(tmp_path):
+    document, left_out = read({"problem": "1 + 1?", "answer": "2", "solution": "One and one is 2."})
+    assert document.messages == (("user", "1 + 1?"), ("assistant", "One and one is 2."))
+    assert left_out == {"unused_keys": {"`answer`": 1}}
+    document, left_out = read({"messages": HI + NO, "label": False})
+    assert (document, list(left_out)) == (None, ["dropped_rows"])
+    assert read({"messages": HI + YO, "label": 0})[0].messages == HI_YO  # a class, not a judgement
+    document, _ = read({"conversation": [{"human": "Hi", "assistant": "No", "weight": 0}, *HI, *YO]})
+    assert (document.untrained, document.messages[2:]) == ({1}, HI_YO)
+    document, left_out = read({"messages": HI + YO, "chat_template_kwargs": {"tokenize": True, "chat_template": "x"}})
+    assert document.template_keys == {}
+    assert sorted(left_out["unused_keys"]) == [
+        f"`{key}` of `chat_template_kwargs`" for key in ("chat_template", "tokenize")
+    ]
+
+
 def test_nulls():
+    null = (None, {"dropped_rows": {"null in place of a text": 1}})
+    assert read({"text": float("nan")}) == null
+    assert read({"instruction": None, "output": "x"}) == null
+    assert read({"messages": [{"role": "user", "content": None}, *YO]}) == null
     assert read({"messages": None, "text": "x"}) == (Document("text", "x", "x"), {})
     assert read({"text": None, "url": "u"}) == (None, {"dropped_rows": {"null in place of a text": 1}})
     with pytest.raises(InputError, match="found the keys 'url'"):

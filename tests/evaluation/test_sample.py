@@ -102,3 +102,21 @@ def test_control_sequences_are_not_printed() -> None:
     from secateur.evaluation.sample import shown
 
     assert "\x1b" not in shown([{"prompt": "\x1b[2Ja", "answers": {"\x1b]0;t\x07m": "\x1b[31mred"}}])
+
+
+def test_what_ends_a_reply_in_the_template_ends_an_answer() -> None:
+    model, tokenizer = tiny_llama(vocab=130), tiny_tokenizer()
+    tokenizer.add_tokens(["<fin>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}<fin>{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    ender = tokenizer.convert_tokens_to_ids("<fin>")
+    prompt = tokenizer.decode(encode_prompt(tokenizer, "ab", chat=True)["input_ids"][0])
+    assert prompt == "ab<fin>>"  # the content in parts, as the template wants it
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(130).index_fill(0, torch.tensor([ender]), 1.0))
+    kwargs = {"max_new_tokens": 5, "dtype": torch.float32}
+    assert generate_text(model, tokenizer, "ab", **kwargs) == ""
+    assert generate_text(model, tokenizer, "ab", chat=False, **kwargs) == "<fin>" * 5

@@ -156,7 +156,8 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
             spec, job.tokenizer, max_tokens=job.config.eval_tokens, seq_len=job.eval_seq_len, bos=job.config.bos
         )
         told = Progress(job.total_steps).measuring()
-        measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype, told=told)
+        unscored = info.get("unscored", 1)
+        measured = perplexity(small, ids, seq_len=job.eval_seq_len, dtype=dtype, unscored=unscored, told=told)
         record["perplexity"][spec] = measured.to_dict() | {"text": info}
         print("\n".join([f"perplexity {measured.perplexity:.2f} on {spec}", *left_out_of(info)]), flush=True)
     record["training_data"], record["left_out"] = job.data, job.blocks.left_out.record()

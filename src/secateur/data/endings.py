@@ -49,6 +49,16 @@ def endings_of(chat: Chat) -> Endings:
     return found if found else Endings("", "", frozenset())
 
 
+def ending_ids(tokenizer: Any) -> list[int]:
+    """The token that a chat template ends every reply with, between turns and last; none where that is no added token.
+
+    Where the two differ a reply may go on after the one (gpt-oss, whose thoughts end with `<|end|>`).
+    """
+    endings = endings_of(Chat(tokenizer)) if tokenizer.chat_template else Endings("", "", frozenset())
+    token = first_token(endings.last, tokenizer).strip()
+    return [tokenizer.convert_tokens_to_ids(token)] if token and endings.between == endings.last else []
+
+
 def first_token(text: str, tokenizer: Any) -> str:
     """The added token that a text begins with, with the blanks before it; empty where it begins with none."""
     said = text.lstrip()

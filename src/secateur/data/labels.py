@@ -8,13 +8,14 @@ from typing import Any
 
 from ..system.errors import InputError
 from .chat import MARK, Chat, Rendered, is_unwritten
-from .encoding import encode_document
+from .encoding import around, encode_document
 from .endings import UNFINISHED_TAG, Endings, endings_of, first_token, special_tokens
 from .forms.document import Document
-from .forms.tally import ENDINGS, UNLABELLED, Tally
+from .forms.tally import ENDINGS, UNENDED, UNLABELLED, Tally
 from .forms.turns import THOUGHTS
 from .packing import IGNORED
 
+NO_EOS = "the tokenizer has no eos_token"
 NOT_FOUND = "a reply whose place in what the chat template writes is not found"
 
 
@@ -48,6 +49,8 @@ class Labeller:
                 "leave out the option or that data."
             )
         ids = encode_document(self.tokenizer, document.text)
+        if self.tokenizer.eos_token_id is None and not self.ended:
+            self.tally.add(UNENDED, NO_EOS, document.origin)
         if not self.response_only:
             return ids, list(ids)
         offsets = self._encode(document.text, special=True, spans=True)["offset_mapping"]
@@ -91,12 +94,20 @@ class Labeller:
     def _ended(self, ids: list[int], labels: list[int], document: Document) -> tuple[list[int], list[int]]:
         """With the end-of-sequence token, as texts have it, where the template writes nothing at the end of a reply."""
         eos = self.tokenizer.eos_token_id
-        if self.endings or eos is None or ids[-1:] == [eos]:
+        if self.endings or (eos is not None and ids[-1:] == [eos]):
+            return ids, labels
+        if eos is None:
+            self.tally.add(ENDINGS, NO_EOS, document.origin)
             return ids, labels
         last = len(document.messages) - 1
         trained = document.messages[last][0] == "assistant" and last not in document.untrained
         self.tally.add(ENDINGS, f"{self.tokenizer.eos_token} is put after the last one", document.origin)
         return [*ids, eos], [*labels, eos if trained or not self.response_only else IGNORED]
+
+    @cached_property
+    def ended(self) -> bool:
+        """Whether the tokenizer itself puts something after a text."""
+        return bool(around(self.tokenizer)[1])
 
     @cached_property
     def endings(self) -> Endings:

@@ -38,8 +38,9 @@ def packed(ids: list[int], labels: list[int], starts: list[int], start: list[int
         yield Piece([*more, *ids[first:last]], [*[IGNORED] * len(more), *labels[first:last]], positions, last - first)
 
 
-def segmented(ids: list[int], tokenizer: Any, seq_len: int, bos: str) -> tuple[list[int], str]:
-    """A run of tokens that, cut into segments of `seq_len`, begins each as `bos` says; and that in words.
+def segmented(ids: list[int], tokenizer: Any, seq_len: int, bos: str) -> tuple[list[int], str, int]:
+    """A run of tokens that, cut into segments of `seq_len`, begins each as `bos` says; that in words; how many tokens
+    of each are not scored.
 
     A model that was trained with a token before every text works badly without it. It takes one place of each segment
     and is not scored, so as many tokens of a segment are scored as without.
@@ -48,11 +49,11 @@ def segmented(ids: list[int], tokenizer: Any, seq_len: int, bos: str) -> tuple[l
     if before and ids[: len(before)] == before:
         ids = ids[len(before) :]
     if not start:
-        return ids, PLAIN_SEGMENTS
+        return ids, PLAIN_SEGMENTS, 1
     found: list[int] = []
     for first, last, put in started(ids, start, seq_len):
         found += [*(start if put else []), *ids[first:last]]
-    return found, f"each segment begins with {''.join(tokenizer.convert_ids_to_tokens(start))}"
+    return found, f"each segment begins with {''.join(tokenizer.convert_ids_to_tokens(start))}", len(start)
 
 
 def started(ids: list[int], start: list[int], length: int) -> Iterator[tuple[int, int, bool]]:

@@ -10,6 +10,7 @@ from ..system.errors import InputError
 from .chat import Chat, TemplateError
 from .documents import read_data, with_split
 from .encoding import around, encode, start_of
+from .endings import ending_ids
 from .forms.document import Document
 from .forms.tally import DROPPED, UNLABELLED, Tally, sentences
 from .labels import IGNORED, NOT_FOUND, Labeller
@@ -38,6 +39,8 @@ class Blocks:
     position_ids: list[list[int]] | None = field(default=None, repr=False)
     left_out: Tally = field(default_factory=Tally, repr=False)
     """Rows, turns and keys of the data that are not in the blocks, or have no label."""
+    enders: list[int] = field(default_factory=list, repr=False)
+    """Tokens that the chat template ends a reply with, if there is one in the data (`endings.ending_ids`)."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -77,8 +80,7 @@ def training_blocks(
         InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
     """
     read = [read_data(spec) for spec in specs]
-    left_out = Tally().merge(tally for _, tally in read)
-    documents = [d for found, _ in read for d in found if d.raw.strip()]
+    left_out, documents = Tally().merge(t for _, t in read), [d for found, _ in read for d in found if d.raw.strip()]
     random.Random(seed).shuffle(documents)
     start, bare = start_of(tokenizer, bos), around(tokenizer)[0] if bos == "never" else []
     ids: list[int] = []
@@ -114,6 +116,7 @@ def training_blocks(
         n_dropped_tokens=len(ids) - sum(piece.n_tokens for piece in kept),
         position_ids=[piece.positions for piece in kept] if starts else None,
         left_out=left_out,
+        enders=ending_ids(tokenizer) * any(d.kind == "chat" for d in documents),
     )
 
 
@@ -193,7 +196,9 @@ def evaluation_tokens(
     if left_out.counts:
         info["left_out"] = left_out.record()
     if seq_len is not None:
-        ids, info["begins"] = segmented(ids, tokenizer, seq_len, bos)
+        ids, info["begins"], unscored = segmented(ids, tokenizer, seq_len, bos)
+        if unscored > 1:
+            info["unscored"] = unscored
     return torch.tensor(ids, dtype=torch.long), info
 
 

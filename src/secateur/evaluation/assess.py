@@ -60,6 +60,8 @@ class Text:
     counts: dict[str, int]
     """Tokens of the text by model, without those that its segments begin with."""
     overlaps: list[Overlap]
+    unscored: dict[str, int] = field(default_factory=dict)
+    """Tokens by model that begin a segment and are not scored, where it is not one."""
 
     @property
     def cut_alike(self) -> bool:
@@ -173,12 +175,11 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
 def _measure_text(model: nn.Module, name: str, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
     dtype, started = compute_dtype(config.dtype), time.perf_counter()
     batch_size = config.batch_size or SEGMENTS_PER_PASS
-    losses = segment_nlls(
-        model, ids, seq_len=text.seq_len, batch_size=batch_size, dtype=dtype, spread=True, told=Progress(0).measuring()
-    )
+    alike: dict[str, Any] = {"seq_len": text.seq_len, "dtype": dtype, "unscored": text.unscored.get(name, 1)}
+    losses = segment_nlls(model, ids, batch_size=batch_size, spread=True, told=Progress(0).measuring(), **alike)
     seconds = time.perf_counter() - started
     found.parameters, found.losses = parameter_count(model), losses
-    found.perplexity = summarise(losses, seq_len=text.seq_len, dtype=dtype, seconds=seconds)
+    found.perplexity = summarise(losses, seconds=seconds, **alike)
     if not text.cut_alike and config.max_tokens is None:
         found.nats_per_byte = found.perplexity.mean_nll * text.counts[name] / text.info["bytes"]
 
@@ -270,14 +271,15 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
         texts, info = [ids.tolist() for ids, _ in found], found[0][1]
         raw = "\n\n".join(document.raw for document in read_documents(config.data[0], evaluation=True))
     cut = [segmented(ids, s.tokenizer, seq_len, config.bos) for ids, s in zip(texts, subjects, strict=True)]
-    runs = [torch.tensor(ids, dtype=torch.long) for ids, _ in cut]
-    begins = {subject.name: words for subject, (_, words) in zip(subjects, cut, strict=True)}
+    runs = [torch.tensor(ids, dtype=torch.long) for ids, _, _ in cut]
+    begins = {subject.name: words for subject, (_, words, _) in zip(subjects, cut, strict=True)}
+    unscored = {subject.name: count for subject, (_, _, count) in zip(subjects, cut, strict=True)}
     info = info | {"tokens": len(texts[0]), "bytes": len(raw.encode("utf-8", "replace")), "begins": begins}
     faults = [fault for subject, ids in zip(subjects, runs, strict=True) for fault in _faults(seq_len, ids, subject)]
     all_faults(list(dict.fromkeys(faults)))
     overlaps = [overlap_with_training(raw, subject.name) for subject in subjects]
     counts = {subject.name: len(ids) for subject, ids in zip(subjects, texts, strict=True)}
-    return Text(tuple(runs), seq_len, info, counts, [overlap for overlap in overlaps if overlap])
+    return Text(tuple(runs), seq_len, info, counts, [overlap for overlap in overlaps if overlap], unscored)
 
 
 def _faults(seq_len: int, token_ids: Tensor, subject: Subject) -> list[str]:

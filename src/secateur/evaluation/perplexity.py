@@ -55,26 +55,30 @@ def perplexity(
     seq_len: int,
     batch_size: int = 2,
     dtype: torch.dtype,
+    unscored: int = 1,
     told: Told | None = None,
 ) -> Perplexity:
     """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out.
 
-    In each segment tokens 2 ... `seq_len` are predicted from those before them in the segment. Arguments and
-    errors as for `segment_nlls`.
+    In each segment tokens 2 ... `seq_len` are predicted from those before them in the segment, or those behind the
+    `unscored` ones that it begins with. Arguments and errors as for `segment_nlls`.
     """
     started = time.perf_counter()
-    means = segment_nlls(model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype, told=told)
-    return summarise(means, seq_len=seq_len, dtype=dtype, seconds=time.perf_counter() - started)
+    means = segment_nlls(
+        model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype, unscored=unscored, told=told
+    )
+    seconds = time.perf_counter() - started
+    return summarise(means, seq_len=seq_len, dtype=dtype, seconds=seconds, unscored=unscored)
 
 
-def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float) -> Perplexity:
+def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float, unscored: int = 1) -> Perplexity:
     """Perplexity from the mean loss of each segment, (segments,)."""
     mean, segments = float(means.mean()), len(means)
     return Perplexity(
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         mean_nll=mean,
         stderr_nll=_standard_error(means),
-        tokens_scored=segments * (seq_len - 1),
+        tokens_scored=segments * (seq_len - unscored),
         segments=segments,
         seq_len=seq_len,
         dtype=str(dtype).removeprefix("torch."),
@@ -89,6 +93,7 @@ def segment_nlls(
     seq_len: int,
     batch_size: int = 2,
     dtype: torch.dtype,
+    unscored: int = 1,
     spread: bool = False,
     told: Told | None = None,
 ) -> Tensor:
@@ -98,6 +103,7 @@ def segment_nlls(
         token_ids: (tokens,) of the joined text.
         batch_size: segments per forward pass; does not change the result beyond rounding.
         dtype: of the computation; bfloat16 and float16 go through autocast.
+        unscored: tokens at the beginning of each segment that are not scored; the first never is.
         spread: over all processes, which must all call this; each gets the whole result, the same as of one process.
         told: of a long text, how far it is; in the first process alone.
     Raises:
@@ -125,7 +131,7 @@ def segment_nlls(
             for number in range(mine, len(batches), of):
                 batch = batches[number].to(device)
                 logits = model(input_ids=batch, use_cache=False).logits
-                found = [_segment_nll(row, ids) for row, ids in zip(logits, batch, strict=True)]
+                found = [_segment_nll(row, ids, unscored) for row, ids in zip(logits, batch, strict=True)]
                 losses[number] = torch.tensor(found, dtype=torch.float64)
                 if told is not None and rank() == 0:
                     told(min((number + of) * batch_size, segments), segments)
@@ -139,7 +145,7 @@ def segment_nlls(
     for number, loss in enumerate(total.tolist()):
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")
-    return total / (seq_len - 1)
+    return total / (seq_len - unscored)
 
 
 def token_faults(token_ids: Tensor, embeddings: int | None, name: str) -> list[str]:
@@ -202,10 +208,10 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _segment_nll(logits: Tensor, ids: Tensor) -> float:
-    """Summed negative log-likelihood of ids[1:] (seq_len,) under logits (seq_len, vocabulary)."""
+def _segment_nll(logits: Tensor, ids: Tensor, unscored: int) -> float:
+    """Summed negative log-likelihood of ids[unscored:] (seq_len,) under logits (seq_len, vocabulary)."""
     total = 0.0
     chunk = CUDA_CHUNK_POSITIONS if logits.is_cuda else CHUNK_POSITIONS
-    for part, labels in zip(logits[:-1].split(chunk), ids[1:].split(chunk), strict=True):
+    for part, labels in zip(logits[unscored - 1 : -1].split(chunk), ids[unscored:].split(chunk), strict=True):
         total += float(functional.cross_entropy(part.float(), labels, reduction="sum"))
     return total

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.experts import expert_lists
 from ..architecture.quantised import entries
+from ..data.chat import Chat
 from ..data.encoding import encode
+from ..data.endings import ending_ids
 from ..system.errors import InputError
 from .devices import autocast
 
@@ -139,17 +141,22 @@ def generate_text(
     """The continuation of a prompt, without the prompt: greedy, or sampled at a `temperature` above 0.
 
     Args:
-        chat: put the prompt into the tokenizer's chat template, if it has one.
+        chat: put the prompt into the tokenizer's chat template, if it has one; what ends a reply in it ends this one,
+            also where the model's own settings do not name it.
         top_p, seed: of sampling; the global random state is left as it was.
     """
     encoded = encode_prompt(tokenizer, prompt, chat=chat)
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in encoded.items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    enders = ending_ids(tokenizer) if chat else []
     options: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         # top_k is 50 unless it is turned off: what was not asked for must not count.
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    if enders:
+        known = model.generation_config.eos_token_id
+        options["eos_token_id"] = [*enders, *(known if isinstance(known, list) else [known] * (known is not None))]
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -158,7 +165,8 @@ def generate_text(
     ):
         torch.manual_seed(seed)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)  # type: ignore[operator]
-    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    said = output[0, inputs["input_ids"].shape[1] :].tolist()
+    return str(tokenizer.decode(said[:-1] if said[-1:] == enders else said, skip_special_tokens=True))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:
@@ -177,8 +185,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     try:
-        messages = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return Chat(tokenizer).write([{"role": "user", "content": prompt}], {}, prompt=True)
     except MemoryError:
         raise
     except Exception as error:  # jinja2's, transformers', and whatever an expression of the template raises

@@ -39,7 +39,10 @@ def measure(model: nn.Module, job: Job, dtype: torch.dtype, progress: Progress) 
     if job.eval_ids is None or rank() > 0 or next(model.parameters()).is_meta:
         return None
     told = progress.measuring()
-    return perplexity(model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype, told=told)
+    unscored = job.eval_info.get("unscored", 1)
+    return perplexity(
+        model, job.eval_ids, seq_len=job.eval_seq_len, batch_size=2, dtype=dtype, unscored=unscored, told=told
+    )
 
 
 def without_adapter(model: PeftModel, job: Job, dtype: torch.dtype, progress: Progress) -> Perplexity | None:

@@ -1,5 +1,6 @@
 """The checked inputs that every training command shares: model, data, output, length of the run."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ..models.files import check_checkpoint, contents_of
 from ..models.loading import load_config
 from ..models.original import check_load_in
 from ..models.source import ModelSource, resolve_model
-from ..models.tokenizers import load_tokenizer
+from ..models.tokenizers import file_of, load_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched, rank
 from ..system.locks import LOCK
@@ -142,11 +143,30 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
         _find_checkpoint(config, data, contents, start_of(tokenizer, config.bos)) if config.resume else (None, ())
     )
     adapter = read_adapter(config.adapter) if config.adapter else None
-    notes = (*notes, *blocks.left_out.notes(), *left_out_of(eval_info), *([adapter.words] if adapter else []))
+    notes = (*notes, *blocks.left_out.notes(), *_end_notes(blocks, source, model_config, tokenizer))
+    notes = (*notes, *left_out_of(eval_info), *([adapter.words] if adapter else []))
     return Job(
         config, source, model_config, tokenizer, blocks, data, eval_ids, eval_info, total_steps, checkpoint, notes,
         adapter,
     )  # fmt: skip
+
+
+def _end_notes(blocks: Blocks, source: ModelSource, model_config: PreTrainedConfig, tokenizer: Any) -> list[str]:
+    """That what ends a reply in the data is no end to those who will run the result, if so."""
+    file = file_of(source.path, "generation_config.json")
+    try:
+        settings = json.loads(file.read_text("utf-8")) if file else {}
+    except (OSError, ValueError):
+        return []
+    own = getattr(model_config.get_text_config(), "eos_token_id", None)
+    known = settings.get("eos_token_id", own) if isinstance(settings, dict) else own
+    known = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    return [
+        f"the chat template ends a reply with {tokenizer.convert_ids_to_tokens(token)}, which is no end by the model's "
+        f"eos_token_id: add {token} to it in the result's generation_config.json, or others do not stop there."
+        for token in blocks.enders
+        if token not in known
+    ]
 
 
 def probe_of(job: Job) -> torch.Tensor:

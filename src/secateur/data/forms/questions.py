@@ -4,12 +4,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...system.errors import InputError
-from .tally import Tally
+from .tally import UNUSED, Tally
 from .turns import Turn, kind_of, parsed, string_of, turns_of
 
 SYSTEMS = ("system", "system_prompt", "system_message")
 CHOICES = ("choices", "options")
 TOOLS = ("tools", "functions")
+OWN_ARGUMENTS = frozenset(
+    {
+        "conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+        "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)  # fmt: skip
+"""Of `apply_chat_template`: what a row cannot say."""
 BESIDE = frozenset({*SYSTEMS, *CHOICES, *TOOLS, "input", "context", "history", "documents", "chat_template_kwargs"})
 
 
@@ -45,13 +53,20 @@ def question(row: Row, prompt: str) -> str:
 
 
 def answer(row: Row, reply: str) -> str:
-    """The reply's text; beside choices a number is the place of the right one."""
+    """The reply's text; beside choices a number is the place of the right one, and of several texts the first counts.
+
+    Those are a list, or SQuAD's `{"text": [...]}` and TriviaQA's `{"value": ...}`; none is an empty reply.
+    """
     value = row.values[reply]
-    choices = _choices(row) if isinstance(value, int) and not isinstance(value, bool) else {}
-    if choices and 0 <= value < len(choices):
-        row.used.add(reply)
-        return list(choices)[value]
-    return row.string(reply)
+    if isinstance(value, dict):
+        value = value.get("text", value.get("value"))
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        value = next(iter(value), "")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        labels = list(_choices(row))
+        value = labels[value] if isinstance(value, int) and 0 <= value < len(labels) else str(value)
+    row.used.add(reply)
+    return string_of({reply: value} if isinstance(value, str) else row.values, reply, row.origin)
 
 
 def conversation(row: Row, turns: list[Turn], *, asked: bool = False) -> list[Turn]:
@@ -93,7 +108,9 @@ def template_keys(row: Row) -> dict[str, Any]:
             found["documents" if key == "documents" else "tools"] = value
     if isinstance(given := row.values.get("chat_template_kwargs"), dict):
         row.used.add("chat_template_kwargs")
-        found |= {key: value for key, value in given.items() if value is not None}
+        for key in OWN_ARGUMENTS & given.keys():
+            row.tally.add(UNUSED, f"`{key}` of `chat_template_kwargs`", row.origin)
+        found |= {key: value for key, value in given.items() if value is not None and key not in OWN_ARGUMENTS}
     return found
 
 

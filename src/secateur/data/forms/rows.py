@@ -1,5 +1,6 @@
 """Rows of every accepted form as documents: texts, instructions, chat, prompts with completions, preferences."""
 
+import math
 import os.path
 from typing import Any
 
@@ -7,14 +8,15 @@ from ...system.errors import InputError
 from .document import Document
 from .questions import BESIDE, Row, answer, conversation, question, template_keys
 from .tally import DROPPED, UNLABELLED, UNUSED, Tally
-from .turns import Turn, kind_of
+from .turns import TURN_KEYS, NullText, Turn, kind_of
 
 CHATS = ("messages", "conversations", "conversation")
 PAIRS = (("instruction", "output"), ("question", "answer"))
 """These come before `text`; the others, of a prompt and a reply each, after it."""
 PROMPTS = ("instruction", "question", "prompt", "query", "problem", "input")
-REPLIES = ("output", "answer", "completion", "response", "chosen", "solution", "target", "answerKey")
+REPLIES = ("output", "answer", "completion", "response", "chosen", "solution", "target", "answerKey", "answers")
 ROW_KEYS = frozenset({*CHATS, *PROMPTS, *REPLIES, *BESIDE, "text", "rejected", "label"})
+NULL, UNWANTED = "null in place of a text", "`label: false`, a reply that is not to be learnt"
 EXPECTED = (
     "expected `text`, or `instruction` (+ `input`) and `output`, or `question` and `answer`, or `prompt` and "
     "`completion`, or `messages`"
@@ -29,10 +31,25 @@ def document_of(row: Any, origin: str, tally: Tally) -> Document | None:
     """
     if not isinstance(row, dict):
         raise InputError(f"{origin}: {EXPECTED}; found {kind_of(row)}.")
-    found = Row({key: value for key, value in row.items() if value is not None}, origin, tally)
+    if ROW_KEYS.isdisjoint(row):  # `Question`, or a header with blanks in it
+        row = {name if (name := str(key).strip().lower()) in ROW_KEYS else key: value for key, value in row.items()}
+    found = Row({key: value for key, value in row.items() if not _is_null(value)}, origin, tally)
+    try:
+        return _of_its_form(found, row)
+    except NullText:
+        return _dropped(found, NULL)
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a value is null; pandas writes NaN for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _of_its_form(found: Row, row: dict[str, Any]) -> Document | None:
+    origin = found.origin
     prompt, reply = _pair_of(found.values)
     if key := found.first(*CHATS):
-        return _chat(found, conversation(found, found.turns(key)))
+        return _conversation(found, key)
     if "text" in found.values and (prompt, reply) not in PAIRS:
         return _done(found, Document("text", origin, found.string("text")))
     if prompt and reply:
@@ -43,10 +60,32 @@ def document_of(row: Any, origin: str, tally: Tally) -> Document | None:
         found.turns(key)  # says what is wrong with an empty one
     if prompt and any(key in row for key in REPLIES):
         return _dropped(found, "empty reply")
-    if ROW_KEYS.isdisjoint(found.values) and not ROW_KEYS.isdisjoint(row):
-        return _dropped(found, "null in place of a text")
+    if (ROW_KEYS.isdisjoint(found.values) and not ROW_KEYS.isdisjoint(row)) or (reply and _has_null(found, row)):
+        return _dropped(found, NULL)
     keys = ", ".join(map(repr, list(row)[:10])) or "none"
     raise InputError(f"{origin}: {EXPECTED}; found the keys {keys}. Rename them or convert the row.")
+
+
+def _has_null(found: Row, row: dict[str, Any]) -> bool:
+    """Whether a row has a prompt's key, and nothing in it."""
+    return any(key in row and key not in found.values for key in PROMPTS)
+
+
+def _conversation(row: Row, key: str) -> Document | None:
+    """Turns; a `chosen` beside turns that end with a question is their reply (LLaMA-Factory's form)."""
+    turns = row.turns(key)
+    if row.values.get("label") is False:
+        row.used.add("label")
+        return _dropped(row, UNWANTED)
+    chosen = row.values.get("chosen")
+    if not chosen or turns[-1].role == "assistant":
+        return _chat(row, conversation(row, turns))
+    row.used.update(("chosen", "rejected"))
+    replies = [Turn("assistant", row.string("chosen"))] if isinstance(chosen, str) else row.turns("chosen")
+    if replies[0].role != "assistant":  # the reply repeats its prompt
+        return _chat(row, conversation(row, replies))
+    asking = conversation(row, turns)
+    return _chat(row, [*asking, *replies], len(asking))
 
 
 def _pair_of(values: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -54,7 +93,9 @@ def _pair_of(values: dict[str, Any]) -> tuple[str | None, str | None]:
     for prompt, reply in PAIRS:
         if prompt in values and reply in values:
             return prompt, reply
-    return next((key for key in PROMPTS if key in values), None), next((key for key in REPLIES if key in values), None)
+    asked = next((key for key in PROMPTS if key in values), None)
+    replies = ("solution", *REPLIES) if asked == "problem" else REPLIES  # its `answer` is the solution's last number
+    return asked, next((key for key in replies if key in values), None)
 
 
 def _pair(row: Row, prompt: str, reply: str) -> Document | None:
@@ -63,10 +104,11 @@ def _pair(row: Row, prompt: str, reply: str) -> Document | None:
     if prompt == "prompt" and reply in ("completion", "chosen"):
         row.used.update(("rejected", "label"))
         if str(row.values.get("label")).lower() == "false":
-            return _dropped(row, "`label: false`, a reply that is not to be learnt")
+            return _dropped(row, UNWANTED)
         if isinstance(asked, str) and isinstance(replied, str) and row.first(*BESIDE) is None:
             return _completion(row, row.string(prompt), row.string(reply))
-    replies = row.turns(reply) if isinstance(replied, list) else [Turn("assistant", answer(row, reply))]
+    of_turns = reply not in ("answer", "answers") and _is_turns(replied)
+    replies = row.turns(reply) if of_turns else [Turn("assistant", answer(row, reply))]
     if replies[0].role != "assistant":  # the reply repeats its prompt
         row.used.add(prompt)
         return _chat(row, conversation(row, replies))
@@ -74,7 +116,14 @@ def _pair(row: Row, prompt: str, reply: str) -> Document | None:
         asking = conversation(row, row.turns(prompt))
     else:
         asking = conversation(row, [Turn("user", question(row, prompt))], asked=True)
-    return _chat(row, [*asking, *replies], len(asking) if isinstance(replied, list) or isinstance(asked, list) else 0)
+    return _chat(row, [*asking, *replies], len(asking) if of_turns or isinstance(asked, list) else 0)
+
+
+def _is_turns(value: Any) -> bool:
+    """Whether a value is a list of turns (or an empty one), or one turn."""
+    if isinstance(value, dict):
+        return any(role in value for role, _ in TURN_KEYS)
+    return isinstance(value, list) and not (value and all(isinstance(part, str) for part in value))
 
 
 def _preference(row: Row) -> Document | None:

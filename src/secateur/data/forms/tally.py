@@ -5,16 +5,21 @@ from dataclasses import dataclass, field
 
 DROPPED, UNLABELLED, UNUSED = "dropped_rows", "unlabelled_turns", "unused_keys"
 UNWRITTEN, ENDINGS, FILES = "left_out_by_template", "endings", "files_not_read"
+SPLITS, NO_SPLIT, UNENDED = "splits", "files_in_no_split", "texts_without_end"
 WORDS = {
     DROPPED: "rows dropped: {}",
     UNLABELLED: "turns not labelled: {}",
     UNUSED: "keys that are not used: {}",
     UNWRITTEN: "the tokenizer's chat template does not write: {}",
     ENDINGS: "the tokenizer's chat template writes nothing at the end of a reply: {}",
+    UNENDED: "nothing is put at the end of a text: {}",
     FILES: "not read, no text or rows by their names: {}",
+    SPLITS: "the split that is read: {}",
+    NO_SPLIT: "not read, in no split that `datasets` finds there: {}",
 }
 NAMED = 12
 """Names in one sentence; the record has them all."""
+UNCOUNTED = (FILES, SPLITS, NO_SPLIT)
 
 
 @dataclass
@@ -53,7 +58,7 @@ def sentences(record: Mapping[str, Mapping[str, int]], what: str, first: Mapping
     found = []
     for kind, names in record.items():
         shown = list(names)[:NAMED]
-        words = shown if kind == FILES else [_counted(name, names[name], first.get((kind, name))) for name in shown]
+        words = shown if kind in UNCOUNTED else [_counted(name, names[name], first.get((kind, name))) for name in shown]
         rest = len(names) - len(shown)
         listed = ", ".join(words) + (f" and {rest} more" if rest else "")
         found.append(f"{what}: {WORDS[kind].format(listed)}.")

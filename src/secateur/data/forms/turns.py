@@ -38,8 +38,14 @@ CALL_ROLES = ("function_call", "tool_call")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 CONTENTS = ("tool_calls", *THOUGHTS)
 """Keys of a turn whose values the model reads or writes, beside its content."""
+PAIRED = (("human", "assistant"), ("input", "output"))
+"""Keys of turns that are a question and its reply in one (Firefly's, XTuner's)."""
 SWITCHES = ("train", "trainable", "training", "train_on_turn", "loss")
 """Keys of a turn that say whether it is trained on."""
+
+
+class NullText(InputError):
+    """A null where a text should be."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def turns_of(given: Any, key: str, origin: str, tally: Tally) -> list[Turn]:
 
     Raises:
         InputError: no list, or a turn that is none of these.
+        NullText: a turn of which nothing is known but the role.
     """
     if isinstance(given, str) and given.lstrip().startswith("["):
         given = parsed(given, key, origin)
@@ -68,12 +75,23 @@ def turns_of(given: Any, key: str, origin: str, tally: Tally) -> list[Turn]:
         given = [
             dict(zip(given, turn, strict=False)) for turn in zip(*given.values(), strict=False)
         ]  # a sequence's columns
+    elif isinstance(given, dict) and any(given.keys() >= {*names} for names in TURN_KEYS):
+        given = [given]
     if not isinstance(given, list) or not given:
         found = "an empty list" if given == [] else kind_of(given)
         raise InputError(f"{origin}: `{key}` is {found}: expected a list of turns with `role` and `content`.")
-    if all(isinstance(turn, dict) and {"human", "assistant"} <= turn.keys() for turn in given):  # Firefly's
-        given = [{"role": role, "content": turn[role]} for turn in given for role in ("human", "assistant")]
-    return [_turn(turn, f"{origin}, turn {number}", tally) for number, turn in enumerate(given, 1)]
+    single = [one for turn in given for one in _unpaired(turn)]
+    return [_turn(turn, f"{origin}, turn {number}", tally) for number, turn in enumerate(single, 1)]
+
+
+def _unpaired(turn: Any) -> list[Any]:
+    """A turn that is a question and its reply in one as two, with its system turn; what else it has is the reply's."""
+    names = next((pair for pair in PAIRED if isinstance(turn, dict) and turn.keys() >= {*pair}), None)
+    if names is None or any(role in turn for role, _ in TURN_KEYS):
+        return [turn]
+    rest = {key: value for key, value in turn.items() if key not in (*names, "system")}
+    before = [{"role": role, "content": turn.get(key)} for role, key in (("system", "system"), ("user", names[0]))]
+    return [*(one for one in before if one["content"]), {"role": "assistant", "content": turn[names[1]], **rest}]
 
 
 def _turn(turn: Any, place: str, tally: Tally) -> Turn:
@@ -98,6 +116,8 @@ def _turn(turn: Any, place: str, tally: Tally) -> Turn:
         and (names[1] in turn or "tool_calls" in keys or "function_call" in keys)
     ):
         content, keys["content"] = "", None
+    elif content is None and names[1] in turn:
+        raise NullText(f"{place}: `{names[1]}` is null: expected text.")
     else:
         content = string_of(turn, names[1], place)
     if name in CALL_ROLES:

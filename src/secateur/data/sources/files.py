@@ -14,6 +14,7 @@ from ...system.reading import PARSER_ERRORS, reason_of
 from ..forms.document import Document
 from ..forms.rows import CHATS, ROW_KEYS, document_of
 from ..forms.tally import DROPPED, Tally
+from .splits import NAMES, split_of
 from .tables import TABLES, table_rows
 
 TEXTS = (".txt", ".raw", ".tokens")
@@ -55,7 +56,7 @@ def read_file(path: Path, tally: Tally, split: str = "train") -> list[Document]:
     kind = type_of(path)
     if kind in TEXTS:
         return [Document("text", str(path), _text(path))]
-    rows = table_rows(path, kind, _text) if kind in TABLES else _json_rows(_text(path), path, split)
+    rows = table_rows(path, kind, _text) if kind in TABLES else _json_rows(_text(path), path, split, tally)
     documents = documents_of(rows, tally)
     if not any(document.raw.strip() for document in documents):
         dropped = tally.record().get(DROPPED, {})
@@ -109,7 +110,7 @@ def _open_zstandard(path: Path, mode: str) -> Any:
     return pyarrow.input_stream(str(path), compression="zstd")
 
 
-def _json_rows(text: str, path: Path, split: str) -> Iterator[tuple[Any, str]]:
+def _json_rows(text: str, path: Path, split: str, tally: Tally) -> Iterator[tuple[Any, str]]:
     """(row, place): an object a line, or lists and objects over any lines."""
     # "\n" only: str.splitlines() also cuts at characters that JSON strings may hold, such as U+2028
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -120,7 +121,7 @@ def _json_rows(text: str, path: Path, split: str) -> Iterator[tuple[Any, str]]:
         yield from ((_parse(line.removeprefix("\ufeff"), str(path), i), f"{path}:{i}") for i, line in lines)
         return
     values = [_parse(text, str(path), 1)] if values is None else values
-    rows = values if len(values) > 1 else _unwrapped(values[0], path, split)
+    rows = values if len(values) > 1 else _unwrapped(values[0], path, split, tally)
     one = len(rows) == 1 and rows[0] is values[0]
     yield from ((row, f"{path}:{lines[0][0]}" if one else f"{path}, row {i}") for i, row in enumerate(rows, 1))
 
@@ -165,7 +166,7 @@ def _is_columns(whole: dict[str, Any]) -> bool:
     )
 
 
-def _unwrapped(whole: Any, path: Path, split: str) -> list[Any]:
+def _unwrapped(whole: Any, path: Path, split: str, tally: Tally) -> list[Any]:
     """The rows in one value: a list, columns, or an object with one list of rows, or one a split."""
     if isinstance(whole, list):
         return whole
@@ -176,12 +177,17 @@ def _unwrapped(whole: Any, path: Path, split: str) -> list[Any]:
             return [whole]
         return [dict(zip(whole, values, strict=True)) for values in zip(*whole.values(), strict=True)]
     lists = {key: value for key, value in whole.items() if isinstance(value, list) and _are_rows(value)}
-    if len(lists) > 1 and split not in lists:
+    if not lists:
+        return [whole]
+    if len(lists) == 1 and not any(name in names for name in lists for names in NAMES.values()):
+        return next(iter(lists.values()))  # `{"data": [...]}`
+    chosen = split_of(list(lists), str(path), split, tally)
+    if chosen is None:
         raise InputError(
             f"{path} is an object with several lists of rows ({', '.join(map(repr, lists))}) and none is {split!r}: "
             "write the rows of one of them to a file."
         )
-    return lists.get(split) or next(iter(lists.values()), [whole])
+    return lists[chosen]
 
 
 def _are_rows(values: list[Any]) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from ...system.errors import InputError
 from ...system.reading import reason_of
 from ..forms.document import Document
-from ..forms.tally import FILES, Tally
+from ..forms.tally import FILES, NO_SPLIT, SPLITS, Tally
 from .files import FILE_TYPES, documents_of, files_of, others_of, read_file, type_of
+from .splits import named_splits, split_of
 from .tables import without_nulls
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -33,17 +34,30 @@ def read_folder(folder: Path, tally: Tally, split: str) -> list[Document]:
         InputError: it is a data set without that split; what `read_file` refuses.
     """
     if _is_saved(folder):
-        found = documents_of(_saved_rows(folder, split), tally)
+        found = documents_of(_saved_rows(folder, split, tally), tally)
         if not any(document.raw.strip() for document in found):
             raise InputError(f"data folder {folder} has no text in it: give another one.")
         return found
     if _is_repository(folder):
-        files, others = _files_of_repository(folder, split)
+        files = _files_of_repository(folder, split, tally)
     else:
-        files, others = files_of(folder), others_of(folder)
-    for name in others:
-        tally.add(FILES, name, str(folder))
+        files = _files_side_by_side(folder, split, tally)
     return [document for file in files for document in read_file(file, tally, split)]
+
+
+def _files_side_by_side(folder: Path, split: str, tally: Tally) -> list[Path]:
+    """The files of a folder, or of one split where all are named after one."""
+    for name in others_of(folder):
+        tally.add(FILES, name, str(folder))
+    files = files_of(folder)
+    splits = named_splits(files)
+    if not splits:
+        return files
+    chosen = _one_of(list(splits), folder, split, tally)
+    if chosen == split:
+        others = " and ".join(f"`{name}`" for name in splits if name != chosen)
+        tally.add(SPLITS, f"`{chosen}` of {folder}, which also has {others}", str(folder))
+    return splits[chosen]
 
 
 def _is_saved(folder: Path) -> bool:
@@ -68,7 +82,7 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path, hide in zip(found, hidden, strict=True) if not hide and path.is_file())
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Any, str]]:
+def _saved_rows(folder: Path, split: str, tally: Tally) -> Iterator[tuple[Any, str]]:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -76,13 +90,13 @@ def _saved_rows(folder: Path, split: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:  # datasets raises its own classes, pyarrow's and OSError
         raise InputError(f"data folder {folder}, saved by `datasets`, cannot be read ({reason_of(error)}).") from None
     if isinstance(found, DatasetDict):
-        found = found[_split_of(list(found), folder, split)]
+        found = found[_one_of(list(found), folder, split, tally)]
     for i, row in enumerate(found, 1):
         yield without_nulls(row), f"{folder}, row {i}"
 
 
-def _files_of_repository(folder: Path, split: str) -> tuple[list[Path], list[str]]:
-    """The files of one split, as `datasets` finds them, and the names of those that it finds in none."""
+def _files_of_repository(folder: Path, split: str, tally: Tally) -> list[Path]:
+    """The files of one split, as `datasets` finds them; those that it finds in none are counted."""
     from datasets import load_dataset_builder
 
     with tempfile.TemporaryDirectory() as cache:
@@ -93,18 +107,27 @@ def _files_of_repository(folder: Path, split: str) -> tuple[list[Path], list[str
                 f"data folder {folder} is laid out as on the hub, and `datasets` cannot find its files "
                 f"({reason_of(error)}): give the folder or the file that is meant."
             ) from None
-    found = [Path(file) for file in files[_split_of(list(map(str, files)), folder, split)]]
+    chosen = _one_of(list(map(str, files)), folder, split, tally)
+    found = [Path(file) for file in files[chosen]]
     if wrong := next((file for file in found if not type_of(file)), None):
         raise InputError(f"data file {wrong} of {folder} is of no known type: expected {', '.join(FILE_TYPES)}.")
     known = {str(Path(file).resolve()) for part in files.values() for file in part}
-    others = [str(path.relative_to(folder)) for path in _below(folder) if str(path.resolve()) not in known]
-    return found, others
+    for path in _below(folder):
+        if str(path.resolve()) not in known:
+            tally.add(NO_SPLIT, str(path.relative_to(folder)), str(folder))
+    places = sorted({str(file.resolve().parent.relative_to(folder.resolve())) for file in found})
+    if len(places) > 1:  # it may be one data set in parts, or several configurations
+        tally.add(SPLITS, f"`{chosen}` of {folder}, from {', '.join(places)} together", str(folder))
+    return found
 
 
-def _split_of(names: list[str], folder: Path, split: str) -> str:
-    """The split that is read: the one asked for, for an evaluation without `test` the validation's, or the only one."""
-    wanted = [split] if split == "train" else [split, "validation", "valid", "dev"]
-    chosen = next((name for name in wanted if name in names), names[0] if len(names) == 1 else None)
+def _one_of(names: list[str], folder: Path, split: str, tally: Tally) -> str:
+    """The split that is read.
+
+    Raises:
+        InputError: there are several, and none is the one asked for.
+    """
+    chosen = split_of(names, str(folder), split, tally)
     if chosen is None:
         raise InputError(
             f"data folder {folder} has the splits {', '.join(map(repr, names))} and no {split!r}: give the "
