@@ -78,6 +78,11 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a config that is not JSON": ("{t}/badconfig", "not valid JSON", "config"),
     "an adapter as model": ("{t}/adapter", "", "config"),
     "a text file as model": ("{t}/short.txt", "", "config"),
+    "a share above 1": ("{t}/dropout", "attention_dropout is 2.0: it must be at least 0 and below 1", "config"),
+    "no positions": ("{t}/positions", "max_position_embeddings is 0: it must be at least 1", "config"),
+    "precisions in a list": ("{t}/dtypes", 'dtype is ["float32"], and must be a name', "config"),
+    "a rope of no type": ("{t}/rope", "rope_parameters.rope_type is None", "config"),
+    "a quantisation that says nothing": ("{t}/unquantised", "its quantization_config has no quant_method", "config"),
     "a hub name that cannot be one": ("a b c", "a b c", "config"),
     "a name longer than the system takes": ("n" * 5000, "", "config"),
     "codes with their scales beside them": ("{t}/scaled", "only hf_quant_config.json names the quantization", "config"),
@@ -102,6 +107,18 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a missing tensor": ("{t}/missing", "not in the checkpoint", "loaded"),
     "no tokenizer": ("{t}/notokenizer", "no tokenizer", "tokenizer"),
     "a tokenizer larger than the embedding": ("{t}/small", "has embeddings of 32 tokens", "tokenizer"),
+    **{
+        f"a tokenizer's {what}": ("{t}/tokenizer " + what, words, "tokenizer")
+        for what, words in {
+            "length in words": 'model_max_length in tokenizer_config.json is "512", and must be a number',
+            "settings in a list": "tokenizer_config.json is no JSON object",
+            "settings with a mark": "tokenizer_config.json begins with a byte-order mark",
+            "tokens cut short": "special_tokens_map.json is not valid JSON",
+            "templates without names": "chat_template in tokenizer_config.json is a list whose entries must have",
+            "template in another code": "chat_template.jinja cannot be read: byte 0 is not UTF-8",
+            "file without anything": "tokenizer.json cannot be read (KeyError",
+        }.items()
+    },
 }
 DATA: dict[str, tuple[str, str]] = {
     "an unknown data path": ("{t}/none.jsonl", "none.jsonl"),
@@ -113,6 +130,7 @@ DATA: dict[str, tuple[str, str]] = {
     "a number of 5,000 digits": ("{t}/digits.jsonl", "digits.jsonl:1"),
     "one bad file in a folder": ("{t}/formats", "bad.jsonl:1"),
     "a data name longer than the system takes": ("n" * 5000, ""),
+    "a data name that is not UTF-8": ("caf\udce9.txt", "caf"),
 }
 FLAGS = {"prune": "data", "adapt": "data", "eval": "data", "compare": "evaluate_on"}
 YAMLS = {
@@ -242,6 +260,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a tokenizer larger than the embedding": (prune(model="{t}/small"), "has embeddings of 32 tokens"),
     "no such precision": (prune(model="{t}/baddtype"), "baddtype"),
     "a hub name that cannot be one": (prune(model="a b c"), "no valid hub id"),
+    "more tokens than positions": (prune(seq_len="1024"), "longer than the model's 512 positions"),
+    "a plan for more tokens than positions": (
+        [*COMMANDS["plan"], "--seq-len", "1024"], "longer than the model's 512 positions",
+    ),
     # options
     "sparsity 0": (prune(sparsity="0"), "--sparsity is 0.0"),
     "sparsity 1.2": (prune(sparsity="1.2"), "--sparsity is 1.2"),
@@ -381,6 +403,7 @@ def bad_tokenizers_and_tasks(folder: Path) -> None:
         tokenizer.save_pretrained(save_tiny(folder / f"template {name}", layers=1))
         if isinstance(template, dict):
             (folder / f"template {name}" / "chat_template.jinja").unlink()
+    broken_tokenizers(folder)
     settings = save_tiny(folder / "unended", layers=1) / "tokenizer_config.json"
     found = json.loads(settings.read_text())
     settings.write_text(json.dumps({key: value for key, value in found.items() if key != "eos_token"}))
@@ -390,6 +413,22 @@ def bad_tokenizers_and_tasks(folder: Path) -> None:
         place.write_text(json.dumps(row))
     (folder / "rows").mkdir()
     (folder / "rows" / "piqa.jsonl").write_text(json.dumps({"query": "a", "choices": ["b", "c"], "gold": 0}))
+
+
+def broken_tokenizers(folder: Path) -> None:
+    def written(name: str, file: str, content: bytes) -> None:
+        (save_tiny(folder / f"tokenizer {name}", layers=1) / file).write_bytes(content)
+
+    settings = json.loads((folder / "model" / "tokenizer_config.json").read_text())
+    written("length in words", "tokenizer_config.json", json.dumps({**settings, "model_max_length": "512"}).encode())
+    written("settings in a list", "tokenizer_config.json", b"[]")
+    written("settings with a mark", "tokenizer_config.json", b"\xef\xbb\xbf" + json.dumps(settings).encode())
+    written("tokens cut short", "special_tokens_map.json", b"{")
+    written(
+        "templates without names", "tokenizer_config.json", json.dumps(settings | {"chat_template": ["x"]}).encode()
+    )
+    written("template in another code", "chat_template.jinja", b"\xff\xfe")
+    written("file without anything", "tokenizer.json", b"{}")
 
 
 def bad_models(folder: Path) -> None:
@@ -407,6 +446,11 @@ def bad_models(folder: Path) -> None:
     (folder / "ctrl" / "config.json").write_text(
         '{"model_type": "ctrl", "vocab_size": 9, "n_embd": 8, "dff": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}'
     )
+    edit(copy("dropout"), attention_dropout=2.0)
+    edit(copy("positions"), max_position_embeddings=0)
+    edit(copy("dtypes"), dtype=["float32"])
+    edit(copy("rope"), rope_parameters={"rope_type": None, "rope_theta": 1e4})
+    edit(copy("unquantised"), quantization_config={})
     edit(copy("notype"), model_type=None, architectures=None)
     edit(copy("encoder"), model_type="t5", architectures=["T5ForConditionalGeneration"])
     (copy("badconfig") / "config.json").write_text('{"model_type": "lla')

@@ -73,7 +73,20 @@ def size_faults(config: PretrainedConfig) -> list[str]:
             faults.append(f"{key} is {value}: it must be at least 1")
         elif value > (most := MOST.get(name, MOST_ENTRIES)):
             faults.append(f"{key} is {value}: no model has more than {most:,}")
-    return faults + _rope_faults(getattr(text, "rope_parameters", None))
+    longest = getattr(text, "max_position_embeddings", None)
+    if known and isinstance(longest, int) and longest < 1:
+        faults.append(f"max_position_embeddings is {longest}: it must be at least 1")
+    return faults + _share_faults(text) + _rope_faults(getattr(text, "rope_parameters", None))
+
+
+def _share_faults(text: PretrainedConfig) -> list[str]:
+    """Dropouts are only looked at when a model trains."""
+    found = {key: value for key, value in vars(text).items() if key.endswith(("dropout", "_pdrop", "_drop"))}
+    return [
+        f"{key} is {value}: it must be at least 0 and below 1"
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1
+    ]
 
 
 def _rope_faults(rope: Any) -> list[str]:
@@ -112,9 +125,9 @@ def fault_in_words(error: BaseException, values: Mapping[str, Any]) -> str:
     if "Padding_idx" in text:
         pad, size = values.get("pad_token_id"), values.get("vocab_size")
         return f"pad_token_id is {pad} and vocab_size {size}: a token's number must be below that"
-    if isinstance(error, KeyError) and (found := [key for key, value in _leaves(values) if value == text]):
+    if isinstance(error, KeyError) and (found := [key for key, value in _leaves(values) if _is_key(key, value, error)]):
         hint = did_you_mean(text, [*ACT2FN, *ROPE_INIT_FUNCTIONS]).strip()
-        return f"{found[0]} is {text!r}, which transformers does not know{'. ' + hint if hint else ''}"
+        return f"{found[0]} is {error.args[0]!r}, which transformers does not know{'. ' + hint if hint else ''}"
     about = [f"{key} {value!r}" for key, value in _leaves(values) if _is_named(value, text) or _is_to_blame(key, value)]
     if isinstance(error, ImportError):
         about += [f"{key} {value!r}" for key, value in _leaves(values) if "attn_implementation" in key]
@@ -128,6 +141,12 @@ def _is_named(value: Any, text: str) -> bool:
     if not isinstance(value, str) or len(value) < 3:
         return False
     return re.search(rf"(?<![\w-]){re.escape(value)}(?![\w-])", text) is not None
+
+
+def _is_key(key: str, value: Any, error: KeyError) -> bool:
+    """Whether a value is what some table of transformers' has no entry for; many keys are null and mean nothing."""
+    missing = error.args[0] if error.args else ""
+    return type(value) is type(missing) and value == missing and (value is not None or key.endswith("rope_type"))
 
 
 def _is_to_blame(key: str, value: Any) -> bool:

@@ -115,7 +115,14 @@ def base_licence(name: str, base_folder: Path | None) -> dict[str, Any]:
 
 def _licence_in(front: Any) -> dict[str, Any]:
     keys = ("license", "license_name", "license_link")
-    return {key: front[key] for key in keys if front.get(key)} if isinstance(front, dict) else {}
+    return {key: _text_of(front[key]) for key in keys if front.get(key)} if isinstance(front, dict) else {}
+
+
+def _text_of(value: Any) -> str | list[str]:
+    """A card's value as text, or a list of texts: YAML has dates, numbers and halves of characters, too."""
+    if isinstance(value, list):
+        return [str(_text_of(item)) for item in value]
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _hub_front(name: str) -> dict[str, Any] | None:

@@ -53,13 +53,15 @@ for job in jobs["jobs"]:
         logits = model(ids, use_cache=False, **both).logits.cpu().double()
         expected = saved["logits"].double()
         scale = expected.abs().max().item()
-        prompt = ids[:, :16]
+        longest = getattr(config, "max_position_embeddings", None) or 24
+        more = min(8, max(1, longest - 1))
+        prompt = ids[:, :max(1, min(16, longest - more))]
         # Settings that ship with the model (repetition penalty, beams, suppressed tokens, end tokens) would choose
         # other tokens than the argmax, which is what generation without the cache is compared by.
         start = getattr(config, "decoder_start_token_id", None)
         model.generation_config = type(model.generation_config)(decoder_start_token_id=start)
         written = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=0,
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=more, do_sample=False, pad_token_id=0,
             use_cache=True,
         )
         if config.is_encoder_decoder:
@@ -108,6 +110,7 @@ torch.set_num_threads(job["threads"])
 saved = load_file(job["probe"])
 base = AutoModelForCausalLM.from_pretrained(
     job["base"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"], **job["options"])
+base.config.return_dict, base.config.output_attentions = True, False
 model = PeftModel.from_pretrained(base, job["folder"]).eval()
 with torch.inference_mode():
     logits = model(input_ids=saved["ids"], use_cache=False).logits.double()

@@ -1,17 +1,26 @@
-"""Whether a result can be written, known before any training: the small model's config, class and shapes alone."""
+"""Whether a result can be written, known before any training: its config, class and shapes, and what lies beside it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.discovery import find_units
 from ..architecture.experts import unstack_experts
 from ..architecture.units import Units
+from ..models.source import ModelSource
 from ..models.surgery import merged_and_sliced
-from ..system.errors import InputError
+from ..system.errors import InputError, SecateurError, disk_is_full, out_of_memory
+from ..system.output import scratch, trial
+from ..system.quiet import quiet_transformers
+from .card import plain_card
 from .export import small_class
+from .older_readers import add_older_keys
+from .tokenizer_files import write_tokenizer
 
 
 def check_export(empty: PreTrainedModel, units: Units, keep: dict[str, Tensor], model_class: str = "keep") -> None:
@@ -24,6 +33,7 @@ def check_export(empty: PreTrainedModel, units: Units, keep: dict[str, Tensor], 
         InputError: no config takes the sizes, or the class builds others.
     """
     cls, config = small_class(empty.config, units.family, units.shapes_after(keep), model_class)
+    check_config(config)
     with torch.device("meta"):
         small = cls._from_config(config)
     places = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
@@ -42,6 +52,53 @@ def check_export(empty: PreTrainedModel, units: Units, keep: dict[str, Tensor], 
             f"the result could not be written: a {cls.__name__} also has {min(absent)}, which the model has not: use "
             "another --family."
         )
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Whether a configuration can be written, and read back without code of its own.
+
+    Raises:
+        InputError: says what transformers says of it.
+    """
+    with scratch() as folder, _told("its config.json", "take out of the model's what is not needed there"):
+        copied = copy.deepcopy(config)
+        copied.save_pretrained(folder)
+        add_older_keys(folder)
+        AutoConfig.from_pretrained(folder)
+
+
+def check_beside(output: Path, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write what lies beside the weights of a result where it will lie, read it back, and remove it.
+
+    Raises:
+        InputError: the place does not take it, or one of the model's files cannot be handed on.
+    """
+    with trial(output) as folder:
+        with _told("the tokenizer", "check the model's tokenizer files"):
+            write_tokenizer(tokenizer, folder)
+        if not source.is_local or source.gguf_file:
+            return
+        place = Path(source.path)
+        with _told("the model card", "correct the metadata in the model's README.md, or take it away"):
+            plain_card(source.name, 0, "", "", place).encode()
+        if (place / "generation_config.json").is_file():
+            with _told("generation_config.json", "correct the model's"):
+                GenerationConfig.from_pretrained(place).to_json_file(folder / "generation_config.json")
+                GenerationConfig.from_pretrained(folder)
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:  # of several libraries, each with classes of its own
+        if isinstance(error, SecateurError) or disk_is_full(error) or out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the result could not be written: {what} fails ({type(error).__name__}: {reason}): {remedy}."
+        ) from error
 
 
 def empty_copy(model: PreTrainedModel, units: Units) -> PreTrainedModel | None:

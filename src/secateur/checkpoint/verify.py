@@ -158,6 +158,11 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
 
 
 def run_python(source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Python `source` in a process of its own, isolated from this one's folder and packages of the user."""
-    command = [sys.executable, "-I", "-W", "ignore", "-c", source, str(argument)]
+    """Python `source` in a process of its own, isolated from this one's folder and Python's variables.
+
+    What this one has of PYTHONPATH or of the user's packages comes last there: the libraries may lie in them.
+    """
+    beyond = [path for path in map(os.path.abspath, filter(None, sys.path)) if path != os.getcwd()]
+    start = f"import sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
+    command = [sys.executable, "-I", "-W", "ignore", "-c", start + source, str(argument)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -6,6 +6,7 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, PretrainedConfig
@@ -19,8 +20,10 @@ from .source import ModelSource
 
 WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 TOGETHER = "copy or download config.json and the weights again, together."
-KINDS: dict[str, tuple[type, str]] = {
+KINDS: dict[str, tuple[type | UnionType, str]] = {
     "model_type": (str, "a name"),
+    "dtype": (str | dict, "a name, such as bfloat16"),
+    "torch_dtype": (str | dict, "a name, such as bfloat16"),
     "quantization_config": (dict, "an object"),
     "text_config": (dict, "an object"),
 }
@@ -151,8 +154,10 @@ def check_method(folder: Path) -> bool:
     """
     config = config_json(folder)
     text = config.get("text_config")
-    given = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if not given or not isinstance(given, dict):  # another kind, `check_json_files` refuses
+    given = config.get("quantization_config")
+    if given is None and isinstance(text, dict):
+        given = text.get("quantization_config")
+    if given is None or not isinstance(given, dict):  # another kind, `check_json_files` refuses
         return False
     if given.get("load_in_8bit") or given.get("load_in_4bit"):
         return True

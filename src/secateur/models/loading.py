@@ -77,6 +77,8 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
         settle_(config, file)
     if not (trust_remote_code and own_code(config)):
         config = text_alone(config)
+    for each in (config, config.get_text_config(decoder=True)):  # what a caller gets beside logits, which we ask for
+        each.return_dict, each.output_attentions, each.output_hidden_states = True, False, False
     return follow_files_(config, source)
 
 

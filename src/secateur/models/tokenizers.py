@@ -3,9 +3,11 @@
 import json
 import logging
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -17,7 +19,7 @@ from ..data.gguf_tokens import follow_splits_
 from ..system.errors import InputError
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
-from ..system.reading import PARSER_ERRORS
+from ..system.reading import PARSER_ERRORS, parse_json, read_text
 from .guards import check_hub, guarded, one_line
 from .source import ModelSource
 
@@ -35,6 +37,10 @@ TEXTS = (
 )
 """What pipelines treat differently: digits, blanks before them and at the start, line ends, accents in both forms,
 letters that normalisers replace, scripts without blanks, emoji, contractions."""
+KINDS: dict[str, tuple[type | UnionType, str]] = {
+    "model_max_length": (int | float, "a number"),
+    "added_tokens_decoder": (dict, "an object"),
+}
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
@@ -50,6 +56,8 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     check_hub(source)
     if source.is_local and not source.gguf_file:
         _check_files(Path(source.path))
+    if not source.gguf_file:
+        _check_settings(source)
     options = {"gguf_file": source.gguf_file}
     if source.gguf_file:
         file = check_gguf(Path(source.path) / source.gguf_file)
@@ -63,8 +71,12 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
         named = guarded(source, AutoTokenizer.from_pretrained, trust_remote_code, options, "tokenizer")
     except InputError as error:
         cause = error.__cause__
-        if not isinstance(cause, Exception) or code_of(source.path) or built is None:
+        if not isinstance(cause, Exception) or code_of(source.path):
             raise
+        if built is None:
+            raise InputError(
+                f"{path} cannot be read ({type(cause).__name__}: {one_line(cause)}): copy or download it again."
+            ) from cause
         why = f"{settings_of(source.path).get('tokenizer_class')} cannot be built from it: {one_line(cause)}"
     else:
         if built is None or (found := difference(named, built)) is None:
@@ -164,6 +176,35 @@ def _check_files(folder: Path) -> None:
             f"{models[0]} is a sentencepiece model, and reading it needs {names}: pip install {names}, or put the "
             f"tokenizer's {FILE} beside it."
         )
+
+
+def _check_settings(source: ModelSource) -> None:
+    """Refuse what transformers trips over in a tokenizer's files without a word on where it stands."""
+    folder = Path(source.path)
+    for name in (SETTINGS, "special_tokens_map.json", "added_tokens.json") if source.is_local else ():
+        path = folder / name
+        if not path.is_file():
+            continue
+        values = parse_json(read_text(path, str(path)), str(path), "copy or download it again.")
+        if path.read_bytes()[:3] == BOM_UTF8:
+            raise InputError(f"{path} begins with a byte-order mark, which transformers cannot read: save it without.")
+        if not isinstance(values, dict):
+            raise InputError(f"{path} is no JSON object: copy or download it again.")
+    if (template := folder / "chat_template.jinja").is_file():
+        read_text(template, str(template))
+    settings = settings_of(source.path)
+    for key, (kind, words) in KINDS.items():
+        value = settings.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise _setting_error(source, key, f"is {json.dumps(value)[:80]}, and must be {words}")
+    templates = settings.get("chat_template")
+    listed = templates if isinstance(templates, list) else []
+    if not all(isinstance(each, dict) and {"name", "template"} <= each.keys() for each in listed):
+        raise _setting_error(source, "chat_template", "is a list whose entries must have `name` and `template`")
+
+
+def _setting_error(source: ModelSource, key: str, words: str) -> InputError:
+    return InputError(f"tokenizer {source.name!r}: {key} in {SETTINGS} {words}: correct it.")
 
 
 def _installed(module: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile, gettempdir, mkdtemp
 
@@ -182,22 +182,53 @@ def _clean_up(output: Path, prefix: str) -> None:
             shutil.rmtree(path)
 
 
+@contextmanager
+def trial(output: Path) -> Iterator[Path]:
+    """A folder beside `output` to write in before any work, which is then renamed, as a result is, and removed.
+
+    Raises:
+        InputError: what is there does not take it, as a bucket that is mounted takes no renaming of folders.
+    """
+    parent = output.absolute().parent
+    while not parent.is_dir():
+        parent = parent.parent
+    what = "hold a folder"
+    try:
+        with TemporaryDirectory(prefix=".secateur-trial-", dir=parent) as name:
+            made = Path(name) / "made"
+            made.mkdir()
+            what = "take a result's files"
+            yield made
+            what = "rename a folder"
+            _follow_umask(made)
+            made.rename(made.with_name("renamed"))
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: {parent} does not {what} ({error.strerror or error}): choose another place."
+        ) from error
+
+
 def _follow_umask(folder: Path) -> None:
-    """Modes as of files made here: `mkdtemp` and safetensors make theirs for the owner alone."""
+    """Modes as of files made here: `mkdtemp` and safetensors make theirs for the owner alone.
+
+    Some file systems (CIFS, vfat, buckets that are mounted) have no modes to change: theirs stay.
+    """
     sample = folder / ".mode"
     sample.touch()
     mode = sample.stat().st_mode & 0o666
     sample.unlink()
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
+            with suppress(OSError):
+                path.chmod(mode | (mode & 0o444) >> 2 if path.is_dir() else mode)
 
 
 def _written(output: Path, temporary: Path, needed_bytes: int | None) -> Iterator[Path]:
     """Hand out the temporary folder, then swap it into place."""
     old = temporary.with_name(temporary.name + ".old")
     try:
-        temporary.chmod(0o755)
+        with suppress(OSError):
+            temporary.chmod(0o755)
         yield temporary
         _follow_umask(temporary)
         lands(temporary, output)

@@ -77,7 +77,8 @@ def _write_whole(path: Path, content: bytes, landing: Callable[[Path, Path], Non
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        with suppress(OSError):  # a file system without modes
+            os.chmod(temporary, 0o644)
         if landing is not None:
             landing(Path(temporary), path)
         os.replace(temporary, path)

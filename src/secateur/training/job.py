@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
+from ..checkpoint.dry import check_beside
 from ..config.run import RunConfig
 from ..data.documents import check_spec, fingerprint
 from ..data.encoding import start_of
@@ -83,6 +84,8 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
         InputError: one of them cannot be used.
     """
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
+        if spec != spec.encode("utf-8", "replace").decode():
+            raise InputError(f"data {spec!r}: its name is not UTF-8, and the records must have it: rename it.")
         check_spec(spec)
     check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
     if config.dtype == "float16" and not torch.cuda.is_available():
@@ -116,8 +119,9 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     check_output(output, overwrite=config.overwrite, model_folder=folder, needed_bytes=needed_bytes)
     if not config.resume:
         _check_work(work_folder(output), config.overwrite)
-    _check_lengths(config, model_config)
+    check_lengths(config, model_config)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    check_beside(output, source, tokenizer)
     blocks = training_blocks(
         config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
         seed=config.seed, bos=config.bos,
@@ -174,7 +178,12 @@ def probe_of(job: Job) -> torch.Tensor:
     return torch.tensor([job.blocks[0]["input_ids"][:256]])
 
 
-def _check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
+def check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
+    """Refuse blocks and segments that are longer than what a model can read.
+
+    Raises:
+        InputError: names the option and the model's length.
+    """
     longest = getattr(model_config, "max_position_embeddings", None)
     for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
         if longest is not None and length > longest:

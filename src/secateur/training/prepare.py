@@ -34,7 +34,7 @@ from ..ranks.layers import start_that_moves_base
 from ..system.errors import InputError
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
-from .job import Job, open_model, read_inputs
+from .job import Job, check_lengths, open_model, read_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +120,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
             "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
         )
     check_text_model(model_config)
+    check_lengths(config, model_config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
