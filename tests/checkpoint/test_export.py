@@ -399,7 +399,8 @@ def test_an_existing_output_is_kept(tmp_path) -> None:
     def fails(folder: Path, report: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match=r"No space left on device \(.* free there\)\. What was there before is untouched"):
+    said = r"No space left on device \(.* free there\)\. What was there before is untouched"
+    with pytest.raises(InputError, match=said):
         export_checkpoint(
             model, pruner.live, pruner.live_keep, tmp_path / "out", overwrite=True, finish=fails, **options
         )

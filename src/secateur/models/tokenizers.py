@@ -180,8 +180,9 @@ def _check_files(folder: Path) -> None:
 
 def _check_settings(source: ModelSource) -> None:
     """Refuse what transformers trips over in a tokenizer's files without a word on where it stands."""
-    folder = Path(source.path)
-    for name in (SETTINGS, "special_tokens_map.json", "added_tokens.json") if source.is_local else ():
+    folder, settings = Path(source.path), settings_of(source.path)
+    earlier = () if "added_tokens_decoder" in settings else ("special_tokens_map.json", "added_tokens.json")
+    for name in (SETTINGS, *earlier):
         path = folder / name
         if not path.is_file():
             continue
@@ -192,7 +193,6 @@ def _check_settings(source: ModelSource) -> None:
             raise InputError(f"{path} is no JSON object: copy or download it again.")
     if (template := folder / "chat_template.jinja").is_file():
         read_text(template, str(template))
-    settings = settings_of(source.path)
     for key, (kind, words) in KINDS.items():
         value = settings.get(key)
         if value is not None and not isinstance(value, kind):

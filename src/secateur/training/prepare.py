@@ -78,7 +78,6 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     CRITERIA[config.criterion].options(config.criterion, part_of(ScoringOptions, config))
     config = starting_from_adapter(config)
-    _check_start(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
@@ -121,6 +120,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         )
     check_text_model(model_config)
     check_lengths(config, model_config)
+    _check_start(config)
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
