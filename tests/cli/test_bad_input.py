@@ -203,6 +203,19 @@ CASES: dict[str, tuple[list[str], str]] = {
     "output in the model": (prune(output="{m}/pruned"), "overlap"),
     "output is the current folder": (prune(output="."), "current folder"),
     "output where nothing can be made": (prune(output="/proc/secateur/out"), "/proc"),
+    "output around its options": (
+        [*prune(output="{t}/full", config="{t}/full/run.yaml"), "--overwrite"], "would replace --config",
+    ),
+    "export's output around its options": (
+        [*changed(COMMANDS["export"], {"output": "{t}/full", "config": "{t}/full/run.yaml"}), "--overwrite"],
+        "would replace --config",
+    ),
+    "a record in its options' place": (
+        [*evaluate(output="{t}/full/run.yaml", config="{t}/full/run.yaml"), "--overwrite"], "would replace --config",
+    ),
+    "a plan in its options' place": (
+        changed(COMMANDS["plan"], {"json": "{t}/full/run.yaml", "config": "{t}/full/run.yaml"}), "would replace",
+    ),
     # data
     "empty data": (prune(data="{t}/empty.txt"), "empty"),
     "blank data": (prune(data="{t}/blank.txt"), "empty"),
@@ -393,6 +406,7 @@ def bad_files(folder: Path) -> None:
     (folder / "formats" / "a.txt").write_text("fine")
     (folder / "formats" / "bad.jsonl").write_text("not JSON")
     (folder / "full" / "precious.txt").write_text("keep me")
+    (folder / "full" / "run.yaml").write_text("dtype: float32")
     (folder / "damaged" / "result.json").write_text('{"status": "do')
 
 

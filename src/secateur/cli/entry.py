@@ -19,6 +19,7 @@ from ..config.options import with_origin
 from ..config.recipes import CLASSES, FromRecipe, build_values, read_with_recipe
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from ..system.finished import forget, results
+from ..system.places import check_options_kept
 from ..system.progress import Escaping, safe
 from ..system.registry import did_you_mean
 from ..system.signals import exit_code_of, terminated_tidily
@@ -121,7 +122,10 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         from ..compare.grid import build_comparison
 
         return command.run, build_comparison(given, file)
-    return command.run, build_values(command.options[0], read_with_recipe(given, file, name))
+    config = build_values(command.options[0], read_with_recipe(given, file, name))
+    if file:
+        check_options_kept(file, config)
+    return command.run, config
 
 
 def _print_versions(_: None) -> int:

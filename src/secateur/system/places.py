@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 from .reading import PARSER_ERRORS
@@ -79,6 +80,28 @@ def check_no_input(option: str, path: Path, inputs: Mapping[str, str]) -> None:
             continue
         if target == place or (place.is_dir() and target.is_relative_to(place) and not _is_record(path)):
             raise InputError(f"{option} {path} is read by this command ({given} {name}): choose another name.")
+
+
+def check_options_kept(file: str, config: Any) -> None:
+    """Refuse to replace the file that a command's options were read from.
+
+    Args:
+        file: as given with --config.
+        config: the options, of which `output` and `json` name what is written.
+    Raises:
+        InputError: it is that file, or a folder with it, which `overwrite` would delete.
+    """
+    for name in ("output", "json"):
+        place = Path(getattr(config, name, None) or "")
+        try:
+            target, source = place.resolve(), Path(file).resolve()
+        except (OSError, RuntimeError):
+            continue
+        deleted = target.is_dir() and getattr(config, "overwrite", False) and source.is_relative_to(target)
+        if place.name and (target == source or deleted):
+            raise InputError(
+                f"--{name} {place} would replace --config {file}, which the options are read from: choose another place."
+            )
 
 
 def _check_parent(option: str, path: Path) -> None:
