@@ -406,7 +406,7 @@ def bad_files(folder: Path) -> None:
     (folder / "formats" / "a.txt").write_text("fine")
     (folder / "formats" / "bad.jsonl").write_text("not JSON")
     (folder / "full" / "precious.txt").write_text("keep me")
-    (folder / "full" / "run.yaml").write_text("dtype: float32")
+    (folder / "full" / "run.yaml").write_text("overwrite: true")
     (folder / "damaged" / "result.json").write_text('{"status": "do')
 
 

@@ -100,7 +100,7 @@ def check_options_kept(file: str, config: Any) -> None:
         deleted = target.is_dir() and getattr(config, "overwrite", False) and source.is_relative_to(target)
         if place.name and (target == source or deleted):
             raise InputError(
-                f"--{name} {place} would replace --config {file}, which the options are read from: choose another place."
+                f"--{name} {place} would replace --config {file}, the file of the options: choose another place."
             )
 
 
