@@ -122,7 +122,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         from ..compare.grid import build_comparison
 
         return command.run, build_comparison(given, file)
-    config = build_values(command.options[0], read_with_recipe(given, file, name))
+    config: Any = build_values(command.options[0], read_with_recipe(given, file, name))
     if file:
         check_options_kept(file, config)
     return command.run, config

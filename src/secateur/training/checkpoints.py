@@ -36,7 +36,7 @@ FAILURE = "failure.json"
 
 def work_folder(output: Path) -> Path:
     """Where a run keeps its records and checkpoints until its result is written."""
-    return output.with_name(output.name + ".run")
+    return output.parent / f"{output.name}.run"
 
 
 def seal(folder: Path) -> None:
