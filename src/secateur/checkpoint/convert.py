@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from ..architecture.layered import layered_family, layered_shapes
 from ..architecture.nested import whole_type
 from ..architecture.stock import LAYERS_KEY
-from ..config.formats import PADDED, converter
+from ..config.formats import PADDED, STOCK, converter
 from ..config.prune import ExportConfig
 from ..models.files import tensor_places
 from ..models.loading import load_config, load_model
@@ -96,7 +96,7 @@ def to_text(config: ExportConfig) -> ExportReport:
         )
         (made / "README.md").write_text(text, encoding="utf-8")
 
-    return write_checkpoint(model, None, Path(config.output), "stock", ids, tokenizer, (0.0, 0.0), write_card)
+    return write_checkpoint(model, None, Path(config.output), STOCK, ids, tokenizer, (0.0, 0.0), write_card)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

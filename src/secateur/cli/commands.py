@@ -171,7 +171,7 @@ def _families(_: None) -> int:
         for note in family.notes:
             print(f"{'':12} {note}")
     print("\nkind of unit (formats in which a model without some of them can be written)")
-    print("; ".join(f"{name}: {format.reader}" for name, format in FORMATS.items()))
+    print("; ".join(f"{name}: {format.reader}" for name, format in FORMATS.items() if format.of_pruned))
     return 0
 
 

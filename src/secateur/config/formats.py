@@ -24,6 +24,8 @@ class Format:
     """What `export` makes of it."""
     converter: str = ""
     """`module:function` (of the package), from an `ExportConfig` to what was written; "": a run's own format."""
+    of_pruned: bool = True
+    """Whether a pruned model can be in it; the others are made of whole models."""
 
 
 FORMATS: Registry[Format] = Registry("format")
@@ -44,6 +46,7 @@ FORMATS.register(
         "stock, of a model that also reads pictures or sound",
         help="the text model of one that also reads pictures or sound, alone",
         converter="checkpoint.convert:to_text",
+        of_pruned=False,
     ),
 )
 
