@@ -76,6 +76,20 @@ def test_a_tokenizer_that_was_changed_is_saved_in_words_that_all_know(tmp_path):
     assert AutoTokenizer.from_pretrained(made)("a<|new|>")["input_ids"] == tokenizer("a<|new|>")["input_ids"]
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_files_that_transformers_5_wrote_are_put_in_words_that_all_know(tmp_path, model_type):
+    """4.57 knows no TokenizersBackend, and fails on a list of extra tokens."""
+    settings = {"extra_special_tokens": ["<|end|>"], "is_local": True}
+    folder = source(tmp_path / "m", bytes_file(DIGITS), "TokenizersBackend", model_type, **settings)
+    _, made, found = written(folder, tmp_path)
+    after = json.loads((made / "tokenizer_config.json").read_text())
+    assert after["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert after["additional_special_tokens"] == ["<|end|>"]
+    assert "extra_special_tokens" not in after
+    read = {"AutoTokenizer": AutoTokenizer, "PreTrainedTokenizerFast": PreTrainedTokenizerFast}[found.reader]
+    assert [read.from_pretrained(made)(text)["input_ids"] for text in found.texts] == found.ids
+
+
 def test_one_that_was_never_in_a_folder_is_saved(tmp_path):
     write_tokenizer(tiny_tokenizer(), tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)

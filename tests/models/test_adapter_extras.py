@@ -1,10 +1,13 @@
 """What an adapter carries beside its factors: carried to the end in every way, or refused before the run."""
 
+import json
+from unittest.mock import patch
+
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import KasaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny, tiny_llama
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from secateur import Pruner
@@ -16,6 +19,7 @@ from secateur.models.original import as_trained, check_unchanged
 from secateur.models.source import ModelSource
 from secateur.models.surgery import merged_and_sliced
 from secateur.system.errors import InputError, VerificationError
+from secateur.training.trainer import AutocastTrainer
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 BIAS, EMBEDDING = "model.layers.1.self_attn.q_proj.bias", "model.embed_tokens.weight"
@@ -82,6 +86,7 @@ def test_they_stay_in_an_adapter_that_was_trained_on(place, tmp_path, capsys) ->
         ({"trainable_token_indices": [3, 4]}, "tokens that were trained in full (trainable_token_indices)"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layers of the model twice (layer_replication)"),
         ({"use_dora": True}, "is DoRA"),
+        ({"kasa_config": KasaConfig()}, "singular values of its own (kasa_config)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -101,6 +106,70 @@ def test_a_start_that_moves_the_base_is_refused_where_it_is_read_anew(place, tmp
         assert main(command("prune", place, tmp_path / "out", adapter, *more)) == 2
         told = capsys.readouterr().err
         assert f"init_lora_weights='pissa', which moves a part of the base weights into it, and {more[0]}" in told
+
+
+@pytest.mark.parametrize("kind", ["prune", "adapt"])
+def test_a_resumed_run_has_the_biases_of_its_checkpoint(place, tmp_path, kind) -> None:
+    file = "model.safetensors" if kind == "prune" else "adapter_model.safetensors"
+    schedule = ("--frequency", "1", "--prune-start", "0", "--prune-end", "1") if kind == "prune" else ()
+    more = (*schedule, "--save-steps", "1", "--lr", "1e-2")
+    assert main(command(kind, place, tmp_path / "whole", place / "adapter", *more)) == 0
+    stopped = command(kind, place, tmp_path / "out", place / "adapter", *more)
+    step, steps = AutocastTrainer.training_step, []
+
+    def until_the_third(self, *arguments, **options):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **options)
+
+    with patch.object(AutocastTrainer, "training_step", until_the_third):
+        assert main(stopped) == 130
+    assert main([*stopped, "--resume"]) == 0
+    whole, resumed = (load_file(tmp_path / name / file) for name in ("whole", "out"))
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_start_that_a_quantised_base_refuses_is_of_no_matter(place, tmp_path) -> None:
+    """The factors are in the file; PEFT's orthogonal start fails on weights in 8 bits."""
+    adapter = make_adapter(tmp_path / "adapter", init_lora_weights="orthogonal")
+    assert main(command("adapt", place, tmp_path / "out", adapter, "--load-in", "8bit")) == 0
+    expected, found = merged(place, adapter), merged(place, tmp_path / "out")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"rank_pattern": None}, 2, "not a LoRA adapter that fits this model ('NoneType' object has no attribute"),
+        ({"r": "4"}, 2, "not a LoRA adapter that fits this model ('<=' not supported between"),
+        ({"use_next": True, "next_config": None}, 0, "this version of PEFT does not know use_next, which"),
+        ({"base_model_name_or_path": "org/other"}, 0, "trained on org/other\n"),
+    ],
+)
+def test_what_an_adapters_configuration_says_amiss(place, tmp_path, capfd, caplog, changes, code, words) -> None:
+    adapter = make_adapter(tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | changes))
+    assert main(command("prune", place, tmp_path / "out", adapter, "--dry-run")) == code
+    told = capfd.readouterr().err
+    assert words in told + caplog.text
+    assert "Warning" not in told
+
+
+def test_a_tokenizer_beside_the_adapter_is_not_passed_over(place, tmp_path, caplog) -> None:
+    adapter, tokenizer = make_adapter(tmp_path / "adapter"), tiny_tokenizer()
+    tokenizer.save_pretrained(adapter)
+    assert main(command("prune", place, tmp_path / "out", adapter, "--dry-run")) == 0
+    assert "tokenizer" not in caplog.text
+    tokenizer.add_tokens(["<|tool|>"])
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(adapter)
+    assert main(command("prune", place, tmp_path / "out", adapter, "--dry-run")) == 0
+    assert "with tokens that the model's has not (<|tool|>) and another chat template: the model's is" in caplog.text
 
 
 def changed(place, folder, change):

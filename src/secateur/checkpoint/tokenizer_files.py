@@ -59,19 +59,18 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Written
         return WrittenTokenizer(AUTO, True, texts, ids)
     if copied:
         if _same(tokenizer, folder, AUTO):
+            _in_older_words(tokenizer, folder, AUTO)
             return WrittenTokenizer(AUTO, False, texts, ids)
         _change(folder, lambda settings: settings | {"tokenizer_class": PLAIN})
         for reader in (AUTO, PLAIN):
             if _same(tokenizer, folder, reader):
+                _in_older_words(tokenizer, folder, reader)
                 return WrittenTokenizer(reader, False, texts, ids)
         for path in copied:
             path.unlink()
     with quiet_transformers():
         tokenizer.save_pretrained(folder)
-    saved = (folder / SETTINGS).read_bytes()
-    _change(folder, _for_older_readers)
-    if not _same(tokenizer, folder, AUTO):
-        (folder / SETTINGS).write_bytes(saved)
+    _in_older_words(tokenizer, folder, AUTO)
     reader = AUTO if not tokenizer.is_fast or _same(tokenizer, folder, AUTO) else PLAIN
     return WrittenTokenizer(reader, trusted, texts, ids)
 
@@ -117,6 +116,18 @@ def _change(folder: Path, changed: Any) -> None:
     path = folder / SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(changed(settings), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _in_older_words(tokenizer: PreTrainedTokenizerBase, folder: Path, reader: str) -> None:
+    """What transformers 5 wrote, here or in the source, put so that earlier versions read it, where that changes
+    nothing for this one."""
+    path = folder / SETTINGS
+    saved = path.read_bytes() if path.is_file() else b"{}"
+    settings = json.loads(saved)
+    if _for_older_readers(settings) != settings:
+        _change(folder, _for_older_readers)
+        if not _same(tokenizer, folder, reader):
+            path.write_bytes(saved)
 
 
 def _for_older_readers(settings: dict[str, Any]) -> dict[str, Any]:

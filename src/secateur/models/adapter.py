@@ -1,9 +1,10 @@
 """The LoRA adapter that a run starts from (`--adapter`): read and checked before any weights of the model are."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +22,12 @@ from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig
 from ..system.errors import InputError, all_faults, out_of_memory
+from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 from .adapter_extras import MERGE_FIRST, WEIGHTS, carry_, extra_places
+
+log = logging.getLogger("secateur")
 
 C = TypeVar("C", bound=RunConfig)
 CONFIG = "adapter_config.json"
@@ -45,6 +49,10 @@ class GivenAdapter:
     """Whether its configuration gives some layers other ranks."""
     shapes: dict[str, tuple[int, ...]]
     """Tensor name -> shape, from the file's header."""
+    base: str = ""
+    """The model that its configuration says it was trained on."""
+    unknown: tuple[str, ...] = ()
+    """Settings that this version of PEFT does not know, and passes over."""
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -60,7 +68,8 @@ class GivenAdapter:
     def words(self) -> str:
         alpha = int(self.alpha) if self.alpha == int(self.alpha) else self.alpha
         words = f"LoRA starts from {self.name}: {rank_words(self.ranks)}, alpha {alpha}, dropout {self.dropout}"
-        return words + (f"; with {len(self.extras)} tensors of the base model's own" if self.extras else "")
+        words += f"; with {len(self.extras)} tensors of the base model's own" if self.extras else ""
+        return words + (f"; trained on {self.base}" if self.base else "")
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` says of it."""
@@ -103,6 +112,8 @@ def read_adapter(name: str) -> GivenAdapter:
         leaves,
         bool(found.get("rank_pattern")),
         _shapes(folder, words),
+        str(found.get("base_model_name_or_path") or ""),
+        tuple(sorted(key for key in found.keys() - {field.name for field in fields(LoraConfig)} if found[key])),
     )
 
 
@@ -152,8 +163,12 @@ def load_adapter(base: PreTrainedModel, name: str, *, trainable: bool = False) -
             warnings.simplefilter("ignore")  # of tensors that are missing: they are named below
             if expert_lists(base):
                 return _beside_experts(adapter, base, trainable)
-            model = PeftModel.from_pretrained(base, str(Path(name).expanduser()), is_trainable=trainable)
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            lora = lora_config_of(adapter)
+            if isinstance(lora.init_lora_weights, str) and not start_that_moves_base(lora):
+                lora.init_lora_weights = True  # the file has the factors, and a quantised base refuses some starts
+            folder = str(Path(name).expanduser())
+            model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, config=lora)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         if out_of_memory(error):
             raise
         raise InputError(f"--adapter {name}: not a LoRA adapter that fits this model ({_short(error)}).") from None
@@ -186,11 +201,30 @@ def fitted(adapter: GivenAdapter, lora: LoraConfig, model: PreTrainedModel) -> t
 def lora_config_of(adapter: GivenAdapter) -> LoraConfig:
     """The adapter's own configuration, for a look at where it goes."""
     try:
-        config = LoraConfig.from_pretrained(str(Path(adapter.name).expanduser()))
-    except (OSError, ValueError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unknown settings: see `tell_unknown`
+            config = LoraConfig.from_pretrained(str(Path(adapter.name).expanduser()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"--adapter {adapter.name}: {CONFIG} cannot be read ({_short(error)}).") from None
     assert isinstance(config, LoraConfig)
     return config
+
+
+def tell_unknown(adapter: GivenAdapter) -> None:
+    """Warn of settings that a newer PEFT wrote: this one computes without them."""
+    if adapter.unknown:
+        log.warning(
+            "--adapter %s: this version of PEFT does not know %s, which %s says, and computes without: update PEFT if "
+            "the adapter needs it",
+            safe(adapter.name), safe(", ".join(adapter.unknown)), CONFIG,
+        )  # fmt: skip
+
+
+def start_that_moves_base(config: LoraConfig) -> str | None:
+    """The initialisation, where it takes a part of the base weights into the adapter (PiSSA, OLoRA, ...)."""
+    start = config.init_lora_weights
+    moving = ("pissa", "olora", "corda", "loftq", "lora_ga")
+    return start if isinstance(start, str) and start.startswith(moving) else None
 
 
 def check_fits(adapter: GivenAdapter, model: PeftModel) -> None:

@@ -19,6 +19,9 @@ UNMERGED = {
     "alora_invocation_tokens": "tokens that switch it on",
     "use_qalora": "factors of pooled inputs",
     "velora_config": "compressed activations",
+    "kasa_config": "singular values of its own",
+    "use_bdlora": "factors of diagonal blocks",
+    "arrow_config": "a router over several adapters",
 }
 """Settings of a `LoraConfig` -> what an adapter with it has beside plain factors."""
 MERGE_FIRST = (

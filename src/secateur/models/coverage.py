@@ -1,6 +1,7 @@
 """Which linears LoRA reaches, known from a model without weights."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import cast
@@ -16,7 +17,7 @@ from ..architecture.mixtures import aims, misread, name_experts_
 from ..architecture.quantised import entries
 from ..config.lora import LoraOptions
 from ..system.errors import InputError
-from .adapter import check_fits, fitted, lora_config_of, read_adapter
+from .adapter import check_fits, fitted, lora_config_of, read_adapter, tell_unknown
 from .adapter_extras import check_carried
 from .surgery import check_mergeable, lora_layers
 
@@ -124,6 +125,7 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
     if adapter is not None:
         lora = lora_config_of(adapter)
         check_carried(adapter.name, lora)
+        tell_unknown(adapter)
         adapter, lora = fitted(adapter, lora, empty)
     else:
         _check_targets(empty, config.targets)
@@ -133,9 +135,12 @@ def planned_lora(empty: PreTrainedModel, config: LoraOptions, lora: LoraConfig) 
     experts = {path: len(found) for path, found in expert_lists(empty).items()} if adapter is None else {}
     for path in experts:
         del cast(nn.ModuleList, empty.get_submodule(path))[1:]  # all of a layer get what its first one gets
+    refused = (TypeError, LookupError, AttributeError) if adapter is not None else ()  # values of other types
     try:
-        model = get_peft_model(empty, lora, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*base_model_name_or_path", UserWarning)  # said by `GivenAdapter.words`
+            model = get_peft_model(empty, lora, low_cpu_mem_usage=True)
+    except (ValueError, RuntimeError, *refused) as error:
         reason = " ".join(str(error).split())[:300]
         if adapter is not None:
             raise InputError(f"--adapter {adapter.name}: not a LoRA adapter that fits this model ({reason}).") from None

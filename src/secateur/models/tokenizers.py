@@ -94,6 +94,25 @@ def load_tokenizer(source: ModelSource, *, trust_remote_code: bool = False) -> P
     return own
 
 
+def tell_other_tokenizer(adapter: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of a tokenizer beside an adapter that is not the model's, which is the one that is used and written."""
+    if file_of(adapter, FILE) is None or code_of(adapter):
+        return
+    own = load_tokenizer(ModelSource(adapter, adapter))
+    added = sorted(own.get_vocab().keys() - tokenizer.get_vocab().keys())
+    found = [f"tokens that the model's has not ({', '.join(added[:3])})"] if added else []
+    if not added and ids_of_probes(own) != ids_of_probes(tokenizer):
+        found.append("other token ids")
+    if own.chat_template and own.chat_template != tokenizer.chat_template:
+        found.append("another chat template")
+    if found:
+        log.warning(
+            "--adapter %s comes with a tokenizer of its own, with %s: the model's is used, and written; if the adapter "
+            "was trained with its own, copy the tokenizer's files over the model's",
+            safe(adapter), safe(" and ".join(found)),
+        )  # fmt: skip
+
+
 def probes(special: list[str]) -> list[str]:
     """Texts that tell pipelines apart, with up to 8 of a tokenizer's special tokens among words."""
     return [*TEXTS, *(f"a{token} 1 {token}\nb" for token in special[:8])]

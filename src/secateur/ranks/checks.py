@@ -6,12 +6,12 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from ..config.ranks import RankOptions
+from ..models.adapter import start_that_moves_base
 from ..models.surgery import check_mergeable, is_embedding, lora_factors, lora_layers
 from ..pruning.checks import check_adapter_kind, check_kind
 from ..pruning.schedule import Schedule, make_schedule, make_stepwise
 from ..system.errors import InputError, all_faults
 from .criteria import RANK_CRITERIA
-from .layers import start_that_moves_base
 
 
 def check_adapter(model: nn.Module, merges: bool) -> None:

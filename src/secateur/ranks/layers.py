@@ -168,13 +168,6 @@ def last_update_norm(parameter: Tensor, optimizer: torch.optim.Optimizer | None)
     return float(group["lr"] * (mean / spread).norm())
 
 
-def start_that_moves_base(config: LoraConfig) -> str | None:
-    """The initialisation, where it takes a part of the base weights into the adapter (PiSSA, OLoRA, ...)."""
-    start = config.init_lora_weights
-    moving = ("pissa", "olora", "corda", "loftq", "lora_ga")
-    return start if isinstance(start, str) and start.startswith(moving) else None
-
-
 def whole(alpha: float) -> float | int:
     """16.0 -> 16: how PEFT writes it."""
     return int(alpha) if float(alpha).is_integer() else alpha

@@ -24,7 +24,7 @@ from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.ranks import RankOptions
 from ..evaluation.perplexity import Perplexity
-from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
+from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import planned_lora, unreached_words, weight_sizes
 from ..models.devices import compute_dtype, name_of
@@ -34,7 +34,6 @@ from ..models.stored import checkpoint_dtype
 from ..pruning.schedule import Schedule
 from ..ranks import RankPruner
 from ..ranks.checks import rank_schedule
-from ..ranks.layers import start_that_moves_base
 from ..system.errors import InputError
 from ..system.launcher import rank as process_rank
 from ..system.locks import locked

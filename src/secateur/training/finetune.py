@@ -17,6 +17,7 @@ from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..config.lora import LoraOptions
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
+from ..models.adapter_extras import WEIGHTS
 from ..models.coverage import tell_transposed_, uncalled_linears, unfit_lora
 from ..models.devices import autocast, default_device, name_of, training_device, widened
 from ..models.loading import load_model
@@ -161,8 +162,8 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
     Raises:
         InputError: it has others (an earlier version may have named experts' linears otherwise).
     """
-    with safe_open(checkpoint / "adapter_model.safetensors", framework="pt") as file:
-        saved = set(file.keys())
+    with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
+        saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - beside them: biases, embeddings
     ours = {name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name}
     if other := sorted(saved.symmetric_difference(ours)):
         raise InputError(

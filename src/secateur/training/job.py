@@ -23,7 +23,7 @@ from ..models.files import check_checkpoint, contents_of
 from ..models.loading import load_config
 from ..models.original import check_load_in
 from ..models.source import ModelSource, resolve_model
-from ..models.tokenizers import file_of, load_tokenizer
+from ..models.tokenizers import file_of, load_tokenizer, tell_other_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched, rank
 from ..system.locks import LOCK
@@ -122,6 +122,8 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     check_lengths(config, model_config)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     check_beside(output, source, tokenizer)
+    if config.adapter:
+        tell_other_tokenizer(str(Path(config.adapter).expanduser()), tokenizer)
     blocks = training_blocks(
         config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
         seed=config.seed, bos=config.bos,

@@ -19,7 +19,7 @@ from ..config.options import part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
-from ..models.adapter import lora_config_of, read_adapter, starting_from_adapter
+from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
 from ..models.original import check_blocks
@@ -30,7 +30,6 @@ from ..pruning.compensation import check_compensation
 from ..pruning.reach import Unreachable
 from ..pruning.schedule import Schedule, make_schedule
 from ..pruning.target import Target, in_words_of, resolve_target
-from ..ranks.layers import start_that_moves_base
 from ..system.errors import InputError
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
