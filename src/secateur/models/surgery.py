@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists, stack_experts
 from ..architecture.layout import LayerShape
+from ..architecture.moments import cut_state
 from ..architecture.quantised import bits_of, is_quantised, slice_
 from ..architecture.units import Units, base_linear, sides_of, weight_of
 from ..parallel.sharding import gathered, is_sharded, resharded
@@ -214,7 +215,8 @@ def check_shapes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> N
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.shape == parameter.shape, f"stale gradient of {name}"
         for key, value in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
-            assert not _is_moment(value) or value.shape == parameter.shape, f"stale {key} of {name}"
+            moment = isinstance(value, Tensor) and value.dim() == parameter.dim() and 1 not in value.shape
+            assert not moment or value.shape == parameter.shape, f"stale {key} of {name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,13 +290,5 @@ def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sli
         group["params"] = [swapped[p].parameter if p in swapped else p for p in group["params"]]
     for old, sliced in swapped.items():
         if old in optimizer.state:
-            index = sliced.index.to(old.device)
-            optimizer.state[sliced.parameter] = {
-                key: value.index_select(sliced.dim, index) if _is_moment(value) else value
-                for key, value in optimizer.state.pop(old).items()
-            }
-
-
-def _is_moment(value: object) -> bool:
-    """AdamW also keeps a step count, a tensor without dimensions."""
-    return isinstance(value, Tensor) and value.dim() > 0
+            state = optimizer.state.pop(old)
+            optimizer.state[sliced.parameter] = cut_state(state, old.shape, sliced.dim, sliced.index)

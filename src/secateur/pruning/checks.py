@@ -1,8 +1,11 @@
 """What can be known before a pruner starts: whether its arguments are what they must be."""
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftMixedModel, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
@@ -12,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.discovery import check_class
 from ..architecture.families import BUILT_IN, Family
+from ..architecture.moments import check_states
 from ..architecture.units import Pool, Units
 from ..checkpoint.dry import check_export, empty_copy
 from ..config.options import with_given
@@ -121,6 +125,105 @@ def check_bounds(options: ScheduleOptions) -> None:
     stepwise = getattr(options, "k1", None) is not None
     if options.schedule != "one-shot" and not stepwise and type(start) is type(end) and start >= end:
         raise InputError(f"--prune-start {start} is not before --prune-end {end}: move them apart.")
+
+
+class Loop:
+    """Sees that a loop calls in the right order: `observe`, the optimiser's update, `step`."""
+
+    def __init__(self) -> None:
+        self._observed = False
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._updates = self._early = 0
+        self._seen = self._used = Mark()
+
+    def observe(self, model: nn.Module) -> None:
+        """`observe` begins.
+
+        Raises:
+            InputError: it was called for these gradients already.
+        """
+        if self._seen.is_on(model.parameters()):
+            raise InputError(
+                "observe() was called before in this step: call it once for each update, when all gradients of the "
+                "step are accumulated, then optimizer.step() and the pruner's step()."
+            )
+        self._observed, self._early, self._updates = True, self._updates, 0
+
+    def check_observed(self) -> None:
+        """At a cut that knows nothing.
+
+        Raises:
+            InputError: `observe` has never been called.
+        """
+        if not self._observed:
+            raise InputError("observe() has not been called before the first cut: call it after backward().")
+
+    def took(self, model: nn.Module) -> None:
+        """`observe` is done."""
+        self._seen = Mark(model.parameters())
+
+    def skip(self) -> None:
+        """A step without `observe`, that is right."""
+        self._observed, self._early, self._seen = True, 0, Mark()
+
+    def step(self, optimizer: Any, *, cuts: bool) -> None:
+        """`step` begins.
+
+        Args:
+            cuts: the optimiser's state is to be cut.
+        Raises:
+            InputError: it is not the time; or the optimiser keeps what cannot be cut.
+        """
+        early, late = self._early, self._updates
+        self._early, self._updates, self._seen = 0, 0, Mark()
+        if isinstance(optimizer, AcceleratedOptimizer):
+            if not optimizer.gradient_state.sync_gradients:
+                raise InputError(
+                    "step() was called while gradients are accumulated, where no update is made: call observe() and "
+                    "step() under `if accelerator.sync_gradients:`."
+                )
+            optimizer = optimizer.optimizer
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            return
+        if optimizer is not self._optimizer:
+            optimizer.register_step_post_hook(self._updated)
+            if cuts:
+                check_states(optimizer)
+            self._optimizer = optimizer
+        elif early and not late and has_gradient(optimizer) and not self._used.is_on(trained_by(optimizer)):
+            raise InputError(
+                "step() was called before the optimiser's update, which would lack the gradients of what is cut: call "
+                "observe(), optimizer.step(), then the pruner's step()."
+            )
+
+    def _updated(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._updates += 1
+        self._used = Mark(trained_by(optimizer))
+
+
+class Mark:
+    """Knows a step's gradients again, by the first of them, and keeps none alive."""
+
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        gradient = first_gradient(parameters)
+        self._of = None if gradient is None else weakref.ref(gradient)
+
+    def is_on(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether these parameters still have that gradient, accumulated further or not."""
+        gradient = self._of and self._of()
+        return gradient is not None and gradient is first_gradient(parameters)
+
+
+def first_gradient(parameters: Iterable[Tensor]) -> Tensor | None:
+    return next((p.grad for p in parameters if p.grad is not None), None)
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    return first_gradient(trained_by(optimizer)) is not None
 
 
 def criterion_of(options: PruningOptions) -> Criterion:

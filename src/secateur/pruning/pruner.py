@@ -23,6 +23,7 @@ from ..config.pruning import PruningOptions, ScoringOptions
 from ..models.coverage import check_coverage
 from ..models.devices import without_autocast
 from ..models.source import ModelSource, resolve_model
+from ..models.surgery import check_mergeable
 from ..parallel.distributed import (
     announce,
     check_agreement,
@@ -36,7 +37,7 @@ from ..system.errors import InputError, NumericsError
 from ..system.voice import speaks_python
 from .allocation import make_budget
 from .budget import Budget, budget_goal
-from .checks import NO_LENGTH, check_model, check_sizes, check_steps, criterion_of, options_of
+from .checks import NO_LENGTH, Loop, check_model, check_sizes, check_steps, criterion_of, options_of
 from .cut import Cut
 from .model import PrunedModel, Shown
 from .schedule import Schedule, make_schedule
@@ -100,6 +101,7 @@ class Pruner(Shown):
         criterion.options(options.criterion, part_of(ScoringOptions, options))
         self.pruned.put_masks_on()  # before the scorer: what is out has no input to speak of
         self.scorer = Scorer(self.pruned, options, self.budget.spared)
+        self._loop = Loop()
         self.schedule: Schedule | None = None
         self.total_steps = 0
         if total_steps is not None:
@@ -134,15 +136,18 @@ class Pruner(Shown):
             raise InputError(NO_LENGTH)
         if self.replaces:
             watch_for_wrappers_(self.model)
+        self._loop.observe(self.model)
         step = self.steps_done + 1
         if step > self.schedule.last_cut:
             return
         self.scorer.observe(step, cutting=self.schedule.is_cut(step))
+        self._loop.took(self.model)
 
     def skip(self) -> None:
         """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
         assert self.schedule is not None, "begin() comes first"
         step = self.steps_done + 1
+        self._loop.skip()
         self.scorer.skip(step, cutting=self.schedule.is_cut(step))
 
     @property
@@ -162,6 +167,7 @@ class Pruner(Shown):
         """
         if self.schedule is None:
             raise InputError(NO_LENGTH)
+        self._loop.step(optimizer, cuts=self.options.shrink)
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done):
             if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):
@@ -170,6 +176,7 @@ class Pruner(Shown):
         if self.options.shrink and optimizer is None:
             raise InputError("a cut shrinks the model and the optimiser's state: call pruner.step(optimizer).")
         if not self.scorer.knows_something:
+            self._loop.check_observed()
             raise NumericsError(
                 f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known of "
                 "any unit: lower --lr, or compute in float32."
@@ -208,6 +215,7 @@ class Pruner(Shown):
             InputError, VerificationError: as `export_checkpoint`.
             DisagreementError: processes hold other weights.
         """
+        check_mergeable(self.model)  # merge_adapter() may have been called since
         base, compare = self.pruned.base, announce(self.model)
         if probe_ids is None:
             probe_ids = default_probe(tokenizer, base.config.get_text_config().vocab_size)

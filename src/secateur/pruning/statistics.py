@@ -18,14 +18,14 @@ from ..criteria.base import Evidence, InputMoments, Look, scored_members, switch
 from ..models.surgery import merged_weight
 from ..parallel.distributed import average_
 from ..system.errors import InputError
-from .taps import some_tokens, tap
+from .taps import Pass, Passes, some_tokens, tap
 
 
 class Statistics:
     """Collects what is needed, and nothing else; `fold` closes an optimiser step.
 
     Args:
-        model: its `attention_mask` argument says which tokens count.
+        model: its `attention_mask` argument says which tokens count, whether the model is called or a part of it.
         needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments` (see `Evidence`).
         scoring: how gradients are reduced, and over which linears.
         ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
@@ -57,9 +57,7 @@ class Statistics:
         self.moments: dict[str, InputMoments] = {}
         self.gates: dict[str, Tensor] = {}
         """Pool -> (units, ...) moving average of what `look` made, where it is kept."""
-        self._model = model
-        self._mask: Tensor | None = None
-        self._batch = self._tokens = 1
+        self._passes = Passes(model)
         self._handles: list[Any] = []
         self._watched: list[str] = []
         self.forget_step()
@@ -71,12 +69,12 @@ class Statistics:
             return
         pools = list(pools)
         self._watched = []
-        self._handles.append(self._model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
+        self._handles += self._passes.watch()
         for pool in pools:
             if needs := self._needs_of(pool) & {"gate_grad", "input_moments", "second_moments"}:
                 for gate in pool.gates:
-                    tap = self._input_tap(pool, gate, needs)
-                    self._handles.append(modules[gate.linear].register_forward_pre_hook(tap))
+                    tap = self._input_tap(pool, gate, needs, own := modules[gate.linear])
+                    self._handles.append(own.register_forward_pre_hook(tap))
                     self._watched.append(pool.name if "gate_grad" in needs else gate.linear)
         if self.needs & {"weight_grad", "batch_weight_grad"}:
             dims: dict[str, set[int]] = {}
@@ -109,7 +107,7 @@ class Statistics:
             if name not in noticed:
                 raise InputError(
                     f"no gradient passed through {name} in this step: call observe() after backward() and before the "
-                    "next forward pass, with the model in train mode and LoRA on its linears or on earlier ones."
+                    "next forward pass, with LoRA on its linears or on earlier ones."
                 )
         for path, seen in self._seen.items():
             if path not in self.moments:
@@ -141,6 +139,7 @@ class Statistics:
 
     def forget_step(self) -> None:
         """Drop the sums of the step that was scored."""
+        self._passes.forget()
         self._sequences = 0
         self._seen: dict[str, InputMoments] = {}
         self._gates: dict[str, Tensor] = {}
@@ -188,49 +187,50 @@ class Statistics:
             assert parts["first"] is not None and parts["square"] is not None  # noqa: PT018
             self.moments[path] = InputMoments(1, parts["first"].clone(), parts["square"].clone(), parts["second"])
 
-    def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if isinstance(tokens, Tensor):
-            self._batch, self._tokens = tokens.shape[0], tokens.numel()
-            if module.training and torch.is_grad_enabled():
-                self._sequences += tokens.shape[0]
+    def _count(self, passed: Pass) -> None:
+        """Take a pass's sequences into the step's, when its first gradient comes: one without a backward is none."""
+        if not passed.counted:
+            passed.counted = True
+            self._sequences += passed.batch
 
-    def _by_sequence(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def _by_sequence(x: Tensor, passed: Pass) -> Tensor:
         """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
 
         An expert gets tokens of all sequences together: they count as one.
         """
         if x.dim() > 2:
             return x
-        return x.unflatten(0, (self._batch, -1)) if x.shape[0] == self._tokens else x.unsqueeze(0)
+        return x.unflatten(0, (passed.batch, -1)) if x.shape[0] == passed.tokens else x.unsqueeze(0)
 
     def _input_tap(
-        self, pool: Pool, gate: Member, needs: frozenset[str]
+        self, pool: Pool, gate: Member, needs: frozenset[str], own: nn.Module
     ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         path = gate.linear
 
-        def observe(mask: Tensor | None, x: Tensor, gradient: Tensor) -> None:
+        def observe(passed: Pass, x: Tensor, gradient: Tensor) -> None:
+            self._count(passed)
             if "gate_grad" in needs:
                 sums = self._looked(x, gradient, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if needs & {"input_moments", "second_moments"}:
-                seen = self._input_moments(x, mask, "second_moments" in needs)
+                seen = self._input_moments(x, passed, "second_moments" in needs)
                 self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            x = args[0]
+            if module is not own:  # a copy of the model has its hooks, too
+                return None
+            x, passed = args[0], self._passes.of(path)
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return None
-            return (tap(x, self._by_sequence(x), partial(observe, self._mask)), *args[1:])
+            return (tap(x, self._by_sequence(x, passed), partial(observe, passed)), *args[1:])
 
         return hook
 
-    def _input_moments(self, x: Tensor, mask: Tensor | None, second: bool) -> InputMoments:
+    def _input_moments(self, x: Tensor, passed: Pass, second: bool) -> InputMoments:
         """Sums over some of the tokens (batch, tokens, columns) that count."""
-        flat = x.detach().flatten(0, -2)
-        alone = len(flat) != self._tokens  # an expert has its own number of tokens
+        flat, mask = x.detach().flatten(0, -2), passed.mask
+        alone = len(flat) != passed.tokens  # an expert has its own number of tokens
         where, count = some_tokens(len(flat), x.shape[-2], self.steps, alone=alone)
         flat = flat[where]
         if mask is None or mask.shape != x.shape[:-1]:
@@ -251,17 +251,18 @@ class Statistics:
         return seen
 
     def _weight_tap(
-        self, path: str, module: nn.Module, dims: list[int]
+        self, path: str, own: nn.Module, dims: list[int]
     ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def per_sequence(x: Tensor, gradient: Tensor) -> None:
-            weight = wide(merged_weight(module))
+        def per_sequence(passed: Pass, x: Tensor, gradient: Tensor) -> None:
+            self._count(passed)
+            weight = wide(merged_weight(own))
             for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], -1), strict=True):
                 term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
                 term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
                 for dim in dims:
                     self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
 
-        def whole_batch(x: Tensor, gradient: Tensor) -> None:
+        def whole_batch(passed: Pass, x: Tensor, gradient: Tensor) -> None:
             flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
             flat = flat.cpu() if self.scoring.offload_gradients else flat
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
@@ -269,9 +270,12 @@ class Statistics:
         observe = per_sequence if "weight_grad" in self.needs else whole_batch
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if module is not own:
+                return None
+            passed = self._passes.of(path)
             if not (torch.is_grad_enabled() and output.requires_grad):
                 return None
-            return tap(output, self._by_sequence(args[0]), observe)
+            return tap(output, self._by_sequence(args[0], passed), partial(observe, passed))
 
         return hook
 

@@ -1,11 +1,14 @@
 """Looking at the backward pass: identity functions in the graph that see a tensor and its gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..parallel.distributed import processes
@@ -41,6 +44,79 @@ def tap(value: Tensor, seen: Tensor, observe: Observe) -> Tensor:
     """`value`; in the backward pass, `observe(seen, ∂L/∂value)` is called."""
     result: Tensor = _Tap.apply(value, seen, observe)
     return result
+
+
+class Pass:
+    """One forward pass that trains: how many sequences and tokens it has, and (batch, tokens) which of them count."""
+
+    def __init__(self, batch: int = 1, tokens: int = 1, mask: Tensor | None = None) -> None:
+        self.batch, self.tokens, self.mask = batch, tokens, mask
+        self.counted = False
+        """Whether a gradient of it has been seen."""
+
+
+class Passes:
+    """Reads what a model is called with, as a whole or a part of it: the model under PEFT's wrapper, or the decoder
+    under its head, which loops with a loss of their own call.
+
+    Gradient checkpointing with `use_reentrant` makes the graph in the backward pass, the last pass's first: which one a
+    linear is in then, is what was noted when it ran without a graph.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._model, self._decoder = model, getattr(base, "base_model", base)
+        self._parts = [model, base, self._decoder]
+        self._inside = self._trains = False
+        self._now = Pass()
+        self._noted: dict[str, list[Pass]] = {}
+
+    def of(self, linear: str) -> Pass:
+        """The pass that a linear runs in."""
+        if not torch.is_grad_enabled():
+            if self._trains:
+                self._noted.setdefault(linear, []).append(self._now)
+        elif self._noted.get(linear) and torch._C._current_graph_task_id() >= 0:
+            return self._noted[linear].pop()
+        return self._now
+
+    def forget(self) -> None:
+        """A step is over: no backward pass is to come."""
+        self._noted = {}
+
+    def watch(self) -> list[Any]:
+        """From now on; what is returned ends it."""
+        parts = {id(part): part for part in self._parts}.values()
+        hooks = ((part, partial(self._read, _names(part))) for part in parts)
+        return [part.register_forward_pre_hook(hook, with_kwargs=True) for part, hook in hooks]
+
+    def _read(
+        self, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        if all(module is not part for part in self._parts):  # a copy has its hooks, too
+            return
+        self._trains = torch.is_grad_enabled()
+        if not self._trains:
+            return
+        known, self._inside = self._inside and module is not self._model, module is not self._decoder
+        if known:  # from a call further out
+            return
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        mask = given.get("attention_mask")
+        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tokens, states = given.get("input_ids"), given.get("inputs_embeds")
+        if isinstance(tokens, Tensor):
+            self._now = Pass(tokens.shape[0], tokens.numel(), mask)
+        elif isinstance(states, Tensor):
+            self._now = Pass(states.shape[0], states.shape[:-1].numel(), mask)
+        else:
+            self._now = Pass(mask=mask)
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    """Of what a model takes, by position; PEFT's wrapper hands on what it gets."""
+    names = signature(module.forward).parameters
+    return ("input_ids", "attention_mask") if {"args", "kwargs"} >= names.keys() else tuple(names)
 
 
 def some_tokens(tokens: int, seq_len: int, step: int, *, alone: bool = False) -> tuple[slice, float]:

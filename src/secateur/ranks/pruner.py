@@ -13,7 +13,7 @@ from ..models.devices import without_autocast
 from ..models.surgery import check_shapes, lora_factors, lora_layers
 from ..parallel.distributed import average_, check_agreement, check_weights, trained_weights
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
-from ..pruning.checks import NO_LENGTH, check_bounds, check_steps
+from ..pruning.checks import NO_LENGTH, Loop, check_bounds, check_steps
 from ..pruning.schedule import Schedule
 from ..pruning.state import load_state, restoring, save_state
 from ..system.errors import InputError, NumericsError
@@ -79,6 +79,7 @@ class RankPruner:
         self.cuts: list[RankCut] = []
         self._averages = {path: Averages() for path in self.layers}
         self._activations = Activations(lambda: self.steps_done)
+        self._loop = Loop()
         self.schedule: Schedule | None = None
         self.total_steps = 0
         if total_steps is not None:
@@ -131,6 +132,7 @@ class RankPruner:
         if self.schedule is None:
             raise InputError(NO_LENGTH)
         watch_for_wrappers_(self.model)
+        self._loop.observe(self.model)
         if not self._cuts_ahead:
             return
         check_gradients({path: lora_factors(layer) for path, layer in self.layers.items()}, self.steps_done + 1)
@@ -146,6 +148,7 @@ class RankPruner:
             if path in seen_z:
                 fresh["second_z"] = seen_z[path]
             self._averages[path].mix(fresh, self.options.fisher_decay)
+        self._loop.took(self.model)
 
     @property
     def _wants_curvature(self) -> bool:
@@ -155,6 +158,7 @@ class RankPruner:
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
+        self._loop.skip()
         self._activations.forget()
 
     @speaks_python()
@@ -169,6 +173,7 @@ class RankPruner:
         """
         if self.schedule is None:
             raise InputError(NO_LENGTH)
+        self._loop.step(optimizer, cuts=True)
         self.steps_done += 1
         if not self.schedule.is_cut(self.steps_done) or self.rank == max(self.start_ranks.values()):
             if self.steps_done == self.total_steps or self.schedule.is_cut(self.steps_done - 1):
@@ -200,6 +205,7 @@ class RankPruner:
         needs = self._wants_curvature or self.criterion.first_order or self.criterion.activations
         for path, averages in self._averages.items():
             if needs and not averages.tensors:
+                self._loop.check_observed()
                 raise NumericsError(
                     f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known "
                     f"of the components of {path}: lower --lr, or compute in float32."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..criteria.base import wide
-from ..pruning.taps import some_tokens, tap
+from ..pruning.taps import Passes, some_tokens, tap
 
 
 class Activations:
@@ -24,7 +24,6 @@ class Activations:
         self._steps_done = steps_done
         self._handles: list[Any] = []
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
-        self._mask: Tensor | None = None
 
     @property
     def watching(self) -> bool:
@@ -32,7 +31,8 @@ class Activations:
 
     def attach(self, model: nn.Module, layers: dict[str, Any]) -> None:
         """Watch these LoRA layers of a PEFT model."""
-        self._handles.append(model.register_forward_pre_hook(self._read_mask, with_kwargs=True))
+        self._passes = Passes(model)
+        self._handles += self._passes.watch()
         for path, layer in layers.items():
             (adapter,) = layer.active_adapters
             self._handles.append(layer.lora_A[adapter].register_forward_hook(partial(self._hook, path)))
@@ -47,6 +47,8 @@ class Activations:
     def forget(self) -> None:
         """Drop what the step under way showed."""
         self._seen.clear()
+        if self._handles:
+            self._passes.forget()
 
     def take(self) -> dict[str, Tensor]:
         """Layer -> (r, r) mean of z zᵀ over the step's tokens; forgets it."""
@@ -54,14 +56,11 @@ class Activations:
         self.forget()
         return found
 
-    def _read_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
     def _hook(self, path: str, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        mask = self._passes.of(path).mask
         if not (torch.is_grad_enabled() and output.requires_grad):
             return None
-        return tap(output, output, partial(self._observe, path, self._mask))
+        return tap(output, output, partial(self._observe, path, mask))
 
     def _observe(self, path: str, mask: Tensor | None, z: Tensor, gradient: Tensor) -> None:
         flat = z.detach().flatten(0, -2)

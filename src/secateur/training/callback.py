@@ -107,7 +107,7 @@ class PruningCallback(TrainerCallback):
         self.leave_out = leave_out
         self.guard = guard
         self.seals = seals
-        self._checked = False
+        self._checked = self._began = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,8 +120,9 @@ class PruningCallback(TrainerCallback):
         """
         self._checked = False
         self._check_model(args, kwargs["model"])
-        if self.pruner.schedule is None:
-            self.pruner.begin(state.max_steps)
+        if self.pruner.schedule is None or (self._began and not self.pruner.steps_done):
+            self.pruner.begin(state.max_steps)  # again, where Trainer has found a smaller batch to fit
+            self._began = True
         if self.pruner.steps_done < state.global_step:
             raise InputError(
                 f"Trainer goes on from step {state.global_step} and the pruner stands at step "
