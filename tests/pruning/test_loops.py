@@ -93,7 +93,7 @@ def test_scores_are_the_same_however_the_model_is_called(criterion) -> None:
 def test_rank_pruners_leave_padding_out_however_the_model_is_called() -> None:
     found = []
     for call in (by_name, of_the_decoder):
-        pruner = RankPruner(adapted(), rank=2, criterion="sparsegpt", total_steps=4, prune_start=2)
+        pruner = RankPruner(adapted(), rank=2, criterion="sparsegpt", total_steps=4, prune_start=2, prune_end=4)
         train(pruner.model, pruner, call, steps=1)
         found.append(pruner._averages["model.layers.0.mlp.down_proj"].tensors["second_z"])
     torch.testing.assert_close(found[1], found[0])
@@ -109,7 +109,7 @@ def test_two_passes_before_a_backward_keep_their_own_masks_under_checkpointing(r
         model = adapted()
         if checkpointing:
             model.enable_input_require_grads()
-            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
             model.config.use_cache = False
         pruner = pruner_for(model, criterion="wanda")
         optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)

@@ -101,9 +101,8 @@ class Pruner(Shown):
         criterion.options(options.criterion, part_of(ScoringOptions, options))
         self.pruned.put_masks_on()  # before the scorer: what is out has no input to speak of
         self.scorer = Scorer(self.pruned, options, self.budget.spared)
-        self._loop = Loop()
+        self._loop, self.total_steps = Loop(), 0
         self.schedule: Schedule | None = None
-        self.total_steps = 0
         if total_steps is not None:
             self.begin(total_steps)
         self.steps_done = 0
@@ -146,9 +145,8 @@ class Pruner(Shown):
     def skip(self) -> None:
         """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
         assert self.schedule is not None, "begin() comes first"
-        step = self.steps_done + 1
         self._loop.skip()
-        self.scorer.skip(step, cutting=self.schedule.is_cut(step))
+        self.scorer.skip(self.steps_done + 1, cutting=self.schedule.is_cut(self.steps_done + 1))
 
     @property
     def scores(self) -> dict[str, Tensor]:

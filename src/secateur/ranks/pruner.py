@@ -71,17 +71,14 @@ class RankPruner:
         watch_for_wrappers_(model)
         self.layers = lora_layers(model)
         check_options(self.options, list(self.ranks.values()))
-        self.rank = self.options.rank
-        self.criterion = RANK_CRITERIA[self.options.criterion]
+        self.rank, self.criterion = self.options.rank, RANK_CRITERIA[self.options.criterion]
         self.start_ranks = self.ranks
         self._start_scalings = {path: lora_factors(layer).scaling for path, layer in self.layers.items()}
-        self.steps_done = 0
-        self.cuts: list[RankCut] = []
+        self.steps_done, self.cuts = 0, list[RankCut]()
         self._averages = {path: Averages() for path in self.layers}
         self._activations = Activations(lambda: self.steps_done)
-        self._loop = Loop()
+        self._loop, self.total_steps = Loop(), 0
         self.schedule: Schedule | None = None
-        self.total_steps = 0
         if total_steps is not None:
             self.begin(total_steps)
         if self.criterion.activations and self._cuts_ahead:
@@ -289,8 +286,7 @@ class RankPruner:
         """Recover one factor, drop the components from both."""
         layer = self._now(path, optimizer)
         gone = gone.to(layer.lora.a.device)
-        everything = torch.arange(layer.lora.a.shape[0], device=gone.device)
-        stay = everything[~torch.isin(everything, gone)]
+        stay = (everything := torch.arange(layer.lora.a.shape[0], device=gone.device))[~torch.isin(everything, gone)]
         if self.options.recovery != "none":
             recover_(layer, self.criterion, self.options.recovery, stay, gone)
         slice_components_(self.layers[path], stay, optimizer)
