@@ -14,6 +14,7 @@ from tiny_gguf import save_gguf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import Pruner
+from secateur.architecture.config_faults import size_faults
 from secateur.architecture.discovery import find_units
 from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES, Family
@@ -209,3 +210,15 @@ def test_outputs_that_a_config_asks_for_are_left_out(ready, capsys) -> None:
     (ready / "config.json").write_text(json.dumps(config | {"return_dict": False, "output_attentions": True}))
     assert main(["prune", "--model", "model", *RUN]) == 0
     assert main(["adapt", "--model", "model", "--init-rank", "4", "--rank", "2", *RUN[:-1], "adapter"]) == 0
+
+
+def test_windows_that_no_cache_takes_are_faults() -> None:
+    """They failed after training; where no layer has a window, its size says nothing."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    for window, fits in ((-1, False), (0, False), (1, False), (2, True), (None, True)):
+        found = size_faults(AutoConfig.for_model("mistral", sliding_window=window, **sizes))
+        assert (not found) == fits, found
+    kinds = ["full_attention", "sliding_attention"]
+    config = AutoConfig.for_model("qwen3", layer_types=kinds, **sizes)
+    assert size_faults(config) == ["sliding_window is null, and layer_types has sliding_attention"]
+    assert not size_faults(AutoConfig.for_model("qwen3", layer_types=kinds[:1] * 2, sliding_window=0, **sizes))

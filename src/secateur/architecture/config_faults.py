@@ -76,7 +76,20 @@ def size_faults(config: PretrainedConfig) -> list[str]:
     longest = getattr(text, "max_position_embeddings", None)
     if known and isinstance(longest, int) and longest < 1:
         faults.append(f"max_position_embeddings is {longest}: it must be at least 1")
+    if known and (said := _window_fault(text)):
+        faults.append(said)
     return faults + _share_faults(text) + _rope_faults(getattr(text, "rope_parameters", None))
+
+
+def _window_fault(text: PretrainedConfig) -> str:
+    """A window that some layer has must hold a token beside its own: caches take no other."""
+    kinds, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
+    if (kinds and "sliding_attention" not in kinds) or getattr(text, "use_sliding_window", None) is False:
+        return ""
+    if window is None and kinds and hasattr(text, "sliding_window"):
+        return "sliding_window is null, and layer_types has sliding_attention"
+    few = isinstance(window, int) and window < 2
+    return f"sliding_window is {window}: it must be at least 2, or null where no layer has one" if few else ""
 
 
 def _share_faults(text: PretrainedConfig) -> list[str]:
