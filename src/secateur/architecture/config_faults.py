@@ -84,7 +84,8 @@ def size_faults(config: PretrainedConfig) -> list[str]:
 def _window_fault(text: PretrainedConfig) -> str:
     """A window that some layer has must hold a token beside its own: caches take no other."""
     kinds, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
-    if (kinds and "sliding_attention" not in kinds) or getattr(text, "use_sliding_window", None) is False:
+    used = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", None) is not False
+    if not used:
         return ""
     if window is None and kinds and hasattr(text, "sliding_window"):
         return "sliding_window is null, and layer_types has sliding_attention"
