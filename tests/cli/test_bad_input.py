@@ -87,6 +87,20 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a name longer than the system takes": ("n" * 5000, "", "config"),
     "codes with their scales beside them": ("{t}/scaled", "only hf_quant_config.json names the quantization", "config"),
     "a quantisation that is not known": ("{t}/modelopt", 'the quant_method "modelopt", which transformers', "config"),
+    "plain quantisation without a method": ("{t}/nomethod", "its quantization_config has no quant_method", "config"),
+    "scales of a smoothed model": ("{t}/smooth", "pre_quant_scale and 0 other scales of quantised weights", "config"),
+    "a pointer of Git LFS": ("{t}/pointer", "model.safetensors is a Git LFS pointer, not the file itself", "weights"),
+    "a pointer for a tokenizer": ("{t}/pointed", "tokenizer.json is a Git LFS pointer", "tokenizer"),
+    "weights of a wrapper": ("{t}/wrapped", "the file has it as _orig_mod.lm_head.weight", "loaded"),
+    "dropout of more than all": ("{t}/dropout", "attention_dropout is 1.5: it must be between 0 and 1", "config"),
+    "more experts for a token than there are": ("{t}/experts", "num_experts_per_tok is 6: there are 4", "config"),
+    "no positions": ("{t}/positions", "max_position_embeddings is 0: it must be at least 1", "config"),
+    "a rotary type of another name": (
+        "{t}/su",
+        "rope_scaling.type is 'su', which transformers does not know. Did you mean 'longrope'?",
+        "config",
+    ),
+    "a GGUF file's token beyond all": ("{t}/pad.gguf", "padding_token_id is 4294967295, and it has 258 tokens", "gguf"),
     "a GGUF file in parts": ("{t}/part.gguf", "llama-gguf-split --merge", "gguf"),
     "a GGUF file that says more": ("{t}/more.gguf", "llama.attention.scale is 0.5, which transformers", "gguf"),
     "a GGUF file with further tensors": ("{t}/norms.gguf", "leaves out 2 tensors of this llama file", "gguf"),
@@ -189,6 +203,7 @@ TASK_ROWS = {
 """A task's name and what its only row lacks -> the row, and what is said of it."""
 CASES: dict[str, tuple[list[str], str]] = {
     **table(),
+    "a quantisation without its package": (evaluate(model="{t}/gptq"), "pip install 'optimum' 'gptqmodel'. Or give"),
     # file system
     "unknown model path": (prune(model="./nowhere/model"), "./nowhere/model"),
     "unknown data path": (prune(data="{t}/none.jsonl"), "none.jsonl"),
@@ -449,10 +464,11 @@ def bad_models(folder: Path) -> None:
     def copy(name: str, **options: object) -> Path:
         return save_tiny(folder / name, **{"layers": 2, "ffn": 96, **options})
 
-    def edit(path: Path, **changes: object) -> None:
+    def edit(path: Path, **changes: object) -> Path:
         config = json.loads((path / "config.json").read_text())
         config = {key: value for key, value in {**config, **changes}.items() if value is not None}
         (path / "config.json").write_text(json.dumps(config))
+        return path
 
     edit(copy("unsupported"), model_type="secateur_test", architectures=["Nothing"])
     edit(copy("misspelt"), model_type="lama")
@@ -482,6 +498,23 @@ def bad_models(folder: Path) -> None:
     codes = {name: value.to(torch.float8_e4m3fn) if "_proj" in name else value for name, value in plain.items()}
     save_file({**codes, "model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, scaled, {"format": "pt"})
     (folder / "scaled" / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    save_file({**plain, "model.layers.0.mlp.up_proj.pre_quant_scale": torch.ones(64)}, copy("smooth") / scaled.name)
+    save_file({f"_orig_mod.{name}": value for name, value in plain.items()}, copy("wrapped") / scaled.name)
+    name = "model.layers.0.mlp.up_proj"
+    packed = {k: v for k, v in plain.items() if k != f"{name}.weight"}
+    packed |= {f"{name}.qweight": torch.zeros(8, 96, dtype=torch.int32), f"{name}.scales": torch.ones(2, 96)}
+    save_file(packed, edit(copy("gptq"), quantization_config={"quant_method": "gptq", "bits": 4}) / scaled.name)
+    for folder_name, file in (("pointer", scaled.name), ("pointed", "tokenizer.json")):
+        (copy(folder_name) / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n")
+    edit(copy("nomethod"), quantization_config={})
+    (folder / "experts").mkdir()
+    (folder / "experts" / "config.json").write_text(
+        '{"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 6, "vocab_size": 128}'
+    )
+    edit(copy("dropout"), attention_dropout=1.5)
+    edit(copy("positions"), max_position_embeddings=0)
+    edit(copy("su"), rope_scaling={"type": "su", "factor": 2.0})
+    save_gguf(folder / "pad.gguf", keys={"tokenizer.ggml.padding_token_id": 4294967295})
     edit(copy("modelopt"), quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
     save_file({**plain, "model.sinks": torch.ones(2)}, copy("sinks") / "model.safetensors", {"format": "pt"})
     save_gguf(folder / "part.gguf", keys={"split.count": 2, "split.no": 0})

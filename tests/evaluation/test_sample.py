@@ -120,3 +120,26 @@ def test_what_ends_a_reply_in_the_template_ends_an_answer() -> None:
     kwargs = {"max_new_tokens": 5, "dtype": torch.float32}
     assert generate_text(model, tokenizer, "ab", **kwargs) == ""
     assert generate_text(model, tokenizer, "ab", chat=False, **kwargs) == "<fin>" * 5
+
+
+def test_how_an_answer_is_made_is_no_part_of_it(tmp_path, capsys) -> None:
+    folder = save_tiny(tmp_path / "model")
+    expected = generate_text(tiny_llama(), tiny_tokenizer(), "first", max_new_tokens=5, dtype=torch.float32)
+    asked = ["sample", "--model", str(folder), "--prompts", "first", "--max-new-tokens", "5", "--dtype", "float32"]
+
+    def said(**settings):
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        code = main(asked)
+        return code, capsys.readouterr()
+
+    for settings in (
+        {"cache_implementation": "static"}, {"cache_implementation": "quantized"},
+        {"return_dict_in_generate": True, "output_scores": True}, {"stop_strings": ["never said"]},
+    ):  # fmt: skip
+        code, captured = said(**settings)
+        assert code == 0, captured.err
+        assert expected.strip() in captured.out
+    code, captured = said(eos_token_id=0, do_sample=True, top_k="x")
+    assert code == 2
+    assert "generation_config.json cannot be followed (TypeError" in captured.err
+    assert "(do_sample, top_k)" in captured.err

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import save_tiny, tiny_llama
 
 from secateur.models.devices import autocast, compute_dtype, default_device
@@ -250,3 +251,34 @@ def test_compute_dtype_and_autocast(monkeypatch):
         assert (a @ a).dtype == torch.bfloat16
     with autocast("cpu", torch.float32):
         assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_beside_the_weights_is_not_the_models(saved, folder, tmp_path, caplog) -> None:
+    adapter = get_peft_model(tiny_llama(layers=2), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = "org/elsewhere"
+    adapter.save_pretrained(folder)
+    expected, found = (load_model(resolve_model(str(place))).state_dict() for place in (saved, folder))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert "has a LoRA adapter beside its weights (adapter_config.json), which is not read" in caplog.text
+
+
+def test_a_model_that_returns_tuples_answers_by_name(folder) -> None:
+    edit_config(folder, return_dict=False)
+    source = resolve_model(str(folder))
+    assert load_config(source).return_dict
+    assert load_model(source)(torch.zeros(1, 2, dtype=torch.long)).logits.shape == (1, 2, 128)
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("import not_there_at_all", "needs a package that is not installed: pip install 'not_there_at_all'"),
+    ("def (", "its own code, or what auto_map in config.json says of it, ends in an error (SyntaxError"),
+])  # fmt: skip
+def test_code_of_its_own_that_does_not_run_is_not_a_fault_of_the_configuration(folder, line, said) -> None:
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "own_model.Own"})
+    (folder / "own_model.py").write_text(f"{line}\n")
+    with pytest.raises(InputError) as raised:
+        load_model(resolve_model(str(folder)), trust_remote_code=True)
+    assert said in str(raised.value)
+    assert "config.json cannot be used" not in str(raised.value)

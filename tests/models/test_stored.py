@@ -191,3 +191,21 @@ def test_halving_is_not_credited_to_pruning(tmp_path, capsys) -> None:
     )
     assert "both in bfloat16 (the base model's files have 314,712)" in (out / "README.md").read_text()
     assert "both in bfloat16 (dense files: 314.7 kB)" in (out / "report.html").read_text()
+
+
+def test_a_quantisation_that_the_file_has_not_got_is_left_out(tmp_path, caplog) -> None:
+    folder = save_tiny(tmp_path / "m", layers=1)
+    expected = load_model(resolve_model(str(folder))).state_dict()
+    for given in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"load_in_8bit": True},
+                  {"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}):  # fmt: skip
+        config, model = opened(edit_config(folder, quantization_config=given))
+        assert not hasattr(config, "quantization_config")
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    for method in ("bitsandbytes", "gptq", "fp8"):
+        assert f"has a quantization_config ({method}), and the weights in the file are plain numbers" in caplog.text
+
+
+def test_one_that_computes_with_plain_weights_is_not(tmp_path) -> None:
+    online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    folder = edit_config(save_tiny(tmp_path / "m", layers=1), quantization_config=online)
+    assert load_config(resolve_model(str(folder))).quantization_config

@@ -40,6 +40,8 @@ ROPE_NUMBERS = (
     "beta_slow",
 )
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+RENAMED = {"su": "longrope"}
+"""Types of rotary embeddings by their first names."""
 LONGEST = 300
 
 
@@ -78,6 +80,10 @@ def size_faults(config: PretrainedConfig) -> list[str]:
         faults.append(f"max_position_embeddings is {longest}: it must be at least 1")
     if known and (said := _window_fault(text)):
         faults.append(said)
+    chosen, experts = (getattr(text, key, None) for key in ("num_experts_per_tok", "num_local_experts"))
+    experts = getattr(text, "num_experts", None) or experts
+    if isinstance(chosen, int) and isinstance(experts, int) and chosen > experts > 0:
+        faults.append(f"num_experts_per_tok is {chosen}: there are {experts} experts")
     return faults + _share_faults(text) + _rope_faults(getattr(text, "rope_parameters", None))
 
 
@@ -140,7 +146,8 @@ def fault_in_words(error: BaseException, values: Mapping[str, Any]) -> str:
         pad, size = values.get("pad_token_id"), values.get("vocab_size")
         return f"pad_token_id is {pad} and vocab_size {size}: a token's number must be below that"
     if isinstance(error, KeyError) and (found := [key for key, value in _leaves(values) if _is_key(key, value, error)]):
-        hint = did_you_mean(text, [*ACT2FN, *ROPE_INIT_FUNCTIONS]).strip()
+        rotary = found[0].startswith("rope")
+        hint = did_you_mean(RENAMED.get(text, text), ROPE_INIT_FUNCTIONS if rotary else ACT2FN).strip()
         return f"{found[0]} is {error.args[0]!r}, which transformers does not know{'. ' + hint if hint else ''}"
     about = [f"{key} {value!r}" for key, value in _leaves(values) if _is_named(value, text) or _is_to_blame(key, value)]
     if isinstance(error, ImportError):

@@ -26,6 +26,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from ..system.errors import InputError
+from ..system.reading import damaged, is_pointer
 from .gguf_keys import ROTARY, SPECIAL, keys_left, rope_from_tensor, settle_keys_
 
 NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
@@ -87,6 +88,7 @@ def check_gguf(path: Path) -> Gguf:
     for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
         if isinstance(file.own.get(key), list) and architecture not in SPECIAL:
             raise InputError(f"{path}: {architecture}.{key} differs between layers, which its class cannot. {ORIGINAL}")
+    _check_token_numbers(file)
     for name, number in file.kinds.items():
         if not _can_be_read(number):
             raise InputError(
@@ -180,13 +182,13 @@ def _read(path: Path, size: int, changed_ns: int) -> Gguf:
     try:
         blob = _mapped(str(path))
         if bytes(blob[:4]) != b"GGUF":
-            raise InputError(f"{path} is not a GGUF file (corrupt?): get it again.")
+            raise damaged(path, "") if is_pointer(path) else InputError(f"{path} is not a GGUF file: get it again.")
         metadata, count, place = _read_metadata(blob, str(path))
         table, place = _read_tensor_table(blob, count, place)
     except InputError:
         raise
     except Exception as error:  # whatever reading past the end, or beside the point, comes to
-        raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
+        raise damaged(path, error) from None
     alignment = int(metadata.get("general.alignment", 32)) or 32
     start = -(-place // alignment) * alignment
     return Gguf(
@@ -195,6 +197,17 @@ def _read(path: Path, size: int, changed_ns: int) -> Gguf:
         {name: kind for name, _, kind, _ in table},
         {name: (start + offset, tuple(shape)) for name, shape, _, offset in table},
     )
+
+
+def _check_token_numbers(file: Gguf) -> None:
+    count = file.metadata.get("tokenizer.ggml.tokens")
+    for key in ("bos", "eos", "unknown", "padding", "separator"):
+        number = file.metadata.get(name := f"tokenizer.ggml.{key}_token_id")
+        if isinstance(count, int) and isinstance(number, int) and number >= count:
+            raise InputError(
+                f"{file.path}: {name} is {number}, and it has {count} tokens: correct it with gguf-py's "
+                f"gguf_set_metadata.py, or give the original checkpoint."
+            )
 
 
 @lru_cache

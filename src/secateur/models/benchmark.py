@@ -16,7 +16,7 @@ from ..architecture.quantised import entries
 from ..data.chat import Chat
 from ..data.encoding import encode
 from ..data.endings import ending_ids
-from ..system.errors import InputError
+from ..system.errors import InputError, out_of_memory
 from .devices import autocast
 
 LONGEST_SIDE = 4096
@@ -150,10 +150,13 @@ def generate_text(
     inputs = {key: value.to(device) for key, value in encoded.items()}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     enders = ending_ids(tokenizer) if chat else []
-    options: dict[str, Any] = {"do_sample": False}
+    # How a cache is laid out and what else is returned is no part of the answer.
+    options: dict[str, Any] = {"do_sample": False, "cache_implementation": None, "return_dict_in_generate": False}
     if temperature > 0:
         # top_k is 50 unless it is turned off: what was not asked for must not count.
-        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    if getattr(model.generation_config, "stop_strings", None):
+        options["tokenizer"] = tokenizer
     if enders:
         known = model.generation_config.eos_token_id
         options["eos_token_id"] = [*enders, *(known if isinstance(known, list) else [known] * (known is not None))]
@@ -164,9 +167,30 @@ def generate_text(
         torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
     ):
         torch.manual_seed(seed)
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)  # type: ignore[operator]
+        output = _generated(model, inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)
     said = output[0, inputs["input_ids"].shape[1] :].tolist()
     return str(tokenizer.decode(said[:-1] if said[-1:] == enders else said, skip_special_tokens=True))
+
+
+def _generated(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], **options: Any) -> torch.Tensor:
+    """What `generate` gives; what it says of the model's own settings is one line.
+
+    Raises:
+        InputError: generation_config.json has keys that it cannot follow; names them.
+    """
+    try:
+        output: torch.Tensor = model.generate(**inputs, **options)  # type: ignore[operator]
+    except Exception as error:  # of many classes
+        settings = model.generation_config.to_diff_dict() if model.generation_config else {}
+        own = sorted(key for key in settings if not key.endswith(("_token_id", "_version")) and key[0] != "_")
+        if out_of_memory(error) or not own:
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(
+            f"model {model.config._name_or_path!r}: generation_config.json cannot be followed ({type(error).__name__}: "
+            f"{reason}): take out of it what asks for that ({', '.join(own)})."
+        ) from error
+    return output
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:

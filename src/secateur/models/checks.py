@@ -15,7 +15,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words
 from ..system.errors import InputError
 from ..system.quiet import quiet_transformers
-from ..system.reading import PARSER_ERRORS, parse_json, read_text
+from ..system.reading import PARSER_ERRORS, damaged, is_pointer, parse_json, read_text
 from .source import ModelSource
 
 WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
@@ -33,9 +33,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Kinds of weights that need no scales."""
 SCALES = re.compile(
     r"(weight_scale(_inv|_2)?|weight_scales|_scale_inv|weight_packed|qweight|qzeros|\.scales|\.SCB|\.absmax|"
-    r"\.weight_zero_point|\.input_scale)$"
+    r"\.weight_zero_point|\.input_scale|pre_quant_scale|smooth_scale|\.q_weight|\.q_scale|\.trellis)$"
 )
-"""What stands beside quantised weights, by the names that modelopt, GPTQ, AWQ, compressed-tensors and others use."""
+"""What stands beside quantised weights, by the names that modelopt, GPTQ, AWQ, EXL2, EXL3 and others use."""
 BUFFERS = re.compile(r"(^|[._])(bias|masked_bias|mask|position_ids|token_type_ids)$")
 """Whole numbers that are no weights."""
 HARMLESS = {
@@ -88,6 +88,8 @@ def check_json_files(source: ModelSource) -> None:
         text = read_text(path, str(path))
         if path.read_bytes()[:3] == BOM_UTF8:
             raise InputError(f"{path} begins with a byte-order mark, which transformers cannot read: save it without.")
+        if is_pointer(path):
+            raise damaged(path, "")
         values = parse_json(text, str(path), "copy or download it again.")
         if not isinstance(values, dict):
             raise InputError(f"{path} is no JSON object but {text.strip()[:40]}: copy or download it again.")
@@ -195,6 +197,8 @@ def check_kinds(path: Path, kinds: Mapping[str, str], handled: bool) -> None:
         what = f"{whole[0]} and {len(whole) - 1} other weights are whole numbers ({kinds[whole[0]]})"
     elif small:
         what = f"{small[0]} and {len(small) - 1} other weights are numbers of one byte or less ({kinds[small[0]]})"
+        if kinds[small[0]].startswith("C"):
+            what = f"{small[0]} and {len(small) - 1} other weights are complex numbers ({kinds[small[0]]})"
     else:
         what = f"{scales[0]} and {len(scales) - 1} other scales of quantised weights are in it"
     raise InputError(f"{path}: {what}, and {named}: the weights would be read without their scales. {ORIGINAL}")

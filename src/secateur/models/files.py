@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from ..architecture.gguf import check_gguf
 from ..system.errors import InputError, out_of_memory
-from ..system.reading import PARSER_ERRORS
+from ..system.reading import PARSER_ERRORS, damaged
 from .checks import check_kinds, check_method, check_scales, config_json, hash_of_headers, unfit_shapes
 from .source import ModelSource
 
@@ -189,7 +189,7 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, *PARSER_ERRORS) as error:
-        raise InputError(f"{path} is corrupt ({error}): copy or download it again.") from None
+        raise damaged(path, error) from None
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise InputError(
@@ -249,4 +249,4 @@ def kinds_in(path: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         if out_of_memory(error):
             raise
-        raise InputError(f"{path} is corrupt or truncated ({error}): copy or download it again.") from None
+        raise damaged(path, error) from None

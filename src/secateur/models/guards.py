@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..system.errors import InputError, out_of_memory
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
-from .checks import gated
+from .checks import ORIGINAL, gated
 from .source import ModelSource
 
 log = logging.getLogger("secateur")
@@ -24,6 +24,12 @@ CONVERSION = re.compile(
     r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)?CONVERSION[^\n]*\n(?:[^\n]*\n)*?[^\n]*?(\w+Error: [^\n]*)", re.MULTILINE
 )
 """Of transformers' report on a load: a weight that is made of several tensors, and why it could not be."""
+
+PIP = re.compile(r"pip install (?:-U |--upgrade )?['\"]?([\w.\[\],<>=~-]*\w\]?)")
+NO_MODULE = re.compile(r"No module named '(\w+)")
+PACKAGES = {"gptq": "optimum' 'gptqmodel", "quark": "amd-quark"}
+"""Quantisation -> what to install, where transformers' message does not say all of it."""
+DEVICES = ("GPU", "CUDA", "XPU", "mps")
 
 
 def check_hub(source: ModelSource) -> None:
@@ -83,6 +89,9 @@ def guarded(
             raise InputError(
                 f"{place} ships Python code of its own: read it, and pass --trust-remote-code if you trust it."
             ) from None
+        values = config_values(source) if what == "model" and not source.gguf_file else {}
+        if lacking := lacking_here(error, values):
+            raise InputError(f"{place}{lacking}") from error
         if "not a valid JSON" in text:
             raise InputError(f"{source.path}/config.json is not valid JSON: copy or download it again.") from None
         if "model_type" in text or "model type" in text:
@@ -93,12 +102,39 @@ def guarded(
                 "Check model_type in config.json, or update transformers. See `secateur families`; "
                 "docs/add-a-family.md says how to add to it."
             ) from None
-        if what == "model" and not source.gguf_file and (values := config_values(source)):
+        if trust_remote_code and values.get("auto_map") and "quantization_config" not in values:
+            raise InputError(
+                f"{place}: its own code, or what auto_map in config.json says of it, ends in an error "
+                f"({type(error).__name__}: {one_line(error)}): mend it, or get it again."
+            ) from error
+        if values:
             raise config_error(source.name, fault_in_words(error, values)) from error
         raise InputError(
             f"{place} cannot be loaded ({type(error).__name__}: {one_line(error)}): "
             "check its files, or download it again."
         ) from error
+
+
+def lacking_here(error: Exception, values: Mapping[str, Any]) -> str:
+    """The end of a message about a package, or a device, that reading a model needs; empty where it is not that.
+
+    Args:
+        values: config.json.
+    """
+    text, quantised = one_line(error), values.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    found = PIP.search(text) or NO_MODULE.search(text)
+    if found is None and not (method and isinstance(error, ImportError)):
+        if method and any(word in text for word in DEVICES):
+            return f": its weights are quantised ({method}), and this machine cannot read them ({text}). {ORIGINAL}"
+        return ""
+    package = PACKAGES.get(str(method)) or (found[1] if found else str(method))
+    if method:
+        return (
+            f": its weights are quantised ({method}), and reading them needs a package that is not installed, or not "
+            f"in a version that will do: pip install '{package}'. Or give the original checkpoint."
+        )
+    return f" needs a package that is not installed: pip install '{package}'."
 
 
 def config_values(source: ModelSource) -> dict[str, Any]:

@@ -35,6 +35,10 @@ from .stored import follow_files_, untie_
 
 log = logging.getLogger("secateur")
 
+ADAPTER = "adapter_config.json"
+NOWHERE = "no-adapter"
+"""A subfolder that no model has."""
+
 
 def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration, of which a model without weights was made as a proof; reads no weights.
@@ -72,6 +76,13 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
     if file is not None:
         check_gguf(file)
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    if not getattr(config, "return_dict", True):  # tuples are for TorchScript: a model's parts here are asked by name
+        config.return_dict = True
+    if source.is_local and not source.gguf_file and (Path(source.path) / ADAPTER).is_file():
+        say_once(
+            f"model {source.name!r} has a LoRA adapter beside its weights ({ADAPTER}), which is not read: give it as "
+            "--adapter, in a folder of its own, where it is part of the model."
+        )
     check_causal(source.name, config)
     if file is not None:
         settle_(config, file)
@@ -109,6 +120,8 @@ def load_model(
         "output_loading_info": True,
         # without this, shapes that differ raise an error that names none of them; they are refused below
         "ignore_mismatched_sizes": True,
+        # else transformers puts an adapter of the same folder on top, or reads the model that this one names
+        "adapter_kwargs": {"subfolder": NOWHERE},
     }
     if source.gguf_file:
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
@@ -164,6 +177,11 @@ def refuse_unfit(
             hint = (
                 "if the model's output embedding is its input embedding, say so: tie_word_embeddings: true in "
                 "config.json."
+            )
+        if wrapped := [key for key in info["unexpected_keys"] if key.endswith(f".{missing[0]}")]:
+            hint = (
+                f"the file has it as {wrapped[0]}, as a wrapper around the model calls it: save the model inside the "
+                "wrapper (after merge_and_unload() where it is PEFT's), or rename the tensors."
             )
         raise InputError(f"{place}: {len(missing)} weights are not in the checkpoint, such as {missing[0]}; {hint}")
     reasons: dict[str, list[str]] = {}

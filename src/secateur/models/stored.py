@@ -22,6 +22,7 @@ from ..architecture.gguf import check_gguf
 from ..system.errors import InputError
 from ..system.launcher import rank
 from ..system.progress import safe
+from .checks import FLOATS, SCALES
 from .files import folder_of, weight_files
 from .source import ModelSource
 
@@ -31,6 +32,8 @@ PRECISIONS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, 
 """Names of kinds, in safetensors and GGUF alike -> the precisions that a result can have."""
 TIES = {"lm_head.weight": "embed_tokens.weight"}
 """Of a class that transformers does not know."""
+PACKED = ("bitsandbytes", "gptq", "awq", "fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors")
+"""Quantisations whose weights are never plain numbers in a file."""
 GGUF_TIE = {"output.weight": "token_embd.weight"}
 ROWS = 1 << 14
 """Of an embedding, compared at a time."""
@@ -89,8 +92,16 @@ def follow_files_(config: PretrainedConfig, source: ModelSource) -> PretrainedCo
     the weights in, stays. `tie_word_embeddings` becomes false where the files hold two tensors that differ.
     """
     stored = stored_tensors(source)
-    if stored is None or getattr(config, "quantization_config", None):
+    if stored is None:
         return config
+    if given := getattr(config, "quantization_config", None):
+        if source.gguf_file or not _are_plain(stored, given):
+            return config
+        del config.quantization_config
+        _tell(
+            f"{safe(source.name)}: config.json has a quantization_config ({_method(given)}), and the weights in the "
+            "file are plain numbers: they are read as these"
+        )
     if stored.dtype is not None or source.gguf_file:
         config.dtype = _precision(source, config, stored)
     if getattr(config, "tie_word_embeddings", False) and (pair := _differing(config, source, stored)):
@@ -101,6 +112,23 @@ def follow_files_(config: PretrainedConfig, source: ModelSource) -> PretrainedCo
             "has tie_word_embeddings: they are two, and stay two"
         )
     return config
+
+
+def _are_plain(stored: Tensors, given: Any) -> bool:
+    """Whether a checkpoint has nothing of what its `quantization_config` would be for, such as one that was merged."""
+    if _method(given) not in PACKED or not stored.kinds:
+        return False
+    return all(
+        kind in FLOATS and "scale" not in name and not SCALES.search(name) for name, kind in stored.kinds.items()
+    )
+
+
+def _method(given: Any) -> str:
+    named = given if isinstance(given, dict) else given.to_dict()
+    bits = named.get("load_in_4bit") or named.get("load_in_8bit") or named.get("_load_in_4bit")
+    return (
+        str(named.get("quant_method") or ("bitsandbytes" if bits else None)).removeprefix("QuantizationMethod.").lower()
+    )
 
 
 def checkpoint_dtype(model_config: PretrainedConfig) -> torch.dtype:

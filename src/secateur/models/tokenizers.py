@@ -19,7 +19,7 @@ from ..data.gguf_tokens import follow_splits_
 from ..system.errors import InputError
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
-from ..system.reading import PARSER_ERRORS, parse_json, read_text
+from ..system.reading import PARSER_ERRORS, damaged, is_pointer, parse_json, read_text
 from .guards import check_hub, guarded, one_line
 from .source import ModelSource
 
@@ -185,6 +185,9 @@ def _check_files(folder: Path) -> None:
     """Refuse a folder without a tokenizer, or with one that takes a library that is not there."""
     if not any((folder / name).is_file() for name in ANY_OF):
         raise InputError(f"{folder} has no tokenizer ({FILE}): copy the base model's there.")
+    for path in sorted(folder.glob("*")):
+        if (path.name in (*ANY_OF, "tokenizer_config.json") or path.suffix == ".model") and is_pointer(path):
+            raise damaged(path, "")
     if any((folder / name).is_file() for name in (FILE, "vocab.json", "vocab.txt")):
         return
     models = [path for path in sorted(folder.glob("*.model")) if not _is_tiktoken(path)]

@@ -10,6 +10,8 @@ from .errors import InputError
 PARSER_ERRORS = (ValueError, RecursionError, OverflowError)
 """What `json` raises: besides its own class, for numbers of more digits than Python converts and for deep nesting."""
 
+POINTER = b"version https://git-lfs"
+
 
 def read_text(path: Path, place: str) -> str:
     """The text of a file; a pipe or a device is refused, as reading one may never end.
@@ -42,6 +44,24 @@ def parse_json(text: str, place: str, remedy: str, **options: Any) -> Any:
         return json.loads(text, **options)
     except PARSER_ERRORS as error:
         raise InputError(f"{place} is not valid JSON ({reason_of(error)}): {remedy}") from None
+
+
+def damaged(path: Path, reason: object) -> InputError:
+    """The error for a file that cannot be read for what it is; a pointer that Git LFS left in its place is one."""
+    if is_pointer(path):
+        return InputError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download it again."
+        )
+    return InputError(f"{path} is corrupt or truncated ({reason}): copy or download it again.")
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what `git clone` leaves in place of a large one without Git LFS."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def reason_of(error: BaseException) -> str:
