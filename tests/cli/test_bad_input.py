@@ -92,7 +92,11 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a pointer of Git LFS": ("{t}/pointer", "model.safetensors is a Git LFS pointer, not the file itself", "weights"),
     "a pointer for a tokenizer": ("{t}/pointed", "tokenizer.json is a Git LFS pointer", "tokenizer"),
     "weights of a wrapper": ("{t}/wrapped", "the file has it as _orig_mod.lm_head.weight", "loaded"),
-    "dropout of more than all": ("{t}/dropout", "attention_dropout is 1.5: it must be between 0 and 1", "config"),
+    "dropout of more than all": (
+        "{t}/dropout",
+        "attention_dropout is 1.5: it must be at least 0 and below 1",
+        "config",
+    ),
     "more experts for a token than there are": ("{t}/experts", "num_experts_per_tok is 6: there are 4", "config"),
     "no positions": ("{t}/positions", "max_position_embeddings is 0: it must be at least 1", "config"),
     "a rotary type of another name": (
@@ -507,8 +511,7 @@ def bad_models(folder: Path) -> None:
     for folder_name, file in (("pointer", scaled.name), ("pointed", "tokenizer.json")):
         (copy(folder_name) / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n")
     edit(copy("nomethod"), quantization_config={})
-    (folder / "experts").mkdir()
-    (folder / "experts" / "config.json").write_text(
+    (copy("experts") / "config.json").write_text(
         '{"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 6, "vocab_size": 128}'
     )
     edit(copy("dropout"), attention_dropout=1.5)
