@@ -79,7 +79,6 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "an adapter as model": ("{t}/adapter", "", "config"),
     "a text file as model": ("{t}/short.txt", "", "config"),
     "a share above 1": ("{t}/dropout", "attention_dropout is 2.0: it must be at least 0 and below 1", "config"),
-    "no positions": ("{t}/positions", "max_position_embeddings is 0: it must be at least 1", "config"),
     "precisions in a list": ("{t}/dtypes", 'dtype is ["float32"], and must be a name', "config"),
     "a rope of no type": ("{t}/rope", "rope_parameters.rope_type is None", "config"),
     "a quantisation that says nothing": ("{t}/unquantised", "its quantization_config has no quant_method", "config"),
