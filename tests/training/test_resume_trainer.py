@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 
 from secateur import PruningCallback
 from secateur.system.errors import InputError
@@ -26,13 +26,13 @@ class Dying(TrainerCallback):
             raise Died
 
 
-def trainer_in(folder, *callbacks, **options):
+def trainer_in(folder, *callbacks, steps=STEPS, **options):
     torch.manual_seed(0)
     lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.3)
     model = get_peft_model(tiny_llama(layers=2), lora)
     pruner = pruner_for(model, **options)
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=LR, use_cpu=True,
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=LR, use_cpu=True,
         report_to="none", save_strategy="steps", save_steps=5, save_total_limit=2, disable_tqdm=True, seed=3,
     )  # fmt: skip
     data = [{"input_ids": row, "labels": row} for row in rows()]
@@ -98,3 +98,28 @@ def test_one_checkpoint_at_a_time_is_refused(tmp_path) -> None:
     trainer.args.save_total_limit = 1
     with pytest.raises(InputError, match="save_total_limit is 1: give 2"):
         trainer.train()
+
+
+@pytest.mark.parametrize("where", ["last", "first"])
+def test_no_step_is_taken_after_the_last(tmp_path, where) -> None:
+    """A run of an epoch (24 steps) and a bit is resumed from its last step: Trainer alone would take one more."""
+
+    def trainer_of_26():
+        trainer, model, pruner = trainer_in(tmp_path, steps=26)
+        trainer.args.lr_scheduler_type = SchedulerType.CONSTANT  # the usual one ends with a rate of 0
+        if where == "first":
+            callbacks = trainer.callback_handler.callbacks
+            callbacks.insert(0, callbacks.pop())
+        return trainer, model, pruner
+
+    trainer, whole, _ = trainer_of_26()
+    trainer.train()
+    checkpoint, _ = find_latest(tmp_path)
+    assert checkpoint.name == "checkpoint-26"
+    trainer, model, pruner = trainer_of_26()
+    pruner.load(checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert (trainer.state.global_step, pruner.steps_done) == (26, 26)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    assert {int(state["step"]) for state in trainer.optimizer.state_dict()["state"].values()} == {26}
+    assert find_latest(tmp_path)[0] == checkpoint

@@ -10,6 +10,8 @@ import numpy as np
 from transformers import PreTrainedConfig
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
+from ..system.progress import safe
+
 log = logging.getLogger("secateur")
 
 SPECIAL = ("gemma4", "gpt-oss", "minimax-m2", "qwen35", "qwen35moe", "lfm2", "mamba", "t5", "t5encoder", "bloom")
@@ -119,7 +121,7 @@ def keys_left(config: PreTrainedConfig, name: str, own: dict[str, Any]) -> list[
         elif key in KNOWN:
             left.append(key)
         else:
-            log.warning("%s.%s = %s is not known to gguf-py and was left out", name, key, value)
+            log.warning("%s.%s = %s is not known to gguf-py and was left out", name, safe(key), safe(str(value)))
     return left
 
 

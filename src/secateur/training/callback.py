@@ -70,6 +70,15 @@ def unscaled(optimizer: Any) -> bool:
     return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
+def is_over(state: TrainerState) -> bool:
+    """Whether all steps are done, so that the one under way is none.
+
+    Trainer counts epochs: where it goes on from its last step's checkpoint within an epoch, it begins this once more,
+    and looks after a step only whether it was the last.
+    """
+    return 0 < state.max_steps <= state.global_step
+
+
 def scalars(pruner: Prunes) -> dict[str, float]:
     """How much has gone, in numbers to plot."""
     if isinstance(pruner, RankPruner):
@@ -158,6 +167,11 @@ class PruningCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if is_over(state):
+            unscaled(kwargs["optimizer"])  # a scaler wants to have seen the gradients
+            plain_optimizer(kwargs["optimizer"]).zero_grad(set_to_none=True)  # then it moves nothing
+            self.pruner.skip()
+            return
         if not self._checked:  # by now Trainer has loaded what a checkpoint holds
             check_shapes(kwargs["model"], plain_optimizer(kwargs["optimizer"]))
             self._checked = True
@@ -178,6 +192,8 @@ class PruningCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if is_over(state):
+            return
         cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
         if cut is None:
             return
@@ -185,6 +201,13 @@ class PruningCallback(TrainerCallback):
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         if self.on_cut is not None:
             self.on_cut(cut)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take back a step that was none: see `is_over`."""
+        if state.global_step > state.max_steps:
+            state.global_step = state.max_steps
+            control.should_training_stop = True
+            control.should_log = control.should_save = control.should_evaluate = False
 
     def on_log(
         self,
