@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from secateur.system.errors import InputError
 from secateur.system.finished import forget, results
-from secateur.system.output import check_output, check_output_file, replaced_whole, scratch
+from secateur.system.output import check_output, check_output_file, passing_folder, replaced_whole, scratch
 
 
 def write_two(output: Path) -> None:
@@ -160,3 +160,14 @@ def test_no_room_where_a_result_is_checked(tmp_path, monkeypatch) -> None:
         assert folder.parent == tmp_path
         raise error
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_goes_and_what_is_in_use_stays(tmp_path) -> None:
+    left, strange = tmp_path / "x-left", tmp_path / "x-strange"
+    for folder in (left, strange):
+        folder.mkdir()
+        (folder / "weights").write_text("w")
+    (left / "lock").touch()  # as a kill would leave it
+    with passing_folder("x-", tmp_path) as first, passing_folder("x-", tmp_path) as second:
+        assert sorted(tmp_path.iterdir()) == sorted([first, second, strange])
+    assert list(tmp_path.iterdir()) == [strange]

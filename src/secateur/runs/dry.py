@@ -7,8 +7,6 @@ the result is written beside the output, read back in a fresh process as any res
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +21,7 @@ from ..models.devices import compute_dtype
 from ..models.memory import WRITE_LATER, memory_for
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner
+from ..system.output import passing_folder
 from ..system.progress import Progress, human_bytes
 from ..training.finetune import add_lora, linears_without_use, load_base
 from ..training.job import Job
@@ -111,5 +110,5 @@ def _elsewhere(job: J) -> Iterator[J]:
     parent = job.output.absolute().parent
     while not parent.is_dir():
         parent = parent.parent
-    with TemporaryDirectory(prefix=".secateur-dry-run-", dir=parent) as folder:
-        yield replace(job, config=replace(job.config, output=str(Path(folder) / "result"), overwrite=False))
+    with passing_folder(".secateur-dry-run-", parent) as folder:
+        yield replace(job, config=replace(job.config, output=str(folder / "result"), overwrite=False))

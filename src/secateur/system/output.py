@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, TemporaryFile, gettempdir, mkdtemp
 
 from .errors import InputError, SecateurError, disk_is_full
 from .finished import lands
-from .locks import held
+from .locks import LOCK, held
 from .places import BESIDE_FILE, BESIDE_OLD, check_no_input, check_place
 from .progress import megabytes
 
@@ -116,8 +116,8 @@ def scratch() -> Iterator[Path]:
         InputError: there is no room for it, which is another place than the output's.
     """
     try:
-        with TemporaryDirectory(prefix="secateur-verify-") as name:
-            yield Path(name)
+        with passing_folder("secateur-verify-", Path(gettempdir())) as folder:
+            yield folder
     except SecateurError:
         raise
     except Exception as error:
@@ -128,6 +128,23 @@ def scratch() -> Iterator[Path]:
             f"no space left in {place}, where a result is checked ({room_words(place, None)}): make room there, or set "
             "TMPDIR to another folder."
         ) from error
+
+
+@contextmanager
+def passing_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    """A folder in `parent` that goes afterwards; those of this prefix that killed processes left there go now.
+
+    Whoever lives holds a lock in its own. Where none can be had, a folder stays until it is deleted by hand.
+    """
+    for path in parent.glob(f"{prefix}*"):
+        with suppress(OSError, InputError):  # another user's, gone by now, or in use
+            if not path.is_symlink() and path.stat().st_uid == os.getuid() and (path / LOCK).exists():
+                with held(path / LOCK, str(path)):
+                    shutil.rmtree(path)
+    with TemporaryDirectory(prefix=prefix, dir=parent) as name, ExitStack() as stack:
+        with suppress(InputError):
+            stack.enter_context(held(Path(name) / LOCK, name))
+        yield Path(name)
 
 
 def tidy_beside(output: Path) -> None:
