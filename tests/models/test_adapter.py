@@ -183,10 +183,6 @@ def test_ranks_that_differ_are_told(tmp_path) -> None:
             ("--targets", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "--score-linears", "rows"),
             "LoRA does not cover model.layers.0.self_attn.o_proj and 3 other",
         ),
-        (
-            ("--targets", "embed_tokens", "--criterion", "magnitude"),
-            "its weight is the input embedding's",
-        ),
         (("--dtype", "float16"), "--dtype float16 trains on a GPU only"),
     ],
 )
@@ -198,3 +194,13 @@ def test_what_lora_cannot_do_is_refused_before_weights_are_read(
     argv = command(place, tmp_path / "out", *more)
     assert words in refused(capsys, argv)
     assert not (tmp_path / "out.run").exists()
+
+
+def test_lora_on_a_weight_that_embedding_and_head_share_is_refused_before_weights_are_read(
+    place, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(finetune, "load_model", never)
+    save_tiny(tmp_path / "model", layers=2, tied=True)
+    shutil.copy(place / "text.txt", tmp_path)
+    argv = command(tmp_path, tmp_path / "out", "--targets", "embed_tokens", "--criterion", "magnitude")
+    assert "its weight is the input embedding's too" in refused(capsys, argv)
