@@ -91,11 +91,6 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "a pointer of Git LFS": ("{t}/pointer", "model.safetensors is a Git LFS pointer, not the file itself", "weights"),
     "a pointer for a tokenizer": ("{t}/pointed", "tokenizer.json is a Git LFS pointer", "tokenizer"),
     "weights of a wrapper": ("{t}/wrapped", "the file has it as _orig_mod.lm_head.weight", "loaded"),
-    "dropout of more than all": (
-        "{t}/dropout",
-        "attention_dropout is 1.5: it must be at least 0 and below 1",
-        "config",
-    ),
     "more experts for a token than there are": ("{t}/experts", "num_experts_per_tok is 6: there are 4", "config"),
     "no positions": ("{t}/positions", "max_position_embeddings is 0: it must be at least 1", "config"),
     "a rotary type of another name": (
@@ -513,7 +508,6 @@ def bad_models(folder: Path) -> None:
     (copy("experts") / "config.json").write_text(
         '{"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 6, "vocab_size": 128}'
     )
-    edit(copy("dropout"), attention_dropout=1.5)
     edit(copy("positions"), max_position_embeddings=0)
     edit(copy("su"), rope_scaling={"type": "su", "factor": 2.0})
     save_gguf(folder / "pad.gguf", keys={"tokenizer.ggml.padding_token_id": 4294967295})
