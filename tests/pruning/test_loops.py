@@ -227,3 +227,16 @@ def test_an_adapter_that_is_merged_is_said_before_an_export(tmp_path) -> None:
     model.merge_adapter()
     with pytest.raises(InputError, match="the adapter is merged already: unmerge it"):
         pruner.export(tmp_path / "small")
+
+
+def test_a_run_that_ends_before_its_last_cut_says_so(tmp_path, caplog) -> None:
+    model = adapted()
+    pruner = Pruner(model, sparsity=0.4, total_steps=8, prune_start=0, prune_end=8, frequency=2)
+    train(model, pruner, steps=5)
+    pruner.export(tmp_path / "early")
+    share = pruner.schedule.progress(4)
+    assert f"follow step 8, and 5 steps were made: {100 * share:.0f} % of the target is gone" in caplog.text
+    caplog.clear()
+    train(model, pruner, steps=3)
+    pruner.export(tmp_path / "whole")
+    assert "last cut" not in caplog.text

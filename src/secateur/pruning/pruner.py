@@ -40,7 +40,7 @@ from .budget import Budget, budget_goal
 from .checks import NO_LENGTH, Loop, check_model, check_sizes, check_steps, criterion_of, options_of
 from .cut import Cut
 from .model import PrunedModel, Shown
-from .schedule import Schedule, make_schedule
+from .schedule import Schedule, make_schedule, tell_unfinished
 from .scorer import Scorer
 from .state import load_state, restoring, save_state
 
@@ -206,7 +206,6 @@ class Pruner(Shown):
         """Write the merged, sliced model as a checkpoint, verified in a fresh process. The model is not changed.
 
         Of several processes one writes; where others call this too, their weights are compared with its own.
-
         Args:
             probe_ids: (1, tokens) to compare logits on; by default a few sentences through the tokenizer.
         Raises:
@@ -214,6 +213,7 @@ class Pruner(Shown):
             DisagreementError: processes hold other weights.
         """
         check_mergeable(self.model)  # merge_adapter() may have been called since
+        tell_unfinished(self.schedule, self.steps_done)
         base, compare = self.pruned.base, announce(self.model)
         if probe_ids is None:
             probe_ids = default_probe(tokenizer, base.config.get_text_config().vocab_size)

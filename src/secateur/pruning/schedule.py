@@ -1,11 +1,14 @@
 """When to cut and how far: optimiser step -> share of the target. Pure arithmetic."""
 
+import logging
 import math
 from dataclasses import dataclass
 
 from ..config.options import steps_of
 from ..config.schedule import ScheduleOptions
 from ..system.errors import InputError, all_faults
+
+log = logging.getLogger("secateur")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,20 @@ class Schedule:
     def cuts(self) -> list[int]:
         """All steps with a cut, ascending."""
         return [step for step in range(1, self.last_cut + 1) if self.is_cut(step)]
+
+
+def tell_unfinished(schedule: Schedule | None, steps_done: int) -> None:
+    """Warn where a run ended before its last cut: less is gone than was asked for."""
+    if schedule is None or steps_done >= schedule.last_cut:
+        return
+    share = max((schedule.progress(step) for step in schedule.cuts() if step <= steps_done), default=0.0)
+    log.warning(
+        "the last cut was to follow step %d, and %d steps were made: %.0f %% of the target is gone. Train to the end, "
+        "or give total_steps the number of steps that are made.",
+        schedule.last_cut,
+        steps_done,
+        100 * share,
+    )
 
 
 def make_schedule(options: ScheduleOptions, total_steps: int) -> Schedule:

@@ -16,7 +16,7 @@ from ..models.surgery import check_shapes
 from ..parallel.distributed import barrier, check_weights
 from ..parallel.replicas import NO_COPIES, NO_SHARDS
 from ..pruning.pruner import Pruner
-from ..pruning.schedule import Schedule
+from ..pruning.schedule import Schedule, tell_unfinished
 from ..ranks import RankPruner
 from ..system.errors import InputError, NumericsError
 from .checkpoints import seal
@@ -157,12 +157,14 @@ class PruningCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See that all processes hold the same at the end.
+        """See that all processes hold the same at the end, and say where the last cuts were never made.
 
         Raises:
             DisagreementError: they do not.
         """
         check_weights(self.pruner.model, state.global_step)
+        if self.seals:  # a run of ours that is stopped goes on later
+            tell_unfinished(self.pruner.schedule, self.pruner.steps_done)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
