@@ -1,6 +1,7 @@
 """The tokenizer beside a result: the source's files as they are, read back as the run read them."""
 
 import json
+import sys
 
 import pytest
 from tiny import save_tiny, tiny_tokenizer
@@ -99,6 +100,8 @@ def test_one_that_was_never_in_a_folder_is_saved(tmp_path):
 def test_the_code_of_a_tokenizer_comes_along(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's, in another folder
     folder = source(tmp_path / "m", bytes_file(), "Own", auto_map={"AutoTokenizer": [None, "tok.Own"]})
     (folder / "tok.py").write_text(
         "from transformers import PreTrainedTokenizerFast\nfrom .helper import NAME\n"

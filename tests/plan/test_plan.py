@@ -130,6 +130,7 @@ def test_what_scoring_keeps_is_what_a_step_holds(place, bare, tmp_path, capsys, 
         else:
             found = sum(m.second.nbytes for m in [*held.moments.values(), *held._seen.values()])
         pruner.observe()
+        bare.zero_grad()
     pruner.close()
     given = [word for name, value in options.items() for word in (f"--{name}", value)]
     memory = planned_memory(place, tmp_path, *given)["memory"]

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama, tiny_tokenizer
-from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import Trainer, TrainerState, TrainingArguments, get_cosine_schedule_with_warmup
 from trl import SFTConfig, SFTTrainer
 
 from secateur import Pruner, PruningCallback, Scoring
@@ -293,7 +293,7 @@ def test_what_a_checkpoint_brings_must_have_the_models_shapes() -> None:
 
     def first_step():
         callback = PruningCallback(pruner)
-        callback.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+        callback.on_pre_optimizer_step(None, TrainerState(), None, model=model, optimizer=optimizer)
 
     model(ids, labels=ids).loss.backward()
     first_step()

@@ -26,7 +26,7 @@ CONVERSION = re.compile(
 """Of transformers' report on a load: a weight that is made of several tensors, and why it could not be."""
 
 PIP = re.compile(r"pip install (?:-U |--upgrade )?['\"]?([\w.\[\],<>=~-]*\w\]?)")
-NO_MODULE = re.compile(r"No module named '(\w+)")
+NO_MODULE = re.compile(r"No module named '(?!transformers_modules)(\w+)")
 PACKAGES = {"gptq": "optimum' 'gptqmodel", "quark": "amd-quark"}
 """Quantisation -> what to install, where transformers' message does not say all of it."""
 DEVICES = ("GPU", "CUDA", "XPU", "mps")

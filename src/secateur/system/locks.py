@@ -34,27 +34,30 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def held(path: Path, what: str) -> Iterator[bool]:
     """Hold the lock file `path`, creating it and the folder it is in; it goes with the holder.
+
+    Yields whether that keeps others out: some file systems have no locks.
 
     Args:
         what: what the lock stands for, in the message.
     Raises:
         InputError: another process holds it.
     """
-    with _taken(path, what) as file:
+    file, alone = _taken(path, what)
+    with file:
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         try:
-            yield
+            yield alone
         finally:
             path.unlink(missing_ok=True)
 
 
-def _taken(path: Path, what: str) -> TextIO:
-    """The open lock file that is at `path` now, locked.
+def _taken(path: Path, what: str) -> tuple[TextIO, bool]:
+    """The open lock file that is at `path` now, and whether it is locked, which some file systems know nothing of.
 
     Its holder unlinks it before it lets go, so what was opened a moment before may be nobody's file any more, and
     another process may hold its successor: only the file that still has the name counts.
@@ -74,13 +77,13 @@ def _taken(path: Path, what: str) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                return file
+                return file, False
             file.seek(0)
             owner = file.read().strip() or "another process"
             file.close()
             raise InputError(f"{what} is in use by {owner}: wait for it, or choose another --output.") from None
         if _is_at(file, path):
-            return file
+            return file, True
         file.close()
 
 

@@ -139,11 +139,13 @@ def passing_folder(prefix: str, parent: Path) -> Iterator[Path]:
     for path in parent.glob(f"{prefix}*"):
         with suppress(OSError, InputError):  # another user's, gone by now, or in use
             if not path.is_symlink() and path.stat().st_uid == os.getuid() and (path / LOCK).exists():
-                with held(path / LOCK, str(path)):
-                    shutil.rmtree(path)
+                with held(path / LOCK, str(path)) as alone:
+                    if alone:
+                        shutil.rmtree(path)
     with TemporaryDirectory(prefix=prefix, dir=parent) as name, ExitStack() as stack:
         with suppress(InputError):
-            stack.enter_context(held(Path(name) / LOCK, name))
+            if not stack.enter_context(held(Path(name) / LOCK, name)):
+                (Path(name) / LOCK).unlink()  # it would make the folder look dead to who can lock there
         yield Path(name)
 
 

@@ -37,6 +37,8 @@ FLAG = re.compile(
     r"(?<!export )(?<![\w-])--(?P<flag>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)"
     r"(?: (?P<value>-?[\w./~+-]*[\w/~]|'[^']*')(?P<more>(?:(?:,| or) [a-z_0-9+-]+)*))?"
 )
+COMMAND = re.compile(r"(secateur [a-z]+(?: --[a-z-]+(?: [^\s`,;:()-][^\s`,;:()]*)?)+)")
+"""A command to run, which is the same for all."""
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def in_python(message: str) -> str:
     """A message that names flags, with the arguments that they are in Python."""
     for phrase, words in PHRASES.items():
         message = message.replace(phrase, words)
-    return FLAG.sub(_argument, message)
+    parts = COMMAND.split(message)
+    return "".join(part if number % 2 else FLAG.sub(_argument, part) for number, part in enumerate(parts))
 
 
 def _argument(found: re.Match[str]) -> str:
