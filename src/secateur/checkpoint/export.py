@@ -135,7 +135,7 @@ def small_class(
         if model_class != "keep":
             raise InputError(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
-                f"class: use it with --allocation uniform, or with export --format {' or '.join(convertible())}."
+                f"class: use it with --allocation uniform, or with export --format {' or '.join(convertible(of_pruned=True))}."
             )
         new_config = resized_config(config, family, None)
         cls = layered_class(new_config, family)

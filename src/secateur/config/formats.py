@@ -51,9 +51,9 @@ FORMATS.register(
 )
 
 
-def convertible() -> tuple[str, ...]:
-    """The formats that `export` writes."""
-    return tuple(name for name, format in FORMATS.items() if format.converter)
+def convertible(*, of_pruned: bool = False) -> tuple[str, ...]:
+    """The formats that `export` writes: all, or those of a pruned model alone."""
+    return tuple(name for name, format in FORMATS.items() if format.converter and format.of_pruned >= of_pruned)
 
 
 def converter(name: str) -> Callable[[Any], Any]:

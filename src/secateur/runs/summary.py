@@ -6,7 +6,7 @@ from ..config.formats import FORMATS, STOCK, convertible
 from ..system.progress import human_bytes
 from ..system.records import format_table
 
-LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible())}"
+LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible(of_pruned=True))}"
 NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER}
 
 
