@@ -133,9 +133,10 @@ def small_class(
         cls = stock_class_of(new_config)
     else:
         if model_class != "keep":
+            others = " or ".join(convertible(of_pruned=True))
             raise InputError(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
-                f"class: use it with --allocation uniform, or with export --format {' or '.join(convertible(of_pruned=True))}."
+                f"class: use it with --allocation uniform, or with export --format {others}."
             )
         new_config = resized_config(config, family, None)
         cls = layered_class(new_config, family)
