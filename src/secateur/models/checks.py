@@ -7,15 +7,14 @@ from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
 
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words
+from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words, values_in
 from ..system.errors import InputError
 from ..system.quiet import quiet_transformers
-from ..system.reading import PARSER_ERRORS, damaged, is_pointer, parse_json, read_text
+from ..system.reading import damaged, is_pointer, parse_json, read_text
 from .source import ModelSource
 
 WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
@@ -154,7 +153,7 @@ def check_method(folder: Path) -> bool:
     Raises:
         InputError: it names one that transformers does not know, or none at all, and so would pass over.
     """
-    config = config_json(folder)
+    config = values_in(folder)
     text = config.get("text_config")
     given = config.get("quantization_config")
     if given is None and isinstance(text, dict):
@@ -248,12 +247,3 @@ def gated(name: str, repository: str) -> InputError:
         f"model {name!r} is gated: accept its terms on https://huggingface.co/{repository}, log in with "
         "`hf auth login`, and try again; or give a local folder."
     )
-
-
-def config_json(folder: Path) -> dict[str, Any]:
-    """What config.json says, as it stands there; nothing where it cannot be read, of which transformers will tell."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, *PARSER_ERRORS):
-        return {}
-    return found if isinstance(found, dict) else {}

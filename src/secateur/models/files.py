@@ -8,10 +8,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..architecture.config_faults import values_in
 from ..architecture.gguf import check_gguf
 from ..system.errors import InputError, out_of_memory
 from ..system.reading import PARSER_ERRORS, damaged
-from .checks import check_kinds, check_method, check_scales, config_json, hash_of_headers, unfit_shapes
+from .checks import check_kinds, check_method, check_scales, hash_of_headers, unfit_shapes
 from .source import ModelSource
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -165,7 +166,7 @@ def _entry(folder: Path) -> Path:
 
 def _named_in_config(folder: Path) -> str | None:
     """The file, or the index, that `transformers_weights` in config.json names in place of the usual ones."""
-    name = config_json(folder).get("transformers_weights")
+    name = values_in(folder).get("transformers_weights")
     if name is not None and (
         not str(name).endswith((".safetensors", ".safetensors.index.json")) or _outside(str(name))
     ):

@@ -11,6 +11,7 @@ from ..architecture.config_faults import config_error, fault_in_words, values_in
 from ..architecture.families import FAMILIES
 from ..data.embedded import EMBEDDED_MODEL
 from ..system.errors import InputError, out_of_memory
+from ..system.launcher import rank
 from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
@@ -149,8 +150,9 @@ def config_values(source: ModelSource) -> dict[str, Any]:
 
 @cache
 def say_once(warning: str) -> None:
-    """Warn, once a process: a command may read a model more than once."""
-    log.warning("%s", safe(warning))
+    """Warn once, in the first process alone: a command may read a model more than once."""
+    if rank() == 0:
+        log.warning("%s", safe(warning))
 
 
 def one_line(error: Exception) -> str:

@@ -4,10 +4,8 @@ transformers takes both from config.json (or from the first tensor). Both are re
 tensors where both of a tie are there, before a model is made; a configuration that says otherwise is corrected.
 """
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..architecture.gguf import check_gguf
 from ..system.errors import InputError
-from ..system.launcher import rank
-from ..system.progress import safe
 from .checks import FLOATS, SCALES
 from .files import folder_of, weight_files
+from .guards import say_once
 from .source import ModelSource
-
-log = logging.getLogger("secateur")
 
 PRECISIONS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Names of kinds, in safetensors and GGUF alike -> the precisions that a result can have."""
@@ -98,8 +93,8 @@ def follow_files_(config: PretrainedConfig, source: ModelSource) -> PretrainedCo
         if source.gguf_file or not _are_plain(stored, given):
             return config
         del config.quantization_config
-        _tell(
-            f"{safe(source.name)}: config.json has a quantization_config ({_method(given)}), and the weights in the "
+        say_once(
+            f"{source.name}: config.json has a quantization_config ({_method(given)}), and the weights in the "
             "file are plain numbers: they are read as these"
         )
     if stored.dtype is not None or source.gguf_file:
@@ -107,8 +102,8 @@ def follow_files_(config: PretrainedConfig, source: ModelSource) -> PretrainedCo
     if getattr(config, "tie_word_embeddings", False) and (pair := _differing(config, source, stored)):
         config.tie_word_embeddings = False
         head, embedding = pair
-        _tell(
-            f"{safe(source.name)}: {safe(head)} and {safe(embedding)} differ in the file, though the configuration "
+        say_once(
+            f"{source.name}: {head} and {embedding} differ in the file, though the configuration "
             "has tie_word_embeddings: they are two, and stay two"
         )
     return config
@@ -170,9 +165,7 @@ def _add_header(found: Tensors, path: Path) -> None:
             part = file.get_slice(name)
             kind = part.get_dtype()
             found.kinds[name], found.files[name] = kind, path
-            entries = 1
-            for side in part.get_shape():
-                entries *= side
+            entries = prod(part.get_shape())
             found.entries[name] = entries
             found.bytes[name] = entries * (PRECISIONS[kind].itemsize if kind in PRECISIONS else 1)
 
@@ -193,15 +186,15 @@ def _precision(source: ModelSource, config: PretrainedConfig, stored: Tensors) -
     held = stored.dtype or torch.float32  # packed in a GGUF: they become float32 when they are unpacked
     narrower = named in PRECISIONS.values() and named is not None and named.itemsize < held.itemsize
     chosen = named if narrower and named is not None else held
-    name, words = safe(source.name), {dtype: str(dtype).removeprefix("torch.") for dtype in (named, held, chosen)}
+    name, words = source.name, {dtype: str(dtype).removeprefix("torch.") for dtype in (named, held, chosen)}
     if named not in (None, held) and stored.dtype is not None:
         does = "read, and a result is written, in that" if narrower else f"they stay {words[held]}"
-        _tell(f"{name}: the weights are {words[held]} and config.json says {words[named]}: {does}")
+        say_once(f"{name}: the weights are {words[held]} and config.json says {words[named]}: {does}")
     others = [n for n, kind in stored.kinds.items() if kind in PRECISIONS and kind != stored.kind and _is_weight(n)]
     if others and stored.dtype is not None:
         share = sum(stored.bytes[n] for n in others) / sum(stored.bytes.values())
         kinds = " and ".join(sorted({str(PRECISIONS[stored.kinds[n]]).removeprefix("torch.") for n in others}))
-        _tell(
+        say_once(
             f"{name}: {len(others)} of {len(stored.kinds)} tensors ({share:.1%} of the bytes) are {kinds}, the others "
             f"{words[held]}: all are read, and a result is written, in {words[chosen]}"
         )
@@ -256,14 +249,3 @@ def _equal(one: str, two: str, stored: Tensors, dtype: Any) -> bool:
             torch.equal(a[start : start + ROWS].to(wide), b[start : start + ROWS].to(wide))
             for start in range(0, shape[0], ROWS)
         )
-
-
-def _tell(words: str) -> None:
-    if rank() == 0:
-        _tell_once(words)
-
-
-@cache
-def _tell_once(words: str) -> None:
-    """A configuration is read more than once in a run."""
-    log.warning("%s", words)
