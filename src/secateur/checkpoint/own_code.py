@@ -45,14 +45,16 @@ def check_own_code(config: PreTrainedConfig, family: Family, model_class: str = 
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise InputError(_refusal(config, place, reason)) from None
     if not difference <= FURTHEST:
-        raise InputError(_refusal(config, place, f"logits differ by {difference:.2g} of the largest"))
+        raise InputError(_refusal(config, place, f"logits differ by {difference:.2g} of the largest", stock=False))
 
 
-def _refusal(config: PreTrainedConfig, place: str, reason: str) -> str:
+def _refusal(config: PreTrainedConfig, place: str, reason: str, *, stock: bool = True) -> str:
+    """`stock`: the stock class may be what is meant, as far as is known; not where it computes something else."""
+    instead = f"leave --trust-remote-code out to prune it as a stock {config.model_type}, or " if stock else ""
     return (
         f"model {config._name_or_path!r}: its own code ({place}) does not compute what transformers' "
-        f"{config.model_type} does, in which the pruned model would be written ({reason}): leave --trust-remote-code "
-        f"out to prune it as a stock {config.model_type}, or prune it from Python (secateur.Pruner)."
+        f"{config.model_type} does, in which the pruned model would be written ({reason}): {instead}prune it from "
+        "Python (secateur.Pruner), or train an adapter for it (secateur adapt)."
     )
 
 
