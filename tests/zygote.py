@@ -177,7 +177,9 @@ def ask(
             line.write(f"{json.dumps(task)}\n")
             line.flush()
             code = int(line.readline())
-        printed = {name: Path(file).read_text() if Path(file).is_file() else "" for name, file in files.items()}
+        printed = {
+            name: Path(file).read_text(encoding="utf-8") if Path(file).is_file() else "" for name, file in files.items()
+        }
     return subprocess.CompletedProcess(arguments, code, **printed)
 
 

@@ -69,7 +69,7 @@ def main() -> None:
 
 def summary(path: Path) -> dict[str, object]:
     """A record without private paths."""
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     for figure in record["tasks"].values():
         figure["source"] = figure["source"].split(" of /")[0]
         figure["row_values"] = "".join(str(int(value)) for value in figure["row_values"])
@@ -99,7 +99,7 @@ def run(path: Path, name: str, options: TaskOptions) -> None:
 
 
 def read(path: Path) -> dict[str, TaskFigure]:
-    tasks = json.loads(path.read_text())["tasks"]
+    tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
     return {
         name: in_papers_metric(name, TaskFigure(**{**task, "row_values": tuple(map(float, task["row_values"]))}))
         for name, task in tasks.items()

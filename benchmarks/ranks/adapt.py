@@ -343,7 +343,9 @@ class Runs:
     def __init__(self, folder: Path, task: str, summary: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.earlier: list[dict[str, Any]] = json.loads(summary.read_text()).get(task, []) if summary.exists() else []
+        self.earlier: list[dict[str, Any]] = (
+            json.loads(summary.read_text(encoding="utf-8")).get(task, []) if summary.exists() else []
+        )
 
     def path(self, name: str, rate: float, seed: int) -> Path:
         return self.folder / f"{name.replace('/', ' over ')}, {rate:g}, {seed}.json"

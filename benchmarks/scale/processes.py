@@ -173,7 +173,7 @@ def compare_ways(output: Path, layers: int, hidden: int) -> None:
         words = " ".join(f"{key} {median(found[key]):.4f} ({min(found[key]):.4f}-{max(found[key]):.4f})" for key in
                          ("step_s", "cut_s"))  # fmt: skip
         print(way, words, {key: value for key, value in found.items() if "bytes" in key})
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

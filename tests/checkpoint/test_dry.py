@@ -190,7 +190,11 @@ def test_a_place_without_modes_locks_and_syncs_of_folders_will_do(ready, monkeyp
     def of_files(handle):
         refused() if os.path.isdir(f"/proc/self/fd/{handle}") else fsync(handle)
 
-    for name, act in (("os.chmod", refused), ("fcntl.flock", refused), ("os.fsync", of_files)):
+    for name, act in (
+        ("os.chmod", refused),
+        ("secateur.system.locks.lock_descriptor", refused),
+        ("os.fsync", of_files),
+    ):
         monkeypatch.setattr(name, act)
     assert main(["prune", "--model", "model", *RUN, "--save-steps", "2"]) == 0
     assert os.path.isfile("out/model.safetensors")

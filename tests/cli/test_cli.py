@@ -106,7 +106,7 @@ def test_a_float32_run_of_a_bfloat16_checkpoint_measures_in_float32(place, tmp_p
     given = {"model": tmp_path / "narrow", "eval_data": text, "eval_tokens": 1024, "eval_seq_len": 32, "steps": 6}
     assert main(arguments(place, out, **given)) == 0
     measured = json.loads((out / "result.json").read_text())["pruned"]["perplexity"]["perplexity"]
-    ids = torch.tensor(tiny_tokenizer()(Path(text).read_text()).input_ids)
+    ids = torch.tensor(tiny_tokenizer()(Path(text).read_text(encoding="utf-8")).input_ids)
     expected = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = AutoModelForCausalLM.from_pretrained(out, dtype=dtype)

@@ -188,7 +188,9 @@ def test_the_estimate_counts_the_tokens_that_there_are(inputs, tmp_path, monkeyp
     (tmp_path / "second.txt").write_text(WORDS * 10)
     texts = (*inputs["evaluate_on"], str(tmp_path / "second.txt"))
     tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
-    lengths = [len(tokenizer(Path(text).read_text(), add_special_tokens=False)["input_ids"]) for text in texts]
+    lengths = [
+        len(tokenizer(Path(text).read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]) for text in texts
+    ]
     asked = []
     monkeypatch.setattr(compare_module, "estimated_seconds", lambda *given: asked.append(given[-1]))
     monkeypatch.setattr(compare_module, "run_cell", fails_at_once)

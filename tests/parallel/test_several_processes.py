@@ -159,7 +159,7 @@ def test_a_killed_process_ends_the_run_and_it_resumes(place, tmp_path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="utf-8") as file:
         return [int(number) for number in file.read().split()]
 
 

@@ -1,6 +1,5 @@
 """One holder at a time, whatever the moment; what killed writers left behind goes, and never what a user owns."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 
 import pytest
 
+from secateur.system import locks
 from secateur.system.errors import InputError
 from secateur.system.locks import held, locked
 from secateur.system.output import replaced_whole
@@ -16,16 +16,16 @@ from secateur.system.output import replaced_whole
 
 def test_a_file_that_lost_its_name_is_no_lock(tmp_path, monkeypatch) -> None:
     """Opened before its holder unlinked it, locked after: another process may hold the new file of that name."""
-    path, real, raced = tmp_path / "lock", fcntl.flock, []
+    path, real, raced = tmp_path / "lock", locks.lock_descriptor, []
 
-    def late(file, how):
+    def late(file, **how):
         if not raced:
             raced.append(True)
             path.unlink()  # the holder ends here, and ...
             path.write_text("process 1 on another\n")  # ... a third process makes the file anew
-        return real(file, how)
+        return real(file, **how)
 
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(locks, "lock_descriptor", late)
     with held(path, "this"):
         assert os.path.samestat(os.stat(path), os.stat(path))
         assert path.read_text().startswith(f"process {os.getpid()} on ")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,7 +211,10 @@ def _with_our_code(folder: Path, work: Path, model: PeftModel) -> Path:
     copy.mkdir()
     for path in folder.iterdir():
         if path.is_file() and path.name != f"{MODULE}.py":
-            (copy / path.name).symlink_to(path)
+            try:
+                (copy / path.name).symlink_to(path)
+            except OSError:  # a file system without links, or a Windows user who may make none
+                shutil.copyfile(path, copy / path.name)
     source = modeling_source(stock_class_of(config).__name__, layered_family(config))
     (copy / f"{MODULE}.py").write_text(source, encoding="utf-8")
     return copy

@@ -164,5 +164,7 @@ def run_python(source: str, argument: Path, environment: dict[str, str]) -> subp
     """
     beyond = [path for path in map(os.path.abspath, filter(None, sys.path)) if path != os.getcwd()]
     start = f"import sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
-    command = [sys.executable, "-I", "-W", "ignore", "-c", start + source, str(argument)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", start + source, str(argument)]
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
+    )

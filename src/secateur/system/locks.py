@@ -1,7 +1,6 @@
 """One run at a time in a folder, one writer at a time of an output."""
 
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from filelock import lock_descriptor
 
 from .errors import InputError
 
@@ -45,15 +46,21 @@ def held(path: Path, what: str) -> Iterator[bool]:
         InputError: another process holds it.
     """
     file, alone = _taken(path, what)
-    with file:
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        try:
-            yield alone
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        with file:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield alone
+            finally:
+                with suppress(PermissionError):  # Windows: not while it is open
+                    path.unlink(missing_ok=True)
+    finally:
+        if os.name == "nt":
+            with suppress(PermissionError):  # another process has opened it by now
+                path.unlink(missing_ok=True)
 
 
 def _taken(path: Path, what: str) -> tuple[TextIO, bool]:
@@ -74,17 +81,27 @@ def _taken(path: Path, what: str) -> tuple[TextIO, bool]:
         except FileNotFoundError:  # the folder went together with its lock
             continue
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return file, False
-            file.seek(0)
-            owner = file.read().strip() or "another process"
             file.close()
-            raise InputError(f"{what} is in use by {owner}: wait for it, or choose another --output.") from None
+            raise
+        if not ours:
+            owner = _owner(file)
+            file.close()
+            raise InputError(f"{what} is in use by {owner}: wait for it, or choose another --output.")
         if _is_at(file, path):
             return file, True
         file.close()
+
+
+def _owner(file: TextIO) -> str:
+    try:
+        file.seek(0)
+        return file.read().strip() or "another process"
+    except OSError:  # Windows: what is locked cannot be read
+        return "another process"
 
 
 def _is_no_folder(path: Path) -> bool:

@@ -3,12 +3,13 @@
 import errno
 import glob
 import os
-import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile, gettempdir, mkdtemp
+
+import psutil
 
 from .errors import InputError, SecateurError, disk_is_full
 from .finished import lands
@@ -102,9 +103,10 @@ def room_words(folder: Path, needed_bytes: float | None) -> str:
     # What did not fit into what is free now needs more than that, whatever was reckoned.
     needed = f"about {megabytes(needed_bytes)}" if needed_bytes and needed_bytes > free else "more"
     found = [f"{needed} needed", f"{megabytes(free)} free there"]
-    longest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if longest != resource.RLIM_INFINITY:
-        found.append(f"a file may have {megabytes(longest)} (ulimit -f)")
+    if hasattr(psutil, "RLIMIT_FSIZE"):  # Linux and FreeBSD
+        longest, _ = psutil.Process().rlimit(psutil.RLIMIT_FSIZE)
+        if longest != psutil.RLIM_INFINITY:
+            found.append(f"a file may have {megabytes(longest)} (ulimit -f)")
     return ", ".join(found)
 
 
@@ -130,6 +132,11 @@ def scratch() -> Iterator[Path]:
         ) from error
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether this user made it; a Windows user has a folder of his own for what is temporary."""
+    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+
+
 @contextmanager
 def passing_folder(prefix: str, parent: Path) -> Iterator[Path]:
     """A folder in `parent` that goes afterwards; those of this prefix that killed processes left there go now.
@@ -138,7 +145,7 @@ def passing_folder(prefix: str, parent: Path) -> Iterator[Path]:
     """
     for path in parent.glob(f"{prefix}*"):
         with suppress(OSError, InputError):  # another user's, gone by now, or in use
-            if not path.is_symlink() and path.stat().st_uid == os.getuid() and (path / LOCK).exists():
+            if not path.is_symlink() and _is_ours(path) and (path / LOCK).exists():
                 with held(path / LOCK, str(path)) as alone:
                     if alone:
                         shutil.rmtree(path)

@@ -181,7 +181,7 @@ def _git(*arguments: str) -> str:
     """What git prints in our source folder; nothing where it fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=5, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -11,7 +11,9 @@ from typing import NoReturn
 
 from .launcher import launched
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANG_UP = getattr(signal, "SIGHUP", None)
+"""The terminal is gone; Windows has no signal for it."""
+STOPPING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANG_UP) if number is not None)
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,7 +61,7 @@ def stop_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
 
 def mute_after(number: int) -> None:
     """After a hang-up nobody reads the terminal, and writing to it is an error that would hinder the clean-up."""
-    if number != signal.SIGHUP:
+    if number != HANG_UP:
         return
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

@@ -82,7 +82,7 @@ def _gpus() -> list[str]:
 def _said(command: list[str]) -> Iterable[str]:
     """The lines that a tool prints; none where it is missing, fails or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]

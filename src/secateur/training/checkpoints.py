@@ -51,8 +51,10 @@ def seal(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     write_json(folder / MANIFEST, {"files": files})
+    if os.name == "nt":  # which has no handle of a folder to sync
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # CIFS and others take no fsync of a folder; a disk that fails has failed above

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..parallel.distributed import barrier, largest
 from ..system.errors import InterruptedRun, LostProcessError
-from ..system.signals import STOPPING, mute_after, stop_at_once
+from ..system.signals import HANG_UP, STOPPING, mute_after, stop_at_once
 from .checkpoints import rotate, seal
 
 
@@ -57,7 +57,7 @@ class Interruption(TrainerCallback):
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             # A hang-up that is ignored (nohup) stays so.
-            numbers = [s for s in STOPPING if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            numbers = [s for s in STOPPING if s != HANG_UP or signal.getsignal(s) != signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 

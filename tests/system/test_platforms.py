@@ -1,0 +1,56 @@
+"""What other systems lack is taken away here, and a small run still ends well. None of them was at hand."""
+
+import os
+import subprocess
+import sys
+
+from tiny import save_tiny
+
+ELSEWHERE = """
+import os, signal, sys, warnings
+sys.modules["fcntl"] = None
+import filelock
+del sys.modules["fcntl"]
+import accelerate, datasets, peft, psutil, torch, transformers  # they ask which system they are on; we shall not know
+from transformers import Trainer
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None  # not on Windows
+for name in ("fork", "getuid", "killpg", "symlink"):
+    delattr(os, name)
+del signal.SIGHUP
+warnings.filterwarnings("error", category=EncodingWarning, module="secateur")
+from secateur.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_where_a_system_lacks_what_linux_has(tmp_path) -> None:
+    """No fcntl, resource, fork, SIGHUP, links; every `open` of ours names its encoding; an odd path."""
+    place = tmp_path / "Bäume \\\\ und Äste"
+    place.mkdir()
+    save_tiny(place / "model")
+    (place / "Text.txt").write_text("Die Gärtnerin schneidet den Baum, und der Baum wächst. " * 40, encoding="utf-8")
+    flags = [
+        "--model",
+        "model",
+        "--data",
+        "Text.txt",
+        "--output",
+        "aus gabe",
+        "--criterion",
+        "gate",
+        "--sparsity",
+        "0.2",
+    ]
+    flags += ["--steps", "4", "--batch-size", "2", "--seq-len", "16", "--frequency", "1", "--dtype", "float32"]
+    run = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", "-c", ELSEWHERE, "prune", *flags],
+        cwd=place,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (place / "aus gabe" / "model.safetensors").is_file()
+    assert not list(place.glob(".*"))  # nor any lock or half-written folder
