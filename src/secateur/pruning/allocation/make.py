@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ..architecture.layout import LayerShape, common_shape
-from ..architecture.stock import Verdict
-from ..architecture.units import ATTENTION_KINDS, Pool, Units
-from ..system.errors import InputError
-from .budget import Budget, BudgetGoal
+from ...architecture.layout import LayerShape, common_shape
+from ...architecture.stock import Verdict
+from ...architecture.units import ATTENTION_KINDS, Pool, Units
+from ...system.errors import InputError
+from ..budget import Budget, BudgetGoal
 from .reach import TOLERANCE, Unreachable, check_reached, check_something_goes, ffn_quota, params_of
 
 Legal = Callable[[LayerShape], Verdict]

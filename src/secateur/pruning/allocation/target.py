@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ..config.prune import PruneConfig
-from ..config.sizes import parse_bytes, parse_count
-from ..system.errors import InputError
-from ..system.progress import human_bytes, human_count
+from ...config.prune import PruneConfig
+from ...config.sizes import parse_bytes, parse_count
+from ...system.errors import InputError
+from ...system.progress import human_bytes, human_count
 from .reach import Unreachable
 
 

@@ -1,8 +1,8 @@
 """Which sparsities a budget can come to, and the error for one that it cannot."""
 
-from ..architecture.units import ATTENTION_KINDS, Pool, Units
-from ..system.errors import InputError
-from .budget import Budget, BudgetGoal
+from ...architecture.units import ATTENTION_KINDS, Pool, Units
+from ...system.errors import InputError
+from ..budget import Budget, BudgetGoal
 
 TOLERANCE = 0.005
 """How far the reached sparsity may be from the target without `round_to`."""
