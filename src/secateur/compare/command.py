@@ -30,8 +30,8 @@ from ..models.stored import checkpoint_dtype
 from ..models.surgery import merged_and_sliced
 from ..models.tokenizers import load_tokenizer
 from ..parallel.distributed import Share
+from ..pruning.allocation.reach import TOLERANCE
 from ..pruning.pruner import Pruner
-from ..pruning.reach import TOLERANCE
 from ..runs.baseline import train_dense
 from ..runs.outcome import units_record
 from ..runs.prune import fine_tune_and_prune, prune

@@ -25,11 +25,11 @@ from ..models.coverage import check_coverage, planned_lora, unreached_words, wei
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import make_budget
+from ..pruning.allocation.reach import Unreachable
+from ..pruning.allocation.target import Target, in_words_of, resolve_target
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation import check_compensation
-from ..pruning.reach import Unreachable
 from ..pruning.schedule import Schedule, make_schedule
-from ..pruning.target import Target, in_words_of, resolve_target
 from ..system.errors import InputError
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
