@@ -136,6 +136,23 @@ def test_a_pruned_model_is_pruned_again_from_yaml(place, tmp_path, capsys) -> No
     assert json.loads((second / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_a_run_repeats_from_its_own_yaml_to_the_bit(place, tmp_path) -> None:
+    """Also by way of a recipe and of an adapter, whose options come from elsewhere."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*arguments(place, first, sparsity=0.3), "--recipe", "best", "--seed", "7"]) == 0
+    assert main(["prune", "--config", str(first / "run.yaml"), "--output", str(again)]) == 0
+    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert (first / "run.yaml").read_text() == (again / "run.yaml").read_text()
+    lora, more, same = tmp_path / "lora", tmp_path / "more", tmp_path / "same"
+    run = ["--model", str(place / "model"), "--data", str(place / "text.txt"), "--steps", "4", "--frequency", "1"]
+    run += ["--seq-len", "32", "--batch-size", "2", "--dtype", "float32"]
+    assert main(["adapt", *run, "--output", str(lora), "--init-rank", "6", "--rank", "4", "--alpha", "3"]) == 0
+    assert main(["adapt", *run, "--output", str(more), "--adapter", str(lora), "--rank", "2"]) == 0
+    assert main(["adapt", "--config", str(more / "run.yaml"), "--output", str(same)]) == 0
+    weights = "adapter_model.safetensors"
+    assert (more / weights).read_bytes() == (same / weights).read_bytes()
+
+
 def test_no_disk_space_is_known_before_the_run(place, tmp_path, capsys, monkeypatch) -> None:
     import shutil
 

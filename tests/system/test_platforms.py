@@ -15,7 +15,7 @@ import accelerate, datasets, peft, psutil, torch, transformers  # they ask which
 from transformers import Trainer
 for name in ("fcntl", "resource"):
     sys.modules[name] = None  # not on Windows
-for name in ("fork", "getuid", "killpg", "symlink"):
+for name in ("fork", "getuid", "killpg", "pathconf", "symlink", "sysconf"):
     delattr(os, name)
 del signal.SIGHUP
 warnings.filterwarnings("error", category=EncodingWarning, module="secateur")

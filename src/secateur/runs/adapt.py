@@ -54,7 +54,7 @@ from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
-from .outcome import keep_metrics, measure, numerics, report_on, token_counts, training_kept, without_adapter
+from .outcome import keep_run, measure, numerics, report_on, token_counts, training_kept, without_adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         result["numerics"] = numerics(job)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", pruner.record())
-        keep_metrics(job, folder)
+        keep_run(job, folder, "adapt")
         note_result(job.work, folder)
 
     write = write_merged if config.merge else write_adapter

@@ -15,6 +15,7 @@ from torch import nn
 from ..architecture.experts import Dropped, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
+from ..config.rerun import rerun_text
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
 from ..models.devices import default_device, name_of
@@ -126,11 +127,11 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
 
 
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:
-    """result.json, units.json, metrics.jsonl and the model card, beside the weights."""
+    """result.json, units.json, metrics.jsonl, run.yaml and the model card, beside the weights."""
     result["numerics"] = numerics(job)
     write_json(folder / "result.json", result)
     write_json(folder / "units.json", units_record(pruner))
-    keep_metrics(job, folder)
+    keep_run(job, folder, "prune")
     source = Path(job.source.path) if Path(job.source.path).is_dir() else None
     (folder / "README.md").write_text(model_card(folder, result, source), encoding="utf-8")
 
@@ -144,9 +145,10 @@ def numerics(job: Job) -> dict[str, Any]:
     }
 
 
-def keep_metrics(job: Job, folder: Path) -> None:
-    """metrics.jsonl, ranks.json (`--init-rank`), and what TensorBoard wrote (`--report-to`), from the run's folder to
-    the result's."""
+def keep_run(job: Job, folder: Path, command: str) -> None:
+    """The options as run.yaml; metrics.jsonl, ranks.json (`--init-rank`), and what TensorBoard wrote (`--report-to`),
+    from the run's folder to the result's."""
+    (folder / "run.yaml").write_text(rerun_text(command, job.config), encoding="utf-8")
     shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
     if (job.work / "ranks.json").is_file():
         shutil.copyfile(job.work / "ranks.json", folder / "ranks.json")

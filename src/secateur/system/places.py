@@ -115,6 +115,8 @@ def _check_parent(option: str, path: Path) -> None:
 
 def _limit(path: Path, name: str, default: int) -> int:
     """A limit of the file system at the nearest folder that is there."""
+    if not hasattr(os, "pathconf"):  # Windows
+        return default
     for parent in path.absolute().parents:
         try:
             return os.pathconf(parent, name)

@@ -25,6 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetens
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and the source's commit, so that a figure can be placed."""
+    import psutil
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -38,7 +39,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
     }
 
