@@ -1,4 +1,4 @@
-"""Every command with its options, from what `secateur COMMAND --help` prints."""
+"""Every command with its options, from what `secateur COMMAND --help-all` prints."""
 
 import contextlib
 import io
@@ -11,11 +11,11 @@ from secateur.cli import main
 
 
 def help_of(*command: str) -> str:
-    """What `--help` prints, one line an option."""
+    """What `--help-all` prints, one line an option."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "4000"
     try:
-        return printed_by(*command, "--help")
+        return printed_by(*command, "--help-all")
     finally:
         os.environ.pop("COLUMNS")
         if before is not None:

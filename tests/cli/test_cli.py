@@ -183,7 +183,7 @@ def test_every_option_has_a_flag(capsys) -> None:
     ):  # fmt: skip
         assert COMMANDS[command].options[0] is cls
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         text = capsys.readouterr().out
         assert all("--" + f.name.replace("_", "-") in text for f in fields(cls))
 

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from secateur.config.files.recipes import Recipe, recipes
 from secateur.config.options import build
-from secateur.config.recipes import Recipe, recipes
 from secateur.config.speed import PlanConfig
 from secateur.plan.command import plan
 from secateur.system.errors import InputError

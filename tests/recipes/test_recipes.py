@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from secateur.cli import main
 from secateur.config.adapt import AdaptConfig
+from secateur.config.files.recipes import PruneFromRecipe, build_values, read_with_recipe, recipes
 from secateur.config.options import build
 from secateur.config.prune import PruneConfig
-from secateur.config.recipes import PruneFromRecipe, build_values, read_with_recipe, recipes
 from secateur.models.benchmark import parameter_count
 from secateur.models.loading import load_config
 from secateur.models.source import resolve_model

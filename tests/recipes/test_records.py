@@ -7,8 +7,8 @@ import pytest
 from tiny import save_tiny
 
 from secateur.cli import main
+from secateur.config.files.recipes import build_values, read_with_recipe, recipes
 from secateur.config.prune import PruneConfig
-from secateur.config.recipes import build_values, read_with_recipe, recipes
 from secateur.system.errors import InputError
 from secateur.training.checkpoints import check_same_run, write_run
 from secateur.training.job import HARMLESS

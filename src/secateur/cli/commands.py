@@ -1,5 +1,6 @@
 """The commands: what each says of itself, its options, and what runs, which is imported only then."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ..config.adapt import AdaptConfig
 from ..config.compare import CompareConfig
 from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
+from ..config.files.recipes import RecipesConfig, recipes_text
+from ..config.files.schema import SchemaConfig, options_schema
 from ..config.formats import FORMATS, PADDED
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
-from ..config.recipes import RecipesConfig, recipes_text
 from ..config.speed import BenchConfig, PlanConfig
 
 if TYPE_CHECKING:
@@ -162,6 +164,11 @@ def _recipes(config: RecipesConfig) -> int:
     return 0
 
 
+def _schema(config: SchemaConfig) -> int:
+    print(json.dumps(options_schema(config.of, COMMANDS[config.of].options), indent=2, ensure_ascii=False))
+    return 0
+
+
 def _families(_: None) -> int:
     from ..architecture.families import FAMILIES
 
@@ -274,6 +281,12 @@ COMMANDS = {
         _recipes,
         (RecipesConfig,),
         "secateur recipes best",
+    ),
+    "schema": Command(
+        "the options of a command as a JSON schema, so that an editor completes and checks a YAML",
+        _schema,
+        (SchemaConfig,),
+        "secateur schema --of prune > prune.schema.json",
     ),
     "families": Command("list the architectures that can be pruned", _families),
     "criteria": Command("list what can score the units", _criteria),

@@ -1,31 +1,26 @@
 """The command line: flags to configs, errors to exit codes. No logic of its own.
 
-Flags are generated from the commands' config dataclasses; torch is imported only when a command runs.
+torch is imported only when a command runs.
 """
 
-import argparse
 import errno
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import MISSING, fields
 from types import MappingProxyType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ..config.compare import CompareConfig
+from ..config.files.recipes import FromRecipe
 from ..config.options import with_origin
-from ..config.recipes import CLASSES, FromRecipe, build_values, read_with_recipe
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from ..system.finished import forget, results
-from ..system.places import check_options_kept
 from ..system.progress import Escaping, safe
-from ..system.registry import did_you_mean
 from ..system.signals import exit_code_of, terminated_tidily
-from ..system.version import VERSION
 from ..system.voice import flags_spoken
 from .commands import COMMANDS
+from .parsing import parse
 
 FILE_SYSTEM = (
     errno.ENOENT,
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # What commands print has names and texts in it that come from models and data.
         with terminated_tidily(), flags_spoken(), redirect_stdout(Escaping(sys.stdout)):
-            command, config = _parse(arguments)
+            command, config = parse(arguments)
             return command(config)
     except SecateurError as error:
         return _fail(error, debug=debug, origins=config.origins if isinstance(config, FromRecipe) else {})
@@ -75,101 +70,6 @@ def _what_stands() -> str:
     if (place / "result.json").is_file() and not (place / "report.html").is_file():
         words += f" Its page is missing: secateur report {safe(str(place))} draws it."
     return words
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours; its subparsers are of the same class."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See {self.prog} --help.")
-
-
-def _parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
-    parser = _Parser(
-        prog="secateur",
-        description="Prune a large language model while LoRA fine-tunes it; get an ordinary, smaller checkpoint.",
-        epilog="secateur COMMAND --help lists a command's options. Start with: secateur quickstart",
-    )
-    parser.add_argument("--version", action="version", version=f"secateur {VERSION}")
-    parser.add_argument("--verbose", action="store_true", help="with --version: also packages, hardware and drivers")
-    if set(arguments) == {"--version", "--verbose"}:
-        return _print_versions, None
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=command.summary,
-            description=command.summary,
-            epilog=f"example: {command.example}" if command.example else None,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-        )
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        _add_options(sub, command.options)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
-    given = vars(parser.parse_args(arguments or ["--help"]))
-    name = given.pop("command")
-    if given.pop("verbose", False):
-        raise InputError("--verbose goes with --version: leave it out.")
-    given.pop("debug", None)
-    command = COMMANDS[name]
-    if not command.options:
-        return command.run, None
-    file = given.pop("config", None)
-    if command.options[0] is CompareConfig:
-        from ..compare.grid import build_comparison
-
-        return command.run, build_comparison(given, file)
-    config: Any = build_values(command.options[0], read_with_recipe(given, file, name))
-    if file:
-        check_options_kept(file, config)
-    return command.run, config
-
-
-def _print_versions(_: None) -> int:
-    from ..system.versions import versions_text
-
-    print(versions_text())
-    return 0
-
-
-def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...]) -> None:
-    """One flag per field; values stay text, so that YAML and the command line are converted in one place."""
-    if not classes:
-        return
-    hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
-    known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
-    groups: dict[str, Any] = {}
-    for f in known.values():
-        group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
-        flag = "--" + f.name.replace("_", "-")
-        text = f.metadata["help"].replace("%", "%%")
-        if f.metadata["positional"]:
-            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
-            continue
-        if hints[f.name] is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        if f.default is MISSING:
-            text += " (required)"
-        elif f.default not in (None, ()):
-            text += f" (default: {f.default})"
-        metavar = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else _metavar(hints[f.name])
-        group.add_argument(flag, help=text, metavar=metavar, nargs="+" if get_origin(hints[f.name]) is tuple else None)
-    if any(cls in CLASSES for cls in classes):
-        parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
-    parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
-
-
-def _metavar(hint: Any) -> str:
-    kinds = get_args(hint) or (hint,)
-    if int in kinds and str in kinds:
-        return "SIZE"
-    if int in kinds and float in kinds:
-        return "STEPS|FRACTION"
-    return "N" if int in kinds else "X" if float in kinds else "TEXT"
 
 
 def _fail(error: SecateurError, *, debug: bool, origins: Mapping[str, str] = MappingProxyType({})) -> int:

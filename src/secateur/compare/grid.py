@@ -5,9 +5,9 @@ from itertools import product
 from typing import Any
 
 from ..config.compare import CompareConfig
+from ..config.files.recipes import build_values, read_with_recipe
 from ..config.options import build, flag, known_options
 from ..config.prune import PruneConfig
-from ..config.recipes import build_values, read_with_recipe
 from ..config.run import RunConfig
 from ..system.errors import InputError, all_faults
 from ..system.locks import LOCK

@@ -11,10 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
 from ..system.errors import InputError, all_faults
-from ..system.reading import PARSER_ERRORS, read_text, reason_of
+from ..system.reading import PARSER_ERRORS, read_mapping
 from ..system.registry import did_you_mean
 from ..system.voice import CHOICES
 
@@ -22,6 +20,8 @@ C = TypeVar("C")
 D = TypeVar("D", bound="Options")
 LARGEST_INT = 2**63
 """Beyond what tensors, files and steps can count."""
+FORMAT, FORMAT_KEY = 1, "options_format"
+"""Version of the options' names and meanings, as a YAML may state it; one of a newer version is refused."""
 
 
 def option(
@@ -92,9 +92,15 @@ def read_options(given: dict[str, Any], config_file: str | None = None) -> dict[
     """Options given and, below them, those of a YAML file; values are not converted yet.
 
     Raises:
-        InputError: the file cannot be read, or is no mapping.
+        InputError: the file cannot be read, is no mapping, or is of a newer version.
     """
-    return {**(_read_yaml(Path(config_file)) if config_file else {}), **given}
+    if not config_file:
+        return dict(given)
+    place = f"--config {config_file}"
+    values = {key.replace("-", "_"): value for key, value in read_mapping(Path(config_file), place).items()}
+    if (version := values.pop(FORMAT_KEY, FORMAT)) != FORMAT:
+        raise InputError(f"{place}: {FORMAT_KEY} is {_shown(version)}, this version knows {FORMAT}: update secateur.")
+    return values | given
 
 
 def known_options(cls: type) -> dict[str, Any]:
@@ -105,22 +111,6 @@ def known_options(cls: type) -> dict[str, Any]:
 def steps_of(value: float | int, total_steps: int) -> int:
     """Whole steps from a fraction of the run (float) or from steps (int)."""
     return round(value * total_steps) if isinstance(value, float) else value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    text = read_text(path, f"--config {path}")
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    # Its constructors leak Python's own errors: of dates (2024-13-45), of numbers with a tag, of deep nesting.
-    except (*PARSER_ERRORS, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"--config {path}: not valid YAML ({reason_of(error)}).") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise InputError(f"--config {path}: expected `option: value` lines, found {type(loaded).__name__}.")
-    return {key.replace("-", "_"): value for key, value in loaded.items()}
 
 
 def _convert(value: Any, hint: Any) -> Any:

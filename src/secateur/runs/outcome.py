@@ -15,7 +15,7 @@ from torch import nn
 from ..architecture.experts import Dropped, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
-from ..config.rerun import rerun_text
+from ..config.files.rerun import rerun_text
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
 from ..models.devices import default_device, name_of

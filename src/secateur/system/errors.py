@@ -14,6 +14,8 @@ class InputError(SecateurError):
     """Bad input: an option, a path, a file's contents, an unsupported model (exit code 2)."""
 
     exit_code = 2
+    faults: tuple[str, ...] = ()
+    """Where there are several in one message, each by itself."""
 
 
 class OutOfMemoryError(SecateurError):
@@ -111,7 +113,16 @@ class InterruptedRun(SecateurError):
 
 def all_faults(faults: list[str]) -> None:
     """Raise one `InputError` that lists every fault, or return when there is none."""
-    if len(faults) == 1:
-        raise InputError(faults[0])
     if faults:
-        raise InputError("\n  - ".join([f"{len(faults)} faults in the options:", *faults]))
+        error = InputError(faults[0] if len(faults) == 1 else _listed(faults))
+        error.faults = tuple(faults)
+        raise error
+
+
+def faults_of(error: InputError) -> list[str]:
+    """The faults that `all_faults` has put into one message, or the message."""
+    return list(error.faults) or [str(error)]
+
+
+def _listed(faults: list[str]) -> str:
+    return "\n  - ".join([f"{len(faults)} faults in the options:", *faults])

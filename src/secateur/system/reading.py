@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .errors import InputError
 
 PARSER_ERRORS = (ValueError, RecursionError, OverflowError)
@@ -44,6 +46,29 @@ def parse_json(text: str, place: str, remedy: str, **options: Any) -> Any:
         return json.loads(text, **options)
     except PARSER_ERRORS as error:
         raise InputError(f"{place} is not valid JSON ({reason_of(error)}): {remedy}") from None
+
+
+def read_mapping(path: Path, place: str) -> dict[str, Any]:
+    """The YAML file of `key: value` lines that a user gives.
+
+    Args:
+        place: what the message calls it.
+    Raises:
+        InputError: it cannot be read, is no YAML, or no mapping with names as keys.
+    """
+    text = read_text(path, place)
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{place}: not valid YAML ({' '.join(str(error).split())}).") from None
+    # Its constructors leak Python's own errors: of dates (2024-13-45), of numbers with a tag, of deep nesting.
+    except (*PARSER_ERRORS, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{place}: not valid YAML ({reason_of(error)}).") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise InputError(f"{place}: expected `option: value` lines, found {type(loaded).__name__}.")
+    return loaded
 
 
 def damaged(path: Path, reason: object) -> InputError:

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from ..system.version import VERSION
-from .options import known_options
+from ...system.version import VERSION
+from ..options import FORMAT, FORMAT_KEY, known_options
 
 OF_ONE_RUN = frozenset({"output", "overwrite", "resume", "dry_run"})
 """Options that are about where one run writes and how it goes on, not about what it computes."""
@@ -30,4 +30,4 @@ def rerun_text(command: str, config: Any) -> str:
     said = {name: value for name, value in values.items() if value is not None and value != []}
     cleared = {name: None for name, value in values.items() if value is None and defaults[name] is not None}
     head = f"# secateur {VERSION}: repeat this run with\n#   secateur {command} --config run.yaml --output FOLDER\n"
-    return head + yaml.safe_dump(said | cleared, sort_keys=False, allow_unicode=True, width=120)
+    return head + yaml.safe_dump({FORMAT_KEY: FORMAT} | said | cleared, sort_keys=False, allow_unicode=True, width=120)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from ..system.errors import InputError
-from ..system.registry import did_you_mean
-from .adapt import AdaptConfig
-from .options import build, option, read_options
-from .prune import PruneConfig
-from .speed import PlanConfig
+from ...system.errors import InputError
+from ...system.registry import did_you_mean
+from ..adapt import AdaptConfig
+from ..options import build, option, read_options
+from ..prune import PruneConfig
+from ..speed import PlanConfig
 
 C = TypeVar("C")
 KEY = "recipe"

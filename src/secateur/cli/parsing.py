@@ -1,0 +1,203 @@
+"""Flags, YAML and recipes to a command and its config. Flags are generated from the commands' config dataclasses."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import argcomplete
+
+from ..config.compare import CompareConfig
+from ..config.files.recipes import CLASSES, build_values, read_with_recipe
+from ..config.options import flag, known_options
+from ..system.errors import InputError, all_faults, faults_of
+from ..system.places import check_options_kept
+from ..system.registry import did_you_mean
+from ..system.version import VERSION
+from .commands import COMMANDS, Command
+
+SHELLS = ("bash", "zsh", "fish")
+COMMON = frozenset(
+    {"model", "data", "output", "sparsity", "target_params", "recipe", "config", "criterion", "allocation", "steps"}
+    | {"epochs", "batch_size", "seq_len", "lr", "rank", "init_rank", "compensate", "eval_data", "save_steps", "resume"}
+    | {"overwrite", "dry_run", "response_only", "merge"}
+)
+"""Options of the commands that train which `--help` shows; `--help-all` shows every one."""
+FEW = 20
+"""A command with no more options than these shows all of them at once."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours; its subparsers are of the same class."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See {self.prog} --help.")
+
+
+def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
+    """What to run, and its config.
+
+    Raises:
+        InputError: every fault that the options have, in one message.
+    """
+    everything = "--help-all" in arguments
+    parser = make_parser(everything)
+    argcomplete.autocomplete(parser)  # ends here where a shell asks for completions
+    if set(arguments) == {"--version", "--verbose"}:
+        return _print_versions, None
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
+    if everything:
+        arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    parsed, unknown = parser.parse_known_args(arguments or ["--help"])
+    given = vars(parsed)
+    if shell := given.pop("print_completion", None):
+        return _print_completion, shell
+    name = given.pop("command", None)
+    if name is None:
+        raise InputError(f"give a command: {', '.join(COMMANDS)}. See secateur --help.")
+    if given.pop("verbose", False):
+        raise InputError("--verbose goes with --version: leave it out.")
+    given.pop("debug", None)
+    command = COMMANDS[name]
+    faults = [*_unknown_faults(unknown, command, name)]
+    if not command.options:
+        all_faults(faults)
+        return command.run, None
+    try:
+        config = _config_of(command, name, given)
+    except InputError as error:
+        all_faults(faults_of(error) + faults if faults else [])
+        raise
+    all_faults(faults)
+    return command.run, config
+
+
+def _config_of(command: Command, name: str, given: dict[str, Any]) -> Any:
+    file = given.pop("config", None)
+    if command.options[0] is CompareConfig:
+        from ..compare.grid import build_comparison
+
+        return build_comparison(given, file)
+    config: Any = build_values(command.options[0], read_with_recipe(given, file, name))
+    if file:
+        check_options_kept(file, config)
+    return config
+
+
+def _unknown_faults(unknown: Iterable[str], command: Command, name: str) -> list[str]:
+    """What a command does not know: a flag with what was meant, values by themselves."""
+    known = [flag(option) for cls in command.options for option in known_options(cls)] + ["--config", "--help"]
+    faults: list[str] = []
+    lost: list[str] = []
+    for each in unknown:
+        if each.startswith("--"):
+            word = each.partition("=")[0]
+            faults.append(f"unknown option {word}. {did_you_mean(word, known)}See secateur {name} --help-all.")
+            lost.clear()
+        elif each.startswith("-") or not faults:
+            lost.append(each)
+    return faults or ([f"unexpected {' '.join(lost)!r}. See secateur {name} --help."] if lost else [])
+
+
+def _print_versions(_: None) -> int:
+    from ..system.versions import versions_text
+
+    print(versions_text())
+    return 0
+
+
+def _print_completion(shell: str) -> int:
+    if shell not in SHELLS:
+        raise InputError(f"--print-completion {shell}: {did_you_mean(shell, SHELLS)}choose from {', '.join(SHELLS)}.")
+    print(argcomplete.shellcode(["secateur"], shell=shell))
+    return 0
+
+
+def make_parser(everything: bool = True) -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Args:
+        everything: help lists every option, not those alone that most runs need.
+    """
+    parser = _Parser(
+        prog="secateur",
+        description="Prune a large language model while LoRA fine-tunes it; get an ordinary, smaller checkpoint.",
+        epilog="secateur COMMAND --help lists a command's options. Start with: secateur quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"secateur {VERSION}")
+    parser.add_argument("--verbose", action="store_true", help="with --version: also packages, hardware and drivers")
+    parser.add_argument(
+        "--print-completion",
+        metavar="{" + ",".join(SHELLS) + "}",
+        help='a script that completes commands, options and their values: eval "$(secateur --print-completion bash)"',
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        options = {f.name for cls in command.options for f in fields(cls)}
+        few = everything or len(options) <= FEW
+        more = "" if few else f"{len(options - COMMON)} more options: secateur {name} --help-all. "
+        sub = commands.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=more + (f"example: {command.example}" if command.example else ""),
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if not few:
+            sub.add_argument("--help-all", action="store_true", help="show every option and exit")
+        _add_options(sub, command.options, few)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], everything: bool) -> None:
+    """One flag per field; values stay text, so that YAML and the command line are converted in one place."""
+    if not classes:
+        return
+    hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
+    known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
+    groups: dict[str, Any] = {}
+    for f in known.values():
+        group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
+        if f.metadata["positional"]:
+            text = f.metadata["help"].replace("%", "%%")
+            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
+            continue
+        text = _help_of(f) if everything or f.name in COMMON or f.default is MISSING else argparse.SUPPRESS
+        if hints[f.name] is bool:
+            group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, help=text)
+            continue
+        choices = f.metadata["choices"]
+        metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hints[f.name])
+        several = "+" if get_origin(hints[f.name]) is tuple else None
+        action = group.add_argument(flag(f.name), help=text, metavar=metavar, nargs=several)
+        if several and f.name.endswith("s"):  # --prompt, --task
+            group.add_argument(flag(f.name[:-1]), dest=f.name, help=argparse.SUPPRESS, nargs="+")
+        if choices:
+            action.completer = argcomplete.ChoicesCompleter(choices)
+    if any(cls in CLASSES for cls in classes):
+        parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
+    parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
+
+
+def _help_of(option: Any) -> str:
+    text: str = option.metadata["help"].replace("%", "%%")
+    if option.default is MISSING:
+        return text + " (required)"
+    return (
+        text
+        if option.default in (None, ()) or isinstance(option.default, bool)
+        else f"{text} (default: {option.default})"
+    )
+
+
+def _metavar(hint: Any) -> str:
+    kinds = get_args(hint) or (hint,)
+    if int in kinds and str in kinds:
+        return "SIZE"
+    if int in kinds and float in kinds:
+        return "STEPS|FRACTION"
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
