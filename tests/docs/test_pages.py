@@ -19,7 +19,7 @@ import packages as site_packages
 
 COMMANDS = {name: site_commands.help_of(name) for name in site_commands.commands()}
 FLAGS = {name: set(re.findall(r"--[a-z][\w-]*", text)) for name, text in COMMANDS.items()}
-OTHERS = {"--nproc-per-node", "--multi_gpu", "--num_processes", "--help", "--version"}
+OTHERS = {"--help-all", "--nproc-per-node", "--multi_gpu", "--num_processes", "--help", "--version"}
 """Of programs that the pages start secateur with."""
 WORDS = 60
 GUIDES = [page for page in PAGES if not page.startswith("results/") and page != "log.md"]
