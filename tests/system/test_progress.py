@@ -4,12 +4,19 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
+import time
+from collections.abc import Iterator
+from typing import TextIO
 
-from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, safe
+import pyte
+import pytest
+
+from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, phase, safe
 
 
 def update(progress: Progress, step: int, **changed: float) -> None:
@@ -19,32 +26,67 @@ def update(progress: Progress, step: int, **changed: float) -> None:
     )  # fmt: skip
 
 
-def read_all(reader: int) -> str:
+def read_all(reader: int) -> bytes:
     """Everything a closed terminal was sent; it arrives in pieces, some of them late."""
     pieces = []
     with contextlib.suppress(OSError):  # EIO: the other end is closed and nothing is left
         while piece := os.read(reader, 65536):
             pieces.append(piece)
     os.close(reader)
-    return b"".join(pieces).decode()
+    return b"".join(pieces)
 
 
-def test_the_width_is_that_of_the_stream_not_of_stdout(monkeypatch) -> None:
+@contextlib.contextmanager
+def terminal(monkeypatch, columns: int = 80) -> Iterator[TextIO]:
+    """A stream that is a terminal of so many columns."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("COLUMNS", raising=False)
     reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
-    with os.fdopen(writer, "w") as terminal:
-        progress = Progress(100, stream=terminal)
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        stream.sent = lambda: (stream.close(), read_all(reader))[1]
+        yield stream
+
+
+def screen_of(sent: bytes, columns: int = 80) -> list[str]:
+    """The lines that someone sees in the end, as a terminal shows them."""
+    screen = pyte.Screen(columns, 24)
+    pyte.ByteStream(screen).feed(sent)
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+@pytest.mark.parametrize(("columns", "last"), [
+    (20, "step   2/100"),
+    (30, "step   2/100  loss 3.200"),
+    (70, "step   2/100  loss 3.200  sparsity 12.4% of 20.0%  121.3M params"),
+    (140, "step   2/100  loss 3.200  sparsity 12.4% of 20.0%  121.3M params  512 tok/s  2m10s left  lr 5.0e-04"),
+])  # fmt: skip
+def test_what_matters_least_goes_where_a_terminal_is_narrow(monkeypatch, columns, last) -> None:
+    """The width is the stream's, not stdout's; what is said stands above the line, which is never broken."""
+    with terminal(monkeypatch, columns) as stream:
+        progress = Progress(100, stream=stream)
         update(progress, 1)
-        progress.event("cut")
+        progress.message("cut \x1b]0;title\x07[bold]")
         update(progress, 2)
         progress.close()
-    text = read_all(reader)
+        sent = stream.sent()
     assert progress.live
-    lines = [line for line in text.replace("\r\x1b[K", "\n").split("\n") if line.strip()]
-    assert [line.strip()[:12] for line in lines] == ["step   1/100", "cut", "step   1/100", "step   2/100"]
-    assert max(len(line.rstrip("\r")) for line in lines) == 29
+    assert b"\x1b]0" not in sent
+    said, line = screen_of(sent, columns)
+    assert said == "cut [bold]"  # no markup either
+    bar, _, words = line.rpartition("━  ")
+    assert words == last
+    assert bool(bar) == (columns == 140)
+    assert sent.count(b"\x1b[?25l") == sent.count(b"\x1b[?25h")  # the cursor is back
+
+
+def test_no_colour_where_the_user_wants_none(monkeypatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with terminal(monkeypatch, 140) as stream:
+        progress = Progress(2, stream=stream)
+        update(progress, 1)
+        update(progress, 2)
+        assert not re.search(rb"\x1b\[[0-9;]*3[0-9]", stream.sent())
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch) -> None:
@@ -64,7 +106,7 @@ def test_plain_lines_keep_their_distance_and_cuts_are_always_shown(monkeypatch, 
             now = step * 1.0
             update(progress, step)
             if step == 8:
-                progress.event("cut after step 8")
+                progress.message("cut after step 8")
         stream.seek(0)
         lines = stream.read().splitlines()
     steps = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
@@ -92,17 +134,41 @@ def test_a_long_measurement_says_once_a_minute_how_far_it_is(monkeypatch, tmp_pa
 
 
 def test_a_measurement_within_a_run_gives_the_live_line_back(monkeypatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    reader, writer = pty.openpty()
-    with os.fdopen(writer, "w") as terminal:
-        progress = Progress(100, stream=terminal)
+    with terminal(monkeypatch) as stream:
+        progress = Progress(100, stream=stream)
         update(progress, 1)
         told = progress.measuring()
         told(1, 2)
         told(2, 2)
         progress.close()
-    lines = [line.strip()[:12] for line in read_all(reader).replace("\r\x1b[K", "\n").split("\n") if line.strip()]
-    assert lines == ["step   1/100", "measuring pe", "step   1/100"]
+        sent = stream.sent()
+    assert b"measuring perplexity  1 of 2 segments" in sent
+    assert [line[:12] for line in screen_of(sent)] == ["step   1/100"]
+
+
+def test_a_phase_is_seen_while_it_lasts(monkeypatch) -> None:
+    with terminal(monkeypatch) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with phase("loading"):
+            with phase("unpacking"):
+                pass
+            print("a warning of others", file=sys.stderr)
+        sent = stream.sent()
+    assert b"loading ..." in sent
+    assert b"unpacking ..." in sent
+    assert screen_of(sent) == ["a warning of others"]
+
+
+def test_a_phase_in_a_pipe_says_its_name_once_it_lasts(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("secateur.system.progress.SILENT_SECONDS", 0.05)
+    with phase("loading"):
+        time.sleep(0.2)
+    with phase("quick"):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    with phase("of another process"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "loading ...\n"
 
 
 def test_eight_bit_control_sequences_are_taken_out() -> None:

@@ -15,11 +15,6 @@ from secateur.system.progress import Progress, human_bytes, human_count, human_s
 from secateur.system.records import MetricsLog, environment, format_table, markdown_table, write_json
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def shown(stream, steps=(1, 2, 50), **options):
     progress = Progress(50, stream=stream, **options)
     for step in steps:
@@ -74,14 +69,6 @@ def test_plain_lines_outside_a_terminal() -> None:
     assert text.count("\n") == 2  # the first step and the last
     assert "step  1/50  loss 3.200  sparsity 12.4% of 20.0%  121.3M params  512 tok/s  2m10s left" in text
     assert "\x1b" not in text
-
-
-def test_a_live_line_never_wraps(monkeypatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "40")
-    text = shown(Terminal())
-    assert all(len(line) < 40 for line in text.replace("\r\x1b[K", "\n").split("\n"))
-    assert text.endswith("\n")
 
 
 def test_control_sequences_in_text_are_taken_out() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..models.memory import WRITE_LATER
 from ..system.errors import NO_MEMORY, OutOfMemoryError, VerificationError
 from ..system.output import scratch
+from ..system.progress import phase
 from .child import CHILD
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
@@ -132,6 +133,7 @@ def _run_child(checks: list[Check]) -> list[dict]:
     return found
 
 
+@phase("reading the result back in a fresh process")
 def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
     """Run Python `source` in a process that cannot import secateur from here; what it prints after `RESULT`.
 

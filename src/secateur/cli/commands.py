@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 from ..config.adapt import AdaptConfig
 from ..config.compare import CompareConfig
 from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
-from ..config.files.recipes import RecipesConfig, recipes_text
+from ..config.files.recipes import RecipesConfig
 from ..config.files.schema import SchemaConfig, options_schema
-from ..config.formats import FORMATS, PADDED
+from ..config.formats import PADDED
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
 from ..config.speed import BenchConfig, PlanConfig
+from ..system.progress import phase
+from .listings import criteria, families, recipes
 
 if TYPE_CHECKING:
     from ..compare.grid import Comparison
     from ..system.progress import Progress
 
+STARTING = "starting"
+"""Importing torch and transformers takes seconds on a cold disk."""
+
 
 def _prune(config: PruneConfig) -> int:
-    from ..runs.prune import prune
-    from ..runs.summary import run_summary
-    from ..training.prepare import prepare
+    with phase(STARTING):
+        from ..runs.prune import prune
+        from ..runs.summary import run_summary
+        from ..training.prepare import prepare
 
     if config.dry_run:
         from ..runs.dry import dry_prune
@@ -34,8 +40,9 @@ def _prune(config: PruneConfig) -> int:
 
 
 def _adapt(config: AdaptConfig) -> int:
-    from ..runs.adapt import adapt, prepare_adapt
-    from ..runs.summary import adapt_summary
+    with phase(STARTING):
+        from ..runs.adapt import adapt, prepare_adapt
+        from ..runs.summary import adapt_summary
 
     if config.dry_run:
         from ..runs.dry import dry_adapt
@@ -87,14 +94,16 @@ def _trained(
 
 
 def _quickstart(config: QuickstartConfig) -> int:
-    from ..runs.quickstart import quickstart
+    with phase(STARTING):
+        from ..runs.quickstart import quickstart
 
     quickstart(config)
     return 0
 
 
 def _eval(config: EvalConfig) -> int:
-    from ..evaluation.assess import evaluate_models
+    with phase(STARTING):
+        from ..evaluation.assess import evaluate_models
 
     if words := evaluate_models(config):
         print(words)
@@ -123,22 +132,25 @@ def _compare(comparison: "Comparison") -> int:
 
 
 def _export(config: ExportConfig) -> int:
-    from ..checkpoint.convert import export_config
-    from ..runs.summary import export_summary
+    with phase(STARTING):
+        from ..checkpoint.convert import export_config
+        from ..runs.summary import export_summary
 
     print(export_summary(export_config(config).to_dict()))
     return 0
 
 
 def _sample(config: SampleConfig) -> int:
-    from ..evaluation.sample import sample_models
+    with phase(STARTING):
+        from ..evaluation.sample import sample_models
 
     print(sample_models(config))
     return 0
 
 
 def _report(config: ReportConfig) -> int:
-    from ..report import make_report
+    with phase(STARTING):
+        from ..report import make_report
 
     for path in make_report(config):
         print(path)
@@ -146,48 +158,23 @@ def _report(config: ReportConfig) -> int:
 
 
 def _bench(config: BenchConfig) -> int:
-    from ..evaluation.bench import bench
+    with phase(STARTING):
+        from ..evaluation.bench import bench
 
     print(bench(config))
     return 0
 
 
 def _plan(config: PlanConfig) -> int:
-    from ..plan.command import plan
+    with phase(STARTING):
+        from ..plan.command import plan
 
     print(plan(config))
     return 0
 
 
-def _recipes(config: RecipesConfig) -> int:
-    print(recipes_text(config.names))
-    return 0
-
-
 def _schema(config: SchemaConfig) -> int:
     print(json.dumps(options_schema(config.of, COMMANDS[config.of].options), indent=2, ensure_ascii=False))
-    return 0
-
-
-def _families(_: None) -> int:
-    from ..architecture.families import FAMILIES
-
-    for name, family in FAMILIES.items():
-        units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
-        print(f"{name:12} {units}")
-        for note in family.notes:
-            print(f"{'':12} {note}")
-    print("\nkind of unit (formats in which a model without some of them can be written)")
-    print("; ".join(f"{name}: {format.reader}" for name, format in FORMATS.items() if format.of_pruned))
-    return 0
-
-
-def _criteria(_: None) -> int:
-    from ..criteria import CRITERIA
-
-    for name, criterion in CRITERIA.items():
-        needs = ", ".join(sorted(criterion.needs)) or "nothing"
-        print(f"{name:19} {criterion.summary} (needs {needs})")
     return 0
 
 
@@ -278,7 +265,7 @@ COMMANDS = {
     ),
     "recipes": Command(
         "list the sets of options that ship with secateur, or print some with their comments",
-        _recipes,
+        recipes,
         (RecipesConfig,),
         "secateur recipes best",
     ),
@@ -288,6 +275,6 @@ COMMANDS = {
         (SchemaConfig,),
         "secateur schema --of prune > prune.schema.json",
     ),
-    "families": Command("list the architectures that can be pruned", _families),
-    "criteria": Command("list what can score the units", _criteria),
+    "families": Command("list the architectures that can be pruned", families),
+    "criteria": Command("list what can score the units", criteria),
 }

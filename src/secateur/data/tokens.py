@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..system.errors import InputError
+from ..system.progress import phase
 from .chat import Chat, TemplateError
 from .documents import read_data, with_split
 from .encoding import around, encode, start_of
@@ -160,6 +161,7 @@ def require_batches(blocks: Blocks, batch_size: int) -> None:
         )
 
 
+@phase("reading and tokenising the evaluation data")
 def evaluation_tokens(
     spec: str, tokenizer: Any, *, max_tokens: int | None = None, seq_len: int | None = None, bos: str = "auto"
 ) -> tuple["torch.Tensor", dict[str, Any]]:

@@ -23,7 +23,7 @@ from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
 from ..system.errors import InputError
-from ..system.progress import safe
+from ..system.progress import phase, safe
 from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
 from .devices import training_device
@@ -129,7 +129,7 @@ def load_model(
         options |= {"use_safetensors": True, **(quantising or {})}
     if whole_type(config):
         options["key_mapping"] = RENAMED
-    with memory_for(f"loading {source.name}", LOAD_LESS):
+    with memory_for(f"loading {source.name}", LOAD_LESS), phase(f"loading {source.name}"):
         model, info = guarded(source, _loader(config, trust_remote_code), trust_remote_code, options)
     if not source.is_local:
         check_numbers(source)  # its files are in the hub's cache by now

@@ -15,6 +15,7 @@ from ..models.benchmark import matmul_flops_per_s
 from ..models.devices import name_of
 from ..pruning.budget import Budget
 from ..pruning.schedule import make_schedule
+from ..system.progress import phase
 from ..training.flops import ModelSizes, Workload, run_flops, step_flops
 
 TRAINING_EFFICIENCY = 0.6
@@ -22,6 +23,7 @@ TRAINING_EFFICIENCY = 0.6
 0.43 and 0.65 in bfloat16 (width 576 and 2,048), 0.74 in float32 (width 576); docs/log.md. No GPU was measured."""
 
 
+@phase("measuring how fast this machine multiplies")
 def time_record(
     config: PruneConfig,
     budget: Budget,

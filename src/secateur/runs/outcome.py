@@ -26,7 +26,7 @@ from ..pruning.allocation import make_budget
 from ..pruning.pruner import Pruner
 from ..system.errors import InputError, disk_is_full
 from ..system.launcher import rank
-from ..system.progress import Progress
+from ..system.progress import Progress, phase
 from ..system.records import environment, write_json
 from ..training.checkpoints import find_latest
 from ..training.finetune import load_original
@@ -270,6 +270,7 @@ def training_kept(job: Job) -> Iterator[None]:
         raise InputError(f"{error} {kept}") from error
 
 
+@phase("drawing the report")
 def report_on(output: Path, progress: Progress) -> None:
     """The page about the run. The run is done and its records are written: nothing here may spoil it."""
     try:

@@ -1,20 +1,34 @@
-"""The live view of a run: one line that is rewritten in a terminal, plain lines elsewhere."""
+"""The live view of a job: a line with a bar or a spinner in a terminal, plain lines elsewhere (rich)."""
 
-import errno
+import atexit
 import math
 import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .launcher import rank
+from .signals import Heard
+
+if TYPE_CHECKING:  # 0.05 s that `secateur --help` does not need
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 COUNTING_SECONDS = 60.0
 """Least time between plain lines that say how far a measurement or the like is."""
+SILENT_SECONDS = 2.0
+"""What lasts longer says its name where there is no live line."""
+BAR = 12
+"""Least columns of a bar; where there is less room, there is none."""
+WIDEST_BAR = 40
 
 
 def human_count(number: float) -> str:
@@ -54,25 +68,6 @@ def safe(text: str) -> str:
     return ESCAPES.sub("", text)
 
 
-class Heard:
-    """A stream whose terminal may go away: writing to it is then no error, and a run can save before it stops."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with _gone_is_fine():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _gone_is_fine():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
 class Escaping(Heard):
     """A stream whose text loses its control sequences; everything else is the stream's own."""
 
@@ -80,13 +75,125 @@ class Escaping(Heard):
         return super().write(safe(text))
 
 
+@dataclass(frozen=True)
+class Line:
+    """What there is to say, the most important first, with a bar, or a spinner where no end is known."""
+
+    parts: tuple[str, ...]
+    done: int = 0
+    total: int = 0
+
+
+class Screen:
+    """What a stream shows: lines, and below them, in a terminal, one that lives."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = Heard(stream)
+        self.is_live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._of = stream
+        self._console: Console | None = None
+        self._live: Live | None = None
+        self._shown: list[Line] = []
+
+    @staticmethod
+    def of_errors() -> "Screen":
+        """That of the standard error stream, of which there is one."""
+        stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        if not SCREENS or SCREENS[-1]._of is not stream:
+            SCREENS[:] = [Screen(stream)]
+        return SCREENS[-1]
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        if self._live is None:
+            self.stream.write(safe(text) + "\n")
+            self.stream.flush()
+        else:
+            self._live.console.print(safe(text), soft_wrap=True, markup=False, emoji=False)
+
+    def show(self, line: Line) -> None:
+        """Let `line` be the one that lives."""
+        self._shown[-1:] = [line]
+        self._refresh()
+
+    @contextmanager
+    def over(self, line: Line) -> Iterator[None]:
+        """`line` is the one that lives in here, in place of the one that was."""
+        self._shown.append(line)
+        self._refresh()
+        try:
+            yield
+        finally:
+            self._shown.pop()
+            self._refresh()
+
+    def columns(self) -> int:
+        """Width of the terminal behind the stream; rich's looks at stdout, which may be a pipe when stderr is not."""
+        try:
+            own = os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError):  # ValueError: a stream without a file descriptor
+            own = 0
+        return own or shutil.get_terminal_size().columns
+
+    def close(self) -> None:
+        """Leave the line that lives where it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            atexit.unregister(self.close)
+        self._shown.clear()
+        self.stream.flush()
+
+    def _refresh(self) -> None:
+        if not self.is_live:
+            return
+        if not self._shown:
+            if self._live is not None:
+                self._live.transient = True
+                self.close()
+            return
+        columns = max(1, self.columns() - 1)
+        live = self._live or self._started()
+        live.console.width = columns
+        live.update(drawn(self._shown[-1], columns), refresh=True)
+
+    def _started(self) -> "Live":
+        from rich.console import Console
+        from rich.live import Live
+
+        if self._console is None:
+            file: Any = self.stream
+            self._console = Console(file=file, force_terminal=True, force_jupyter=False, highlight=False)
+        # What is printed goes to stdout, which may be a file; what others write to stderr goes above the line.
+        self._live = Live(console=self._console, redirect_stdout=False, vertical_overflow="crop")
+        atexit.register(self.close)  # the cursor is hidden until then
+        self._live.start()
+        return self._live
+
+
+SCREENS: list[Screen] = []
+
+
 @contextmanager
-def _gone_is_fine() -> Iterator[None]:
+def phase(name: str) -> Iterator[None]:
+    """What may last for more than two seconds: a spinner with its name, elsewhere a line once it does.
+
+    Of several processes the first one speaks; within another phase the inner one is shown."""
+    if rank() > 0:
+        yield
+        return
+    screen = Screen.of_errors()
+    if screen.is_live:
+        with screen.over(Line((f"{name} ...",))):
+            yield
+        return
+    late = threading.Timer(SILENT_SECONDS, screen.message, (f"{name} ...",))
+    late.daemon = True
+    late.start()
     try:
         yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
+    finally:
+        late.cancel()
 
 
 class Progress:
@@ -100,19 +207,14 @@ class Progress:
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, every_seconds: float = 5.0) -> None:
         self.total_steps = total_steps
-        self.stream = Heard(stream if stream is not None else sys.stderr)
+        self.screen = Screen(stream) if stream is not None else Screen.of_errors()
         self.every_seconds = every_seconds
-        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.live = self.screen.is_live
         self._shown_at = -float("inf")
-        self._line = ""
 
     def message(self, text: str) -> None:
         """A line of its own."""
-        self._clear()
-        self.stream.write(safe(text) + "\n")
-        self._redraw()
-
-    event = message
+        self.screen.message(text)
 
     def told(self, text: str | None) -> None:
         """`message`, where there is something to say."""
@@ -131,15 +233,13 @@ class Progress:
     ) -> None:
         """Show where the run is after `step`; `state` says how much has gone."""
         width = len(str(self.total_steps))
-        line = (
-            f"step {step:{width}}/{self.total_steps}  loss {loss:.3f}  {state}  {tokens_per_s:.0f} tok/s  "
-            f"{human_seconds(seconds_left)} left  lr {lr:.1e}"
-        )
+        parts = [f"step {step:{width}}/{self.total_steps}", f"loss {loss:.3f}", state, f"{tokens_per_s:.0f} tok/s"]
+        parts += [f"{human_seconds(seconds_left)} left", f"lr {lr:.1e}"]
         if self.live:
-            self._live(line)
+            self.screen.show(Line(tuple(parts), step, self.total_steps))
         elif step in (1, self.total_steps) or time.monotonic() - self._shown_at >= self.every_seconds:
             self._shown_at = time.monotonic()
-            self._plain(line)
+            self.screen.message("  ".join(parts))
         if step == self.total_steps:
             self.close()
 
@@ -152,52 +252,49 @@ class Progress:
 
         A live line until all are, in place of the one that was there; elsewhere a line a minute.
         """
-        before, started = self._line, time.monotonic()
-        shown_at = started
+        screen, started = self.screen, time.monotonic()
+        shown_at, over = started, None
 
         def show(done: int, total: int) -> None:
-            nonlocal shown_at
+            nonlocal shown_at, over
             now = time.monotonic()
             left = human_seconds((now - started) / done * (total - done))
-            line = f"{doing}: {done} of {total} {units}, {left} left"
-            if self.live:
-                self._live(line if done < total else before)
+            parts = (doing, f"{done} of {total} {units}", f"{left} left")
+            if screen.is_live:
+                if over is None:
+                    over = screen.over(Line(()))
+                    over.__enter__()
+                screen.show(Line(parts, done, total))
+                if done >= total:
+                    over.__exit__(None, None, None)
+                    over = None
             elif done < total and now - shown_at >= COUNTING_SECONDS:
                 shown_at = now
-                self._plain(line)
+                screen.message(f"{doing}: {', '.join(parts[1:])}")
 
         return show
 
     def close(self) -> None:
         """Leave the last live line where it is."""
-        if self.live and self._line:
-            self.stream.write("\n")
-            self._line = ""
-        self.stream.flush()
-
-    def _live(self, line: str) -> None:
-        self._clear()
-        self._line = line
-        self._redraw()
-
-    def _plain(self, line: str) -> None:
-        self.stream.write(line + "\n")
-        self.stream.flush()
-
-    def _clear(self) -> None:
-        if self.live and self._line:
-            self.stream.write("\r\x1b[K")
-
-    def _redraw(self) -> None:
-        if self.live and self._line:
-            self.stream.write(self._line[: max(1, _columns(self.stream) - 1)])
-        self.stream.flush()
+        self.screen.close()
 
 
-def _columns(stream: Heard) -> int:
-    """Width of the terminal behind `stream`; shutil's looks at stdout, which may be a pipe when stderr is not."""
-    try:
-        own = os.get_terminal_size(stream.fileno()).columns
-    except (OSError, ValueError):  # ValueError: a stream without a file descriptor
-        own = 0
-    return own or shutil.get_terminal_size().columns
+def drawn(line: Line, columns: int) -> "RenderableType":
+    """A line for a terminal of so many columns: where it is narrow, first the bar goes, then the last parts."""
+    from rich.progress_bar import ProgressBar
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
+
+    said = [safe(part) for part in line.parts]
+    while len(said) > 1 and len("  ".join(said)) >= columns:
+        said.pop()
+    text = Text("  ".join(said), no_wrap=True, overflow="crop")
+    if not line.total:
+        return Spinner("dots", text)
+    room = columns - len(text.plain) - 2
+    if room < BAR:
+        return text
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_row(ProgressBar(total=line.total, completed=line.done, width=min(room, WIDEST_BAR)), text)
+    return grid

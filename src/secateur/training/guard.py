@@ -93,7 +93,7 @@ class NumericsGuard(TrainerCallback):
 
     def _leave_out(self, step: int, fault: str, in_a_row: int, of: str = "") -> None:
         self.left_out = fault
-        self.progress.event(f"step {step}: {fault}; the step is left out" + (f" of {of}" if of else ""))
+        self.progress.message(f"step {step}: {fault}; the step is left out" + (f" of {of}" if of else ""))
         if self.policy == "stop" and in_a_row >= IN_A_ROW:
             raise NumericsError(
                 f"step {step}: {fault}, like those of the {IN_A_ROW - 1} steps before: "
@@ -197,7 +197,7 @@ class DivergenceWatch(TrainerCallback):
         self._lowest = min(self._lowest, level)
         if level > self._lowest + self.RISE and not self._said:
             self._said = self._now = True
-            self.progress.event(
+            self.progress.message(
                 f"step {state.global_step}: the loss diverges: {level:.2f} on average over {self.WINDOW} steps, after "
                 f"{self._lowest:.2f}. Lower --lr, or prune less or more slowly."
             )

@@ -28,6 +28,7 @@ from ..system.errors import InputError, all_faults
 from ..system.launcher import launched, rank
 from ..system.locks import LOCK
 from ..system.output import check_output
+from ..system.progress import phase
 from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
 
 
@@ -124,10 +125,11 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     check_beside(output, source, tokenizer)
     if config.adapter:
         tell_other_tokenizer(str(Path(config.adapter).expanduser()), tokenizer)
-    blocks = training_blocks(
-        config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
-        seed=config.seed, bos=config.bos,
-    )  # fmt: skip
+    with phase("reading and tokenising the training data"):
+        blocks = training_blocks(
+            config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
+            seed=config.seed, bos=config.bos,
+        )  # fmt: skip
     require_batches(blocks, config.batch_size * launched())
     _check_vocabulary(blocks, model_config, config.model)
     eval_ids, eval_info = None, dict[str, Any]()

@@ -133,7 +133,7 @@ class RecordingCallback(TrainerCallback):
         every = self.job.config.eval_steps
         if every and step % every == 0 and (measured := self.evaluate()) is not None:
             line["eval_perplexity"] = measured.perplexity
-            self.progress.event(f"step {step}: perplexity {measured.perplexity:.2f} on {self.job.eval_info['data']}")
+            self.progress.message(f"step {step}: perplexity {measured.perplexity:.2f} on {self.job.eval_info['data']}")
         self.log.append(line)
         self.progress.update(
             step,
