@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint examples docs docs-serve reliability clean
+.PHONY: quickstart test lint examples docs docs-serve reliability deploy-engines deploy-test clean
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
 $(READY): pyproject.toml constraints.txt
@@ -47,6 +47,19 @@ docs: $(VENV)/.ready-docs
 
 docs-serve: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# Engines that read results, each in an environment of its own, as their wheels want other versions than ours.
+LLAMA := build/deploy/llama-cpp
+$(LLAMA)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt .[deploy]
+	touch $@
+
+deploy-engines: $(LLAMA)/.ready
+
+# Every kind of result in every form that llama.cpp takes: loads or refused, and how far off (docs/results/deploy.md).
+deploy-test: $(READY) deploy-engines
+	$(BIN)/python benchmarks/deploy/llama_cpp.py build/deploy/models build/deploy/llama-cpp.json --engine $(LLAMA)/bin/python
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability/reliability.py runs/reliability

@@ -51,6 +51,10 @@ def evaluate(**changes: str) -> list[str]:
     return changed(["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"], changes)
 
 
+def gguf(**changes: str) -> list[str]:
+    return changed(["export", "--model", "{m}", "--format", "gguf", "--output", "{o}.gguf"], changes)
+
+
 COMMANDS = {
     "prune": PRUNE,
     "adapt": ADAPT,
@@ -278,6 +282,19 @@ CASES: dict[str, tuple[list[str], str]] = {
     "an adapter as model": (prune(model="{t}/adapter"), "is a LoRA adapter"),
     "a text file as model": (prune(model="{t}/short.txt"), "not .gguf"),
     "a GGUF file to pad": (["export", "--model", "{t}/part.gguf", "--output", "{o}"], "the folder that prune wrote"),
+    # a file for llama.cpp
+    "gguf: a GGUF file": (gguf(model="{t}/part.gguf"), "is a GGUF file already"),
+    "gguf: an adapter": (gguf(model="{t}/adapter"), "is a LoRA adapter"),
+    "gguf: a folder as output": (gguf(output="{o}"), "give it a name that ends with .gguf"),
+    "gguf: a file that is there": (gguf(output="{t}/part.gguf"), "part.gguf exists: pass --overwrite"),
+    "gguf: an engine that does not start": (gguf(engine="{t}/short.txt"), "short.txt cannot be started"),
+    "gguf: an engine that is no Python": (gguf(engine="/bin/false"), "/bin/false is no Python that runs"),
+    "gguf: quantised twice": (gguf(outtype="q8_0", quantise="Q4_K_M"), "--outtype q8_0 is quantised already"),
+    "gguf: no such quantisation": (gguf(quantise="Q4KM"), "Did you mean 'Q4_K_M'"),
+    "gguf: a width that cannot be quantised": (gguf(model="{t}/narrow", quantise="Q4_K_M"), "the model is 48 wide"),
+    "gguf: quantise another format": (
+        [*COMMANDS["export"], "--quantise", "Q4_K_M"], "--quantise Q4_K_M goes with --format gguf",
+    ),
     "pickles whose memory is to be measured": (
         ["bench", "--model", "{t}/pickled", "--seq-len", "16", "--repeats", "1"], "pickles only",
     ),
@@ -534,6 +551,7 @@ def bad_models(folder: Path) -> None:
     BertForMaskedLM(bert).save_pretrained(folder / "bert")
     tiny_tokenizer().save_pretrained(folder / "bert")
     copy("small", vocab=32)
+    copy("narrow", hidden=48)
     edit(copy("baddtype"), dtype="float99")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(tiny_llama(layers=2, hidden=32, ffn=48), lora).save_pretrained(folder / "adapter")

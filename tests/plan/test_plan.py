@@ -1,6 +1,7 @@
 """`secateur plan`: counts that a run reproduces, memory that a run takes."""
 
 import json
+import math
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from live import LiveBytes
 from peft import LoraConfig, get_peft_model
 from tiny import save_tiny, tiny_llama
+from transformers import AutoConfig
 
 from secateur import Pruner
 from secateur.checkpoint.verify import Verified
@@ -47,6 +49,10 @@ def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> N
     assert main([*run, "--frequency", "2"]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert planned["before"]["parameters"] == result["dense"]["parameters"]
+    sizes = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    widths = [size["intermediate_size"] for size in sizes.get("secateur_layers") or [sizes]]
+    assert math.gcd(*widths) % planned["ffn_widths"]["multiple_of"] == 0
+    assert f"FFN widths are multiples of {planned['ffn_widths']['multiple_of']}: " in printed
     if allocation == "global":  # to within a unit
         assert planned["after"]["parameters"] == pytest.approx(result["pruned"]["parameters"], rel=0.01)
         return

@@ -62,14 +62,23 @@ class Gguf:
         return {key.removeprefix(start): value for key, value in self.metadata.items() if key.startswith(start)}
 
 
+def head_of(path: Path) -> Gguf:
+    """A file's head as it is: transformers may take none of it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    status = path.stat()
+    return _read(path, status.st_size, status.st_mtime_ns)
+
+
 def check_gguf(path: Path) -> Gguf:
     """Read a file's head (milliseconds): whole, a model, all of it, and of kinds that can be dequantised.
 
     Raises:
         InputError: names what it is instead, and the remedy.
     """
-    status = path.stat()
-    file = _read(path, status.st_size, status.st_mtime_ns)
+    file, status = head_of(path), path.stat()
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
         raise InputError(f"{path}: general.type is {kind!r}, so it is no model: give the model's own GGUF file.")

@@ -26,10 +26,46 @@ class Format:
     """`module:function` (of the package), from an `ExportConfig` to what was written; "": a run's own format."""
     of_pruned: bool = True
     """Whether a pruned model can be in it; the others are made of whole models."""
+    engine: str = ""
+    """The engine that alone reads it, of the families that it knows; "": transformers, of all that can be pruned."""
+    quantisations: tuple[str, ...] = ()
+    """What `--quantise` may name."""
 
 
 FORMATS: Registry[Format] = Registry("format")
-STOCK, LAYERED, PADDED, TEXT = "stock", "layered", "padded", "text"
+STOCK, LAYERED, PADDED, TEXT, GGUF = "stock", "layered", "padded", "text", "gguf"
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """One of llama.cpp's: what its quantiser calls it, and what becomes of a tensor whose rows it cannot divide."""
+
+    ftype: int
+    """Of `llama_ftype`, in llama.h."""
+    block: int
+    """A row's length must be a multiple of it."""
+    instead: str = "F16"
+    """The type of tensors whose rows are a multiple of 32 only; others are F16."""
+
+
+QUANTISATIONS = {
+    "Q2_K": Quantisation(10, 256, "Q4_0"),
+    "Q3_K_S": Quantisation(11, 256, "Q4_0"),
+    "Q3_K_M": Quantisation(12, 256, "Q4_0"),
+    "Q3_K_L": Quantisation(13, 256, "Q4_0"),
+    "Q4_0": Quantisation(2, 32),
+    "Q4_K_S": Quantisation(14, 256, "Q5_0"),
+    "Q4_K_M": Quantisation(15, 256, "Q5_0"),
+    "Q5_0": Quantisation(8, 32),
+    "Q5_K_S": Quantisation(16, 256, "Q5_1"),
+    "Q5_K_M": Quantisation(17, 256, "Q5_1"),
+    "Q6_K": Quantisation(18, 256, "Q8_0"),
+    "Q8_0": Quantisation(7, 32),
+}
+"""What llama.cpp makes without an importance matrix (ftypes: llama.h; what it takes instead: llama-quant.cpp)."""
+SMALL_BLOCK, LARGE_BLOCK = 32, 256
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+"""What llama.cpp's converter writes."""
 FORMATS.register(STOCK, Format("loads anywhere"))
 FORMATS.register(LAYERED, Format("with a modelling file (trust_remote_code)", trust=True))
 FORMATS.register(
@@ -49,6 +85,16 @@ FORMATS.register(
         of_pruned=False,
     ),
 )
+FORMATS.register(
+    GGUF,
+    Format(
+        "llama.cpp and what is built on it",
+        help="one file for llama.cpp, Ollama and others, also of layers that differ",
+        converter="checkpoint.serving.gguf_file:to_gguf",
+        engine="llama.cpp",
+        quantisations=tuple(QUANTISATIONS),
+    ),
+)
 
 
 def convertible(*, of_pruned: bool = False) -> tuple[str, ...]:
@@ -60,4 +106,21 @@ def converter(name: str) -> Callable[[Any], Any]:
     """What writes a checkpoint in another format; imported only now."""
     module, _, function = FORMATS[name].converter.partition(":")
     found: Callable[[Any], Any] = getattr(import_module(f"secateur.{module}"), function)
+    return found
+
+
+def width_words(step: int, hidden: int) -> str:
+    """What llama.cpp quantises of a model whose FFN widths are multiples of `step` (--round-to) and whose own width is
+    `hidden`: known before a run. Unquantised, each engine takes any width."""
+    if step % LARGE_BLOCK == 0:
+        found = "every quantisation of llama.cpp"
+    elif step % SMALL_BLOCK == 0:
+        found = "llama.cpp's q8_0; its k-quants (Q4_K_M) take a larger type where a width is no multiple of 256"
+    else:
+        found = (
+            "any engine unquantised; llama.cpp's q8_0 wants multiples of 32 and its k-quants (Q4_K_M) of 256, and it "
+            "keeps `down` in f16 where neither divides: --round-to 32 or 256"
+        )
+    if hidden % LARGE_BLOCK:
+        found += f" (the model's own width, {hidden}, is no multiple of 256: k-quants take a larger type there)"
     return found

@@ -7,9 +7,9 @@ all with the same name. What a part of the program takes stands in a class besid
 
 from dataclasses import dataclass
 
-from .formats import FORMATS, PADDED, convertible
+from .formats import FORMATS, GGUF, OUTTYPES, PADDED, convertible
 from .load_in import load_in_faults
-from .options import at_least, choice_faults, option
+from .options import at_least, choice_faults, flag, option
 from .pruning import PruningOptions
 from .run import RunConfig
 from .sizes import target_faults
@@ -108,7 +108,7 @@ class ExportConfig:
     """Everything that `secateur export` can be told."""
 
     model: str = option("a checkpoint that secateur wrote", group="model")
-    output: str = option("folder for the new checkpoint", group="output")
+    output: str = option("folder for the new checkpoint; with --format gguf a file", group="output")
     format: str = option(
         "; ".join(f"{name}: {FORMATS[name].help}" for name in convertible()),
         PADDED,
@@ -121,8 +121,33 @@ class ExportConfig:
         group="output",
         choices=("keep", "mistral"),
     )
-    overwrite: bool = option("replace a non-empty output folder", False, group="output")
+    outtype: str | None = option(
+        "gguf: precision of the weights; default: the checkpoint's", None, group="output", choices=OUTTYPES
+    )
+    quantise: str | None = option(
+        "gguf: quantise with llama.cpp's own quantiser",
+        None,
+        group="output",
+        choices=tuple(dict.fromkeys(name for format in FORMATS.values() for name in format.quantisations)),
+    )
+    engine: str | None = option(
+        "gguf: the Python of the environment that has llama.cpp's wheels, where it is not this one",
+        None,
+        group="output",
+        metavar="PYTHON",
+    )
+    overwrite: bool = option("replace a non-empty output folder, or a file", False, group="output")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return choice_faults(self)
+        found = choice_faults(self)
+        if found:
+            return found
+        if not FORMATS[self.format].engine:
+            given = {"outtype": self.outtype, "quantise": self.quantise, "engine": self.engine}
+            found += [f"{flag(name)} {value} goes with --format {GGUF}." for name, value in given.items() if value]
+        elif self.model_class != "keep":
+            found.append(f"--model-class {self.model_class} goes with --format {PADDED}: leave it out.")
+        if self.quantise and self.outtype == "q8_0":
+            found.append(f"--outtype q8_0 is quantised already, and --quantise {self.quantise} too: leave one out.")
+        return found

@@ -16,6 +16,7 @@ from ..architecture.mixtures import family_names_apart
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
+from ..config.formats import width_words
 from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.pruning import ScoringOptions
@@ -88,6 +89,7 @@ def plan(config: PlanConfig) -> str:
         "prunable_parameters": units.prunable_params,
         "sparsity": budget.sparsity,
         "units": layer_units(units),
+        "ffn_widths": ffn_widths(budget, model_config),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
         "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
@@ -155,6 +157,12 @@ def layer_units(units: Units) -> dict[str, dict[str, Any]]:
         }
         for kind in kinds
     }
+
+
+def ffn_widths(budget: Budget, model_config: PreTrainedConfig) -> dict[str, Any]:
+    """What all FFN widths at the end are multiples of, and what engines quantise of them."""
+    step = budget.ffn_step
+    return {"multiple_of": step, "words": width_words(step, model_config.get_text_config().hidden_size)}
 
 
 def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[int]:

