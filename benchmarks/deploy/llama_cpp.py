@@ -39,8 +39,7 @@ RUNS = {
     "stock 20 %": ["--sparsity", "0.2"],
     "global 30 %": ["--sparsity", "0.3", "--allocation", "global"],
     "global 50 %, heads gone": ["--sparsity", "0.5", "--allocation", "global"],
-    "KV groups, alike": ["--sparsity", "0.2", "--attention", "kv_group", "--attention-sparsity", "0.34", "--model-class",
-                         "mistral"],
+    "KV groups, alike": ["--sparsity", "0.2", "--attention", "kv_group", "--attention-sparsity", "0.34"],
     "stock 20 %, --round-to 256": ["--sparsity", "0.2", "--round-to", "256"],
 }  # fmt: skip
 """Of the real model -> options of `prune` beside `SHORT`."""

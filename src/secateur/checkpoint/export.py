@@ -19,7 +19,7 @@ from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
-from ..config.formats import LAYERED, STOCK, convertible
+from ..config.formats import FORMATS, LAYERED, STOCK, convertible
 from ..models.benchmark import parameter_count
 from ..models.devices import without_autocast
 from ..models.files import checkpoint_bytes
@@ -133,7 +133,7 @@ def small_class(
         cls = stock_class_of(new_config)
     else:
         if model_class != "keep":
-            others = " or ".join(convertible(of_pruned=True))
+            others = " or ".join(name for name in convertible(of_pruned=True) if not FORMATS[name].engine)
             raise InputError(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
                 f"class: use it with --allocation uniform, or with export --format {others}."
