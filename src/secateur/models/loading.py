@@ -76,6 +76,7 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
     if file is not None:
         check_gguf(file)
     config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    vars(config).pop("_model_name_or_path", None)  # transformers' name for a GGUF file's model, which no config has
     if not getattr(config, "return_dict", True):  # tuples are for TorchScript: a model's parts here are asked by name
         config.return_dict = True
     if source.is_local and not source.gguf_file and (Path(source.path) / ADAPTER).is_file():

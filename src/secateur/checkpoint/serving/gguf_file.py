@@ -27,11 +27,13 @@ from ...architecture.nested import whole_type
 from ...architecture.stock import LAYERS_KEY, head_dim_of
 from ...config.formats import GGUF, QUANTISATIONS, SMALL_BLOCK
 from ...config.prune import ExportConfig
+from ...models.files import check_checkpoint
 from ...models.loading import load_config, load_model
 from ...models.source import ModelSource, resolve_model
 from ...models.stored import checkpoint_dtype, stored_bytes
 from ...models.tokenizers import load_tokenizer
 from ...system.errors import InputError, SecateurError, VerificationError, disk_is_full
+from ...system.finished import lands
 from ...system.output import check_output_file, passing_folder, room_words
 from ...system.progress import megabytes
 from ..comparing import logits_of
@@ -74,7 +76,8 @@ def to_gguf(config: ExportConfig) -> GgufReport:
     outtype = config.outtype or OUTTYPE[checkpoint_dtype(model_config)]
     notes = _check_widths(config, model_config, outtype, sizes)
     engine = check_engine(config.engine)
-    needed = _needed_bytes(source, outtype, config.quantise)
+    check_checkpoint(source)
+    needed = _needed_bytes(source, model_config, outtype, config.quantise)
     with _beside(output, needed) as work:
         converted = work / "converted.gguf"
         arguments = [str(_staged(source, model_config, work, sizes)), "--outtype", outtype]
@@ -111,6 +114,7 @@ def to_gguf(config: ExportConfig) -> GgufReport:
             config.quantise or outtype, first, last, ids.shape[1], read, tuple(notes),
         )  # fmt: skip
         made.chmod(0o666 & ~_umask())
+        lands(made, output)
         os.replace(made, output)
     return report
 
@@ -167,10 +171,9 @@ def _some(widths: list[int]) -> str:
     return ", ".join(map(str, widths[:4])) + (f" and {len(widths) - 4} other widths" if len(widths) > 4 else "")
 
 
-def _needed_bytes(source: ModelSource, outtype: str, quantise: str | None) -> int:
+def _needed_bytes(source: ModelSource, model_config: PreTrainedConfig, outtype: str, quantise: str | None) -> int:
     """About what lies beside the output for a while."""
-    stored = stored_bytes(source) or 0
-    bits = 8 * load_config(source).dtype.itemsize if stored else 16
+    stored, bits = stored_bytes(source) or 0, 8 * checkpoint_dtype(model_config).itemsize
     return int(stored * BITS[outtype] / bits * (1.5 if quantise else 1.0))
 
 
@@ -209,7 +212,7 @@ def _staged(
     folder = work / "model"
     folder.mkdir()
     for path in Path(source.path).absolute().iterdir():
-        if path.is_file() and path.name != "config.json" and path.suffix != ".py":
+        if path.is_file() and path.suffix != ".py" and not path.name.startswith(("config.json", "adapter_")):
             (folder / path.name).symlink_to(path)
     values = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
     values = {key: value for key, value in values.items() if key not in OURS and not key.startswith("secateur_")}

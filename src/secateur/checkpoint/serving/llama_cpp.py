@@ -160,10 +160,11 @@ def _started(python: str, source: str, arguments: list[str]) -> str:
     command = [python, "-W", "ignore", "-c", source, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--engine {python} cannot be started ({error.strerror}): give the Python of the environment that has "
-            "llama.cpp's wheels, such as /opt/llama/bin/python."
+            f"--engine {python} cannot be started ({reason}): give the Python of the environment that has llama.cpp's "
+            "wheels, such as /opt/llama/bin/python."
         ) from None
     if done.returncode == 0 and "RESULT" in done.stdout:
         return done.stdout
