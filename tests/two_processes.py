@@ -33,6 +33,7 @@ CRITERIA_SHOWN = {"lora": "none", "taylor": "none", "gate": "none", "wanda": "no
 CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
 CASES |= {
     "gate-lstsq": ("gate", "lstsq", "shrink"),
+    "gate-sequential": ("gate", "sequential", "shrink"),
     "rank-gradient": ("rank-gradient", "none", "shrink"),
     "rank-sparsegpt": ("rank-sparsegpt", "none", "shrink"),  # averages what the processes saw of activations
     "nan-gate-lstsq": ("gate", "lstsq", "shrink"),  # the step of the second cut has no finite gradient

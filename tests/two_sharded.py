@@ -24,6 +24,7 @@ CUTS = (2, 4, 6)
 CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
 CASES |= {
     "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),
+    "gate-sequential-shrink": ("gate", "sequential", "shrink"),
     "flap-bias-mask": ("flap", "bias", "mask"),
     "tied": ("lora", "none", "shrink"),
     "loaded": ("lora", "none", "shrink"),  # from files into shards, never whole in a process
@@ -67,6 +68,8 @@ def run(folder: Path, name: str) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     ids = torch.randint(3, 99, (STEPS, GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
+    if compensate == "sequential":
+        pruner.calibrate([{"input_ids": ids[:2].flatten(0, 1)[rank() :: processes()]}])
     traffic, seen = {}, {}
     with norms_in_float64():
         for step in range(STEPS):

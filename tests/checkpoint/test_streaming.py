@@ -111,6 +111,7 @@ def test_other_weights_than_were_trained_on_are_found(place, tmp_path, capsys, m
     ("more", "message"),
     [
         (["--compensate", "lstsq"], "--compensate lstsq changes the weights that --stream-export reads anew"),
+        (["--compensate", "sequential"], "--compensate sequential changes the weights that --stream-export reads anew"),
         (["--lora-init", "pissa"], "--lora-init pissa changes the weights"),
     ],
 )

@@ -8,7 +8,7 @@ from secateur import Pruner
 from secateur.criteria import CRITERIA
 from secateur.criteria.obs import removal_cost
 from secateur.models.surgery import merged_weight
-from secateur.pruning.compensation import RIDGE, refit_coefficients
+from secateur.pruning.compensation.single import RIDGE, refit_coefficients
 from secateur.system.errors import InputError, NumericsError
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
@@ -76,7 +76,7 @@ def lora_with_values(model):
 
 def test_a_duplicated_channel_goes_without_a_trace(monkeypatch) -> None:
     """Channel 5 does what channel 2 does, LoRA included; with ridge -> 0 the other one takes over all of it."""
-    monkeypatch.setattr("secateur.pruning.compensation.RIDGE", 1e-13)
+    monkeypatch.setattr("secateur.pruning.compensation.single.RIDGE", 1e-13)
     model = lora_with_values(adapted(dtype=torch.float64, layers=2, ffn=24))
     with torch.no_grad():
         for layer in model.get_base_model().model.layers:

@@ -44,6 +44,7 @@ WAYS = {
     "shrunk": {},
     "masked": {"shrink": False},
     "compensated": {"criterion": "obs", "compensate": "lstsq"},
+    "in sequence": {"criterion": "gate", "compensate": "sequential", "calibration_tokens": 700},
 }
 
 

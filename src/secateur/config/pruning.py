@@ -127,14 +127,18 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         group="criterion",
     )
     compensate: str = option(
-        "at a cut, what stays takes over: none, lstsq (least squares on down and o), bias (FLAP)",
+        "at a cut, what stays takes over: none, lstsq (least squares on down and o, each by itself), sequential (the "
+        "same layer by layer, on what the layers already cut make, towards the model before the cut), bias (FLAP)",
         "none",
         group="pruning",
-        choices=("none", "lstsq", "bias"),
+        choices=("none", "lstsq", "sequential", "bias"),
+    )
+    calibration_tokens: int = option(
+        "sequential: fit to so many tokens of the training data, taken at even distances", 8192, group="pruning"
     )
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         groups = ScheduleOptions.faults(self) + ScoringOptions.faults(self) + BudgetOptions.faults(self)
-        return groups + below_one(self, "ema")
+        return groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1)

@@ -1,7 +1,7 @@
 """`secateur plan`: what a run would do and take, from the model's configuration alone."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from ..models.original import check_quantisable
 from ..models.source import resolve_model
 from ..models.stored import checkpoint_dtype
 from ..pruning.budget import Budget
-from ..pruning.compensation import NEEDS
+from ..pruning.compensation.cost import refit_bytes
+from ..pruning.compensation.single import NEEDS
 from ..pruning.statistics import second_moment_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
@@ -78,10 +79,8 @@ def plan(config: PlanConfig) -> str:
         distilled=bool(config.distill),
         family=units.family,
     )
-    speed = None if config.device_tflops is None else config.device_tflops * 1e12
-    time = time_record(
-        config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device, speed=speed
-    )
+    memory = with_refit(memory, config, planned, dtype)
+    time = time_record(config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device)
     itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
         "model": config.model,
@@ -136,6 +135,15 @@ def moment_bytes(budget: Budget, scoring: frozenset[str], compensation: frozense
     spared = budget.spared
     pools = [pool for pool in budget.units.pools if pool.name not in spared]
     return second_moment_bytes(pools) * ("second_moments" in compensation)
+
+
+def with_refit(memory: Footprint, config: PlanConfig, planned: PlannedBudget, dtype: torch.dtype) -> Footprint:
+    """The footprint with what a cut that refits in sequence takes, beyond the part of a step that is over by then."""
+    if config.compensate != "sequential":
+        return memory
+    tokens = -(-config.calibration_tokens // config.devices)
+    held = refit_bytes(planned.budget.units, planned.sizes.head[1], tokens, dtype.itemsize)
+    return replace(memory, refit=max(0, held - memory.activations - memory.logits - memory.allocator))
 
 
 def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:

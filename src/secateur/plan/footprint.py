@@ -57,6 +57,8 @@ class Footprint:
     """Second moments of inputs (`obs`, `--compensate lstsq`): the averages, and the step's own sums."""
     teacher: int = field(default=0, kw_only=True)
     """The dense model's logits (`--distill`)."""
+    refit: int = field(default=0, kw_only=True)
+    """By how much a cut takes more than a step, where it refits in sequence (`--compensate sequential`)."""
 
     @property
     def total(self) -> int:

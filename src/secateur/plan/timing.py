@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from ..architecture.units import Units
-from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
+from ..config.speed import PlanConfig
 from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.benchmark import matmul_flops_per_s
 from ..models.devices import name_of
 from ..pruning.budget import Budget
+from ..pruning.compensation.cost import refit_flops
 from ..pruning.schedule import make_schedule
 from ..system.progress import phase
 from ..training.flops import ModelSizes, Workload, run_flops, step_flops
@@ -25,7 +26,7 @@ TRAINING_EFFICIENCY = 0.6
 
 @phase("measuring how fast this machine multiplies")
 def time_record(
-    config: PruneConfig,
+    config: PlanConfig,
     budget: Budget,
     sizes: ModelSizes,
     *,
@@ -33,13 +34,11 @@ def time_record(
     targets: list[str],
     dtype: torch.dtype,
     device: torch.device,
-    speed: float | None = None,
 ) -> dict[str, Any]:
-    """FLOPs, measured speed and the seconds they come to, of the first and last step and of the run.
+    """FLOPs, speed (measured, or as `--device-tflops` says), and the seconds they are: first and last step, cut, run.
 
     Args:
         targets: names of the linears that have LoRA.
-        speed: FLOP/s of matrix products; by default they are timed here.
     Raises:
         InputError: `--steps` is given and the schedule does not fit it.
     """
@@ -55,12 +54,15 @@ def time_record(
     first = step_flops(sizes, budget.units, {}, config.first_rank, work)
     last = step_flops(sizes, budget.units, gone, config.rank, work)
     flops = {"first_step": first.total, "last_step": last.total - last.scoring}
+    if config.compensate == "sequential":
+        flops["cut"] = refit_flops(budget.units, sizes.head[1], -(-config.calibration_tokens // config.devices))
     if config.steps is not None:
         steps = config.steps
         schedule = make_schedule(config, steps)
-        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks)
-    measured = speed is None
-    if speed is None:
+        cuts = flops.get("cut", 0.0) * len(schedule.cuts())  # a little less: later cuts are of a smaller model
+        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks) + cuts
+    measured, speed = config.device_tflops is None, 1e12 * (config.device_tflops or 0)
+    if measured:
         layer = list(sizes.linears.values())[: len(sizes.family.linears)]
         tokens = work.tokens // config.accumulation
         speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)
@@ -87,7 +89,7 @@ def units_gone(budget: Budget) -> Mapping[str, float]:
     return gone
 
 
-def _scored(config: PruneConfig, units: Units, scoring: ScoringOptions) -> frozenset[str]:
+def _scored(config: PlanConfig, units: Units, scoring: ScoringOptions) -> frozenset[str]:
     """Paths of the linears whose weights' gradients the criterion looks at."""
     criterion = CRITERIA[config.criterion]
     if not criterion.needs & {"weight_grad", "batch_weight_grad"}:

@@ -1,6 +1,6 @@
 """The model while it is pruned: which units are left, as slices or as masks, and what a cut does to its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,10 @@ from ..models.stored import untie_
 from ..models.surgery import check_mergeable, removals, shrink_
 from ..parallel.sharding import assign_, check_in_memory, gathered
 from ..system.errors import InputError
-from .compensation import check_compensation, compensate_, rewritten_by
+from ..system.voice import speaks_python
+from .compensation.calibration import NONE_GIVEN, Calibration, calibration_of
+from .compensation.sequence import refit_in_sequence
+from .compensation.single import check_compensation, compensate_, rewritten_by
 from .masks import Masks, check_unmasked
 
 
@@ -38,6 +41,7 @@ class PrunedModel:
         living: pools of the units that are left, where they are in the model now.
         modules: path -> linear of a unit, as it is in the model now.
         masks: where cuts mask.
+        calibration: what is refitted on, where cuts refit in sequence.
     Raises:
         InputError: an unsupported model or adapter; weights that cannot be cut or rewritten.
     """
@@ -58,6 +62,7 @@ class PrunedModel:
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         check_compensation(compensate, self.units, self.modules)
         self.masks: Masks | None = None
+        self.calibration: Calibration | None = None
         self.living: tuple[Pool, ...] = self.units.pools
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
 
@@ -73,12 +78,14 @@ class PrunedModel:
             return self.keep
         return {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.live.pools}
 
-    def check_unchanged(self) -> None:
-        """Whether the linears have the sizes that are known here.
+    def check_ready(self) -> None:
+        """Whether a cut could be made: the linears have the sizes that are known here, and what it needs is there.
 
         Raises:
-            InputError: something else has cut them.
+            InputError: something else has cut them; there is nothing to calibrate on.
         """
+        if self.compensate == "sequential" and self.calibration is None:
+            raise InputError(NONE_GIVEN)
         for member in (member for pool in self.live.pools for member in pool.members if member.scored):
             size = sides_of(base_linear(self.modules[member.linear]))[member.dim]
             if size != member.size:
@@ -108,7 +115,11 @@ class PrunedModel:
         """
         before, self.keep = self.keep, keep
         stay = {name: mask[before[name]] if self.shrink else mask for name, mask in keep.items()}
-        if moments is not None and self.compensate != "none":
+        if moments is not None and self.compensate == "sequential":
+            assert self.calibration is not None, "it is asked for before a step is scored"
+            batches, dtype = self.calibration.batches, self.calibration.dtype
+            refit_in_sequence(self.model, self.live, stay, batches, dtype=dtype)
+        elif moments is not None and self.compensate != "none":
             for gate, kept, gone in self._losing(before, stay):
                 compensate_(
                     self.compensate, self.modules[gate.linear], moments[gate.linear], gate.entries(kept),
@@ -172,9 +183,22 @@ class PrunedModel:
 
 
 class Shown:
-    """What a pruner shows of its model."""
+    """What a pruner shows of its model, and is told of what it is given."""
 
     pruned: PrunedModel
+
+    @speaks_python()
+    def calibrate(self, batches: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> None:
+        """Hand over what `compensate="sequential"` fits to at each cut. Before the first step, also of a resumed run.
+
+        Args:
+            batches: what the model is given, such as {"input_ids": (sequences, tokens)}, some thousand tokens in all;
+                of several processes each gives its own, and as many. They are kept.
+            dtype: what the model computes in under autocast, as in training; by default its weights' own precision.
+        Raises:
+            InputError: there are none, or one is not what a model is given.
+        """
+        self.pruned.calibration = calibration_of(batches, dtype)
 
     @property
     def units(self) -> Units:

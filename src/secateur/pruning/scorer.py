@@ -13,7 +13,7 @@ from ..parallel.sharding import is_sharded
 from ..system.errors import InputError
 from .averages import Averages
 from .checks import check_scores, criterion_of
-from .compensation import NEEDS
+from .compensation.single import NEEDS
 from .model import PrunedModel
 from .statistics import Statistics
 
@@ -68,7 +68,7 @@ class Scorer:
         Raises:
             NumericsError: a score is NaN or infinite; names the pool and the step.
         """
-        self.pruned.check_unchanged()
+        self.pruned.check_ready()
         self.statistics.fold()
         if cutting:
             self.statistics.average_()

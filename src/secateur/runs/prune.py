@@ -36,6 +36,7 @@ from ..system.locks import locked
 from ..system.progress import Progress
 from ..system.quiet import quiet_transformers
 from ..system.records import write_json
+from ..training.calibration import calibrate
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
 from ..training.contact import contact_kept
@@ -188,6 +189,7 @@ def fine_tune_and_prune(
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)
+    calibrate(pruner, job, dtype)
     rank_pruner = make_rank_pruner(model, job)
     make_work(job)
     _announce(job, pruner, dense_parameters, progress)

@@ -19,6 +19,7 @@ from ..pruning.pruner import Pruner
 from ..pruning.schedule import Schedule, tell_unfinished
 from ..ranks import RankPruner
 from ..system.errors import InputError, NumericsError
+from .calibration import calibrate_by_trainer
 from .checkpoints import seal
 from .guard import NumericsGuard
 
@@ -132,6 +133,8 @@ class PruningCallback(TrainerCallback):
         if self.pruner.schedule is None or (self._began and not self.pruner.steps_done):
             self.pruner.begin(state.max_steps)  # again, where Trainer has found a smaller batch to fit
             self._began = True
+        if isinstance(self.pruner, Pruner):
+            calibrate_by_trainer(self.pruner, kwargs.get("train_dataloader"), args)
         if self.pruner.steps_done < state.global_step:
             raise InputError(
                 f"Trainer goes on from step {state.global_step} and the pruner stands at step "

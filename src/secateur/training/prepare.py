@@ -28,7 +28,7 @@ from ..pruning.allocation import make_budget
 from ..pruning.allocation.reach import Unreachable
 from ..pruning.allocation.target import Target, in_words_of, resolve_target
 from ..pruning.budget import Budget, budget_goal
-from ..pruning.compensation import check_compensation
+from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
 from ..system.errors import InputError
 from .finetune import lora_config

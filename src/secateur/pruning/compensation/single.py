@@ -10,19 +10,22 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..architecture.units import Units, base_linear, weight_of
-from ..criteria import InputMoments
-from ..criteria.cholesky import damped_cholesky
-from ..models.surgery import lora_factors, merged_weight
-from ..parallel.sharding import assign_, gathered
-from ..system.errors import InputError
+from ...architecture.units import Units, base_linear, weight_of
+from ...criteria import InputMoments
+from ...criteria.cholesky import damped_cholesky
+from ...models.surgery import lora_factors, merged_weight
+from ...parallel.sharding import assign_, gathered
+from ...system.errors import InputError
 
 NEEDS = {
     "none": frozenset[str](),
     "lstsq": frozenset({"second_moments"}),
     "bias": frozenset({"input_moments"}),
+    "sequential": frozenset[str](),
 }
-"""Way of compensation -> what it needs to know of the linears' inputs."""
+"""Way of compensation -> what it needs to know of the linears' inputs in training."""
+REWRITES = {"none": None, "lstsq": "weight", "bias": "bias", "sequential": "weight"}
+"""Way of compensation -> the parameter of an o or down that it changes."""
 RIDGE = 1.0
 """λ, relative to the mean diagonal of C_KK. Before a cut a run sees inputs of 1,000 to 8,000 tokens, not many more than
 there are channels: with 0.01 the refit can double the error on other tokens (docs/results/compensation.md)."""
@@ -32,10 +35,16 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
     """Refuse what the architecture cannot hold.
 
     Raises:
-        InputError: `bias` where o or down has none, or `lstsq` where a weight cannot be rewritten.
+        InputError: `bias` where o or down has none; `lstsq` or `sequential` where a weight cannot be rewritten;
+            `sequential` where layers do not follow one another, or down is an expert's.
     """
     if how not in NEEDS:
         raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
+    if how == "sequential" and (units.family.experts or units.family.stacks):
+        kind = (
+            "a mixture, whose experts share out what the layer makes" if units.family.experts else "an encoder-decoder"
+        )
+        raise InputError(f"--compensate sequential: {units.family.name} is {kind}: use --compensate lstsq.")
     for path in (gate.linear for pool in units.pools for gate in pool.gates):
         linear = base_linear(modules[path])
         if how == "bias" and linear.bias is None:
@@ -43,16 +52,16 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
                 f"--compensate bias: {path} has no bias to hold the constant, and adding one would change "
                 "the architecture: use --compensate lstsq."
             )
-        if how == "lstsq" and not linear.weight.is_floating_point():
+        if REWRITES[how] == "weight" and not linear.weight.is_floating_point():
             raise InputError(
-                f"--compensate lstsq rewrites {path}, whose weight is {linear.weight.dtype}: "
+                f"--compensate {how} rewrites {path}, whose weight is {linear.weight.dtype}: "
                 "load the model without quantisation, or use --compensate none."
             )
 
 
 def rewritten_by(how: str, units: Units, modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
     """Name -> parameter of an o or down that compensation changes."""
-    leaf = {"none": None, "lstsq": "weight", "bias": "bias"}[how]
+    leaf = REWRITES[how]
     if leaf is None:
         return {}
     return {

@@ -1,0 +1,1 @@
+"""What stays takes over at a cut: each linear by itself (`single`), or all in sequence (`sequence`)."""

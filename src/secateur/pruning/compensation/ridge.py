@@ -1,0 +1,121 @@
+"""Ridge least squares from sums over tokens, with the ridge chosen by tokens that were not fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...criteria.base import wide
+from ...parallel.distributed import sum_
+from ...system.errors import NumericsError
+
+RIDGES = (0.01, 0.1, 1.0, 10.0)
+"""λ, relative to the mean diagonal of X Xᵀ, from which one is chosen for each linear."""
+DEFAULT = 1.0
+"""Where there are no tokens to choose by."""
+SKETCH = 64
+"""So many random mixtures of a linear's outputs stand for all of them while a ridge is chosen."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a linear was changed by."""
+
+    change: Tensor
+    """(outputs, columns) Δ."""
+    ridge: float | None
+    """λ; None: no change was better than any."""
+    error: float
+    """Of the tokens that were not fitted to: what is left of the squared difference, 1 before."""
+
+
+class Sums:
+    """Σ x xᵀ, Σ r xᵀ and Σ |r|² over tokens: those that are fitted to, and those that choose the ridge.
+
+    Args:
+        outputs, columns: sizes of r and x.
+        like: a tensor on the device, in whose precision or float32 is added up.
+    """
+
+    def __init__(self, outputs: int, columns: int, like: Tensor) -> None:
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.parts = [
+            [
+                torch.zeros(size, dtype=dtype, device=like.device)
+                for size in ((columns, columns), (outputs, columns), ())
+            ]
+            for _ in range(2)
+        ]
+
+    def add(self, x: Tensor, r: Tensor, held: Tensor) -> None:
+        """Add tokens.
+
+        Args:
+            x, r: (tokens, columns) and (tokens, outputs).
+            held: (tokens,) bool, which are there to choose the ridge.
+        """
+        for chosen, part in zip((~held, held), self.parts, strict=True):
+            if chosen.any():
+                rows, wanted = wide(x[chosen]), wide(r[chosen])
+                part[0].addmm_(rows.T, rows)
+                part[1].addmm_(wanted.T, rows)
+                part[2] += wanted.square().sum()
+
+    def share(self) -> None:
+        """The sums of all processes."""
+        for part in self.parts:
+            for sums in part:
+                sum_(sums)
+
+    def fit(self, ridges: Sequence[float], what: str) -> Fit:
+        """The Δ that brings Δ x closest to r, in the least-squares sense, with the ridge that suits other tokens best.
+
+        Δ = (Σ r xᵀ)(Σ x xᵀ + λ·mean diagonal·I)⁻¹ of all tokens.
+
+        Args:
+            ridges: to choose from; of a single one there is no choice.
+            what: names the linear in an error.
+        Raises:
+            NumericsError: the sums are not finite.
+        """
+        fitted, held = self.parts
+        second, cross = fitted[0] + held[0], fitted[1] + held[1]
+        if not bool(torch.isfinite(second).all() & torch.isfinite(cross).all()):
+            raise NumericsError(
+                f"compensate='sequential': an activation at {what} overflowed: lower --lr, or compute in float32 "
+                "(--dtype float32)."
+            )
+        nothing = Fit(torch.zeros_like(cross), None, 1.0)
+        if not cross.any():
+            return nothing
+        if len(ridges) == 1 or not held[2] or not fitted[2]:
+            ridge = ridges[0] if len(ridges) == 1 else DEFAULT
+            return Fit(solved(second, cross, ridge), ridge, float("nan"))
+        best, error = self._choice(ridges)
+        return nothing if best is None else Fit(solved(second, cross, best), best, error)
+
+    def _choice(self, ridges: Sequence[float]) -> tuple[float | None, float]:
+        (second, cross, _), (held, held_cross, _) = self.parts
+        outputs, generator = len(cross), torch.Generator().manual_seed(0)
+        mix = torch.randn(SKETCH, outputs, generator=generator).to(cross) if outputs > SKETCH else None
+        cross, held_cross = (cross, held_cross) if mix is None else (mix @ cross, mix @ held_cross)
+        size = self.parts[1][2] * (1 if mix is None else SKETCH)
+        best, least = None, 0.0
+        for ridge in ridges:
+            change = solved(second, cross, ridge)
+            gain = float(((change @ held) * change).sum() - 2 * (change * held_cross).sum())
+            if gain < least:
+                best, least = ridge, gain
+        return best, 1 + least / float(size)
+
+
+def solved(second: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """cross · (second + λI)⁻¹, (outputs, columns), with λ = ridge × the mean diagonal of `second`."""
+    damped = second.clone()
+    damped.diagonal().add_(ridge * second.diagonal().mean())
+    scale = damped.diagonal().rsqrt()  # columns of one size: rounding then counts for least
+    factor, info = torch.linalg.cholesky_ex(damped * scale * scale.unsqueeze(1))
+    if int(info):  # rounding made it singular
+        return solved(second.double(), cross.double(), max(ridge, 1e-12) * 10).to(cross)
+    return torch.cholesky_solve((cross * scale).T, factor).T * scale
