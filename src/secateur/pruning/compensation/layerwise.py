@@ -154,7 +154,7 @@ def watched(linear: nn.Module, mask: Tensor | None = None, *, stop: bool = False
         return (seen.input, *args[1:])
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.output = output
+        seen.output = output.clone()  # Falcon goes on in place
         if stop:
             raise Stop
 
@@ -172,7 +172,7 @@ def watched(linear: nn.Module, mask: Tensor | None = None, *, stop: bool = False
 @contextmanager
 def replaced(linear: nn.Module, value: Tensor) -> Iterator[None]:
     """Whatever the linear makes, it is `value`, by entries in a row."""
-    hook = linear.register_forward_hook(lambda module, args, output: value.to(output).reshape(output.shape))
+    hook = linear.register_forward_hook(lambda module, args, output: value.to(output, copy=True).reshape(output.shape))
     try:
         yield
     finally:
