@@ -21,6 +21,7 @@ from secateur.models.loading import load_config
 from secateur.models.source import resolve_model
 from secateur.plan.footprint import export_bytes
 from secateur.plan.timing import units_gone
+from secateur.pruning.compensation.cost import refit_bytes
 from secateur.training.loss import causal_lm_loss
 from secateur.training.prepare import plan_budget
 
@@ -147,6 +148,30 @@ def test_what_scoring_keeps_is_what_a_step_holds(place, bare, tmp_path, capsys, 
     assert plain[part] == 0
     if part == "scoring":  # in the host's memory, which a GPU's does not count
         assert planned_memory(place, tmp_path, *given, "--offload-gradients")["memory"]["scoring"] == 0
+
+
+def test_a_refit_in_sequence_counts(place, tmp_path, capsys) -> None:
+    """A cut comes when a step is over, so memory is the larger of the two; its time is on top."""
+    plain, few, many = (
+        planned_memory(place, tmp_path, "--steps", "100", "--frequency", "25", *more)
+        for more in (
+            [],
+            ["--compensate", "sequential"],
+            ["--compensate", "sequential", "--calibration-tokens", "90000"],
+        )
+    )
+    memory = many["memory"]
+    over = sum(memory[part] for part in ("activations", "logits", "allocator"))
+    units = plan_budget(
+        build(PlanConfig, {"model": str(place / "model")}), load_config(resolve_model(many["model"]))
+    ).budget
+    assert memory["refit"] == refit_bytes(units.units, 64, 90000, 4) - over > 0
+    assert memory["total"] - plain["memory"]["total"] == memory["refit"]
+    assert "a cut that refits in sequence" in capsys.readouterr().out
+    assert few["memory"]["refit"] < memory["refit"]
+    flops = many["time"]["flops"]
+    assert flops["run"] - plain["time"]["flops"]["run"] == pytest.approx(2 * flops["cut"])
+    assert flops["cut"] > 90000 * 2 * 2 * many["prunable_parameters"]
 
 
 def test_a_teachers_logits_count(place, tmp_path) -> None:

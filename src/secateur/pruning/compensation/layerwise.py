@@ -29,10 +29,11 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch as it enters the first layer, and how each layer is called on it."""
+    """How each layer is called on a batch."""
 
-    hidden: Tensor
-    """(sequences, tokens, width)"""
+    sequences: int
+    tokens: int
+    """Of a sequence."""
     calls: list[Call]
     counts: Tensor | None
     """(sequences · tokens,) bool, which are no padding; None: all."""
@@ -60,8 +61,10 @@ def at_rest(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             torch.clear_autocast_cache()  # casts made without gradients must not be training's
 
 
-def recorded(model: nn.Module, layers: list[nn.Module], batches: Iterable[Mapping[str, Tensor]]) -> list[Batch]:
-    """Each batch at the entrance of the first layer, and how the model calls its layers on it.
+def recorded(
+    model: nn.Module, layers: list[nn.Module], batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[list[Tensor], list[Batch]]:
+    """Each batch at the entrance of the first layer, (sequences, tokens, width), and how the model calls its layers.
 
     Args:
         model: the base model, without PEFT's wrapper.
@@ -70,7 +73,7 @@ def recorded(model: nn.Module, layers: list[nn.Module], batches: Iterable[Mappin
         InputError: it does something between its layers, or does not call each of them once.
     """
     known: dict[tuple[Any, ...], list[Call]] = {}
-    found = []
+    entering, found = [], []
     for batch in batches:
         inputs = {name: value.to(next(model.parameters()).device) for name, value in batch.items() if name != "labels"}
         key = _key(inputs)
@@ -78,8 +81,9 @@ def recorded(model: nn.Module, layers: list[nn.Module], batches: Iterable[Mappin
         known[key] = calls
         mask = inputs.get("attention_mask")
         counts = mask.bool().flatten() if mask is not None and mask.dim() == 2 and not mask.all() else None
-        found.append(Batch(hidden, calls, counts))
-    return found
+        entering.append(hidden)
+        found.append(Batch(hidden.shape[0], hidden.shape[1], calls, counts))
+    return entering, found
 
 
 def _key(inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:

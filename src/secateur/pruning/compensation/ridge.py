@@ -20,14 +20,12 @@ SKETCH = 64
 
 @dataclass(frozen=True)
 class Fit:
-    """What a linear was changed by."""
+    """How a linear was changed."""
 
-    change: Tensor
-    """(outputs, columns) Δ."""
     ridge: float | None
     """λ; None: no change was better than any."""
     error: float
-    """Of the tokens that were not fitted to: what is left of the squared difference, 1 before."""
+    """What is left of the squared difference at tokens that were not fitted to; 1 before, NaN without such tokens."""
 
 
 class Sums:
@@ -68,8 +66,8 @@ class Sums:
             for sums in part:
                 sum_(sums)
 
-    def fit(self, ridges: Sequence[float], what: str) -> Fit:
-        """The Δ that brings Δ x closest to r, in the least-squares sense, with the ridge that suits other tokens best.
+    def fit(self, ridges: Sequence[float], what: str) -> tuple[Tensor, Fit]:
+        """(outputs, columns) Δ that brings Δ x closest to r by least squares; the ridge suits other tokens best.
 
         Δ = (Σ r xᵀ)(Σ x xᵀ + λ·mean diagonal·I)⁻¹ of all tokens.
 
@@ -86,14 +84,13 @@ class Sums:
                 f"compensate='sequential': an activation at {what} overflowed: lower --lr, or compute in float32 "
                 "(--dtype float32)."
             )
-        nothing = Fit(torch.zeros_like(cross), None, 1.0)
         if not cross.any():
-            return nothing
+            return cross, Fit(None, 1.0)
         if len(ridges) == 1 or not held[2] or not fitted[2]:
             ridge = ridges[0] if len(ridges) == 1 else DEFAULT
-            return Fit(solved(second, cross, ridge), ridge, float("nan"))
+            return solved(second, cross, ridge), Fit(ridge, float("nan"))
         best, error = self._choice(ridges)
-        return nothing if best is None else Fit(solved(second, cross, best), best, error)
+        return torch.zeros_like(cross) if best is None else solved(second, cross, best), Fit(best, error)
 
     def _choice(self, ridges: Sequence[float]) -> tuple[float | None, float]:
         (second, cross, _), (held, held_cross, _) = self.parts

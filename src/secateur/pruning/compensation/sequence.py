@@ -56,7 +56,7 @@ def refit_in_sequence(
         dtype: what the model computes in, where that is not its weights' own (autocast).
         ridges: to choose from for each linear, relative to the mean diagonal of X Xᵀ.
     Returns:
-        path of a linear -> what it was changed by.
+        path of a linear -> how it was changed.
     Raises:
         InputError: no batches; a model whose layers do not follow one another.
         NumericsError: an activation overflowed.
@@ -66,12 +66,12 @@ def refit_in_sequence(
     with at_rest(model, dtype):
         batches = list(batches)
         _check_batches(batches)
-        (small,) = recorded(base, layers, [{"input_ids": batches[0]["input_ids"][:2, :PROBE]}])
+        (hidden,), (small,) = recorded(base, layers, [{"input_ids": batches[0]["input_ids"][:2, :PROBE]}])
         factors = []
         for layer, place, call in zip(layers, units.places, small.calls, strict=True):
             ends = (layer.get_submodule(path) for path in (place.family.o, place.family.mlp_out))
-            factors.append(factors_of(layer, call, small.hidden, *ends))
-        walk = _Walk(recorded(base, layers, batches), ridges, two=any(factors))
+            factors.append(factors_of(layer, call, hidden, *ends))
+        walk = _Walk(*recorded(base, layers, batches), ridges, two=any(factors))
         for number, layer in enumerate(layers):
             walk.through(number, layer, factors[number], dict(_gates(units, number, stay, base)))
         return walk.found
@@ -120,12 +120,13 @@ class _Walk:
     """Both streams of hidden states, from layer to layer.
 
     Args:
+        entering: the batches at the entrance of the first layer.
         two: whether any layer looks at the whole model's stream.
     """
 
-    def __init__(self, batches: list[Batch], ridges: Sequence[float], *, two: bool) -> None:
+    def __init__(self, entering: list[Tensor], batches: list[Batch], ridges: Sequence[float], *, two: bool) -> None:
         self._batches, self._ridges, self._two = batches, ridges, two
-        self._whole = [batch.hidden for batch in batches]
+        self._whole = entering
         """The stream of the model before the cut."""
         self._cut = list(self._whole)
         self._same = True
@@ -211,10 +212,11 @@ class _Walk:
     def _add(self, sums: Sums, place: int, x: Tensor, lacks: Tensor) -> None:
         """Add a batch's tokens, (sequences, tokens, ...) or flattened, that are no padding."""
         batch = self._batches[place]
-        count, length = batch.hidden.shape[:2]
-        first = sum(len(other.hidden) for other in self._batches[:place])
-        numbers = torch.arange(first, first + count, device=x.device) * processes() + rank()  # of all processes'
-        held = (numbers % HELD == HELD - 1).repeat_interleave(length)
+        first = sum(other.sequences for other in self._batches[:place])
+        numbers = (
+            torch.arange(first, first + batch.sequences, device=x.device) * processes() + rank()
+        )  # of all processes'
+        held = (numbers % HELD == HELD - 1).repeat_interleave(batch.tokens)
         x, lacks = x.flatten(0, -2), lacks.reshape(-1, lacks.shape[-1]).to(x.device)
         if batch.counts is not None:
             counts = batch.counts.to(x.device)
@@ -224,11 +226,11 @@ class _Walk:
     def _change_(self, gate: _Gate, sums: Sums) -> Tensor:
         """Add what fits best to the columns that stay; returns what was added, as rounded."""
         sums.share()
-        fit = self.found[gate.path] = sums.fit(self._ridges, gate.path)
+        change, self.found[gate.path] = sums.fit(self._ridges, gate.path)
         weight = weight_of(base_linear(gate.linear))
         whole = gathered(weight.detach())
         old = whole[:, gate.columns]
-        new = (old.to(fit.change.dtype) + fit.change).to(whole.dtype)
+        new = (old.to(change.dtype) + change).to(whole.dtype)
         if whole is weight or whole.data_ptr() == weight.data_ptr():
             weight.data[:, gate.columns] = new
         else:
