@@ -40,7 +40,7 @@ RUNS = {
     "global 30 %": ["--sparsity", "0.3", "--allocation", "global"],
     "global 50 %, heads gone": ["--sparsity", "0.5", "--allocation", "global"],
     "KV groups, alike": ["--sparsity", "0.2", "--attention", "kv_group", "--attention-sparsity", "0.34"],
-    "stock 20 %, --round-to 256": ["--sparsity", "0.2", "--round-to", "256"],
+    "--round-to 256, 20 %": ["--sparsity", "0.2", "--round-to", "256"],
 }  # fmt: skip
 """Of the real model -> options of `prune` beside `SHORT`."""
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,

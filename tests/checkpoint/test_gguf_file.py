@@ -23,9 +23,11 @@ from secateur.config.formats import QUANTISATIONS, width_words
 from secateur.config.prune import ExportConfig
 from secateur.system.errors import InputError, VerificationError
 
-ENGINE = os.environ.get("SECATEUR_LLAMA_CPP") or str(Path(__file__).parents[2] / "build/deploy/llama-cpp/bin/python")
+MADE = Path(__file__).parents[2] / "build/deploy/llama-cpp"
+ENGINE = os.environ.get("SECATEUR_LLAMA_CPP") or str(MADE / "bin" / "python")
 needs_engine = pytest.mark.skipif(
-    not Path(ENGINE).exists(), reason="llama.cpp's wheels are not at hand: make deploy-engines, or SECATEUR_LLAMA_CPP"
+    not ((MADE / ".ready").exists() or os.environ.get("SECATEUR_LLAMA_CPP")),
+    reason="llama.cpp's wheels are not at hand: make deploy-engines, or name their Python in SECATEUR_LLAMA_CPP",
 )
 SHAPES = (LayerShape(4, 2, 96, 16), LayerShape(2, 1, 32, 16), LayerShape(2, 2, 64, 16))
 """Layers that differ in everything: heads, KV heads, query heads for each of them, channels."""
