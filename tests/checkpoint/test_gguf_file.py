@@ -31,6 +31,8 @@ needs_engine = pytest.mark.skipif(
 )
 SHAPES = (LayerShape(4, 2, 96, 16), LayerShape(2, 1, 32, 16), LayerShape(2, 2, 64, 16))
 """Layers that differ in everything: heads, KV heads, query heads for each of them, channels."""
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
 
 
 def gguf(model: Path, output: Path, **more: object) -> ExportConfig:
@@ -39,10 +41,11 @@ def gguf(model: Path, output: Path, **more: object) -> ExportConfig:
 
 @pytest.fixture(scope="module")
 def layered(tmp_path_factory) -> Path:
-    """A checkpoint whose layers differ, with a tokenizer that llama.cpp knows."""
+    """A checkpoint whose layers differ, with all that a Llama may have, and a tokenizer that llama.cpp knows."""
     folder = tmp_path_factory.mktemp("layered")
     tokenizer = sentence_file(prefix=False)
-    config = tiny_llama(vocab=tokenizer.get_vocab_size()).config
+    config = tiny_llama(vocab=tokenizer.get_vocab_size(), bias=True).config
+    config.rope_parameters = {"rope_theta": 1e4, **LLAMA3}
     family = family_of("llama")
     kind, config = small_class(config, family, SHAPES, "keep")
     model = kind._from_config(config)

@@ -31,7 +31,7 @@ from ...models.files import check_checkpoint
 from ...models.loading import load_config, load_model
 from ...models.source import ModelSource, resolve_model
 from ...models.stored import checkpoint_dtype, stored_bytes
-from ...models.tokenizers import load_tokenizer
+from ...models.tokenizers import load_tokenizer, settings_of
 from ...system.errors import InputError, SecateurError, VerificationError, disk_is_full
 from ...system.finished import lands
 from ...system.output import check_output_file, passing_folder, room_words
@@ -47,6 +47,8 @@ LAYERED_CLASS = "SecateurLayersForCausalLM"
 OUTTYPE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f32"}
 OURS = ("auto_map", "_name_or_path", "_model_name_or_path", "per_layer_config")
 """Keys of config.json that are not the converter's business: code, and names that would go into the file."""
+FILES_OWN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes that are what tokenizer.json says, and nothing more."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 MOST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 """Mean KL divergence (nats) of llama.cpp's predictions from transformers' in float32 that is allowed of each precision
@@ -236,6 +238,9 @@ def _staged(
         if path.is_file() and path.suffix != ".py" and not path.name.startswith(("config.json", "adapter_")):
             (folder / path.name).symlink_to(path)
     values = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
+    if settings_of(source.path).get("tokenizer_class") in FILES_OWN:
+        # of some model types transformers would build a tokenizer of the type's own class from the file's vocabulary
+        values = json.loads(model_config.to_json_string(use_diff=False)) | {"model_type": "secateur"}
     values = {key: value for key, value in values.items() if key not in OURS and not key.startswith("secateur_")}
     if sizes:
         values["architectures"] = [LAYERED_CLASS]
