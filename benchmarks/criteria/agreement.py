@@ -106,7 +106,7 @@ def uniform_channels(pruner: Pruner) -> dict[float, Tensor]:
     everything = {name: torch.ones_like(keep) for name, keep in pruner.keep.items()}
     found = {}
     for sparsity in SPARSITIES:
-        budget = make_budget(pruner.units, replace(pruner.budget_goal, sparsity=sparsity), pruner.legal)
+        budget = make_budget(pruner.units, replace(pruner.allocator.goal, sparsity=sparsity), pruner.allocator.legal)
         keep = budget.select(pruner.scores, everything, 1.0)
         found[sparsity] = torch.cat([~mask for name, mask in keep.items() if name.endswith(".ffn")])
     return found
@@ -115,7 +115,7 @@ def uniform_channels(pruner: Pruner) -> dict[float, Tensor]:
 def lowest_groups(pruner: Pruner) -> dict[float, Tensor]:
     """Sparsity -> (KV groups of all layers,) bool, that share with the lowest scores."""
     scores = torch.stack([scores for name, scores in pruner.scores.items() if not name.endswith(".ffn")])
-    if pruner.budget_goal.across_layers == "mean":
+    if pruner.allocator.goal.across_layers == "mean":
         scores = scores / scores.mean(dim=1, keepdim=True)
     ranks = scores.flatten().argsort().argsort()
     return {sparsity: ranks < round(sparsity * len(ranks)) for sparsity in SPARSITIES}

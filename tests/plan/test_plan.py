@@ -36,12 +36,14 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "protected", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global", "search"])
 def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> None:
     options = [
         "--model", str(place / "model"), "--sparsity", "0.25", "--allocation", allocation, "--seq-len", "32",
         "--batch-size", "2", "--dtype", "float32",
     ]  # fmt: skip
+    if allocation == "search":
+        options += ["--search-evaluations", "14", "--calibration-tokens", "128"]
     assert main(["plan", *options, "--json", str(tmp_path / "plan.json")]) == 0
     planned = json.loads((tmp_path / "plan.json").read_text())
     printed = capsys.readouterr().out
@@ -54,7 +56,11 @@ def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> N
     widths = [size["intermediate_size"] for size in sizes.get("secateur_layers") or [sizes]]
     assert math.gcd(*widths) % planned["ffn_widths"]["multiple_of"] == 0
     assert f"FFN widths are multiples of {planned['ffn_widths']['multiple_of']}: " in printed
-    if allocation == "global":  # to within a unit
+    if allocation == "search":
+        assert planned["memory"]["search"] == 128 * 128 * 4
+        assert result["search"]["tokens"] == 128
+        assert "searched among 14 candidates on 128 tokens" in capsys.readouterr().out
+    if allocation in ("global", "search"):  # to within a unit
         assert planned["after"]["parameters"] == pytest.approx(result["pruned"]["parameters"], rel=0.01)
         return
     assert planned["after"]["parameters"] == result["pruned"]["parameters"]

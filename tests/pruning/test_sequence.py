@@ -307,9 +307,9 @@ def test_what_it_cannot_do_is_said_before_a_step() -> None:
     model = adapted()
     pruner = pruner_for(model, compensate="sequential", total_steps=STEPS)
     model(rows(2), labels=rows(2)).loss.backward()
-    with pytest.raises(InputError, match=r"nothing to fit to: call pruner.calibrate\(batches\) before training"):
+    with pytest.raises(InputError, match=r"nothing to go by: call pruner.calibrate\(batches\) before training"):
         pruner.observe()
-    with pytest.raises(InputError, match="nothing to fit to"):
+    with pytest.raises(InputError, match="nothing to go by"):
         pruner.calibrate([])
     with pytest.raises(InputError, match=r"batch 1 is a one with input_ids .*32"):
         pruner.calibrate([{"input_ids": rows(2)}, {"input_ids": rows(2)[0]}])

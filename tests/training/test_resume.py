@@ -15,6 +15,7 @@ from zygote import run_until
 from secateur.cli import main
 from secateur.config.options import build
 from secateur.config.prune import PruneConfig
+from secateur.pruning.search.evolution import Search
 from secateur.runs.prune import prune
 from secateur.system.errors import InputError
 from secateur.system.locks import locked
@@ -59,6 +60,7 @@ WAYS = {
     "masking": {"shrink": False},
     "compensated": {"criterion": "obs", "compensate": "lstsq"},
     "one-shot": {"schedule": "one-shot", "criterion": "taylor"},
+    "searched": {"allocation": "search", "search_evaluations": 5, "calibration_tokens": 64, "criterion": "gate"},
     "pissa, distilled": {"lora_init": "pissa", "distill": 0.5, "shrink": False, "criterion": "gate"},
 }
 
@@ -89,6 +91,28 @@ def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, way) -> None:
     assert losses[0] == losses[1]
     cuts = [json.loads((tmp_path / name / "units.json").read_text())["cuts"] for name in ("whole", "out")]
     assert cuts[0] == cuts[1]
+
+
+def test_a_search_that_was_stopped_goes_on(place, tmp_path, monkeypatch) -> None:
+    """Also where nothing else is kept yet: with the one-shot order there is no checkpoint before the cut."""
+    way = WAYS["searched"] | {"schedule": "one-shot", "prune_start": 2, "steps": 3, "search_evaluations": 24}
+    whole = run(place, tmp_path / "whole", **way)
+    write = Search._write
+
+    def dying(self):
+        write(self)
+        raise Died
+
+    monkeypatch.setattr(Search, "_write", dying)
+    with pytest.raises(Died):
+        run(place, tmp_path / "out", **way)
+    monkeypatch.setattr(Search, "_write", write)
+    monkeypatch.delattr(Search, "_begin")  # what was looked at is not looked at again
+    resumed = run(place, tmp_path / "out", resume=True, **way)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    found = [json.loads((tmp_path / name / "result.json").read_text())["search"] for name in ("whole", "out")]
+    assert found[0] | {"seconds": 0} == found[1] | {"seconds": 0}
+    assert found[0]["candidates"] == 24
 
 
 def test_a_fault_in_the_export_costs_no_training(place, tmp_path, monkeypatch) -> None:

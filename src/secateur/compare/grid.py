@@ -29,11 +29,11 @@ TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
 HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
 """Options that change no result."""
 ONLY = {
-    "floor": ("allocation", "global"),
-    "across_layers": ("allocation", "global"),
-    "gate_tokens": ("criterion", "gate"),
+    "floor": ("allocation", ("global", "search")),
+    "across_layers": ("allocation", ("global", "search")),
+    "gate_tokens": ("criterion", ("gate",)),
 }
-"""Options that are felt where another one has a value, alone."""
+"""Options that are felt where another one has one of some values, alone."""
 FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
 """Options that came later with another default: what a record without them means."""
 CONDITIONS = (*TRAINED, *TARGETS)
@@ -181,7 +181,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune")
     trained = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
     felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
     felt.difference_update(
-        name for name, (where, needed) in ONLY.items() if needed not in (one.get(where), other.get(where))
+        name for name, (where, needed) in ONLY.items() if not {one.get(where), other.get(where)} & {*needed}
     )
 
     def value(config: dict[str, Any], option: Field[Any]) -> Any:

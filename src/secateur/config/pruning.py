@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from .options import Options, Seeded, at_least, below_one, option
 from .schedule import ScheduleOptions
 
+SEARCH_EVALUATIONS = 120
+"""How many allocations a search looks at where nothing bounds it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(Seeded):
@@ -65,28 +68,42 @@ class BudgetOptions(Options):
     )
     allocation: str = option(
         "uniform: the same width in each layer; protected: all but the first/last layers alike; "
-        "global: ranked across layers",
+        "global: ranked across layers; search: searched, at the first cut, for what changes the model's outputs least",
         "uniform",
         group="pruning",
-        choices=("uniform", "protected", "global"),
+        choices=("uniform", "protected", "global", "search"),
     )
     protect_first: int | None = option(
-        "layers left alone at the start (protected: a tenth of the layers; global: 0)", None, group="pruning"
+        "layers left alone at the start (protected: a tenth of the layers; global, search: 0)", None, group="pruning"
     )
-    protect_last: int | None = option("layers left alone at the end (protected: 1; global: 0)", None, group="pruning")
+    protect_last: int | None = option(
+        "layers left alone at the end (protected: 1; global, search: 0)", None, group="pruning"
+    )
     floor: float | None = option(
-        "global: fraction of each layer's units that always stays; default: 0.3, less above a sparsity of 0.5: 0.6 "
-        "of what stays on average",
+        "global, search: fraction of each layer's units that always stays; default: 0.3, less above a sparsity of 0.5: "
+        "0.6 of what stays on average",
         None,
         group="pruning",
     )
     round_to: int = option("round the FFN width to a multiple of this", 1, group="pruning")
     across_layers: str | None = option(
-        "global: compare scores relative to the layer's mean, in standard deviations from it, or raw; default: raw for "
-        "lora, gate and taylor, which estimate what the loss would change by, else the mean",
+        "global, and where a search starts: compare scores relative to the layer's mean, in standard deviations from "
+        "it, or raw; default: raw for lora, gate and taylor, which estimate what the loss would change by, else the "
+        "mean",
         None,
         group="pruning",
         choices=("mean", "standard", "raw"),
+    )
+    search_evaluations: int | None = option(
+        f"search: allocations to look at, all of the same budget; default: {SEARCH_EVALUATIONS}, or no bound with "
+        "--search-minutes",
+        None,
+        group="pruning",
+    )
+    search_minutes: float | None = option(
+        "search: end after so many minutes; how far it comes, and so its result, then depends on the machine",
+        None,
+        group="pruning",
     )
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
@@ -109,6 +126,11 @@ class BudgetOptions(Options):
                 f"--model-class {self.model_class} goes with --allocation uniform: layers that differ need a modelling "
                 "file of the model's own class. Leave one of the two out."
             )
+        found += at_least(self, "search_evaluations", 1)
+        if self.search_minutes is not None and not self.search_minutes > 0:
+            found.append(f"--search-minutes is {self.search_minutes}: it must be above 0.")
+        if self.allocation != "search" and (self.search_evaluations or self.search_minutes):
+            found.append("--search-evaluations and --search-minutes bound a search: add --allocation search.")
         if self.attention == "none" and self.attention_sparsity:
             found.append("--attention-sparsity contradicts --attention none: leave one out.")
         return found
@@ -134,7 +156,9 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         choices=("none", "lstsq", "sequential", "bias"),
     )
     calibration_tokens: int = option(
-        "sequential: fit to so many tokens of the training data, taken at even distances", 8192, group="pruning"
+        "sequential: fit to, and search: compare on, so many tokens of the training data, taken at even distances",
+        8192,
+        group="pruning",
     )
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
 

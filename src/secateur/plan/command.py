@@ -33,6 +33,7 @@ from ..models.stored import checkpoint_dtype
 from ..pruning.budget import Budget
 from ..pruning.compensation.cost import refit_bytes
 from ..pruning.compensation.single import NEEDS
+from ..pruning.search.cost import search_bytes
 from ..pruning.statistics import second_moment_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
@@ -79,7 +80,7 @@ def plan(config: PlanConfig) -> str:
         distilled=bool(config.distill),
         family=units.family,
     )
-    memory = with_refit(memory, config, planned, dtype)
+    memory = with_cuts(memory, config, planned, dtype, device.type)
     time = time_record(config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device)
     itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
@@ -137,13 +138,19 @@ def moment_bytes(budget: Budget, scoring: frozenset[str], compensation: frozense
     return second_moment_bytes(pools) * ("second_moments" in compensation)
 
 
-def with_refit(memory: Footprint, config: PlanConfig, planned: PlannedBudget, dtype: torch.dtype) -> Footprint:
-    """The footprint with what a cut that refits in sequence takes, beyond the part of a step that is over by then."""
-    if config.compensate != "sequential":
-        return memory
+def with_cuts(
+    memory: Footprint, config: PlanConfig, planned: PlannedBudget, dtype: torch.dtype, device_type: str
+) -> Footprint:
+    """The footprint with what a cut that refits in sequence takes, beyond the part of a step that is over by then, and
+    with what a search holds, whose candidates take a step's part themselves."""
     tokens = -(-config.calibration_tokens // config.devices)
-    held = refit_bytes(planned.budget.units, planned.sizes.head[1], tokens, dtype.itemsize)
-    return replace(memory, refit=max(0, held - memory.activations - memory.logits - memory.allocator))
+    if config.allocation == "search" and device_type == "cpu":
+        memory = replace(memory, search=search_bytes(planned.sizes.head[0], tokens, dtype.itemsize))
+    if config.compensate == "sequential":
+        held = refit_bytes(planned.budget.units, planned.sizes.head[1], tokens, dtype.itemsize)
+        over = memory.activations + memory.logits + memory.allocator + memory.search
+        memory = replace(memory, refit=max(0, held - over))
+    return memory
 
 
 def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:

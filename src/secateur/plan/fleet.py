@@ -60,7 +60,7 @@ def step_seconds(time: dict[str, Any], sent: int, bandwidth: float) -> dict[str,
         sent: bytes of a step at the model's first size, all steps.
         bandwidth: bytes that a device sends in a second.
     """
-    steps = {"run": time["steps"] or 1, "cut": 0}
+    steps = {"run": time["steps"] or 1, "cut": 0, "search": 0}
     return {name: seconds + steps.get(name, 1) * sent / bandwidth for name, seconds in time["seconds"].items()}
 
 

@@ -59,6 +59,9 @@ class Footprint:
     """The dense model's logits (`--distill`)."""
     refit: int = field(default=0, kw_only=True)
     """By how much a cut takes more than a step, where it refits in sequence (`--compensate sequential`)."""
+    search: int = field(default=0, kw_only=True)
+    """The model's logits that candidates of a search are compared with (`--allocation search`), in the host's memory:
+    none of a GPU's."""
 
     @property
     def total(self) -> int:

@@ -7,12 +7,13 @@ from ..system.records import format_table
 
 PARTS = (
     "weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "teacher", "scoring", "moments",
-    "allocator", "refit", "total",
+    "allocator", "refit", "search", "total",
 )  # fmt: skip
 OPTIONAL = {
     "unpacked": "the largest linear, as the backward pass multiplies by it",
     "teacher": "the dense model's logits, which the loss compares with",
     "scoring": "gradients of the weights, kept until the step is scored",
+    "search": "the model's logits before the first cut, which the search compares with",
     "refit": "what a cut that refits in sequence holds, beyond what a step does",
     "moments": "second moments of the inputs of o and down: averages, and the step's own",
 }
@@ -115,7 +116,13 @@ def _devices(record: dict[str, Any]) -> list[str]:
 
 def _time(time: dict[str, Any]) -> list[str]:
     flops, seconds = time["flops"], time["seconds"]
-    names = {"first_step": "first step", "last_step": "last step", "cut": "a cut", "run": f"{time['steps']} steps"}
+    names = {
+        "first_step": "first step",
+        "last_step": "last step",
+        "cut": "a cut",
+        "search": "the search",
+        "run": f"{time['steps']} steps",
+    }
     rows = [(f"  {words}", _flops(flops[key]), _seconds(seconds[key])) for key, words in names.items() if key in flops]
     where, how = f"this machine ({time['device']})", "just measured in products of the model's shapes"
     if not time["measured"]:

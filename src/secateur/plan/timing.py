@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..architecture.units import Units
-from ..config.pruning import ScoringOptions
+from ..config.pruning import SEARCH_EVALUATIONS, ScoringOptions
 from ..config.speed import PlanConfig
 from ..criteria import CRITERIA
 from ..criteria.base import scored_members
@@ -16,6 +16,7 @@ from ..models.devices import name_of
 from ..pruning.budget import Budget
 from ..pruning.compensation.cost import refit_flops
 from ..pruning.schedule import make_schedule
+from ..pruning.search.cost import search_flops
 from ..system.progress import phase
 from ..training.flops import ModelSizes, Workload, run_flops, step_flops
 
@@ -56,11 +57,14 @@ def time_record(
     flops = {"first_step": first.total, "last_step": last.total - last.scoring}
     if config.compensate == "sequential":
         flops["cut"] = refit_flops(budget.units, sizes.head[1], -(-config.calibration_tokens // config.devices))
+    if config.allocation == "search":
+        flops["search"] = _search_flops(config, budget, sizes)
     if config.steps is not None:
         steps = config.steps
         schedule = make_schedule(config, steps)
         cuts = flops.get("cut", 0.0) * len(schedule.cuts())  # a little less: later cuts are of a smaller model
-        flops["run"] = run_flops(first, last, schedule, steps, shrink=config.shrinks) + cuts
+        run = run_flops(first, last, schedule, steps, shrink=config.shrinks)
+        flops["run"] = run + cuts + flops.get("search", 0.0)
     measured, speed = config.device_tflops is None, 1e12 * (config.device_tflops or 0)
     if measured:
         layer = list(sizes.linears.values())[: len(sizes.family.linears)]
@@ -77,6 +81,12 @@ def time_record(
         "flops_by_part": {"first_step": asdict(first), "last_step": asdict(replace(last, scoring=0.0))},
         "seconds": {name: count / (speed * TRAINING_EFFICIENCY) for name, count in flops.items()},
     }
+
+
+def _search_flops(config: PlanConfig, budget: Budget, sizes: ModelSizes) -> float:
+    """Of a search; of one that is bounded by time alone, as if it came as far as the default."""
+    tokens, evaluations = -(-config.calibration_tokens // config.devices), config.search_evaluations
+    return search_flops(budget.units, sizes.head, tokens, evaluations or SEARCH_EVALUATIONS)
 
 
 def units_gone(budget: Budget) -> Mapping[str, float]:

@@ -90,6 +90,10 @@ class Budget:
     def sparsity(self) -> float:
         return self.removed_params / self.units.prunable_params
 
+    def with_shares(self, gone: dict[str, int]) -> "Budget":
+        """A budget of which each pool has its own part: pool name -> units that go."""
+        return Budget(self.units, dict(gone), round_to=self.round_to)
+
     def select(self, scores: dict[str, Tensor], keep: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """What stays when `progress` (0 ... 1) of the target is due. Never brings a unit back.
 

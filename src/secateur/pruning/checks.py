@@ -22,7 +22,7 @@ from ..config.options import with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..config.schedule import ScheduleOptions
 from ..criteria import CRITERIA, Criterion
-from ..system.errors import InputError
+from ..system.errors import InputError, NumericsError
 from .allocation import shape_by_quota
 from .budget import Budget
 
@@ -239,6 +239,14 @@ def criterion_of(options: PruningOptions) -> Criterion:
             "secateur.criteria.Criterion(function, summary, needs={...})."
         )
     return found
+
+
+def nothing_known(step: int) -> NumericsError:
+    """What there is to say at a cut where no step before it could be scored."""
+    return NumericsError(
+        f"step {step}: no step before the first cut had finite gradients, so nothing is known of any unit: lower --lr, "
+        "or compute in float32."
+    )
 
 
 def check_sizes(

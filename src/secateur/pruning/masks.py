@@ -28,7 +28,10 @@ class Masks:
         """1 at entries of units that stay, else 0."""
         for pool in self._pools:
             kept = keep[pool.name]
-            for gate in pool.gates if not kept.all() else ():
+            for gate in pool.gates:
+                if kept.all():
+                    self._masks.pop(gate.linear, None)
+                    continue
                 mask = torch.zeros(gate.size)
                 mask[gate.entries(kept)] = 1
                 self._masks[gate.linear] = mask

@@ -41,7 +41,8 @@ class PrunedModel:
         living: pools of the units that are left, where they are in the model now.
         modules: path -> linear of a unit, as it is in the model now.
         masks: where cuts mask.
-        calibration: what is refitted on, where cuts refit in sequence.
+        calibration: what is refitted, or searched, on.
+        calibrated_for: the option that asks for it, if any.
     Raises:
         InputError: an unsupported model or adapter; weights that cannot be cut or rewritten.
     """
@@ -63,6 +64,7 @@ class PrunedModel:
         check_compensation(compensate, self.units, self.modules)
         self.masks: Masks | None = None
         self.calibration: Calibration | None = None
+        self.calibrated_for = "compensate='sequential'" if compensate == "sequential" else ""
         self.living: tuple[Pool, ...] = self.units.pools
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
 
@@ -84,8 +86,8 @@ class PrunedModel:
         Raises:
             InputError: something else has cut them; there is nothing to calibrate on.
         """
-        if self.compensate == "sequential" and self.calibration is None:
-            raise InputError(NONE_GIVEN)
+        if self.calibrated_for and self.calibration is None:
+            raise InputError(NONE_GIVEN.format(asked=self.calibrated_for))
         for member in (member for pool in self.live.pools for member in pool.members if member.scored):
             size = sides_of(base_linear(self.modules[member.linear]))[member.dim]
             if size != member.size:
@@ -189,7 +191,9 @@ class Shown:
 
     @speaks_python()
     def calibrate(self, batches: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> None:
-        """Hand over what `compensate="sequential"` fits to at each cut. Before the first step, also of a resumed run.
+        """Hand over what `compensate="sequential"` fits to and `allocation="search"` compares on.
+
+        Before the first step, also of a resumed run.
 
         Args:
             batches: what the model is given, such as {"input_ids": (sequences, tokens)}, some thousand tokens in all;

@@ -5,7 +5,6 @@ Knows nothing of Trainer, data or files. In a loop:
     loss.backward(); pruner.observe(); optimizer.step(); pruner.step(optimizer); optimizer.zero_grad()
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..architecture.families import Family
-from ..architecture.stock import accepts
 from ..checkpoint.export import ExportReport, export_checkpoint
 from ..checkpoint.probe import default_probe
 from ..config.options import part_of
@@ -33,15 +31,15 @@ from ..parallel.distributed import (
     whole_weights,
 )
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
-from ..system.errors import InputError, NumericsError
+from ..system.errors import InputError
 from ..system.voice import speaks_python
-from .allocation import make_budget
-from .budget import Budget, budget_goal
-from .checks import NO_LENGTH, Loop, check_model, check_sizes, check_steps, criterion_of, options_of
+from .budget import Budget
+from .checks import NO_LENGTH, Loop, check_model, check_sizes, check_steps, criterion_of, nothing_known, options_of
 from .cut import Cut
 from .model import PrunedModel, Shown
 from .schedule import Schedule, make_schedule, tell_unfinished
 from .scorer import Scorer
+from .search import Allocator
 from .state import load_state, restoring, save_state
 
 
@@ -64,7 +62,7 @@ class Pruner(Shown):
     Attributes:
         pruned: the model as it is now; `units`, `keep` and `live` are its own.
         scorer: what is known of its units.
-        budget: what goes by the end.
+        allocator: how much goes from where, as is and (`allocation="search"`) as found at the first cut.
         schedule: when; None until `begin`.
     Raises:
         InputError: unsupported model or adapter, unreachable sparsity, options that contradict.
@@ -90,10 +88,7 @@ class Pruner(Shown):
         self.pruned = PrunedModel(
             model, family=family, attention=options.attention, shrink=options.shrink, compensate=options.compensate
         )
-        config, criterion = self.pruned.base.config, criterion_of(options)
-        self.legal = partial(accepts, config, self.units.family, model_class=options.model_class)
-        self.budget_goal = budget_goal(options, options.sparsity or 0, criterion.across_layers)
-        self.budget: Budget = make_budget(self.units, self.budget_goal, self.legal)
+        self.allocator, criterion = Allocator(self.pruned, options), criterion_of(options)
         check_sizes(self.pruned.base, self.units, self.budget, options, family)
         if "lora_grad" in criterion.needs:  # also of a linear that `score_linears` does not score by
             covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
@@ -101,14 +96,18 @@ class Pruner(Shown):
         criterion.options(options.criterion, part_of(ScoringOptions, options))
         self.pruned.put_masks_on()  # before the scorer: what is out has no input to speak of
         self.scorer = Scorer(self.pruned, options, self.budget.spared)
-        self._loop, self.total_steps = Loop(), 0
+        self._loop, self.total_steps, self.steps_done = Loop(), 0, 0
         self.schedule: Schedule | None = None
         if total_steps is not None:
             self.begin(total_steps)
-        self.steps_done = 0
         self.scores_before_cuts: dict[str, Tensor] = {}
         """The averages of all units just before the first cut."""
         self.cuts: list[Cut] = []
+
+    @property
+    def budget(self) -> Budget:
+        """What goes by the end."""
+        return self.allocator.budget
 
     @property
     def replaces(self) -> bool:
@@ -175,13 +174,12 @@ class Pruner(Shown):
             raise InputError("a cut shrinks the model and the optimiser's state: call pruner.step(optimizer).")
         if not self.scorer.knows_something:
             self._loop.check_observed()
-            raise NumericsError(
-                f"step {self.steps_done}: no step before the first cut had finite gradients, so nothing is known of "
-                "any unit: lower --lr, or compute in float32."
-            )
+            raise nothing_known(self.steps_done)
         self.scorer.share_scores()
         if not self.cuts:
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
+        if self.allocator.searches:
+            self.allocator.search_(self.pruned, self.scorer)
         before = self.keep
         keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
         check_agreement(keep, self.steps_done, trained_weights(self.model))
@@ -257,6 +255,7 @@ class Pruner(Shown):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on from here (tensors, ints, lists)."""
         own = {"steps_done": self.steps_done, "scores_before_cuts": dict(self.scores_before_cuts)}
+        own |= self.allocator.state()
         return own | {"cuts": [vars(cut) for cut in self.cuts]} | self.pruned.state() | self.scorer.state()
 
     @speaks_python()
@@ -271,6 +270,7 @@ class Pruner(Shown):
         self.steps_done = int(state["steps_done"])
         self.scores_before_cuts = dict(state["scores_before_cuts"])
         self.cuts = [Cut(**cut) for cut in state["cuts"]]
+        self.allocator.load_state(state)
         self._cut({name: mask.clone() for name, mask in state["keep"].items()}, None)
         self.pruned.load_state_(state)
         self.scorer.load_state(state)

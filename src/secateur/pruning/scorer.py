@@ -141,6 +141,10 @@ class Scorer:
         self.averages.load(state["scores"])
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
 
+    def pause(self) -> None:
+        """Watch nothing until the cut that follows: what runs until then is no training."""
+        self.statistics.detach()
+
     def stop(self) -> None:
         """Stop watching."""
         self.statistics.detach()

@@ -23,6 +23,7 @@ from ..models.files import checkpoint_bytes
 from ..models.files import source_bytes as files_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
 from ..pruning.allocation import make_budget
+from ..pruning.budget import Budget
 from ..pruning.pruner import Pruner
 from ..system.errors import InputError, disk_is_full
 from ..system.launcher import rank
@@ -95,6 +96,7 @@ def outcome(
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
         **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
+        **({"search": asdict(pruner.allocator.record)} if pruner.allocator.record else {}),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner),
@@ -110,20 +112,23 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
     scores = pruner.scores_before_cuts or pruner.scores
     everything = {name: torch.ones_like(mask) for name, mask in pruner.keep.items()}
     total = sum(float(s.sum()) for s in scores.values())
-    chosen = pruner.budget_goal
+    chosen = pruner.allocator.goal
     found: dict[str, float | str] = {}
+
+    def lost(budget: Budget) -> float:
+        keep = budget.select(scores, everything, 1.0)
+        gone = sum(float(scores[name][~keep[name]].sum()) for name in keep)
+        return gone / total if total else 0.0
+
     for allocation in ("uniform", "protected", "global"):
         options = replace(chosen, allocation=allocation)
         if allocation == "uniform" or allocation != chosen.allocation:
             options = replace(options, protect_first=None, protect_last=None)
         try:
-            keep = make_budget(pruner.units, options, pruner.legal).select(scores, everything, 1.0)
+            found[allocation] = lost(make_budget(pruner.units, options, pruner.allocator.legal))
         except InputError as error:
             found[allocation] = str(error)
-            continue
-        lost = sum(float(scores[name][~keep[name]].sum()) for name in keep)
-        found[allocation] = lost / total if total else 0.0
-    return found
+    return found | ({"search": lost(pruner.budget)} if chosen.allocation == "search" else {})
 
 
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:

@@ -189,7 +189,7 @@ def fine_tune_and_prune(
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
     pruner = make_pruner(model, job)
-    calibrate(pruner, job, dtype)
+    calibrate(pruner, job, dtype, progress)
     rank_pruner = make_rank_pruner(model, job)
     make_work(job)
     _announce(job, pruner, dense_parameters, progress)

@@ -3,11 +3,11 @@
 from typing import Any
 
 from ..config.formats import FORMATS, STOCK, convertible
-from ..system.progress import human_bytes
+from ..system.progress import human_bytes, human_seconds
 from ..system.records import format_table
 
 LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible(of_pruned=True))}"
-NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER}
+NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER, "search": LATER}
 
 
 def run_summary(result: dict[str, Any]) -> str:
@@ -105,6 +105,12 @@ def _notes(result: dict[str, Any]) -> list[str]:
         notes.append(
             f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
             f"{human_bytes(result['pruned']['bytes'])} on disk"
+        )
+    if search := result.get("search"):
+        notes.append(
+            f"layers' shares: searched among {search['candidates']} candidates on {search['tokens']:,} tokens in "
+            f"{human_seconds(search['seconds'])}; KL to the model before the cut {search['starts']['global']:.3g} "
+            f"(global) -> {search['kl']:.3g} nats per token, before training made up for it"
         )
     if stored := result["dense"].get("stored_bytes"):
         notes.append(

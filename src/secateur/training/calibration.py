@@ -1,4 +1,4 @@
-"""What a refit in sequence is made on: sequences of the training data."""
+"""What a refit in sequence and a search are made on: sequences of the training data."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -9,21 +9,27 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ..pruning.pruner import Pruner
+from ..pruning.search import Watch
 from ..system.errors import InputError
 from ..system.launcher import launched, rank
-from .job import Job
+from ..system.progress import Progress
+from .job import SEARCH, Job
 
 SEED = 0
 """Of the order in which rows of a Trainer's data are taken."""
 
 
-def calibrate(pruner: Pruner, job: Job, dtype: torch.dtype) -> None:
+def calibrate(pruner: Pruner, job: Job, dtype: torch.dtype, progress: Progress) -> None:
     """Give the pruner `--calibration-tokens` of the run's data, as blocks at even distances, where it needs some.
 
-    Of several processes each takes every so-manieth of them.
+    Of several processes each takes every so-manieth of them. How far a search is, is shown, and kept in the run's
+    folder.
     """
-    if pruner.options.compensate != "sequential":
+    if not pruner.pruned.calibrated_for:
         return
+    timed = pruner.options.search_minutes and not pruner.options.search_evaluations
+    told = progress.counting("searching the layers' shares", "seconds" if timed else "candidates")
+    pruner.allocator.watch = Watch(told, job.work / SEARCH)
     blocks, each = job.blocks, launched()
     wanted = -(-pruner.options.calibration_tokens // (blocks.seq_len * each)) * each
     count = min(wanted, len(blocks) // each * each)
@@ -38,12 +44,13 @@ def calibrate_by_trainer(pruner: Pruner, loader: Any, args: TrainingArguments) -
     Raises:
         InputError: the data cannot be asked for a row.
     """
-    if pruner.options.compensate != "sequential" or pruner.pruned.calibration is not None:
+    asked = pruner.pruned.calibrated_for
+    if not asked or pruner.pruned.calibration is not None:
         return
     data: Any = getattr(loader, "dataset", None)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InputError(
-            f"compensate='sequential': the trainer's data is a {type(data).__name__}, of which no row can be asked "
+            f"{asked}: the trainer's data is a {type(data).__name__}, of which no row can be asked "
             "for: call pruner.calibrate(batches) before training."
         )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(SEED)).tolist()

@@ -200,6 +200,8 @@ def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str
     all_faults(token_faults(torch.tensor([largest]), model_config.get_text_config().vocab_size, model))
 
 
+SEARCH = "search.json"
+"""The state of a search (`--allocation search`) in the run's folder: it knows whether it is of the same run."""
 HARMLESS = (
     "recipe",
     "output",
@@ -249,8 +251,9 @@ def make_work(job: Job) -> None:
     if job.checkpoint is not None:
         drop_damaged(job.work, job.checkpoint)
         return
+    kept = (LOCK, SEARCH) if job.config.resume else (LOCK,)
     for path in job.work.iterdir() if job.work.exists() else ():
-        if path.name != LOCK:
+        if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
     write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))

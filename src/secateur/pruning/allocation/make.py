@@ -51,7 +51,7 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
             "use a smaller multiple."
         )
     goal = options.sparsity * units.prunable_params
-    if options.allocation == "global":
+    if options.allocation in ("global", "search"):
         return _global_budget(units, options, attention, ffn, goal)
     quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)

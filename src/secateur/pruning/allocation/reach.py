@@ -93,7 +93,7 @@ def check_something_goes(
         if size <= pool.size - least[pool.name]:
             steps.append(size * pool.unit_params)
     finest = min((pool.unit_params * pool.sets for pool in pools), default=0)
-    how = f"with --allocation global{_rounded(options)}"
+    how = f"with --allocation {options.allocation}{_rounded(options)}"
     if not steps:
         raise InputError(f"{how.removeprefix('with ')}: no layer can lose a step: lower --floor or --round-to.")
     if min(steps) > goal + finest / 2:

@@ -1,4 +1,4 @@
-"""What a refit in sequence is made on: a few batches that the model's user hands over."""
+"""What a refit in sequence and a search are made on: a few batches that the model's user hands over."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor
 from ...system.errors import InputError
 
 NONE_GIVEN = (
-    "compensate='sequential' has nothing to fit to: call pruner.calibrate(batches) before training, with some thousand "
-    'tokens as the model is given them, such as [{"input_ids": ids}, ...].'
+    "{asked} has nothing to go by: call pruner.calibrate(batches) before training, with some thousand "
+    'tokens as the model is given them, such as [{{"input_ids": ids}}, ...].'
 )
 
 
@@ -41,5 +41,5 @@ def calibration_of(batches: Iterable[Mapping[str, Any]], dtype: torch.dtype | No
         inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != "labels"}
         kept.append({name: value.detach().cpu() for name, value in inputs.items()})
     if not kept:
-        raise InputError(NONE_GIVEN)
+        raise InputError(NONE_GIVEN.format(asked="calibrate()"))
     return Calibration(kept, dtype)
