@@ -228,7 +228,7 @@ def test_layers_that_differ_and_their_padded_form(name, attention) -> None:
     tensors = list(merged_and_sliced(base, units, keep))
     small = build_small(base.config, family, shapes, tensors, torch.float32, "keep")
     wide = padded_shape(base.config, family, shapes, "keep")
-    state = padded_state(dict(small.state_dict()), family, shapes, wide)
+    state = padded_state(dict(small.state_dict()), family, shapes, (wide,) * len(shapes))
     padded = build_small(base.config, family, (wide,) * 3, state, torch.float32, "keep")
     assert LAYERS_KEY in small.config.to_dict()
     assert type(padded) is type(base)

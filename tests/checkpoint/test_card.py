@@ -57,6 +57,6 @@ def test_a_hub_model_s_cached_card_needs_no_network(tmp_path, monkeypatch) -> No
 
 
 def test_a_card_without_code_gets_the_format_at_its_end() -> None:
-    card = padded_card("# X\n", "model = load()")
+    card = padded_card("# X\n", "model = load()", [])
     assert card.startswith("# X\n\nThis is the `padded` form")
     assert card.endswith("```python\nmodel = load()\n```\n")

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama, tiny_tokenizer
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
     MistralConfig,
@@ -32,6 +33,8 @@ from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import build_small, export_checkpoint
 from secateur.checkpoint.verify import Check, verify
 from secateur.config.prune import ExportConfig
+from secateur.models.loading import load_model
+from secateur.models.source import ModelSource
 from secateur.models.surgery import merged_and_sliced
 from secateur.system.errors import InputError, VerificationError
 
@@ -189,6 +192,21 @@ def test_padded_is_the_same_function_in_a_stock_class(case, exported) -> None:
     layered = next(c for c in checks if c.folder.name == output.name)
     assert (logits_of(stock, IDS) - layered.logits).abs().max() < TOLERANCE
     assert sum(p.numel() for p in stock.parameters()) >= report.parameters
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c[4] == "layered"], ids=lambda case: "-".join(case[:4]))
+def test_engines_find_a_layered_result_s_sizes(case, exported) -> None:
+    """As vLLM does: it builds the model without its head, and asks the configuration what a layer's cache holds."""
+    output = exported[0][case][4]
+    body = AutoModel.from_pretrained(output, trust_remote_code=True).eval()
+    config, ours = body.config, load_model(ModelSource(str(output), str(output)))
+    with torch.inference_mode():
+        assert torch.equal(ours.get_output_embeddings()(body(IDS).last_hidden_state), logits_of(ours, IDS))
+    for layer, own in zip(body.layers, config.per_layer_config, strict=True):
+        rows = [getattr(layer.self_attn, name).weight.shape[0] // config.head_dim for name in ("q_proj", "k_proj")]
+        assert [own.num_attention_heads, own.num_key_value_heads] == rows
+    assert any(own.num_attention_heads < config.num_attention_heads for own in config.per_layer_config)
+    assert not ours.config.is_heterogeneous  # our own commands go by one key alone
 
 
 def test_tied_embeddings_stay_tied(exported) -> None:

@@ -1,6 +1,7 @@
 """The command line on tiny models: one whole run, and bad input that never gets far."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     )
     printed = capsys.readouterr()
     assert "trust_remote_code=True" in printed.out
+    assert f"vllm serve {out} --trust-remote-code\n" in printed.out
     assert "importance that each allocation removes" in printed.out.lower()
     assert printed.err.count("cut after step") == 3
     result = json.loads((out / "result.json").read_text())
@@ -68,6 +70,7 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     assert len(removed) == sum(p["units"] - len(p["kept"]) for p in units["pools"].values())
     card = (out / "README.md").read_text()
     assert "sha256" in card
+    assert "\nvllm serve out --trust-remote-code\n" in card
     assert "Pruned with [LoRAPrune]" in card
     assert "of text.txt," in card
     assert "perplexity, text.txt," in card
@@ -94,6 +97,7 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     assert "This is the `padded` form" in padded_card
     assert 'from_pretrained("padded")' in padded_card
     assert "trust_remote_code" not in padded_card
+    assert re.findall("^vllm .*", padded_card, re.M) == ["vllm serve padded"]
     assert "sha256" not in padded_card
     ids = torch.arange(3, 60).unsqueeze(0)
     torch.testing.assert_close(padded(ids).logits, model(ids).logits, rtol=0.0, atol=2e-4)

@@ -110,5 +110,5 @@ def test_the_model_card_names_the_code_that_is_there(place, tmp_path) -> None:
     code = (tmp_path / "out" / f"{MODULE}.py").read_bytes()
     assert f"(sha256 `{hashlib.sha256(code).hexdigest()}`)" in (tmp_path / "out" / "README.md").read_text()
     auto_map = json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
-    assert list(auto_map) == ["AutoModelForCausalLM"]
-    assert auto_map["AutoModelForCausalLM"].split(".")[0] == MODULE
+    assert list(auto_map) == ["AutoModel", "AutoModelForCausalLM"]
+    assert {place.split(".")[0] for place in auto_map.values()} == {MODULE}

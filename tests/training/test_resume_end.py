@@ -16,7 +16,7 @@ from secateur.training.checkpoints import find_latest, is_done
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 STEPS = 6
 TIMED = {"seconds", "tokens_per_s", "train_seconds", "total_seconds", "speed"}
-OWN = {"output", "folder", "loads_with", "resume", "overwrite", "save_steps"}
+OWN = {"output", "folder", "loads_with", "serves_with", "resume", "overwrite", "save_steps"}
 
 
 class Died(BaseException):

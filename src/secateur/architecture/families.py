@@ -112,7 +112,7 @@ class Family:
         """Kind of unit -> how a model without some can be written, of `FORMATS`."""
         if self.alike_only:
             return dict.fromkeys(self.kinds, (STOCK,))
-        own = tuple(n for n, form in FORMATS.items() if n != STOCK and form.of_pruned and not form.engine)
+        own = tuple(name for name, format in FORMATS.items() if name != STOCK and format.of_any_family)
         heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim, self.ffn))
         return {kind: channels if kind == "ffn" else heads for kind in self.kinds}
 

@@ -8,14 +8,21 @@ sizes go under a key of ours, and a subclass of the stock model reads them.
 import hashlib
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..system.errors import InputError
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, parts
-from .stock import FAMILY_KEY, LAYERS_KEY, head_dim_of
+from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -24,7 +31,7 @@ _SOURCE = '''"""{stock} with layers of different sizes. Written by secateur; nee
 
 import copy
 
-from transformers import {stock}
+from transformers import {body}, {stock}
 
 
 def resized(linear, rows=None, columns=None):
@@ -36,32 +43,84 @@ def resized(linear, rows=None, columns=None):
     return type(linear)(columns or linear.in_features, rows or linear.out_features, bias=bias, **place)
 
 
-class Layered{stock}({stock}):
-    """Builds the stock model, then gives each layer the sizes in `config.{key}`."""
+def resize(layers, config):
+    """Give each layer of a stock model the sizes in `config.{key}`."""
+    for layer, size in zip(layers, config.{key}, strict=True):
+        attention = layer.{attention}
+        heads, kv_heads, ffn = (size[key] for key in {keys})
+        head_dim = attention.{head_dim}
+{lines}
+
+
+class Layered{body}({body}):
+    """The model without its head, which engines build that bring a head of their own (vLLM)."""
 
     def __init__(self, config):
         super().__init__(config)
-        for layer, size in zip(self.{layers}, config.{key}, strict=True):
-            attention = layer.{attention}
-            heads, kv_heads, ffn = (size[key] for key in {keys})
-            head_dim = attention.{head_dim}
-{lines}
+        resize(self.{body_layers}, config)
+
+
+class Layered{stock}({stock}):
+    """Builds the stock model, then gives each layer its sizes."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        resize(self.{layers}, config)
+'''
+_DECILM_SOURCE = '''
+
+class Block(dict):
+    """What a layer has, by key and by attribute."""
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+class DeciLMConfig({config}):
+    """The stock configuration, and each layer's block as NVIDIA's DeciLM has it."""
+
+    model_type = "{model_type}"
+
+    def __init__(self, block_configs=(), **values):
+        super().__init__(**values)
+        self.block_configs = [Block({{part: Block(of) for part, of in block.items()}}) for block in block_configs]
+
+
+Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
 
 
-def modeling_source(stock_class: str, family: Family) -> str:
-    """The modelling file for layers of different sizes on top of a stock class."""
+def modeling_source(config: PreTrainedConfig, family: Family) -> str:
+    """The modelling file for layers of different sizes on top of a config's stock class."""
+    stock = stock_class_of(config)
     return _SOURCE.format(
-        stock=stock_class,
+        stock=stock.__name__,
+        body=body_class_of(config).__name__,
+        body_layers=family.layers.removeprefix(f"{stock.base_model_prefix}."),
         key=LAYERS_KEY,
         keys=SIZE_KEYS,
         layers=family.layers,
         attention=family.attention,
         head_dim=family.head_dim_at,
-        lines="\n".join(f"            {line}" for line in _resizing(family)),
+        lines="\n".join(f"        {line}" for line in _resizing(family)),
     )
+
+
+def decilm_file(config: PreTrainedConfig, source: str) -> str:
+    """A modelling file that has the configuration's class, too, as DeciLM's form needs it.
+
+    Args:
+        source: of `modeling_source`.
+    """
+    own, body, stock = (kind.__name__ for kind in (type(config), body_class_of(config), stock_class_of(config)))
+    imported = f"from transformers import {body}, {stock}"
+    more = imported.replace("import ", f"import {own}, ")
+    classes = _DECILM_SOURCE.format(model_type=DECILM, config=own, body=body, model=stock)
+    return source.replace(imported, more) + classes
 
 
 def _resizing(family: Family) -> list[str]:
@@ -90,12 +149,46 @@ def stock_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return cast(type[PreTrainedModel], auto._model_mapping[type(config)])
 
 
+def body_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that transformers has for a config's model without its head."""
+    return cast(type[PreTrainedModel], AutoModel._model_mapping[type(config)])
+
+
 def layered_class(config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
     """The class that the modelling file defines, without reading it from a checkpoint."""
-    stock = stock_class_of(config).__name__
     module = ModuleType(MODULE)
-    exec(compile(modeling_source(stock, family), MODULE, "exec"), module.__dict__)
-    return module.__dict__[f"Layered{stock}"]
+    exec(compile(modeling_source(config, family), MODULE, "exec"), module.__dict__)
+    return module.__dict__[f"Layered{stock_class_of(config).__name__}"]
+
+
+def code_map(config: PreTrainedConfig) -> dict[str, str]:
+    """`auto_map` of a layered checkpoint: where transformers, and engines with heads of their own, find its classes."""
+    classes = {"AutoModel": body_class_of(config), "AutoModelForCausalLM": stock_class_of(config)}
+    return {auto: f"{MODULE}.Layered{stock.__name__}" for auto, stock in classes.items()}
+
+
+def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Take what a layered checkpoint says to engines out of its configuration: `LAYERS_KEY` says it here."""
+    if getattr(config, LAYERS_KEY, None):
+        if getattr(config, "is_heterogeneous", False):
+            config.per_layer_config = None
+        for key in (HETEROGENEOUS[1], STOCK_TYPE_KEY, "block_configs"):
+            config.__dict__.pop(key, None)
+        if config.__dict__.get("model_type") == DECILM:
+            del config.__dict__["model_type"]
+    return config
+
+
+def stock_config_class(values: dict[str, Any]) -> type[PreTrainedConfig] | None:
+    """The configuration class to read config.json with where its model type is an engine's; None of all others.
+
+    Args:
+        values: of config.json.
+    """
+    stock = str(values.get(STOCK_TYPE_KEY))
+    if values.get("model_type") != DECILM or not values.get(LAYERS_KEY) or stock not in CONFIG_MAPPING:
+        return None
+    return cast(type[PreTrainedConfig], CONFIG_MAPPING[stock])
 
 
 def layer_sizes(shapes: tuple[LayerShape, ...]) -> list[dict[str, int]]:
@@ -122,8 +215,8 @@ def _was_changed(config: PreTrainedConfig) -> bool:
     path = Path(str(config._name_or_path)) / f"{MODULE}.py"
     if not path.is_file():
         return False
-    source = modeling_source(stock_class_of(config).__name__, layered_family(config))
-    return path.read_text(encoding="utf-8", errors="replace") != source
+    source = modeling_source(config, layered_family(config))
+    return path.read_text(encoding="utf-8", errors="replace") not in (source, decilm_file(config, source))
 
 
 def layered_family(config: PreTrainedConfig) -> Family:

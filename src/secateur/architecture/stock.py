@@ -14,6 +14,12 @@ LAYERS_KEY = "secateur_layers"
 """Config key under which a checkpoint whose layers differ lists its layer shapes."""
 FAMILY_KEY = "secateur_family"
 """Config key of such a checkpoint's layout, where its model type does not say it."""
+DECILM = "nemotron-nas"
+"""Model type of a checkpoint of ours in the form of NVIDIA's DeciLM (`--format vllm`)."""
+STOCK_TYPE_KEY = "secateur_model_type"
+"""Config key of such a checkpoint: the model type that it is read as here."""
+HETEROGENEOUS = ("per_layer_config", "allow_global_per_layer_attribute_access")
+"""Config keys that say transformers' way what some layers have of their own; in a checkpoint of ours for engines."""
 
 
 def resized_config(
@@ -37,6 +43,7 @@ def resized_config(
         WHOLE,
         LAYERS_KEY,
         FAMILY_KEY,
+        *HETEROGENEOUS,
     )
     values = {key: value for key, value in config.to_dict().items() if key not in dropped}
     model_type = config.model_type

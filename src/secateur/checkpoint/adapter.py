@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source, stock_class_of
+from ..architecture.layered import MODULE, is_layered, layered_family, modeling_source
 from ..config.formats import LAYERED, STOCK
 from ..models.adapter_extras import WEIGHTS, extra_places
 from ..models.source import ModelSource
@@ -215,7 +215,7 @@ def _with_our_code(folder: Path, work: Path, model: PeftModel) -> Path:
                 (copy / path.name).symlink_to(path)
             except OSError:  # a file system without links, or a Windows user who may make none
                 shutil.copyfile(path, copy / path.name)
-    source = modeling_source(stock_class_of(config).__name__, layered_family(config))
+    source = modeling_source(config, layered_family(config))
     (copy / f"{MODULE}.py").write_text(source, encoding="utf-8")
     return copy
 

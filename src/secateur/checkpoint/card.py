@@ -15,6 +15,8 @@ from ..models.adapter import rank_words
 from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
 from ..system.reading import PARSER_ERRORS
+from .older_readers import needs_newer
+from .serving.engines import TRIED, serving_block
 
 log = logging.getLogger("secateur")
 
@@ -48,6 +50,8 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
         "```python",
         loads_with,
         "```",
+        *serving_block(export),
+        *needs_newer(folder),
         "",
         _licence_line(front),
     ]
@@ -75,15 +79,23 @@ def plain_card(name: str, parameters: int, what: str, loads_with: str, base_fold
     )
 
 
-def padded_card(card: str, loads_with: str) -> str:
-    """A layered checkpoint's card as that of its padded form: how that one loads, without a modelling file."""
-    said = (
-        "This is the `padded` form: every layer is zero-padded to the widest, so it computes the same and loads in the "
-        "stock class without code of its own. It is larger and no faster than the layered checkpoint, whose figures "
-        "are above; that one's `result.json` and `units.json` have the whole configuration."
-    )
-    code = f"```python\n{loads_with}\n```"
-    blocks = [block for block in card.split("\n\n") if not block.startswith((f"`{MODULE}.py`", "`result.json`"))]
+PADDED_SAYS = (
+    "This is the `padded` form: every layer is zero-padded to the widest, so it computes the same and loads in the "
+    "stock class without code of its own. It is larger and no faster than the layered checkpoint, whose figures "
+    "are above; that one's `result.json` and `units.json` have the whole configuration."
+)
+
+
+def padded_card(card: str, loads_with: str, serving: list[str], said: str = PADDED_SAYS) -> str:
+    """A layered checkpoint's card as that of another form: how that one loads.
+
+    Args:
+        serving: its `serving_block`.
+        said: what the form is.
+    """
+    code = "\n".join([f"```python\n{loads_with}\n```", *serving])
+    others = (f"`{MODULE}.py`", "`result.json`", TRIED, "```sh")
+    blocks = [block for block in card.split("\n\n") if not block.startswith(others)]
     at = next((number for number, block in enumerate(blocks) if block.startswith("```python")), None)
     if at is None:
         return card.rstrip() + f"\n\n{said}\n\n{code}\n"

@@ -1,16 +1,19 @@
 """`secateur export`: a checkpoint that was written, in another format."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
+from ..architecture.families import Family
 from ..architecture.layered import layered_family, layered_shapes
+from ..architecture.layout import LayerShape, common_shape
 from ..architecture.nested import whole_type
 from ..architecture.stock import LAYERS_KEY
-from ..config.formats import PADDED, STOCK, converter
+from ..config.formats import PADDED, STOCK, VLLM, converter
 from ..config.prune import ExportConfig
 from ..models.files import tensor_places
 from ..models.loading import load_config, load_model
@@ -19,11 +22,13 @@ from ..models.stored import checkpoint_dtype
 from ..models.tokenizers import code_of, load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
-from .card import padded_card
+from .card import PADDED_SAYS, padded_card
 from .comparing import compare, wide_of
 from .export import ExportReport, build_small, round_, write_checkpoint
 from .padding import padded_shape, padded_state
 from .probe import default_probe
+from .serving.decilm import DECILM_SAYS, check_decilm, decilm_shapes
+from .serving.engines import VLLM_ENGINE, serving_block
 from .tokenizer_files import copied_files
 
 
@@ -33,45 +38,90 @@ def export_config(config: ExportConfig) -> ExportReport:
     return report
 
 
+@dataclass(frozen=True, eq=False)
+class Layered:
+    """A checkpoint with layers that differ, which is to be written in another form."""
+
+    source: ModelSource
+    config: PreTrainedConfig
+    family: Family
+    shapes: tuple[LayerShape, ...]
+
+
 def to_padded(config: ExportConfig) -> ExportReport:
     """A layered checkpoint, zero-padded to equal layers, as a stock one."""
-    folder, output = Path(config.model), Path(config.output)
-    check_output(output, overwrite=config.overwrite, model_folder=folder)
+    given = open_layered(config, "so it is a stock checkpoint already: no padding needed")
+    wide = padded_shape(given.config, given.family, given.shapes, config.model_class)
+    return widened(config, given, (wide,) * len(given.shapes), PADDED, PADDED_SAYS)
+
+
+def to_decilm(config: ExportConfig) -> ExportReport:
+    """A layered checkpoint in DeciLM's form, which transformers reads with the modelling file beside it.
+
+    Raises:
+        InputError: a stock checkpoint; a family that DeciLM's class computes otherwise.
+    """
+    given = open_layered(config, f"so vLLM takes it as it is: {VLLM_ENGINE.started_with(config.model, STOCK)}")
+    if config.model_class != "keep":
+        raise InputError(f"--model-class {config.model_class} goes with --format {PADDED}: leave it out.")
+    check_decilm(given.config, config.model)
+    wide = decilm_shapes(given.config, given.family, given.shapes)
+    if common_shape(wide):
+        raise InputError(f"--model {config.model}: with attention padded its layers are alike: use --format {PADDED}.")
+    return widened(config, given, wide, VLLM, DECILM_SAYS)
+
+
+def open_layered(config: ExportConfig, otherwise: str) -> Layered:
+    """What `--model` is, whose output is known to be free.
+
+    Args:
+        otherwise: what is said of layers that are alike, after that.
+    Raises:
+        InputError: no such checkpoint, or its layers are alike.
+    """
+    folder = Path(config.model)
+    check_output(Path(config.output), overwrite=config.overwrite, model_folder=folder)
     if folder.suffix.lower() == ".gguf":
         raise InputError(f"--model {config.model}: layers of a GGUF file are alike: give the folder that prune wrote.")
     if not (folder / "config.json").is_file():
         raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
     source = ModelSource(config.model, config.model)
     old = load_config(source)
-    sizes = old.to_dict().get(LAYERS_KEY)
-    if not sizes:
-        raise InputError(
-            f"--model {config.model}: its layers are alike, so it is a stock checkpoint already: no padding needed."
-        )
-    family, shapes = layered_family(old), layered_shapes(old)
+    if not old.to_dict().get(LAYERS_KEY):
+        raise InputError(f"--model {config.model}: its layers are alike, {otherwise}.")
+    return Layered(source, old, layered_family(old), layered_shapes(old))
+
+
+def widened(config: ExportConfig, given: Layered, wide: tuple[LayerShape, ...], format: str, says: str) -> ExportReport:
+    """Write a layered checkpoint with zeros in its layers, which computes the same.
+
+    Args:
+        wide: a shape for each layer that holds its own.
+        says: of the form, in its card.
+    """
+    folder, output, dtype = Path(config.model), Path(config.output), checkpoint_dtype(given.config)
     state = _read_state(folder)
-    dtype = checkpoint_dtype(old)
-    layered = build_small(old, family, shapes, state.items(), wide_of(dtype), "keep")
-    wide = padded_shape(old, family, shapes, config.model_class)
-    alike = (wide,) * len(shapes)
-    tensors = padded_state(state, family, shapes, wide)
-    padded = build_small(old, family, alike, tensors, wide_of(dtype), config.model_class)
+    layered = build_small(given.config, given.family, given.shapes, state.items(), wide_of(dtype), "keep")
+    tensors = padded_state(state, given.family, given.shapes, wide)
+    padded = build_small(given.config, given.family, wide, tensors, wide_of(dtype), config.model_class)
     if (folder / "generation_config.json").is_file():
         padded.generation_config = GenerationConfig.from_pretrained(folder)
-    tokenizer = None if code_of(source.path) else load_tokenizer(source)  # its code is not run, its files go along
-    ids = default_probe(tokenizer, old.get_text_config().vocab_size)
+    # The tokenizer's own code is not run, its files go along.
+    tokenizer = None if code_of(given.source.path) else load_tokenizer(given.source)
+    ids = default_probe(tokenizer, given.config.get_text_config().vocab_size)
     merge = compare("the padded", padded, "the layered", layered, ids)
     round_(padded, dtype)
 
     def carry_card(made: Path, report: ExportReport) -> None:
         if tokenizer is None:
-            copied_files(source.path, made)
+            copied_files(given.source.path, made)
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else f"# {output.name}\n"
-        text = padded_card(text, report.loads_with.replace(json.dumps(report.folder), json.dumps(output.name)))
+        loads_with = report.loads_with.replace(json.dumps(report.folder), json.dumps(output.name))
+        text = padded_card(text, loads_with, serving_block(report.to_dict()), says)
         (made / "README.md").write_text(text, encoding="utf-8")
 
-    return write_checkpoint(padded, family, output, PADDED, ids, tokenizer, merge, carry_card)
+    return write_checkpoint(padded, given.family, output, format, ids, tokenizer, merge, carry_card)
 
 
 def to_text(config: ExportConfig) -> ExportReport:

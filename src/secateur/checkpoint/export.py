@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
-from ..architecture.layered import MODULE, layer_sizes, layered_class, modeling_source, stock_class_of
+from ..architecture.layered import code_map, layer_sizes, layered_class, stock_class_of
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
 from ..architecture.units import Units
-from ..config.formats import FORMATS, LAYERED, STOCK, convertible
+from ..config.formats import FORMATS, LAYERED, STOCK, VLLM, convertible
 from ..models.benchmark import parameter_count
 from ..models.devices import without_autocast
 from ..models.files import checkpoint_bytes
@@ -32,6 +32,8 @@ from ..system.voice import speaks_python
 from .card import plain_card
 from .comparing import compare, in_precision, logits_of, wide_of
 from .older_readers import add_older_keys
+from .serving.engines import serving
+from .serving.layers import write_decilm, write_layers
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import Check, verify, weights_checksum
 
@@ -53,6 +55,8 @@ class ExportReport:
     merge_difference: float
     """Largest |Δlogit| between the same two."""
     loads_with: str
+    serves_with: dict[str, str] = field(default_factory=dict)
+    """Engine that is known to take such a result -> the command."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -143,7 +147,7 @@ def small_class(
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
         if family.name != config.model_type:
             setattr(new_config, FAMILY_KEY, family.name)
-        new_config.auto_map = {"AutoModelForCausalLM": f"{MODULE}.{cls.__name__}"}
+        new_config.auto_map = code_map(new_config)
     new_config.use_cache = True
     return cls, new_config
 
@@ -208,11 +212,13 @@ def write_checkpoint(
         family: of a layered checkpoint, whose modelling file follows it.
         merge: what `compare` found before rounding.
     """
-    layered = format == LAYERED
+    layered = FORMATS[format].trust
     runs_code = layered or _brings_code(small)
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
         save_model(small, folder, family if layered else None)
         beside = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
+        if format == VLLM:  # a model type whose configuration is code, which reading a tokenizer would ask for
+            write_decilm(folder, small.config)
         check = Check(
             folder,
             probe_ids,
@@ -233,6 +239,7 @@ def write_checkpoint(
             merge_kl=merge[0],
             merge_difference=merge[1],
             loads_with=loads_with(output, small.config, runs_code, beside),
+            serves_with=serving(output, small.config, format) if layered or not runs_code else {},
         )
         if finish is not None:
             finish(folder, report)
@@ -264,8 +271,7 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
     settings.to_json_file(folder / "generation_config.json")
     add_older_keys(folder)
     if family is not None:
-        stock = stock_class_of(small.config).__name__
-        (folder / f"{MODULE}.py").write_text(modeling_source(stock, family), encoding="utf-8")
+        write_layers(folder, small.config, family)
 
 
 def loads_with(

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..architecture.stock import LAYERS_KEY
 from ..system.quiet import quiet_transformers
 
 THETAS = {
@@ -26,6 +27,8 @@ PARTIAL = {"gpt_neox": "rotary_pct", "gpt_neox_japanese": "rotary_pct"}
 THREE_KEYS = {"phi3": ("type", "short_factor", "long_factor")}
 """Model types whose older configuration class takes these keys of `rope_scaling` only."""
 APART = ("rope_theta", "partial_rotary_factor")
+NEWER_NAMES = ("gpt_neox",)
+"""Model types whose tensors transformers 5 calls otherwise; it saves stock classes under the old names."""
 EXPERTS = ("num_experts", "num_local_experts")
 """Two names of one number, of which each version writes the one or the other."""
 
@@ -52,6 +55,20 @@ def with_older_keys(values: dict[str, Any]) -> dict[str, Any]:
         found["torch_dtype"] = values["dtype"]
     rope = values.get("rope_parameters")
     return found | _older_rope(values, rope) if isinstance(rope, dict) else found
+
+
+def needs_newer(folder: Path) -> list[str]:
+    """Of a card: that earlier versions of transformers read another function, where the older keys cannot say this
+    one; nothing where they can."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    said = any(name in values for pair in (*THETAS.values(), APART) for name in pair)
+    if values.get("rope_parameters") and not said:
+        what = "Its rotary positions cannot be said"
+    elif values.get("model_type") in NEWER_NAMES and LAYERS_KEY in values:
+        what = "Its tensors are not named"
+    else:
+        return []
+    return ["", f"{what} as transformers 4 reads them: it needs transformers 5 or later."]
 
 
 def _older_rope(values: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:

@@ -43,14 +43,15 @@ def padded_shape(
 
 
 def padded_state(
-    state: dict[str, Tensor], family: Family, shapes: tuple[LayerShape, ...], wide: LayerShape
+    state: dict[str, Tensor], family: Family, shapes: tuple[LayerShape, ...], wide: tuple[LayerShape, ...]
 ) -> Iterator[tuple[str, Tensor]]:
-    """A layered checkpoint's tensors with every layer widened to `wide`.
+    """A layered checkpoint's tensors with every layer widened to its shape of `wide`.
 
     Padded channels and heads have zero columns in `down` and `o`, so they add nothing. Each KV head keeps its
     place and its query heads stay behind it: head h of layer goes to group h // n_rep, slot h % n_rep.
     """
-    places = [_places(family, number, shape, wide) for number, shape in enumerate(shapes)]
+    pairs = enumerate(zip(shapes, wide, strict=True))
+    places = [_places(family, number, shape, wider) for number, (shape, wider) in pairs]
     moves = {key: move for layer in places for key, move in layer.items()}
     for name, tensor in state.items():
         path, _, _ = name.rpartition(".")

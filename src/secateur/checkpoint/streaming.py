@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
-from ..architecture.layered import MODULE, modeling_source, stock_class_of
 from ..architecture.quantised import is_quantised
 from ..architecture.stock import LAYERS_KEY
 from ..architecture.units import Units
@@ -29,6 +28,8 @@ from ..system.voice import speaks_python
 from .comparing import logits_of, most_kl_of
 from .export import ExportReport, Finish, loads_with, small_class
 from .older_readers import add_older_keys
+from .serving.engines import serving
+from .serving.layers import write_layers
 from .shards import Sides, merged_from_shards
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import Check, tensor_checksum, verify
@@ -136,6 +137,7 @@ def _read_back(
         merge_kl=float("nan"),
         merge_difference=float("nan"),
         loads_with=loads_with(output, config, layered, tokenizer),
+        serves_with=serving(output, config, LAYERED if layered else STOCK),
     )
 
 
@@ -157,8 +159,7 @@ def _write_beside(
     add_older_keys(folder)
     (generation_config or GenerationConfig()).to_json_file(folder / "generation_config.json")
     if LAYERS_KEY in config.to_dict():
-        code = modeling_source(stock_class_of(config).__name__, family)
-        (folder / f"{MODULE}.py").write_text(code, encoding="utf-8")
+        write_layers(folder, config, family)
     return write_tokenizer(tokenizer, folder) if tokenizer is not None else None
 
 

@@ -31,9 +31,14 @@ class Format:
     quantisations: tuple[str, ...] = ()
     """What `--quantise` may name."""
 
+    @property
+    def of_any_family(self) -> bool:
+        """Whether every pruned model can be in it."""
+        return self.of_pruned and not self.engine
+
 
 FORMATS: Registry[Format] = Registry("format")
-STOCK, LAYERED, PADDED, TEXT, GGUF = "stock", "layered", "padded", "text", "gguf"
+STOCK, LAYERED, PADDED, TEXT, GGUF, VLLM = "stock", "layered", "padded", "text", "gguf", "vllm"
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,22 @@ FORMATS.register(
 )
 
 
+FORMATS.register(
+    VLLM,
+    Format(
+        "vLLM of any age, with a modelling file (trust_remote_code)",
+        trust=True,
+        help="layers that differ in the form of DeciLM, for versions of vLLM that do not serve them as they are",
+        converter="checkpoint.convert:to_decilm",
+        engine="vLLM",
+    ),
+)
+
+
 def convertible(*, of_pruned: bool = False) -> tuple[str, ...]:
-    """The formats that `export` writes: all, or those of a pruned model alone."""
-    return tuple(name for name, format in FORMATS.items() if format.converter and format.of_pruned >= of_pruned)
+    """The formats that `export` writes: all, or those alone in which a pruned model loads without code of its own."""
+    fits = {name: format for name, format in FORMATS.items() if format.converter}
+    return tuple(name for name, format in fits.items() if not of_pruned or (format.of_pruned and not format.trust))
 
 
 def converter(name: str) -> Callable[[Any], Any]:

@@ -18,7 +18,7 @@ from transformers import (
 from ..architecture.building import empty_model, own_code
 from ..architecture.config_faults import token_warnings
 from ..architecture.gguf import check_gguf, settle_
-from ..architecture.layered import is_layered, layered_class, layered_family
+from ..architecture.layered import forget_layers_, is_layered, layered_class, layered_family, stock_config_class
 from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone, whole_type
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
@@ -28,7 +28,7 @@ from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
 from .devices import training_device
 from .files import check_checkpoint, check_numbers, check_shapes
-from .guards import check_hub, guarded, say_once
+from .guards import check_hub, config_values, guarded, say_once
 from .memory import LOAD_LESS, memory_for
 from .source import ModelSource
 from .stored import follow_files_, untie_
@@ -75,7 +75,9 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
     file = Path(source.path) / source.gguf_file if source.gguf_file else None
     if file is not None:
         check_gguf(file)
-    config = guarded(source, AutoConfig.from_pretrained, trust_remote_code, {"gguf_file": source.gguf_file})
+    stock = stock_config_class(config_values(source)) if not source.gguf_file else None
+    load = stock.from_pretrained if stock else AutoConfig.from_pretrained
+    config = guarded(source, load, trust_remote_code, {"gguf_file": source.gguf_file})
     vars(config).pop("_model_name_or_path", None)  # transformers' name for a GGUF file's model, which no config has
     if not getattr(config, "return_dict", True):  # tuples are for TorchScript: a model's parts here are asked by name
         config.return_dict = True
@@ -84,7 +86,7 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
             f"model {source.name!r} has a LoRA adapter beside its weights ({ADAPTER}), which is not read: give it as "
             "--adapter, in a folder of its own, where it is part of the model."
         )
-    check_causal(source.name, config)
+    check_causal(source.name, forget_layers_(config))
     if file is not None:
         settle_(config, file)
     if not (trust_remote_code and own_code(config)):

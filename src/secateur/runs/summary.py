@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..checkpoint.serving.engines import serving_words
 from ..config.formats import FORMATS, STOCK, convertible
 from ..system.progress import human_bytes, human_seconds
 from ..system.records import format_table
@@ -41,7 +42,7 @@ def loading_lines(result: dict[str, Any]) -> str:
     """Where the checkpoint is and how to load it."""
     export = result["export"]
     what = "adapter" if export["format"] == "adapter" else "checkpoint"
-    return f"\nThe {what} is in {export['folder']}. To load it:\n\n{_indent(export['loads_with'])}\n"
+    return f"\nThe {what} is in {export['folder']}. To load it:\n\n{_loading(export)}\n"
 
 
 def export_summary(report: dict[str, Any]) -> str:
@@ -52,8 +53,15 @@ def export_summary(report: dict[str, Any]) -> str:
         f"{report['folder']}: {report['format']}, {report['parameters']:,} parameters, "
         f"{human_bytes(report['bytes'])}; read back in a fresh process, "
         f"logits within {report['max_logit_difference']:.2g}.\n\n"
-        f"{_indent(report['loads_with'])}"
+        f"{_loading(report)}"
     )
+
+
+def _loading(export: dict[str, Any]) -> str:
+    """What reads a result, and what serves it, of the engines that are known to."""
+    serves = export.get("serves_with")
+    words = f"\n\nTo serve it:\n\n{_indent(serving_words(serves))}" if serves else ""
+    return _indent(export["loads_with"]) + words
 
 
 def _before_and_after(result: dict[str, Any]) -> str:

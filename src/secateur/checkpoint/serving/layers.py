@@ -1,0 +1,90 @@
+"""What a checkpoint with layers that differ has beside its weights: the modelling file, and its sizes for engines.
+
+vLLM's Transformers backend builds the file's model without its head, and asks the configuration, not the model, how
+many heads a layer's cache is for: `per_layer_config`, the key that transformers 5 has for what one layer has of its
+own. So the same folder loads in both, with every layer of the size that it is.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ...architecture.families import Family
+from ...architecture.layered import MODULE, code_map, decilm_file, modeling_source
+from ...architecture.stock import DECILM, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of
+
+PER_LAYER, READABLE = HETEROGENEOUS
+
+
+def write_layers(folder: Path, config: PreTrainedConfig, family: Family) -> None:
+    """Write the modelling file of layers that differ, and put into config.json what engines ask for."""
+    source = modeling_source(config, family)
+    (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {"auto_map": code_map(config), "head_dim": head_dim_of(config, family)}
+    values |= heads_of_layers(config, family) | _scale(config)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_decilm(folder: Path, config: PreTrainedConfig) -> None:
+    """Make what `write_layers` wrote, of layers with equally many query heads, DeciLM's form, for vLLM's own class.
+
+    An FFN has its own width, and attention its own number of KV heads, said as query heads for each of them.
+    """
+    path, code = folder / "config.json", folder / f"{MODULE}.py"
+    code.write_text(decilm_file(config, code.read_text(encoding="utf-8")), encoding="utf-8")
+    sizes = getattr(config, LAYERS_KEY)
+    heads = max(size["num_attention_heads"] for size in sizes)
+    blocks = [
+        {
+            "attention": {"no_op": False, "n_heads_in_group": heads // size["num_key_value_heads"]},
+            "ffn": {"no_op": False, "intermediate_size": size["intermediate_size"]},
+        }
+        for size in sizes
+    ]
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values = {key: value for key, value in values.items() if key not in HETEROGENEOUS}
+    values |= {
+        "model_type": DECILM,
+        STOCK_TYPE_KEY: config.model_type,
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": f"{MODULE}.DeciLMConfig", **code_map(config)},
+        "block_configs": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(size["num_key_value_heads"] for size in sizes),
+        **_biases(config),
+    }
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _biases(config: PreTrainedConfig) -> dict[str, bool]:
+    """Config keys of which linears have biases: Llama's class follows its keys, Qwen2's has some, Mistral's none."""
+    llama = config.model_type == "llama"
+    found = {key: llama and bool(getattr(config, key, False)) for key in ("attention_bias", "mlp_bias")}
+    return {**found, "qkv_bias": found["attention_bias"] or config.model_type == "qwen2"}
+
+
+def heads_of_layers(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
+    """Config keys that give each layer its heads; none where all layers have those that the config says.
+
+    Stock classes read the numbers for all layers, which transformers allows under
+    `allow_global_per_layer_attribute_access` alone. `head_dim` must stand beside them: else the size of a head would be
+    the width over a layer's heads.
+    """
+    named = {"num_attention_heads": family.heads, "num_key_value_heads": family.kv_heads}
+    keys = {name: key for name, key in named.items() if key is not None}
+    own = {
+        str(number): {key: size[name] for name, key in keys.items() if size[name] != getattr(config, key)}
+        for number, size in enumerate(getattr(config, LAYERS_KEY))
+    }
+    differing = {number: sizes for number, sizes in own.items() if sizes}
+    return {PER_LAYER: differing, READABLE: True} if differing else {}
+
+
+def _scale(config: PreTrainedConfig) -> dict[str, float]:
+    """Granite divides its logits by a number; vLLM multiplies those of any model by this one."""
+    divisor = getattr(config, "logits_scaling", None)
+    return {"logit_scale": 1 / divisor} if divisor else {}
