@@ -91,7 +91,10 @@ def test_the_fewest_heads_that_hold_every_layer() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_type": "qwen3"}, "this is a qwen3.*vllm serve .*--trust-remote-code.*--format padded"),
+        (
+            {"model_type": "qwen3"},
+            "this is a qwen3: it norms queries.*vllm serve .*--trust-remote-code. --format padded",
+        ),
         ({"model_type": "mistral", "sliding_window": 8}, "its attention has a window"),
         ({"shapes": (LayerShape(4, 4, 40, 16), LayerShape(3, 3, 40, 16))}, "its layers are alike: use --format padded"),
     ],

@@ -1,4 +1,4 @@
-"""What a run says of engines: only what was run, as the record of `benchmarks/deploy/matrix.py` has it."""
+"""What a run says of engines: of vLLM only what was run, as the record of `benchmarks/deploy/matrix.py` has it."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from secateur.checkpoint.older_readers import needs_newer
-from secateur.checkpoint.serving.engines import ENGINES, serving, serving_block
+from secateur.checkpoint.serving.engines import VLLM_ENGINE, serving, serving_block
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "deploy.json"
 
@@ -25,25 +25,27 @@ def test_only_engines_that_computed_the_same_are_named() -> None:
         for cell in cells
         if cell["dtype"] == "float32" and not (cell["loads"] and cell["top_1"] > 0.99)
     }
-    named = {
-        (engine.name, format, model_type)
-        for engine in ENGINES
-        for format, types in engine.takes.items()
-        for model_type in types
-    }
+    named = {(VLLM_ENGINE.name, form, kind) for form, kinds in VLLM_ENGINE.takes.items() for kind in kinds}
     assert len(named) > 15
     assert named <= right - wrong
 
 
 def test_commands_are_of_this_result(tmp_path) -> None:
     place, llama = tmp_path / "my model", AutoConfig.for_model("llama")
-    assert list(serving(place, llama, "layered").values()) == [f"vllm serve '{place}' --trust-remote-code"]
-    assert list(serving(place, llama, "stock").values()) == [f"vllm serve '{place}'"]
-    assert serving(place, llama, "padded") == serving(place, llama, "stock")
+    layered = serving(place, llama, "layered")
+    assert layered["vLLM (0.32 was tried)"] == f"vllm serve '{place}' --trust-remote-code"
+    assert [name.split()[0] for name in layered] == ["vLLM", "llama.cpp"]
+    stock = serving(place, llama, "stock")
+    assert stock["vLLM (0.32 was tried)"] == f"vllm serve '{place}'"
+    assert serving(place, llama, "padded") == stock
     assert serving(place, AutoConfig.for_model("bloom"), "layered") == {}
-    block = serving_block({"folder": str(place), "serves_with": serving(place, llama, "layered")})
-    assert "vllm serve 'my model' --trust-remote-code" in block[-2]  # a card names no place of the writer's machine
-    assert str(tmp_path) not in "".join(block)
+    (words,) = [text for text in serving_block({"folder": f"{place}/", "serves_with": stock}) if "vllm" in text]
+    assert "vllm serve 'my model'\n" in words
+    assert "llama-server -m 'my model.gguf'\n" in words
+    assert words.endswith(
+        "echo \"FROM $(realpath 'my model.gguf')\" > Modelfile\nollama create 'my model' -f Modelfile"
+    )
+    assert str(tmp_path) not in words  # a card names no place of the writer's machine
     assert serving_block({"folder": str(place)}) == []  # of an earlier record
 
 

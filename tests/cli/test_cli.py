@@ -97,7 +97,10 @@ def test_prune_eval_export(place, tmp_path, capsys) -> None:
     assert "This is the `padded` form" in padded_card
     assert 'from_pretrained("padded")' in padded_card
     assert "trust_remote_code" not in padded_card
-    assert re.findall("^vllm .*", padded_card, re.M) == ["vllm serve padded"]
+    assert re.findall("^(?:vllm|llama-server) .*", padded_card, re.M) == [
+        "vllm serve padded",
+        "llama-server -m padded.gguf",
+    ]
     assert "sha256" not in padded_card
     ids = torch.arange(3, 60).unsqueeze(0)
     torch.testing.assert_close(padded(ids).logits, model(ids).logits, rtol=0.0, atol=2e-4)

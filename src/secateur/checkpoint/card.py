@@ -16,7 +16,7 @@ from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
 from ..system.reading import PARSER_ERRORS
 from .older_readers import needs_newer
-from .serving.engines import TRIED, serving_block
+from .serving.engines import TAKE_IT, serving_block
 
 log = logging.getLogger("secateur")
 
@@ -94,7 +94,7 @@ def padded_card(card: str, loads_with: str, serving: list[str], said: str = PADD
         said: what the form is.
     """
     code = "\n".join([f"```python\n{loads_with}\n```", *serving])
-    others = (f"`{MODULE}.py`", "`result.json`", TRIED, "```sh")
+    others = (f"`{MODULE}.py`", "`result.json`", TAKE_IT, "```sh")
     blocks = [block for block in card.split("\n\n") if not block.startswith(others)]
     at = next((number for number, block in enumerate(blocks) if block.startswith("```python")), None)
     if at is None:

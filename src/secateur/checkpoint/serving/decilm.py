@@ -13,9 +13,8 @@ from ...architecture.stock import accepts, window_of
 from ...config.formats import LAYERED, PADDED, VLLM
 from ...system.errors import InputError
 from .engines import VLLM_ENGINE
+from .layouts import SAME, WHY_NOT
 
-SAME = ("llama", "mistral", "qwen2")
-"""Model types that compute what vLLM's DeciLM class does: a Llama, whose q, k and v may have biases of their own."""
 DECILM_SAYS = (
     "This is the `vllm` form, that of NVIDIA's DeciLM: FFNs are as they were, attention is zero-padded to equally many "
     "query heads, so it computes the same. The figures above are the layered checkpoint's; that one's `result.json` "
@@ -63,14 +62,13 @@ def check_decilm(config: PreTrainedConfig, model: str) -> None:
     windows = window_of(config) or "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if config.model_type in SAME and not windows:
         return
-    why = "its attention has a window" if config.model_type in SAME else f"this is a {config.model_type}"
-    served = config.model_type in VLLM_ENGINE.takes[LAYERED]
-    instead = (
-        f"vLLM {VLLM_ENGINE.version} serves the folder as it is ({VLLM_ENGINE.started_with(model, LAYERED)}); "
-        if served
-        else ""
-    )
+    kind = config.model_type
+    why = f"this is a {kind}: {WHY_NOT.get(kind, 'it is no Llama')}"
+    if kind in SAME:
+        why = "its attention has a window"
+    served = kind in VLLM_ENGINE.takes[LAYERED]
+    now = f"vLLM 0.32 serves the folder as it is: {VLLM_ENGINE.started_with(model, LAYERED)}. " if served else ""
     raise InputError(
-        f"--format {VLLM}: DeciLM is a Llama, and {why}, so it would compute something else. {instead}"
-        f"--format {PADDED} makes a stock checkpoint, for other versions."
+        f"--format {VLLM}: DeciLM is a Llama, and {why}. {now}--format {PADDED} makes a stock checkpoint, for other "
+        "versions."
     )

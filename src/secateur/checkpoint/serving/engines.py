@@ -8,47 +8,60 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ...config.formats import FORMATS, LAYERED, PADDED, STOCK, VLLM
+from .layouts import SAME
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A server of models, and what it was seen to compute right."""
+    """A server of models, and what it is known to compute right."""
 
     name: str
-    version: str
-    """That was tried."""
+    note: str
+    """What is known of it: the version that was tried."""
     takes: dict[str, frozenset[str]]
     """Format of a result (padded ones are stock) -> model types."""
     command: str
-    """`{model}`: the folder, as a shell has it; `{trust}`: ` --trust-remote-code` where it brings code, or nothing."""
+    """`{model}`: the folder, `{file}` and `{name}`: a GGUF file beside it and its name, as a shell has them; `{trust}`:
+    ` --trust-remote-code` where the folder brings code, or nothing."""
 
     def started_with(self, folder: Path | str, format: str) -> str:
         """The command for one result."""
+        folder = str(folder).rstrip("/")
+        places = {"model": folder, "file": f"{folder}.gguf", "name": Path(folder).name}
         trust = " --trust-remote-code" if FORMATS[format].trust else ""
-        return self.command.format(model=shlex.quote(str(folder)), trust=trust)
+        return self.command.format(trust=trust, **{key: shlex.quote(place) for key, place in places.items()})
 
 
-_BOTH = frozenset(
+_VLLM = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"}
     | {"phi", "phi3", "gpt_neox", "opt"}
 )
+_LLAMA = frozenset(SAME)
+_TO_GGUF = "secateur export --model {model} --format gguf --output {file}\n"
 VLLM_ENGINE = Engine(
     "vLLM",
-    "0.32",
-    {STOCK: _BOTH, LAYERED: _BOTH, VLLM: frozenset({"llama", "mistral", "qwen2"})},
+    "0.32 was tried",
+    {STOCK: _VLLM, LAYERED: _VLLM, VLLM: _LLAMA},
     "vllm serve {model}{trust}",
 )
-ENGINES = (VLLM_ENGINE,)
-
-
-TRIED = "Engines that were tried with results like this one:"
+ENGINES = (
+    VLLM_ENGINE,
+    Engine("llama.cpp", "the export tries it", {STOCK: _LLAMA, LAYERED: _LLAMA}, f"{_TO_GGUF}llama-server -m {{file}}"),
+    Engine(
+        "Ollama",
+        "it runs llama.cpp's files; not tried",
+        {STOCK: _LLAMA},
+        f'{_TO_GGUF}echo "FROM $(realpath {{file}})" > Modelfile\nollama create {{name}} -f Modelfile',
+    ),
+)
+TAKE_IT = "Engines that take results like this one:"
 
 
 def serving(folder: Path | str, config: PreTrainedConfig, format: str) -> dict[str, str]:
-    """Engine (and its version that was tried) -> the command that serves a result; none that is not known to."""
+    """Engine, and what is known of it -> the command that serves a result; none that is not known to."""
     kind = STOCK if format == PADDED else format
     return {
-        f"{engine.name} {engine.version}": engine.started_with(folder, format)
+        f"{engine.name} ({engine.note})": engine.started_with(folder, format)
         for engine in ENGINES
         if config.model_type in engine.takes.get(kind, ())
     }
@@ -56,10 +69,11 @@ def serving(folder: Path | str, config: PreTrainedConfig, format: str) -> dict[s
 
 def serving_block(export: dict[str, Any]) -> list[str]:
     """Of a card: the commands of an `ExportReport.to_dict`, with the folder's name in the place of its path."""
-    folder = export["folder"]
+    folder = export["folder"].rstrip("/")
     words = serving_words(export.get("serves_with") or {})
-    words = words.replace(shlex.quote(folder), shlex.quote(Path(folder).name))
-    return ["", TRIED, "", "```sh", words, "```"] if words else []
+    for end in ("", ".gguf"):
+        words = words.replace(shlex.quote(f"{folder}{end}"), shlex.quote(f"{Path(folder).name}{end}"))
+    return ["", TAKE_IT, "", "```sh", words, "```"] if words else []
 
 
 def serving_words(commands: dict[str, str]) -> str:
