@@ -222,14 +222,31 @@ def test_too_short_a_run_says_how_long_it_must_be(place, tmp_path, capsys) -> No
     assert main(base) == 0
 
 
+def test_an_adapter_for_engines_has_one_rank(place, tmp_path, capsys) -> None:
+    """It is verified as any is, against what was trained: with each layer's own rank and scaling."""
+    out = tmp_path / "out"
+    assert main(command(place, out, "--allocation", "global", "--rslora", "--adapter-for", "vllm", "--lr", "5e-2")) == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] > 3
+    assert not (config["rank_pattern"])
+    assert not (config["alpha_pattern"])
+    assert not (config["use_rslora"])
+    assert {min(t.shape) for t in load_file(out / "adapter_model.safetensors").values()} == {config["r"]}
+    assert json.loads((out / "result.json").read_text())["adapter"]["mean_rank"] == 3
+    printed = capsys.readouterr()
+    assert "would take it" not in printed.err + (out / "README.md").read_text()
+    assert main(command(place, tmp_path / "x", "--adapter-for", "vllm", "--merge")) == 2
+    assert "--merge writes no adapter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({}, ""),
         ({"use_rslora": True}, "llama.cpp"),
-        ({"alpha_pattern": {"q_proj": 5}}, "vLLM and llama.cpp"),
+        ({"alpha_pattern": {"q_proj": 5}}, "vLLM before 0.32 and llama.cpp"),
         ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4}}, "llama.cpp"),
-        ({"rank_pattern": {"q_proj": 2}}, "vLLM"),
+        ({"rank_pattern": {"q_proj": 2}}, "vLLM before 0.32"),
     ],
 )
 def test_engines_that_know_one_scaling_are_named(more, said) -> None:

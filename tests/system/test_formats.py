@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "secateur"
 
 
 def test_every_converter_is_there() -> None:
-    assert convertible() == ("padded", "text", "gguf", "vllm")
+    assert convertible() == ("padded", "text", "gguf", "adapter", "compressed-tensors", "vllm")
     assert all(callable(converter(name)) for name in convertible())
     assert FAMILIES["llama"].formats == dict.fromkeys(("kv_group", "query_head", "ffn"), ("stock", "layered", "padded"))
     assert FAMILIES["gpt2"].formats["kv_group"] == ("layered", "padded")
@@ -30,7 +30,7 @@ def test_a_new_format_needs_its_entry_alone(monkeypatch, capsys) -> None:
     monkeypatch.setattr(FORMATS, "_entries", dict(FORMATS))
     FORMATS.register("mirror", Format("in a mirror", help="turned", converter="system.quiet:mirror"))
     monkeypatch.setattr(quiet, "mirror", lambda config: f"{config.output} turned", raising=False)
-    assert convertible() == ("padded", "text", "gguf", "vllm", "mirror")
+    assert convertible() == ("padded", "text", "gguf", "adapter", "compressed-tensors", "vllm", "mirror")
     assert export_config(ExportConfig(model="m", output="o", format="mirror")) == "o turned"
     assert main(["families"]) == 0
     said = capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,9 +24,11 @@ from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
 from ..system.output import check_output, replaced_whole, scratch
 from ..system.quiet import quiet_transformers
+from .card import adapter_front
 from .child import ADAPTER
 from .comparing import MOST_KL, compare_logits, in_precision, logits_of, wide_of
 from .export import ExportReport, round_, write_checkpoint
+from .serving.adapters import bake_
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import TOLERANCE, fresh_process
 
@@ -49,6 +52,8 @@ class AdapterPlace:
     """Precision of the model's checkpoint, and of a merged result."""
     runs_code: bool = False
     """Whether others need `trust_remote_code` to load the model."""
+    one_rank: bool = False
+    """Whether ranks and scalings are baked into the factors, for engines that know one of each."""
     extras: tuple[str, ...] = ()
     """Names, in the file of the adapter that the run began with, of the base model's own tensors that it holds."""
 
@@ -87,7 +92,11 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
         with quiet_transformers():
             model.save_pretrained(str(folder))
         _add_extras(model, place.extras, folder)
-        (folder / "README.md").write_text(_card(place, other_readers(model)), encoding="utf-8")
+        ranks = {path: layer.r[layer.active_adapters[0]] for path, layer in lora_layers(model).items()}
+        readers = "" if place.one_rank else other_readers(model)
+        if place.one_rank:
+            ranks = dict.fromkeys(ranks, bake_(folder))
+        (folder / "README.md").write_text(_card(place, readers), encoding="utf-8")
         found = _read_back(model, place, folder, write_tokenizer(place.tokenizer, folder))
         dtype = cast(torch.dtype, model.get_base_model().dtype)
         if not found["difference"] <= TOLERANCE[dtype] * found["scale"]:
@@ -97,7 +106,6 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
             )
         if found["tokenizer"]:
             raise VerificationError(f"the written adapter, read back in a fresh process: {found['tokenizer']}.")
-        ranks = {path: layer.r[layer.active_adapters[0]] for path, layer in lora_layers(model).items()}
         if found["ranks"] != ranks:
             raise VerificationError("the written adapter has other ranks than its configuration says.")
         report = AdapterReport(
@@ -105,19 +113,19 @@ def write_adapter(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adap
             format="adapter",
             bytes=(folder / WEIGHTS).stat().st_size,
             max_logit_difference=found["difference"],
-            loads_with=_loads_with(place),
+            loads_with=_loads_with(place, place.source.path, str(place.output)),
         )
         finish(folder, report)
-    if words := other_readers(model):
-        log.warning("%s: %s", output, words)
+    if readers:
+        log.warning("%s: %s", output, readers)
     return report
 
 
 def other_readers(model: PeftModel) -> str:
     """What engines that know one scaling for all layers make of an adapter; empty where they compute the same.
 
-    vLLM takes alpha over the configuration's rank for every layer (its root with rsLoRA), llama.cpp alpha over the
-    layer's own rank. PEFT follows each layer's alpha.
+    vLLM before 0.32 takes alpha over the configuration's rank for every layer (its root with rsLoRA), llama.cpp alpha
+    over the layer's own rank. PEFT follows each layer's alpha, and so does vLLM 0.32.
     """
     config = cast(LoraConfig, model.peft_config[model.active_adapter])
     root = math.sqrt if config.use_rslora else float
@@ -125,7 +133,7 @@ def other_readers(model: PeftModel) -> str:
     true = [(layer.scaling[layer.active_adapters[0]], layer.r[layer.active_adapters[0]]) for layer in layers]
     wrong = [
         name
-        for name, scaling in (("vLLM", lambda rank: config.lora_alpha / root(config.r)),
+        for name, scaling in (("vLLM before 0.32", lambda rank: config.lora_alpha / root(config.r)),
                               ("llama.cpp", lambda rank: config.lora_alpha / rank))
         if not all(math.isclose(scaling(rank), given, rel_tol=1e-6) for given, rank in true)
     ]  # fmt: skip
@@ -133,7 +141,7 @@ def other_readers(model: PeftModel) -> str:
         return ""
     return (
         f"this adapter's scaling is not one for all layers, as {' and '.join(wrong)} would take it: load it with PEFT, "
-        "or merge it (--merge)."
+        "convert it (export --format adapter, or adapt --adapter-for vllm), or merge it (--merge)."
     )
 
 
@@ -220,22 +228,26 @@ def _with_our_code(folder: Path, work: Path, model: PeftModel) -> Path:
     return copy
 
 
-def _loads_with(place: AdapterPlace) -> str:
+def _loads_with(place: AdapterPlace, model: str, adapter: str) -> str:
     trust = ", trust_remote_code=True" if place.runs_code else ""
     gguf = f", gguf_file={json.dumps(place.source.gguf_file)}" if place.source.gguf_file else ""
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(place.source.path)}{gguf}{trust})\n"
-        f"model = PeftModel.from_pretrained(base, {json.dumps(str(place.output))})"
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(model)}{gguf}{trust})\n"
+        f"model = PeftModel.from_pretrained(base, {json.dumps(adapter)})"
     )
 
 
 def _card(place: AdapterPlace, readers: str) -> str:
-    base = Path(place.base).name
+    """Names alone: where model and adapter lie on this machine says nothing to others."""
+    folder = Path(place.source.path) if place.source.is_local else None
+    front = adapter_front(place.base, folder)
+    base = front.get("base_model", Path(place.base).name)
     return (
-        f"---\nlibrary_name: peft\ntags: [secateur, lora]\n---\n\n# A LoRA adapter for {base}\n\n"
+        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# A LoRA adapter for {Path(base).name}\n\n"
         "Its rank was pruned while it trained (PrunedLoRA, arXiv:2510.00192). `result.json` has the whole "
         "configuration, `ranks.json` each layer's rank after each cut.\n\n"
-        f"```python\n{_loads_with(place)}\n```\n" + (f"\n{readers[0].upper()}{readers[1:]}\n" if readers else "")
+        f"```python\n{_loads_with(place, base, place.output.name)}\n```\n"
+        + (f"\n{readers[0].upper()}{readers[1:]}\n" if readers else "")
     )

@@ -34,6 +34,8 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
     # The folder's own name: where it was written says nothing to others.
     loads_with = export["loads_with"].replace(json.dumps(export["folder"]), json.dumps(Path(export["folder"]).name))
     name = Path(config["model"]).name
+    if pruned := result["pruned"]["perplexity"]:
+        front |= model_index(Path(export["folder"]).name, result["data"]["evaluation"]["data"], pruned)
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
@@ -164,6 +166,30 @@ def _front(model: str, licence: dict[str, Any]) -> dict[str, Any]:
     if model and not Path(model).expanduser().exists():
         front["base_model"] = BASE_MODEL if model == EMBEDDED_MODEL else model
     return front
+
+
+def model_index(name: str, text: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """The front matter's measured figures, as the hub reads them.
+
+    Args:
+        name: of the result.
+        text: the evaluation text, as the run was given it.
+        measured: `Perplexity.to_dict`.
+    """
+    data = _public(text)
+    metric = {
+        "type": "perplexity",
+        "name": f"perplexity of {measured['tokens_scored']:,} tokens in segments of {measured['seq_len']}",
+        "value": round(float(measured["perplexity"]), 4),
+    }
+    found = {"task": {"type": "text-generation"}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
+    return {"model-index": [{"name": name, "results": [found]}]}
+
+
+def adapter_front(model: str, base_folder: Path | None) -> dict[str, Any]:
+    """The front matter of an adapter's card."""
+    front = _front(model, base_licence(model, base_folder))
+    return front | {"library_name": "peft", "tags": ["secateur", "lora"]}
 
 
 def _public(spec: str) -> str:

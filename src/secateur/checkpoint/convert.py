@@ -32,9 +32,9 @@ from .serving.engines import VLLM_ENGINE, serving_block
 from .tokenizer_files import copied_files
 
 
-def export_config(config: ExportConfig) -> ExportReport:
-    """`secateur export`: a checkpoint in the format that the config names."""
-    report: ExportReport = converter(config.format)(config)
+def export_config(config: ExportConfig) -> ExportReport | str:
+    """`secateur export`: a checkpoint in the format that the config names; of an adapter, what there is to say."""
+    report: ExportReport | str = converter(config.format)(config)
     return report
 
 

@@ -13,6 +13,7 @@ from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
 from ..config.files.recipes import RecipesConfig
 from ..config.files.schema import SchemaConfig, options_schema
 from ..config.formats import PADDED
+from ..config.hub import PushConfig
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
 from ..config.speed import BenchConfig, PlanConfig
 from ..system.progress import phase
@@ -53,9 +54,11 @@ def _adapt(config: AdaptConfig) -> int:
 
 def _rehearsed(job: Any, run: Callable[[Any, "Progress"], str]) -> int:
     """A prepared job without its training; of several processes the first one does it."""
+    from ..runs.push import check_hub
     from ..system.launcher import rank
     from ..system.progress import Progress
 
+    check_hub(job.config)
     if rank() == 0:
         print(run(job, Progress(job.total_steps)))
     return 0
@@ -69,8 +72,8 @@ def _trained(
 ) -> int:
     """Check a run and run it, or say that it was done; of several processes the first one speaks."""
     from ..parallel.distributed import leave
+    from ..runs.push import check_hub, closing_lines
     from ..runs.resumed import finished, going_on
-    from ..runs.summary import loading_lines
     from ..system.launcher import rank
     from ..system.progress import Progress
 
@@ -78,8 +81,9 @@ def _trained(
         if rank() == 0:
             print(f"the result is complete in {config.output}: nothing is left to do")
             print(words(result))
-            print(loading_lines(result))
+            print(closing_lines(result, config))
         return 0
+    check_hub(config)
     job = prepare(going_on(config))
     if rank() > 0:
         with open(os.devnull, "w", encoding="utf-8") as silence:
@@ -89,7 +93,14 @@ def _trained(
     result = run(job, Progress(job.total_steps))
     leave()
     print(words(result))
-    print(loading_lines(result))
+    print(closing_lines(result, config))
+    return 0
+
+
+def _push(config: PushConfig) -> int:
+    from ..runs.hub.upload import push
+
+    print(push(config))
     return 0
 
 
@@ -136,7 +147,8 @@ def _export(config: ExportConfig) -> int:
         from ..checkpoint.convert import export_config
         from ..runs.summary import export_summary
 
-    print(export_summary(export_config(config).to_dict()))
+    done = export_config(config)
+    print(done if isinstance(done, str) else export_summary(done.to_dict()))
     return 0
 
 
@@ -160,8 +172,9 @@ def _report(config: ReportConfig) -> int:
 def _bench(config: BenchConfig) -> int:
     with phase(STARTING):
         from ..evaluation.bench import bench
+        from ..evaluation.drafting import bench_draft
 
-    print(bench(config))
+    print(bench_draft(config) if config.draft else bench(config))
     return 0
 
 
@@ -236,6 +249,12 @@ COMMANDS = {
         _export,
         (ExportConfig,),
         f"secateur export --model ./small --format {PADDED} --output ./small-padded",
+    ),
+    "push": Command(
+        "put a result on the hub: a folder that prune, adapt or export wrote, or a GGUF file",
+        _push,
+        (PushConfig,),
+        "secateur push ./small my-name/llama-small",
     ),
     "sample": Command(
         "what a model answers to prompts, or two models side by side",

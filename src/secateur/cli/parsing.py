@@ -164,7 +164,8 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], eve
         group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         if f.metadata["positional"]:
             text = f.metadata["help"].replace("%", "%%")
-            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs="*")
+            count = "*" if get_origin(hints[f.name]) is tuple else "?"
+            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs=count)
             continue
         text = _help_of(f) if everything or f.name in COMMON or f.default is MISSING else argparse.SUPPRESS
         if hints[f.name] is bool:

@@ -131,7 +131,11 @@ def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind
 
 def _config(name: str, options: dict[str, Any]) -> PruneConfig:
     try:
-        return build_values(PruneConfig, options)
+        config = build_values(PruneConfig, options)
+        all_faults(
+            ["a comparison goes to no hub: leave --push-to-hub out, and push a result."] * bool(config.push_to_hub)
+        )
+        return config
     except InputError as error:
         raise InputError(f"cell {name!r}: {error}") from None
 

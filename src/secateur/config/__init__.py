@@ -3,6 +3,7 @@
 from .adapt import AdaptConfig
 from .compare import CompareConfig
 from .evaluation import EvalConfig, ReportConfig, SampleConfig
+from .hub import PushConfig
 from .lora import LoraOptions
 from .prune import ExportConfig, PruneConfig, QuickstartConfig
 from .pruning import BudgetOptions, PruningOptions, ScoringOptions
@@ -21,6 +22,7 @@ __all__ = [
     "PlanConfig",
     "PruneConfig",
     "PruningOptions",
+    "PushConfig",
     "QuickstartConfig",
     "RankOptions",
     "ReportConfig",

@@ -15,6 +15,13 @@ class AdaptConfig(RankOptions, RunConfig):
 
     output: str = option("folder for the adapter and its records", group="output")
     merge: bool = option("write the model with the adapter merged, not the adapter", False, group="output")
+    adapter_for: str = option(
+        "who reads the adapter: peft (each layer's own rank and scaling), or vllm or llama.cpp, whose readers know one "
+        "rank and one scaling: both are then baked into the factors",
+        "peft",
+        group="output",
+        choices=("peft", "vllm", "llama.cpp"),
+    )
     init_rank: int = option("rank that it starts with; equal to --rank: plain LoRA", 64, group="lora")
     criterion: str = option(
         "what scores the rank components",
@@ -39,6 +46,8 @@ class AdaptConfig(RankOptions, RunConfig):
                 f"--rank {self.rank} is above --init-rank {self.init_rank}: an adapter's rank only falls, so start "
                 "with a higher one."
             )
+        if self.adapter_for != "peft" and self.merge:
+            found.append(f"--merge writes no adapter, so --adapter-for {self.adapter_for} says nothing: leave one out.")
         if self.criterion == "sparsegpt" and self.recovery == "newton+compensate":
             found.append(
                 "--recovery newton+compensate with --criterion sparsegpt: a Newton step goes by the gradients' "

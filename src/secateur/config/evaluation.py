@@ -5,8 +5,13 @@ from dataclasses import dataclass
 
 from ..system.registry import did_you_mean
 from .options import at_least, choice_faults, flag, option
-from .presets import PRESET_SEQ_LENS
 from .run import BOS, BOS_HELP
+
+SEQ_LENS = (128, 1024, 2048)
+"""128: LLM-Pruner, LoRAPrune; 1,024: short contexts; 2,048: GPTQ, SparseGPT, Wanda, FLAP."""
+TEXTS = ("wikitext2", "wikitext2-unk", "ptb", "ptb-lines", "ptb-valid")
+PRESET_SEQ_LENS = {f"{text}-{seq_len}": seq_len for seq_len in SEQ_LENS for text in TEXTS}
+"""Preset -> tokens of its segments."""
 
 
 def same_model(model: str, against: str | None) -> list[str]:

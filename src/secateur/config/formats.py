@@ -39,6 +39,7 @@ class Format:
 
 FORMATS: Registry[Format] = Registry("format")
 STOCK, LAYERED, PADDED, TEXT, GGUF, VLLM = "stock", "layered", "padded", "text", "gguf", "vllm"
+ADAPTER, QUANTISED = "adapter", "compressed-tensors"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ FORMATS.register(
         converter="checkpoint.serving.gguf_file:to_gguf",
         engine="llama.cpp",
         quantisations=tuple(QUANTISATIONS),
+    ),
+)
+FORMATS.register(
+    ADAPTER,
+    Format(
+        "PEFT, and engines that know one rank",
+        help="a LoRA adapter with one rank and scaling 1 in every layer, as vLLM and llama.cpp read it",
+        converter="checkpoint.serving.adapters:to_one_rank",
+        of_pruned=False,
+    ),
+)
+FORMATS.register(
+    QUANTISED,
+    Format(
+        "transformers and vLLM, quantised",
+        help="linears in whole numbers of 8 or 4 bits (--quantise), for transformers and vLLM",
+        converter="runs.quantised.command:to_quantised",
+        of_pruned=False,
+        quantisations=("int8", "int4"),
     ),
 )
 

@@ -115,6 +115,10 @@ class ExportConfig:
         group="output",
         choices=convertible(),
     )
+    data: str | None = option(
+        "compressed-tensors: text to calibrate on; default: what the run was trained on", None, group="output"
+    )
+    calibration_tokens: int = option("compressed-tensors: tokens of it to calibrate on", 65536, group="output")
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",
@@ -125,7 +129,7 @@ class ExportConfig:
         "gguf: precision of the weights; default: the checkpoint's", None, group="output", choices=OUTTYPES
     )
     quantise: str | None = option(
-        "gguf: quantise with llama.cpp's own quantiser",
+        "gguf: by llama.cpp's own quantiser; compressed-tensors: int8 (activations too) or int4 (GPTQ; default)",
         None,
         group="output",
         choices=tuple(dict.fromkeys(name for format in FORMATS.values() for name in format.quantisations)),
@@ -140,14 +144,18 @@ class ExportConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self)
+        found = choice_faults(self) + at_least(self, "calibration_tokens", 1024)
         if found:
             return found
-        if not FORMATS[self.format].engine:
-            given = {"outtype": self.outtype, "quantise": self.quantise, "engine": self.engine}
+        chosen = FORMATS[self.format]
+        if not chosen.engine:
+            given = {"outtype": self.outtype, "engine": self.engine}
             found += [f"{flag(name)} {value} goes with --format {GGUF}." for name, value in given.items() if value]
         elif self.model_class != "keep":
             found.append(f"--model-class {self.model_class} goes with --format {PADDED}: leave it out.")
+        if self.quantise and self.quantise not in chosen.quantisations:
+            fit = [name for name, format in FORMATS.items() if self.quantise in format.quantisations]
+            found.append(f"--quantise {self.quantise} goes with --format {' or '.join(fit)}.")
         if self.quantise and self.outtype == "q8_0":
             found.append(f"--outtype q8_0 is quantised already, and --quantise {self.quantise} too: leave one out.")
         return found

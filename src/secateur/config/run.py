@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from .hub import HubOptions
 from .load_in import HELP as LOAD_IN_HELP
 from .load_in import LOAD_IN
 from .lora import LoraOptions
@@ -17,7 +18,7 @@ BOS_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Seeded, LoraOptions):
+class RunConfig(Seeded, LoraOptions, HubOptions):
     """What every command that trains can be told."""
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
@@ -83,7 +84,7 @@ class RunConfig(Seeded, LoraOptions):
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self) + LoraOptions.faults(self)
+        found = choice_faults(self) + LoraOptions.faults(self) + HubOptions.faults(self)
         for name in ("batch_size", "accumulation", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
         found += at_least(self, "seq_len", 2)  # the first token is not predicted

@@ -11,9 +11,22 @@ from .sizes import parse_bytes, size_faults
 class BenchConfig:
     """Everything that `secateur bench` can be told."""
 
-    model: str = option("the model to time: folder, GGUF file, hub id or embedded name", group="model")
+    model: str = option(
+        "the model to time: folder, GGUF file, hub id or embedded name (not with --draft)", "", group="model"
+    )
     against: str | None = option("the model to compare it with; the ratios are to this one", None, group="model")
     adapter: str | None = option("also time --model with this LoRA adapter, merged and not", None, group="model")
+    draft: str | None = option(
+        "in place of --model: a smaller model that proposes tokens to --against (speculative decoding)",
+        None,
+        group="model",
+    )
+    drafted: int = option("with --draft: tokens that it proposes in a round", 4, group="draft")
+    draft_tokens: int = option("with --draft: greedy tokens after each prompt", 64, group="draft")
+    prompts: int = option("with --draft: prompts, of 64 tokens each", 16, group="draft")
+    prompt_data: str = option(
+        "with --draft: text that the prompts are taken from, evenly spread", "stdlib-docs:held-out", group="draft"
+    )
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
     seq_len: int = option("tokens of a prompt", 512, group="measurement")
     batch_sizes: tuple[str, ...] = option("prompts per forward pass", ("1", "8"), group="measurement")
@@ -35,6 +48,14 @@ class BenchConfig:
         for name in ("seq_len", "repeats"):
             found += at_least(self, name, 1)
         found += at_least(self, "decode_tokens", 0)
+        for name in ("drafted", "draft_tokens", "prompts"):
+            found += at_least(self, name, 1)
+        if self.draft is None and not self.model:
+            found.append("--model is required: the model to time (or --draft, with --against).")
+        if self.draft is not None and (self.model or self.adapter):
+            found.append("--draft takes the place of --model, and goes with no --adapter: leave these out.")
+        if self.draft is not None and self.against is None:
+            found.append("--draft needs --against: the model that it proposes tokens to.")
         for size in self.batch_sizes:
             if not size.isdecimal() or int(size) < 1:
                 found.append(f"--batch-sizes {size!r}: give whole numbers from 1, such as 1 8.")
@@ -48,6 +69,9 @@ class PlanConfig(PruneConfig):
     data: tuple[str, ...] = option("not needed: a plan reads no text", (), group="data")
     output: str = option("not needed: a plan writes nothing", "", group="output")
     dry_run: bool = option("not needed: a plan trains nothing", False, group="output")
+    push_to_hub: str | None = option("not needed: a plan writes nothing", None, group="hub")
+    private: bool = option("not needed: a plan writes nothing", False, group="hub")
+    base_model: str | None = option("not needed: a plan writes nothing", None, group="hub")
     json: str | None = option("also write the plan to this JSON file", None, group="output")
     device_memory: str | None = option("memory of a device, such as 24GB; default: this machine's", None, group="plan")
     devices: int = option("devices that train together, for memory and traffic of each", 1, group="plan")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.presets import PRESET_SEQ_LENS
+from ..config.evaluation import PRESET_SEQ_LENS
 from ..system.errors import InputError
 from ..system.registry import Registry
 from .documents import read_documents

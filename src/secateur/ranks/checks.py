@@ -5,8 +5,10 @@ import warnings
 from peft import LoraConfig, PeftModel
 from torch import nn
 
+from ..architecture.mixtures import APART, STACKED
+from ..config.adapt import AdaptConfig
 from ..config.ranks import RankOptions
-from ..models.adapter import start_that_moves_base
+from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base
 from ..models.surgery import check_mergeable, is_embedding, lora_factors, lora_layers
 from ..pruning.checks import check_adapter_kind, check_kind
 from ..pruning.schedule import Schedule, make_schedule, make_stepwise
@@ -86,3 +88,34 @@ def rank_schedule(options: RankOptions, init_rank: int, total_steps: int) -> Sch
     if options.k1 is None or options.k2 is None or init_rank == options.rank:  # nothing goes: any schedule does
         return make_schedule(options, total_steps)
     return make_stepwise(options.prune_start, options.k1, options.k2, init_rank - options.rank, total_steps)
+
+
+def check_given_adapter(config: AdaptConfig) -> None:
+    """Whether the rank of `--adapter` is one that can be pruned to `--rank`."""
+    adapter = read_adapter(str(config.adapter))
+    if adapter.patterned:
+        raise InputError(
+            f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
+            "equal ranks in all."
+        )
+    if adapter.rank < config.rank:
+        raise InputError(
+            f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
+        )
+    if adapter.extras and config.adapter_for != "peft":
+        raise InputError(
+            f"--adapter {config.adapter} brings tensors that are no factors ({adapter.extras[0]}), and "
+            f"{config.adapter_for} takes no such adapter: leave --adapter-for out, or pass --merge."
+        )
+    if any(APART.fullmatch(name) or STACKED.fullmatch(name) for name in adapter.shapes):
+        raise InputError(
+            f"--adapter {config.adapter}: LoRA on experts of a mixture, which the stock model holds in one tensor a "
+            "layer, cannot be pruned by adapt: leave it out, or merge it into the model first (merge_and_unload)."
+        )
+    start = start_that_moves_base(lora_config_of(adapter))
+    if start:
+        raise InputError(
+            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moved a part of the base "
+            "weights into it: it fits no other copy of the model. Convert it first (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or train anew with --lora-init and --merge."
+        )

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model, runs_code
 from ..architecture.discovery import check_text_model
-from ..architecture.mixtures import APART, STACKED, adaptable
+from ..architecture.mixtures import adaptable
 from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..checkpoint.comparing import same_after_restoring
@@ -24,7 +24,7 @@ from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.ranks import RankOptions
 from ..evaluation.perplexity import Perplexity
-from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
+from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import planned_lora, unreached_words, weight_sizes
 from ..models.devices import compute_dtype, name_of
@@ -33,7 +33,7 @@ from ..models.original import check_blocks, restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
 from ..pruning.schedule import Schedule
 from ..ranks import RankPruner
-from ..ranks.checks import rank_schedule
+from ..ranks.checks import check_given_adapter, rank_schedule
 from ..system.errors import InputError
 from ..system.launcher import rank as process_rank
 from ..system.locks import locked
@@ -54,6 +54,7 @@ from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
+from .hub.public import weights_sha256
 from .outcome import keep_run, measure, numerics, report_on, token_counts, training_kept, without_adapter
 
 
@@ -77,7 +78,7 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     """
     config = starting_from_adapter(config)
     if config.adapter:
-        _check_adapter(config)
+        check_given_adapter(config)
     source, model_config = open_model(config)
     fits = _check_ranks(config, model_config)
     job = read_inputs(config, source, model_config, fits.needed_bytes)
@@ -132,8 +133,8 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
 
     def finish(folder: Path, report: AdapterReport) -> None:
         result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
-        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
-        result["numerics"] = numerics(job)
+        result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started, numerics=numerics(job))
+        result["export"]["sha256"] = weights_sha256(folder)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", pruner.record())
         keep_run(job, folder, "adapt")
@@ -152,7 +153,7 @@ def place_of(job: AdaptJob) -> AdapterPlace:
     return AdapterPlace(
         job.output, config.overwrite, config.model, job.source, config.trust_remote_code, job.tokenizer,
         probe_of(job), checkpoint_dtype(job.model_config), runs_code(job.model_config, config.trust_remote_code),
-        job.adapter.extras if job.adapter else (),
+        config.adapter_for != "peft", job.adapter.extras if job.adapter else (),
     )  # fmt: skip
 
 
@@ -229,32 +230,6 @@ def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
         f"target: rank {job.init_rank} to {job.config.rank} on {len(pruner.layers)} linears ({job.config.allocation}), "
         f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
     )
-
-
-def _check_adapter(config: AdaptConfig) -> None:
-    """Whether the rank of `--adapter` is one that can be pruned to `--rank`."""
-    adapter = read_adapter(str(config.adapter))
-    if adapter.patterned:
-        raise InputError(
-            f"--adapter {config.adapter} has other ranks in some layers (rank_pattern): start from one with "
-            "equal ranks in all."
-        )
-    if adapter.rank < config.rank:
-        raise InputError(
-            f"--adapter {config.adapter} has rank {adapter.rank}, below --rank {config.rank}: it only falls."
-        )
-    if any(APART.fullmatch(name) or STACKED.fullmatch(name) for name in adapter.shapes):
-        raise InputError(
-            f"--adapter {config.adapter}: LoRA on experts of a mixture, which the stock model holds in one tensor a "
-            "layer, cannot be pruned by adapt: leave it out, or merge it into the model first (merge_and_unload)."
-        )
-    start = start_that_moves_base(lora_config_of(adapter))
-    if start:
-        raise InputError(
-            f"--adapter {config.adapter} began with init_lora_weights={start!r}, which moved a part of the base "
-            "weights into it: it fits no other copy of the model. Convert it first (save_pretrained with "
-            "path_initial_model_for_weight_conversion), or train anew with --lora-init and --merge."
-        )
 
 
 @dataclass(frozen=True)

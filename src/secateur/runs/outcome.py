@@ -32,6 +32,7 @@ from ..system.records import environment, write_json
 from ..training.checkpoints import find_latest
 from ..training.finetune import load_original
 from ..training.job import Job
+from .hub.public import weights_sha256
 
 LATENCY_BATCH, LATENCY_REPEATS = 1, 7
 
@@ -134,6 +135,7 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
 def write_records(folder: Path, job: Job, pruner: Pruner, result: dict[str, Any]) -> None:
     """result.json, units.json, metrics.jsonl, run.yaml and the model card, beside the weights."""
     result["numerics"] = numerics(job)
+    result["export"]["sha256"] = weights_sha256(folder)
     write_json(folder / "result.json", result)
     write_json(folder / "units.json", units_record(pruner))
     keep_run(job, folder, "prune")

@@ -215,6 +215,9 @@ HARMLESS = (
     "eval_steps",
     "eval_tokens",
     "eval_seq_len",
+    "push_to_hub",
+    "private",
+    "base_model",
 )
 """Options that may change on resume."""
 

@@ -1,0 +1,147 @@
+"""GPTQ: weights on a grid of whole numbers, each column's rounding error made up for by the columns after it."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...criteria.cholesky import damped_cholesky
+
+DAMPING = 0.01
+"""Of the mean diagonal of the second moments, as in the paper's code."""
+BLOCK = 128
+"""Columns between two updates of all the later ones (the paper's lazy batches)."""
+SHRINKS = tuple(1 - step / 40 for step in range(13))
+"""Largest entry on the grid over the largest of the weights, from 1 to 0.7: the best one is taken for each scale."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Whole numbers of some bits, symmetric about zero."""
+
+    bits: int
+    group: int | None
+    """Neighbouring inputs that share a scale; None: all of a row."""
+
+    @property
+    def lowest(self) -> int:
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+
+def scales_of(weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """(rows, 1) steps of the grid for a (rows, columns) weight: for each row the one of least squared error.
+
+    Args:
+        dtype: of the scales as the file has them; they are rounded to it before they are used.
+    """
+    largest = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / (grid.highest + 0.5)
+    best = torch.full_like(largest, torch.inf)
+    found = largest.to(dtype).to(weight.dtype)
+    for shrink in SHRINKS:
+        scale = (largest * shrink).to(dtype).to(weight.dtype)
+        error = (on_grid(weight, scale, grid) * scale - weight).square().sum(1, keepdim=True)
+        found = torch.where(error < best, scale, found)
+        best = torch.minimum(error, best)
+    return found
+
+
+def on_grid(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """The nearest whole numbers."""
+    return (weight / scale).round().clamp(grid.lowest, grid.highest)
+
+
+def quantise(weight: Tensor, second: Tensor | None, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Whole numbers (rows, columns) int8 and their steps (rows, groups) for a (rows, columns) weight.
+
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1): for columns j in order, q_j is rounded, and the error
+    (w_j - q_j) / U_jj times row j of U is taken from the later columns; U is the upper Cholesky factor of H⁻¹.
+
+    Args:
+        second: (columns, columns) second moments X·Xᵀ of the inputs; None: each entry to the nearest number.
+        dtype: of the steps.
+    """
+    work = weight.detach().float().clone()
+    rows, columns = work.shape
+    width = grid.group or columns
+    codes = torch.zeros(rows, columns, dtype=torch.int8)
+    scales = torch.zeros(rows, columns // width)
+    upper = None if second is None else _upper(second, work)
+    if grid.group is None:
+        scales[:] = scales_of(work, grid, dtype)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        block, errors = work[:, start:stop].clone(), torch.zeros(rows, stop - start)
+        for at in range(start, stop):
+            if grid.group is not None and at % width == 0:
+                group = block[:, at - start : at - start + width]  # a block is whole groups
+                scales[:, at // width] = scales_of(group, grid, dtype)[:, 0]
+            scale = scales[:, at // width]
+            column = block[:, at - start]
+            chosen = on_grid(column, scale, grid)
+            codes[:, at] = chosen.to(torch.int8)
+            if upper is not None:
+                error = (column - chosen * scale) / upper[at, at]
+                block[:, at - start :] -= error[:, None] * upper[at, at:stop]
+                errors[:, at - start] = error
+        if upper is not None:
+            work[:, stop:] -= errors @ upper[start:stop, stop:]
+    return codes, scales.to(dtype)
+
+
+def _upper(second: Tensor, work: Tensor) -> Tensor:
+    """U of H⁻¹ = Uᵀ·U; inputs that are always zero need no weight."""
+    second = second.double().clone()
+    dead = second.diagonal() == 0
+    second.diagonal()[dead] = 1
+    work[:, dead] = 0
+    lower = damped_cholesky(second, DAMPING, float(second.diagonal().mean()), "the inputs of a linear")
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+
+
+@contextmanager
+def second_moments(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+    """Name -> Σ x·xᵀ over the tokens that go through a linear inside; linears of one input share one matrix."""
+    found: dict[str, Tensor] = {}
+    last: dict[str, object] = {"input": None, "name": ""}
+    shared: dict[str, str] = {}
+
+    def hook(name: str) -> object:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            tensor = inputs[0]
+            if shared.get(name) or (name not in found and last["input"] is tensor):
+                shared.setdefault(name, str(last["name"]))
+                return
+            last.update(input=tensor, name=name)
+            flat = tensor.detach().reshape(-1, tensor.shape[-1]).float()
+            found[name] = flat.T @ flat + found.get(name, 0)
+
+        return linears[name].register_forward_pre_hook(add)
+
+    hooks = [hook(name) for name in linears]
+    try:
+        yield found
+    finally:
+        for each in hooks:
+            each.remove()  # type: ignore[attr-defined]
+        last["input"] = None
+        found.update({name: found[origin] for name, origin in shared.items()})
+
+
+def in_portions(linears: dict[str, nn.Linear], most_bytes: int) -> Iterable[dict[str, nn.Linear]]:
+    """The linears in order, as many at a time as their second moments (float32) fit into so many bytes."""
+    portion: dict[str, nn.Linear] = {}
+    size = 0
+    for name, linear in linears.items():
+        own = 4 * linear.in_features**2
+        if portion and size + own > most_bytes:
+            yield portion
+            portion, size = {}, 0
+        portion[name], size = linear, size + own
+    if portion:
+        yield portion
