@@ -50,7 +50,7 @@ TINY: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "Qwen2 tiny, layers differ": ("qwen2", {}, ["--allocation", "global"]),
     "Qwen3 tiny": ("qwen3", {}, []),
     "Qwen3 tiny, layers differ": ("qwen3", {}, ["--allocation", "global"]),
-    "Gemma 3 tiny": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 64}, []),
+    "Gemma 3 tiny": ("gemma3_text", {"num_hidden_layers": 6, "sliding_window": 64, "query_pre_attn_scalar": 64}, []),
     "GPT-NeoX tiny": ("gpt_neox", {"num_key_value_heads": None, "head_dim": None, "intermediate_size": 512}, []),
     "Mixtral tiny": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, []),
     "OPT tiny": ("opt", {"ffn_dim": 512, "word_embed_proj_dim": 256}, []),

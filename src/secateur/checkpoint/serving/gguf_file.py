@@ -240,7 +240,7 @@ def _staged(
     values = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
     if settings_of(source.path).get("tokenizer_class") in FILES_OWN:
         # of some model types transformers would build a tokenizer of the type's own class from the file's vocabulary
-        values = json.loads(model_config.to_json_string(use_diff=False)) | {"model_type": "secateur"}
+        values |= json.loads(model_config.to_json_string(use_diff=False)) | {"model_type": "secateur"}
     values = {key: value for key, value in values.items() if key not in OURS and not key.startswith("secateur_")}
     if sizes:
         values["architectures"] = [LAYERED_CLASS]
@@ -279,7 +279,7 @@ def _read_back(
         "logits": str(logits),
         "texts": [text],
     }
-    said = _run(engine, READ, task, work, file.stem)
+    said = _run(engine, READ, task, work, file.parent.name)
     values = array("f")
     with logits.open("rb") as opened:
         values.frombytes(opened.read())

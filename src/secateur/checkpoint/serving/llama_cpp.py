@@ -148,6 +148,10 @@ def run_engine(python: str, source: str, task: dict[str, Any], folder: Path) -> 
     return json.loads(said.rpartition("RESULT")[2])
 
 
+FAILED = ("error", "not supported", "ggml_assert")
+"""What the line has in it that says why; others may follow it."""
+
+
 class EngineError(Exception):
     """llama.cpp did not do what it was started for; the message is the last that it said."""
 
@@ -183,6 +187,6 @@ def _started(python: str, source: str, arguments: list[str]) -> str:
 
 def _last(lines: list[str], code: int) -> str:
     """What a process said at its end, in one line."""
-    errors = [line for line in lines if "error" in line.lower() or "not supported" in line.lower()]
+    errors = [line for line in lines if any(word in line.lower() for word in FAILED)]
     words = (errors or lines or [f"no message, exit code {code}"])[-1]
     return words.removeprefix("ERROR:hf-to-gguf:")[:300]
