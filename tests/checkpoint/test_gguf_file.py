@@ -116,7 +116,7 @@ def test_a_file_that_predicts_something_else_is_not_put_in_place(tmp_path, monke
 
     monkeypatch.setattr(gguf_file, "check_engine", lambda _: "python")
     monkeypatch.setattr(gguf_file, "run_engine", engine)
-    with pytest.raises(VerificationError, match=r"nats off what the checkpoint does \(allowed in f32: 1e-06"):
+    with pytest.raises(VerificationError, match=r"nats off what the checkpoint does \(allowed in f32: 0.0001"):
         export_config(gguf(save_tiny(tmp_path / "model"), tmp_path / "m.gguf"))
     assert not (tmp_path / "m.gguf").exists()
 
