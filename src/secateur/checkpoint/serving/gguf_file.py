@@ -242,6 +242,7 @@ def _staged(
     values = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
     if settings_of(source.path).get("tokenizer_class") in FILES_OWN:
         # of some model types transformers would build a tokenizer of the type's own class from the file's vocabulary
+        values.pop("rope_scaling", None)  # the older form of rope_parameters, for which it has no class to ask
         values |= json.loads(model_config.to_json_string(use_diff=False)) | {"model_type": "secateur"}
     values = {key: value for key, value in values.items() if key not in OURS and not key.startswith("secateur_")}
     if sizes:
