@@ -18,12 +18,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from secateur import Pruner, PruningCallback, RankPruner
+from secateur.architecture.discovery import find_units
+from secateur.architecture.families import FAMILIES
 from secateur.criteria import CRITERIA
 from secateur.parallel.distributed import DisagreementError, announce, barrier, join, leave
 from secateur.system.launcher import launched, rank
 from secateur.system.progress import Progress
 from secateur.training.guard import NumericsGuard
 from secateur.training.loss import causal_lm_loss
+from secateur.training.recovery.beside import Beside
+from secateur.training.recovery.restart import RestartCallback
 from secateur.training.trainer import AutocastTrainer
 
 STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24
@@ -32,6 +36,7 @@ CRITERIA_SHOWN = {"lora": "none", "taylor": "none", "gate": "none", "wanda": "no
 """Criterion -> compensation, as the cells of docs/results/distributed.md."""
 CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
 CASES |= {
+    "beside-gate": ("gate", "none", "shrink"),  # gains, norms and weights are trained too, and LoRA begins anew
     "gate-lstsq": ("gate", "lstsq", "shrink"),
     "gate-sequential": ("gate", "sequential", "shrink"),
     "rank-gradient": ("rank-gradient", "none", "shrink"),
@@ -110,6 +115,10 @@ def at_cut(pruner: Pruner | RankPruner) -> dict[str, torch.Tensor]:
 def train(name: str, criterion: str, compensate: str, way: str, weight: str = "") -> dict[str, torch.Tensor]:
     """Train a tiny model; what was so at each cut, and the weights at the end."""
     model = adapted()
+    beside = name.startswith("beside")
+    if beside:
+        units = find_units(model.get_base_model(), FAMILIES["llama"])
+        Beside(model, units, ("norms", "gains", "weights"), restarts=True)
     pruner: Pruner | RankPruner
     times = {"total_steps": STEPS, "prune_start": 2, "prune_end": 11, "frequency": 3}
     if criterion.startswith("rank-"):
@@ -136,6 +145,7 @@ def train(name: str, criterion: str, compensate: str, way: str, weight: str = ""
         compute_loss_func=causal_lm_loss,
         callbacks=[
             Spoils(model, CUTS[1] if name.startswith("nan-") else 0, weight, 12 if name in LATE else 6), guard, pruning,
+            *([RestartCallback(CUTS, 0, True, lambda words: None)] if beside else []),
         ],
     )  # fmt: skip
     with norms_in_float64():

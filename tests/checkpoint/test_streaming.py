@@ -57,7 +57,13 @@ def test_a_result_that_cannot_be_measured_stays(place, tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["--no-shrink"], ["--allocation", "global"], ["--load-in", "8bit"], ["--load-in", "4bit"]],
+    [
+        [],
+        ["--no-shrink"],
+        ["--allocation", "global", "--train-also", "norms,gains"],
+        ["--load-in", "8bit", "--train-also", "norms,gains"],
+        ["--load-in", "4bit"],
+    ],
     ids=lambda more: " ".join(more) or "plain",
 )
 def test_the_files_hold_what_an_export_from_memory_writes(place, tmp_path, capsys, more) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from secateur.architecture.discovery import find_units
 from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES
 from secateur.config.prune import PruneConfig
@@ -44,6 +45,33 @@ def test_layers_that_are_alike_count_alike(name, checkpointing, monkeypatch) -> 
     assert sum(left.values()) >= 2  # something was left out
     monkeypatch.setattr(footprint, "_leave_first_layers", lambda *a: {})
     assert short == footprint.training_footprint(config_of(name), **options)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_trained_or_merged_into_is_held_wide(restarts, monkeypatch) -> None:
+    """A bfloat16 base: two bytes a parameter more, and of what is trained a gradient and two moments in float32."""
+    config = config_of("llama")
+    config.dtype = torch.bfloat16
+    options = {
+        "linears": lora_names(FAMILIES["llama"]), "rank": 4, "micro_batch": 2, "seq_len": 24, "dtype": torch.bfloat16,
+        "device_type": "cpu",
+    }  # fmt: skip
+    also = () if restarts else ("norms", "gains", "weights")
+    plain = footprint.training_footprint(config, **options)
+    wide = footprint.training_footprint(config, **options, also=also, restarts=restarts)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    units = find_units(model, FAMILIES["llama"])
+    linears = units.prunable_params
+    gains = sum(pool.size for pool in units.pools)
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
+    trained = 0 if restarts else 4 * (linears + norms + gains)
+    assert wide.weights - plain.weights == 2 * linears + (0 if restarts else 2 * norms + 4 * gains)
+    assert wide.gradients - plain.gradients == trained == (wide.optimizer - plain.optimizer) // 2
+    assert wide.lora == plain.lora
+    assert wide.activations > plain.activations  # copies in bfloat16, which the products take
+    monkeypatch.setattr(footprint, "_leave_first_layers", lambda *a: {})
+    assert wide == footprint.training_footprint(config, **options, also=also, restarts=restarts)
 
 
 def test_lora_reaches_the_same_linears_whether_one_expert_is_looked_at_or_all(monkeypatch) -> None:

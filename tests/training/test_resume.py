@@ -61,8 +61,13 @@ WAYS = {
     "compensated": {"criterion": "obs", "compensate": "lstsq"},
     "one-shot": {"schedule": "one-shot", "criterion": "taylor"},
     "searched": {"allocation": "search", "search_evaluations": 5, "calibration_tokens": 64, "criterion": "gate"},
+    "more trained, LoRA anew": {
+        "train_also": ("norms,gains,weights",), "restart_lora": "cuts,1", "lora_plus": 4.0, "lr_after": "0.5x",
+        "criterion": "gate", "compensate": "lstsq",
+    },
+    "gains, distilled": {"train_also": ("norms,gains",), "distill": 0.5, "shrink": False, "restart_lora": "cuts"},
     "pissa, distilled": {"lora_init": "pissa", "distill": 0.5, "shrink": False, "criterion": "gate"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", list(WAYS))

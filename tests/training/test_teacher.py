@@ -9,7 +9,7 @@ from secateur.models.surgery import lora_factors, lora_layers
 from secateur.ranks import RankPruner
 from secateur.system.errors import InputError
 from secateur.training.loss import causal_lm_loss
-from secateur.training.teacher import Teacher
+from secateur.training.recovery.teacher import Teacher
 from tests.pruning.test_pruner import STEPS, pruner_for, rows, train_bare
 
 

@@ -170,6 +170,12 @@ def weight_of(linear: Linear | nn.Embedding) -> Tensor:
     return linear.weight.T if isinstance(linear, Conv1D | nn.Embedding) else linear.weight
 
 
+def gain_of(module: nn.Module) -> Tensor | None:
+    """(columns,) what forward pre-hooks multiply a linear's input by, where they say so (their attribute `gain`)."""
+    gains = [hook.gain for hook in module._forward_pre_hooks.values() if hasattr(hook, "gain")]
+    return torch.stack(gains).prod(0) if gains else None
+
+
 def sides_of(linear: Linear | nn.Embedding) -> tuple[int, int]:
     """(out, in) of a linear, without reading its weight."""
     if bits_of(linear):

@@ -172,7 +172,7 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], eve
             group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, help=text)
             continue
         choices = f.metadata["choices"]
-        metavar = "{" + ",".join(choices) + "}" if choices else _metavar(hints[f.name])
+        metavar = "{" + ",".join(choices) + "}" if choices else f.metadata["metavar"] or _metavar(hints[f.name])
         several = "+" if get_origin(hints[f.name]) is tuple else None
         action = group.add_argument(flag(f.name), help=text, metavar=metavar, nargs=several)
         if several and f.name.endswith("s"):  # --prompt, --task

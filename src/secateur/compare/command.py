@@ -171,7 +171,7 @@ def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     base, progress = load_base(job, dtype), Progress(job.total_steps, every_seconds=60)
     drop_by_routing(base, job, dtype, progress)
     dense = parameter_count(base)
-    model, pruner = fine_tune_and_prune(base, job, dtype, progress)
+    model, pruner, _ = fine_tune_and_prune(base, job, dtype, progress)
     device = base.device
     if job.config.load_in is not None:
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .formats import FORMATS, GGUF, OUTTYPES, PADDED, convertible
 from .load_in import load_in_faults
+from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import PruningOptions
 from .run import RunConfig
@@ -19,7 +20,7 @@ DEFAULT_SPARSITY = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(PruningOptions, RunConfig):
+class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
     """Everything that `secateur prune` can be told."""
 
     target_params: str | int | None = option(
@@ -63,6 +64,7 @@ class PruneConfig(PruningOptions, RunConfig):
         """All faults that can be known from the options alone."""
         found = RunConfig.faults(self) + PruningOptions.faults(self) + target_faults(self)
         found += load_in_faults(self.load_in, self.lora_init, self.compensate, self.experts)
+        found += RecoveryOptions.faults(self)
         if not 0 <= self.distill <= 1:
             found.append(f"--distill is {self.distill}: give the weight of the dense model's outputs, from 0 to 1.")
         if not self.distill_temperature > 0:
@@ -78,7 +80,36 @@ class PruneConfig(PruningOptions, RunConfig):
                 "--init-rank goes with cuts while training, and with an adapter of our own: leave out "
                 "--schedule one-shot and --adapter."
             )
-        return found + self._stream_faults()
+        return found + self._stream_faults() + self._recovery_faults()
+
+    def _recovery_faults(self) -> list[str]:
+        """What does not go with LoRA that begins anew, or with a second learning rate."""
+        found = []
+        if self.restart_lora:
+            found += [f"--restart-lora: {why}" for why in self._no_restarts()]
+        if self.schedule == "one-shot" and self.lr_after is not None:
+            found.append("--lr-after: with --schedule one-shot all of the training follows the cut: give --lr.")
+        if self.load_in:
+            found += [
+                f"--train-also {part}: those of --load-in {self.load_in} are rounded: leave one out."
+                for part in ("biases", "weights")
+                if part in self.also
+            ]
+        return found
+
+    def _no_restarts(self) -> list[str]:
+        found = []
+        if self.load_in:
+            found.append(
+                f"LoRA is merged into the base, and that of --load-in {self.load_in} is rounded: leave one out."
+            )
+        if self.init_rank is not None:
+            found.append("--init-rank averages what it sees of components that would be replaced: leave one out.")
+        if self.lora_init in ("pissa", "olora"):
+            found.append(f"--lora-init {self.lora_init} takes a part of the base into LoRA: leave one out.")
+        if self.schedule == "one-shot" and self.restarts_at_cuts:
+            found.append("with --schedule one-shot no LoRA is trained before the cut: give a number of steps.")
+        return found
 
     def _stream_faults(self) -> list[str]:
         """What changes the frozen weights, and so is not in the files that `--stream-export` reads."""
@@ -87,6 +118,8 @@ class PruneConfig(PruningOptions, RunConfig):
         found = [f"--lora-init {self.lora_init}"] if self.lora_init in ("pissa", "olora") else []
         found += [f"--compensate {self.compensate}"] if self.compensate != "none" else []
         found += [f"--experts {self.experts}"] if self.experts is not None else []
+        found += ["--train-also weights"] if "weights" in self.also else []
+        found += ["--restart-lora"] if self.restart_lora else []
         return [f"{given} changes the weights that --stream-export reads anew: leave one out." for given in found]
 
 

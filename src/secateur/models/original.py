@@ -26,6 +26,7 @@ from .files import folder_of, tensor_places
 from .loading import load_model
 from .source import ModelSource
 from .surgery import lora_factors, lora_layers
+from .surgery.gains import NAME as GAIN
 
 FURTHEST = 0.7
 """How far a quantised weight may lie from its original, over the original's norm, before it is taken for another's.
@@ -127,7 +128,11 @@ def restore_(
         VerificationError: what is there is not what was quantised.
     """
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    frozen = {name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name}
+    frozen = {
+        name: parameter
+        for name, parameter in base.named_parameters()
+        if not name.endswith(GAIN) and ".lora_" not in name
+    }
     linears = dict(quantised_linears(base))
     with original_tensors(source, {_plain(name) for name in frozen}, trust) as read:
         for name in frozen:

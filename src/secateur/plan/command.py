@@ -79,6 +79,8 @@ def plan(config: PlanConfig) -> str:
         moments=moment_bytes(budget, criterion.needs, NEEDS[config.compensate]),
         distilled=bool(config.distill),
         family=units.family,
+        also=config.also,
+        restarts=bool(config.restart_lora),
     )
     memory = with_cuts(memory, config, planned, dtype, device.type)
     time = time_record(config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device)

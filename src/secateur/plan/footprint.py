@@ -5,7 +5,7 @@ would keep for the backward pass is added up. It runs through the first layers a
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model
+from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.families import FAMILIES, Family
 from ..architecture.mixtures import name_experts_
@@ -29,6 +29,8 @@ from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
 from ..models.stored import checkpoint_dtype
 from ..training.loss import causal_lm_loss
+from ..training.recovery.beside import Beside
+from .kept import Kept, bytes_of
 
 CPU_HEAP = 1.45
 """What the C library's heap takes for tensors that come and go, over what they hold: 1.23, 1.57 and 1.76 were measured
@@ -84,6 +86,8 @@ def training_footprint(
     moments: int = 0,
     distilled: bool = False,
     family: Family | None = None,
+    also: Collection[str] = (),
+    restarts: bool = False,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
@@ -97,13 +101,15 @@ def training_footprint(
         moments: bytes of the inputs' second moments.
         distilled: whether the dense model's logits are made too.
         family: the model's layout, where its model type does not say it.
+        also: what is trained beside LoRA.
+        restarts: whether LoRA is merged into the base, which is then held wide.
     """
     wide = base_dtype(model_config, dtype, load_in)
     base = empty_model(model_config, trust_remote_code=trust_remote_code, dtype=wide)
     base.config.use_cache = False
     if scored:  # by the names of experts taken apart
         unstack_experts(base, family)
-    weights = sum(map(_bytes, [*base.parameters(), *base.buffers()]))
+    weights = sum(map(bytes_of, [*base.parameters(), *base.buffers()]))
     saved, unpacked = _saved_by(base, load_in) if load_in else (0, 0)
     kept_gradients = dtype.itemsize * sum(cast(nn.Linear, base.get_submodule(path)).weight.numel() for path in scored)
     family = family or FAMILIES[model_config.model_type]
@@ -112,15 +118,17 @@ def training_footprint(
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
     model = _with_lora(base, linears, rank)
-    state, kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
-    trained = sum(_bytes(tensor) for tensor in state.values() if tensor.requires_grad)
-    trained += sum(times * _trained_bytes(state, f"{family.layers}.{n}") for n, times in repeats.items())
+    held = _sum_bytes(model, family, repeats)
+    Beside(model, find_units(base, family), also, restarts=restarts)
+    widened = _sum_bytes(model, family, repeats) - held
+    kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
+    trained = _sum_bytes(model, family, repeats, lambda name, tensor: tensor.requires_grad)
     kept.repeat(repeats)
     activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
     passing = activations + logits
     return Footprint(
-        weights=weights - saved,
-        lora=trained,
+        weights=weights - saved + widened,
+        lora=_sum_bytes(model, family, repeats, lambda name, tensor: "lora_" in name),
         gradients=trained,
         optimizer=2 * trained,
         activations=activations,
@@ -178,17 +186,27 @@ def _kind(config: PreTrainedConfig, number: int, layer: nn.Module) -> tuple[Any,
     return settings, shapes, entries
 
 
-def _trained_bytes(state: dict[str, Tensor], layer: str) -> int:
-    return sum(_bytes(tensor) for name, tensor in state.items() if tensor.requires_grad and f".{layer}." in name)
+Counts = Callable[[str, Tensor], bool]
 
 
-def _fake_step(
-    model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str
-) -> tuple[dict[str, Tensor], "_Kept", int]:
+def _sum_bytes(
+    model: nn.Module, family: Family, repeats: dict[int, int], counts: Counts = lambda name, tensor: True
+) -> int:
+    """Bytes of the parameters that count, with those of layers that were left out; LoRA's are in float32."""
+    layers = [(1, "")] + [(times, f".{family.layers}.{number}.") for number, times in repeats.items()]
+    return sum(
+        times * tensor.numel() * (4 if "lora_" in name else tensor.element_size())
+        for times, layer in layers
+        for name, tensor in model.named_parameters()
+        if layer in name and counts(name, tensor)
+    )
+
+
+def _fake_step(model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str) -> tuple[Kept, int]:
     """A forward pass and loss on tensors that have shapes alone.
 
     Returns:
-        parameters and buffers by name, what the backward pass keeps, and bytes of the logits with their gradient.
+        what the backward pass keeps, and bytes of the logits with their gradient.
     """
     with FakeTensorMode():
         state = {
@@ -196,11 +214,11 @@ def _fake_step(
                 tensor.shape,
                 dtype=torch.float32 if "lora_" in name else tensor.dtype,
                 device=device_type,
-                requires_grad="lora_" in name,
+                requires_grad=tensor.requires_grad,
             )
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]
         }
-        kept = _Kept(state)
+        kept = Kept(state)
         kept.watch(model)
         ids = torch.zeros(tokens, dtype=torch.long, device=device_type)
         with (
@@ -210,7 +228,7 @@ def _fake_step(
         ):
             output = functional_call(model, state, kwargs={"input_ids": ids})
             causal_lm_loss(output, ids)
-        return state, kept, 2 * _bytes(output.logits)
+        return kept, 2 * bytes_of(output.logits)
 
 
 def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:
@@ -219,8 +237,8 @@ def _saved_by(base: PreTrainedModel, load_in: str) -> tuple[int, int]:
     weights = [
         module.weight for module in base.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
-    saved = sum(_bytes(weight) - quantised_bytes(load_in, *weight.shape) for weight in weights)
-    return saved, max(map(_bytes, weights))
+    saved = sum(bytes_of(weight) - quantised_bytes(load_in, *weight.shape) for weight in weights)
+    return saved, max(map(bytes_of, weights))
 
 
 def export_bytes(trained: int, small: int, dtype: torch.dtype) -> int:
@@ -238,52 +256,3 @@ def base_dtype(model_config: PreTrainedConfig, dtype: torch.dtype, load_in: str 
     if load_in is not None:
         return dtype
     return torch.float32 if dtype == torch.float32 else checkpoint_dtype(model_config)
-
-
-class _Kept:
-    """Adds up the storages that autograd saves, each once, without the model's own."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self._own = {tensor.untyped_storage()._cdata for tensor in state.values()}
-        self._seen: dict[int, Tensor] = {}  # alive, so that no address comes twice
-        self.bytes = 0
-        self._inputs: list[int] = []
-        self._layers: list[int] = []
-        """Bytes of each checkpointable layer's input, and of what the layer keeps."""
-
-    def watch(self, model: nn.Module) -> None:
-        """Tell what the layers keep from what is kept outside of them."""
-
-        def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._inputs.append(_bytes(args[0]))
-            self._layers.append(-self.bytes)
-
-        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._layers[-1] += self.bytes
-
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.register_forward_pre_hook(enter)
-                module.register_forward_hook(leave)
-
-    def repeat(self, repeats: dict[int, int]) -> None:
-        """Count layers again, by number, that others are like."""
-        for number, times in repeats.items():
-            self.bytes += times * self._layers[number]
-            self._layers += times * [self._layers[number]]
-            self._inputs += times * [self._inputs[number]]
-
-    def with_checkpointing(self) -> int:
-        """Bytes that are kept when a layer's are computed again in the backward pass, while that is at one."""
-        return self.bytes - sum(self._layers) + sum(self._inputs) + max(self._layers, default=0)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._own and storage._cdata not in self._seen:
-            self._seen[storage._cdata] = tensor
-            self.bytes += storage.nbytes()
-        return tensor
-
-
-def _bytes(tensor: Any) -> int:
-    return int(tensor.numel() * tensor.element_size())

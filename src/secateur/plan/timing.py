@@ -50,6 +50,7 @@ def time_record(
         scored=_scored(config, budget.units, scoring),
         teacher=config.distill > 0,
         checkpointing=config.gradient_checkpointing,
+        weights="weights" in config.also,
     )
     gone = units_gone(budget) if config.shrinks else {}
     first = step_flops(sizes, budget.units, {}, config.first_rank, work)

@@ -52,6 +52,7 @@ from ..training.finetune import (
 from ..training.guard import DivergenceWatch, NumericsGuard
 from ..training.job import Job, make_work, open_model, probe_of, read_inputs
 from ..training.recording import RecordingCallback, WatchedRanks, rank_cut_words
+from ..training.recovery.rates import Rates, lora_rates
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
 from .hub.public import weights_sha256
@@ -191,7 +192,8 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
         callbacks = [guard, divergence, pruning, recording, saving, interruption]
-        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts)
+        rates = Rates(lora_rates(config, config.lr))
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts, rates=rates)
     interruption.check(pruner.steps_done)
     return pruner
 

@@ -28,7 +28,7 @@ from ..training.job import Job
 from ..training.prepare import PruneJob, lora_names
 from ..training.routing import drop_by_routing
 from .adapt import AdaptJob, first_scaling, on_the_original, place_of
-from .prune import make_pruner, make_rank_pruner, restore_original, write_result
+from .prune import make_pruner, make_rank_pruner, recovery_of, restore_original, write_result
 
 J = TypeVar("J", bound=Job)
 
@@ -44,6 +44,7 @@ def dry_prune(job: PruneJob, progress: Progress) -> str:
     dense = parameter_count(base)
     drop_by_routing(base, job, dtype, progress)
     model = add_lora(base, job.config, lora_names(job.budget.units.family))
+    recovery_of(model, job, progress).beside.narrow_()
     pruner = make_pruner(model, job)
     make_rank_pruner(model, job)
     cut_to_target(pruner)

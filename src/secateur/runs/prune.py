@@ -46,9 +46,10 @@ from ..training.job import make_work, probe_of
 from ..training.one_shot import score_and_cut
 from ..training.prepare import PruneJob, lora_names
 from ..training.recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
+from ..training.recovery.teacher import Teacher
+from ..training.recovery.whole import Recovery, make_recovery
 from ..training.routing import drop_by_routing, tell_unused
 from ..training.saving import Interruption, SavingCallback
-from ..training.teacher import Teacher
 from ..training.trainer import Distillation, run_trainer
 from .outcome import measure, outcome, report_on, training_kept, write_records
 
@@ -79,13 +80,15 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     start_perplexity = measure(base, job, dtype, progress)
     training = time.perf_counter()
     dropped = drop_by_routing(base, job, dtype, progress)
-    model, pruner = fine_tune_and_prune(base, job, dtype, progress)
+    model, pruner, recovery = fine_tune_and_prune(base, job, dtype, progress)
     train_seconds = time.perf_counter() - training
     if rank() > 0:
         return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
     result: dict[str, Any] = {}
     streamed = config.stream_export
+    if streamed or config.load_in is not None:  # the model as it is computes the logits to compare with
+        recovery.beside.narrow_()
     device = base.device if config.load_in is None or streamed else restore_original(model, pruner, job)
 
     def finish(folder: Path, report: ExportReport) -> None:
@@ -104,7 +107,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
         result.update(measured_somewhere(measured, place, progress))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
-        result["target"] = asdict(job.target)
+        result.update(recovery.record(), target=asdict(job.target))
         if config.load_in is not None:
             found = start_perplexity.to_dict() if start_perplexity else None
             result["quantised"] = {"load_in": config.load_in, "perplexity": found}
@@ -183,22 +186,27 @@ def restore_original(model: PeftModel, pruner: Pruner, job: PruneJob) -> torch.d
 
 def fine_tune_and_prune(
     base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
-) -> tuple[PeftModel, Pruner]:
+) -> tuple[PeftModel, Pruner, Recovery]:
     """Everything between loading the model and writing the result; the records go to `job.work`."""
     linears = lora_names(job.budget.units.family)
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
+    recovery = recovery_of(model, job, progress)
     pruner = make_pruner(model, job)
+    recovery.follow(pruner)
     calibrate(pruner, job, dtype, progress)
     rank_pruner = make_rank_pruner(model, job)
     make_work(job)
     _announce(job, pruner, dense_parameters, progress)
     distillation = None
     if job.config.distill:
-        distillation = Distillation(Teacher(model, pruner), job.config.distill, job.config.distill_temperature)
+        distillation = Distillation(
+            Teacher(model, pruner, recovery.beside.parameters), job.config.distill, job.config.distill_temperature
+        )
     if job.checkpoint is not None:
         check_resumable(model, job.checkpoint)
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+        recovery.load(job.checkpoint)
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
     steps = job.total_steps
@@ -216,21 +224,26 @@ def fine_tune_and_prune(
         )
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     watched = WatchedUnits(pruner, dense_parameters)
-    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
+    recording = RecordingCallback(watched, job, progress, evaluate, recovery.noting(guard, divergence))
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
-        callbacks = [guard, divergence, *pruning, recording, saving, interruption]
+        callbacks = [guard, divergence, *pruning, *recovery.callbacks, recording, saving, interruption]
         if steps:
             run_trainer(
                 model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,
-                facts=watched.facts,
+                facts=watched.facts, rates=recovery.rates,
             )  # fmt: skip
     interruption.check(pruner.steps_done)
     if rank_pruner is not None and rank() == 0:
         write_json(job.work / "ranks.json", rank_pruner.record())
     tell_unused(model, progress)
     assert pruner.steps_done >= job.schedule.last_cut
-    return model, pruner
+    return model, pruner, recovery
+
+
+def recovery_of(model: PeftModel, job: PruneJob, progress: Progress) -> Recovery:
+    """What the model learns with beyond LoRA at one rate; before the pruner is made."""
+    return make_recovery(model, job.config, job.budget.units, job.schedule, job.total_steps, progress.told)
 
 
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:

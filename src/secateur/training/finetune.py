@@ -28,7 +28,12 @@ from .job import Job
 
 PROBE = 8
 """Tokens of each of two documents that `check_packing` looks at."""
-LORA_INITS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_4", "olora": "olora"}
+LORA_INITS: dict[str, bool | str] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "pissa": "pissa_niter_4",
+    "olora": "olora",
+}
 
 
 def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> PreTrainedModel:

@@ -58,6 +58,8 @@ class StepFlops:
     """Gradients of weights, for criteria that look at them, until the last cut."""
     recomputed: float = 0.0
     """The layers' forward pass once more (`--gradient-checkpointing`)."""
+    weights: float = 0.0
+    """Gradients of weights that are trained (`--train-also weights`)."""
 
     @property
     def total(self) -> float:
@@ -78,6 +80,8 @@ class Workload:
     teacher: bool = False
     checkpointing: bool = False
     """Whether the layers' forward pass is made again for the backward pass."""
+    weights: bool = False
+    """Whether the linears' weights are trained."""
 
     @property
     def tokens(self) -> int:
@@ -143,8 +147,8 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
     widths = sum(columns for path, (_, columns) in sizes.linears.items() if path.endswith(sizes.family.o))
     taught = dense + head + 2 * work.seq_len * widths if work.teacher else 0
     scoring = sum(rows * columns for path, (rows, columns) in linears.items() if path in work.scored)
-    recomputed = (forward + again) * work.checkpointing
-    per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring, recomputed)
+    recomputed, trained = (forward + again) * work.checkpointing, forward * work.weights
+    per_token = (forward, backward, lora, attention, head * (1 + flowing), taught, scoring, recomputed, trained)
     return StepFlops(*(2.0 * work.tokens * count for count in per_token))
 
 

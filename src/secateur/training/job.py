@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..architecture.families import Family
 from ..checkpoint.dry import check_beside
+from ..config.options import known_options
 from ..config.run import RunConfig
 from ..data.documents import check_spec, fingerprint
 from ..data.encoding import start_of
@@ -230,8 +231,11 @@ def _find_checkpoint(
     checkpoint, skipped = find_latest(work)
     if checkpoint is None:
         return None, (*skipped, f"nothing to resume in {work}: starting at step 1")
-    # Runs of earlier versions put no token before their blocks, which is what this one does where there is none.
-    check_same_run(work, asdict(config), data, HARMLESS, contents, formerly={"bos": config.bos if not start else None})
+    # Runs of earlier versions did without the options that they did not know, which is the default. But they put no
+    # token before their blocks, which is what this one does where there is none.
+    formerly = {name: each.default for name, each in known_options(type(config)).items() if each.default is not MISSING}
+    formerly["bos"] = config.bos if not start else None
+    check_same_run(work, asdict(config), data, HARMLESS, contents, formerly=json.loads(json.dumps(formerly)))
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")
 
 

@@ -34,6 +34,8 @@ from ..system.errors import InputError
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
 from .job import Job, check_lengths, open_model, read_inputs
+from .recovery.beside import check_parts
+from .recovery.restart import restart_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,7 @@ def prepare(config: PruneConfig) -> PruneJob:
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     schedule = make_schedule(config, job.total_steps)
+    restart_steps(config, schedule, job.total_steps)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
@@ -137,6 +140,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         check_expert_count(model_config, family, config.experts)
     units = find_units(empty, family, config.attention)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
+    check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
     target = resolve_target(config, *sizes)
     criterion = CRITERIA[config.criterion]
@@ -161,6 +165,12 @@ def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> st
     covered = planned_lora(empty, config, lora_config(config, lora_names(units.family)))
     if "lora_grad" in CRITERIA[config.criterion].needs:
         check_coverage(units.linears, covered)
+    gates = {gate.linear for pool in units.pools for gate in pool.gates}
+    if "gains" in config.also and config.load_in and (bare := sorted(gates - set(covered))):
+        raise InputError(
+            f"--train-also gains: {bare[0]} has no LoRA, and --load-in {config.load_in} puts another module "
+            "in its place: leave --targets out."
+        )
     return None if config.targets else unreached_words(weights, covered, parameters)
 
 

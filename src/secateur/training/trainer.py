@@ -30,6 +30,7 @@ from .contact import contact_kept
 from .guard import NumericsGuard
 from .job import Job
 from .loss import causal_lm_loss, labels_at, positions_with_labels
+from .recovery.rates import Rates
 
 
 def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
@@ -83,6 +84,7 @@ def run_trainer(
     distillation: "Distillation | None" = None,
     checkpoint: Path | None = None,
     facts: Callable[[], dict[str, Any]] = dict,
+    rates: Rates | None = None,
 ) -> None:
     """LoRA fine-tuning with transformers' Trainer.
 
@@ -91,6 +93,7 @@ def run_trainer(
         checkpoint: go on from there; the model has the shapes of its weights already. Of the last step's only the
             weights are read.
         facts: what else trackers are told at each step.
+        rates: learning rates other than the one that the job's options say.
     """
     join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
     steps = steps or job.total_steps
@@ -108,6 +111,7 @@ def run_trainer(
     trainer.computation = dtype
     trainer.distillation = distillation
     trainer.facts = facts
+    trainer.rates = rates
     trainer.guard = next((callback for callback in callbacks if isinstance(callback, NumericsGuard)), None)
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
@@ -175,6 +179,7 @@ class AutocastTrainer(Trainer):
     distillation: Distillation | None = None
     facts: Callable[[], dict[str, Any]] = dict
     guard: NumericsGuard | None = None
+    rates: Rates | None = None
 
     @cached_property
     def _picks_positions(self) -> bool:
@@ -185,6 +190,22 @@ class AutocastTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """What Trainer logs, with sparsity and sizes beside it."""
         super().log({**logs, **self.facts()}, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's own, or one with a group for each rate."""
+        if self.optimizer is None and self.rates is not None and len(self.rates.peaks) > 1:
+            own, options = self.get_optimizer_cls_and_kwargs(self.args)
+            assert isinstance(self.model, nn.Module)
+            self.optimizer = own(self.rates.groups(self.model), **options)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Trainer's own, with what `rates` multiplies it by."""
+        new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if new and self.rates is not None and not self.rates.usual:
+            self.rates.apply_(scheduler)
+        return scheduler
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         """No DistributedDataParallel: `training_step` averages the gradients, which follow the shapes."""

@@ -1,122 +1,25 @@
-"""Merging LoRA and slicing tensors. Knows units; knows no criterion and no schedule."""
+"""Slicing a model and what its optimiser keeps. Knows units; knows no criterion and no schedule."""
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.experts import expert_lists, stack_experts
-from ..architecture.layout import LayerShape
-from ..architecture.moments import cut_state
-from ..architecture.quantised import bits_of, is_quantised, slice_
-from ..architecture.units import Units, base_linear, sides_of, weight_of
-from ..parallel.sharding import gathered, is_sharded, resharded
-from ..system.errors import InputError
-
-
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """PEFT's LoRA layers by their path in the base model."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return {plain(path): module for path, module in base.named_modules() if isinstance(module, LoraLayer)}
-
-
-def plain(name: str) -> str:
-    """The name of a module or weight as it is without `torch.compile`'s wrappers of parts of the model."""
-    return name.replace("_orig_mod.", "")
-
-
-def is_embedding(layer: LoraLayer) -> bool:
-    """Whether LoRA is on an embedding, whose weight is stored (in, out)."""
-    return isinstance(layer.get_base_layer(), nn.Embedding)
-
-
-def check_mergeable(model: nn.Module) -> None:
-    """Refuse adapters that are not plain LoRA on linears: they would not merge into sliced weights.
-
-    Raises:
-        InputError: names the module and what is not supported.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    shared = base.get_input_embeddings().weight if isinstance(base, PreTrainedModel) else None
-    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
-    head = head.get_base_layer() if isinstance(head, LoraLayer) else head
-    if head is None or head.weight is not shared:
-        shared = None
-    for path, module in base.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            raise InputError(
-                f"{path} is trained in full beside LoRA (modules_to_save or trainable_token_indices), which does not "
-                "merge into the pruned checkpoint: leave it out of the LoRA configuration."
-            )
-    for path, layer in lora_layers(model).items():
-        active = layer.active_adapters
-        if len(active) != 1:
-            raise InputError(
-                f"{path} has {len(active)} active adapters ({', '.join(active)}): secateur prunes with one. "
-                "Merge or disable the others first."
-            )
-        linear = layer.get_base_layer()
-        if shared is not None and getattr(linear, "weight", None) is shared:
-            raise InputError(
-                f"{path}: its weight is the input embedding's too (tie_word_embeddings), so LoRA cannot be merged into "
-                "it alone: leave it out of --targets."
-            )
-        if not isinstance(linear, nn.Linear | Conv1D | nn.Embedding):
-            raise InputError(
-                f"{path}: LoRA on a {type(linear).__name__} is not supported: use --targets to name linear layers only."
-            )
-        if layer.lora_variant.get(active[0]) is not None:
-            raise InputError(f"{path}: only plain LoRA can be pruned, not variants such as DoRA: set use_dora=False.")
-        if layer.lora_bias.get(active[0], False):
-            raise InputError(f"{path}: lora_bias=True does not merge into a linear without bias: set it to False.")
-        if layer.merged:
-            raise InputError(f"{path}: the adapter is merged already: unmerge it before pruning.")
-
-
-@dataclass(frozen=True)
-class LoraFactors:
-    """The active adapter of a LoRA layer: effective weight W + scaling·B·A."""
-
-    a: Tensor
-    """(r, in)"""
-    b: Tensor
-    """(out, r)"""
-    scaling: float
-
-
-def lora_factors(layer: nn.Module) -> LoraFactors:
-    """The factors of the one active adapter of a PEFT LoRA layer."""
-    assert isinstance(layer, LoraLayer)
-    (adapter,) = layer.active_adapters
-    if adapter in layer.lora_embedding_A:  # an embedding is a linear of one-hot inputs
-        return LoraFactors(layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], layer.scaling[adapter])
-    a, b = layer.lora_A[adapter], layer.lora_B[adapter]
-    assert isinstance(a, nn.Linear)
-    assert isinstance(b, nn.Linear)
-    return LoraFactors(a.weight, b.weight, layer.scaling[adapter])
-
-
-def merged_weight(layer: nn.Module) -> Tensor:
-    """W + s·B·A of a LoRA layer, (out, in), in float32 (float64 for float64) and not rounded; W of a plain linear."""
-    if not isinstance(layer, LoraLayer):
-        return gathered(weight_of(base_linear(layer)).detach())
-    linear: Any = layer.get_base_layer()
-    return merged(gathered(weight_of(linear).detach()), lora_factors(layer))
-
-
-def merged(weight: Tensor, lora: LoraFactors) -> Tensor:
-    """W + s·B·A, (out, in), on W's device; wide as `merged_weight`."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    delta = lora.b.detach().to(wide) @ lora.a.detach().to(wide)
-    return torch.add(weight.to(wide), delta.to(weight.device), alpha=lora.scaling)
+from ...architecture.experts import expert_lists, stack_experts
+from ...architecture.layout import LayerShape
+from ...architecture.moments import cut_state
+from ...architecture.quantised import bits_of, is_quantised, slice_
+from ...architecture.units import Units, base_linear, gain_of, sides_of
+from ...parallel.sharding import gathered, is_sharded, resharded
+from ...system.errors import InputError
+from .gains import NAME as GAIN
+from .gains import slice_gain_
+from .lora import is_embedding, lora_factors, lora_layers, merged_weight, plain
 
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
@@ -151,17 +54,20 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
     wrapped = lora_layers(base)
     transposed = {plain(path) for path, module in base.named_modules() if isinstance(module, Conv1D)}
     transposed |= {f"{path}.base_layer" for path, layer in wrapped.items() if is_embedding(layer)}
+    gains = {plain(path): gain for path, module in base.named_modules() if (gain := gain_of(module)) is not None}
     for name, tensor in base.state_dict().items():
         path, _, leaf = plain(name).rpartition(".")
         turned = leaf == "weight" and path in transposed
         path = path.removesuffix(".base_layer")
-        if ".lora_" in name:
+        if ".lora_" in name or leaf == GAIN:
             continue
         if path in wrapped and leaf == "weight":
             value = merged_weight(wrapped[path])
         else:
             whole = gathered(tensor.detach())
             value = whole.T if turned else whole
+        if path in gains and leaf == "weight":
+            value = value * gains[path].to(value.device)
         for dim in (0, 1):
             if (path, dim) in stay and dim < value.dim():
                 value = value.index_select(dim, stay[path, dim].to(value.device))
@@ -187,8 +93,12 @@ def shrink_(
     swapped: dict[Tensor, Sliced] = {}
     for (path, dim), index in removals(units, keep).items():
         _slice_linear_(base.get_submodule(path), dim, index, swapped)
+    for pool in (pool for pool in units.pools if not keep[pool.name].all()):
+        for gate in pool.gates:
+            if pair := slice_gain_(base.get_submodule(gate.linear), gate, keep[pool.name]):
+                swapped[pair[0]] = Sliced(pair[1], 0, keep[pool.name].nonzero().flatten())
     if optimizer is not None:
-        swap_parameters_(optimizer, swapped)
+        swap_parameters_(optimizer, {old: new for old, new in swapped.items() if old.requires_grad})
     for place, before, after in zip(units.places, units.shapes, units.shapes_after(keep), strict=True):
         if before.heads != after.heads:
             attention = base.get_submodule(f"{place.prefix}.{place.family.attention}")
@@ -258,7 +168,7 @@ def _slice_linear_(module: nn.Module, dim: int, index: Tensor, swapped: dict[Ten
         new = nn.Parameter(old.data.index_select(along, index.to(old.device)), requires_grad=old.requires_grad)
         setattr(holder, name, new)
         if old.requires_grad:
-            swapped[old] = Sliced(new, dim, index)
+            swapped[old] = Sliced(new, along, index)
     for holder in holders:
         names = ("nf", "nx") if isinstance(holder, Conv1D) else ("out_features", "in_features")
         setattr(holder, names[dim], len(index))

@@ -1,15 +1,16 @@
 """Self-distillation: the dense model that training started from, out of the weights that are there anyway."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.surgery import lora_factors, lora_layers
-from ..pruning.pruner import Pruner
-from ..system.errors import InputError
+from ...models.surgery import lora_factors, lora_layers
+from ...pruning.pruner import Pruner
+from ...system.errors import InputError
 
 
 class Teacher:
@@ -21,16 +22,20 @@ class Teacher:
 
     Args:
         model, pruner: at the start of training, before the first step.
+        changed: name -> parameter of the base that training itself changes.
     Raises:
         InputError: the pruner shrinks the model.
     """
 
-    def __init__(self, model: PeftModel, pruner: Pruner) -> None:
+    def __init__(
+        self, model: PeftModel, pruner: Pruner, changed: Mapping[str, nn.Parameter] = MappingProxyType({})
+    ) -> None:
         if pruner.masks is None:
             raise InputError("distillation needs the dense weights, which shrinking drops: use shrink=False.")
         self._model = model
         self._masks = pruner.masks
-        self._rewritten = [(p, p.detach().clone()) for p in pruner.rewritten().values()]
+        rewritten = {id(p): p for p in [*pruner.rewritten().values(), *changed.values()]}.values()
+        self._rewritten = [(p, p.detach().clone()) for p in rewritten]
         factors = {path: lora_factors(layer) for path, layer in lora_layers(model).items()}
         self._on_at_start = any(bool(each.b.any()) for each in factors.values())
         self._factors = {
