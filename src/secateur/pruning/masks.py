@@ -76,6 +76,7 @@ def check_unmasked(modules: Iterable[nn.Module]) -> None:
     Raises:
         InputError: there are some.
     """
+    # Gains that are trained (`models.surgery.gains`) hide nothing: they are sliced and folded with the weights.
     hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     if any(masks.hide for hook in hooks if (masks := getattr(hook, "masks", None)) is not None):
         raise InputError(
