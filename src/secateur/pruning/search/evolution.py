@@ -245,7 +245,8 @@ class Search:
 
     def _noted(self) -> State | None:
         """The state to go on from: every process has it, or none does."""
-        about, state = self._about(), None
+        about = self._about()
+        state: State | None = None
         if self._note is not None and self._note.is_file():
             found: dict[str, Any] = json.loads(self._note.read_text(encoding="utf-8"))
             state = State(**found) if found.get("about") == about else None
