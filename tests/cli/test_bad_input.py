@@ -32,6 +32,10 @@ def prune(**changes: str) -> list[str]:
     return changed(PRUNE, changes)
 
 
+def untrained(**changes: str) -> list[str]:
+    return prune(steps="0", **changes)
+
+
 def adapt(**changes: str) -> list[str]:
     return changed(ADAPT, changes)
 
@@ -313,7 +317,22 @@ CASES: dict[str, tuple[list[str], str]] = {
     "sparsity unreachable": (prune(sparsity="0.99"), "at most 0."),
     "rank 0": (prune(rank="0"), "--rank is 0"),
     "negative length": (prune(seq_len="-5"), "--seq-len is -5"),
-    "steps 0": (prune(steps="0"), "--steps is 0"),
+    "steps below 0": (prune(steps="-1"), "--steps is -1: it must be at least 0"),
+    "an adapter without training": (adapt(steps="0"), "--steps is 0: it must be at least 1"),
+    **{
+        f"no training, and {option}": (untrained(**{option: value}), f"--{option.replace('_', '-')} goes with training")
+        for option, value in {
+            "save_steps": "5", "dropout": "0.1", "distill": "0.5", "init_rank": "16", "report_to": "tensorboard",
+        }.items()
+    },
+    "no training, and a run to go on with": ([*untrained(), "--resume"], "--resume goes with training"),
+    "no training on 8 bits with a refit": (untrained(load_in="8bit"), "--compensate is from --recipe training-free"),
+    "no training, streamed, with a refit": ([*untrained(), "--stream-export"], "is from --recipe training-free"),
+    "no cuts": (untrained(cuts="0"), "--cuts is 0: it must be at least 1"),
+    "several cuts at once": (untrained(cuts="3", schedule="one-shot"), "--schedule one-shot makes one cut"),
+    "no calibration": (untrained(calibration_tokens="0"), "--calibration-tokens is 0"),
+    "cuts counted while training": (prune(cuts="3"), "--frequency says when cuts are made"),
+    "training after its own recipe": (prune(recipe="training-free"), "--cuts is from --recipe training-free"),
     "too long": (prune(seq_len="513"), "longer than the model's 512 positions"),
     "not a number": (prune(lr="fast"), "--lr is 'fast': expected a number"),
     "infinite learning rate": (prune(lr="inf"), "--lr"),

@@ -15,6 +15,7 @@ from ..models.adapter import rank_words
 from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
 from ..system.reading import PARSER_ERRORS
+from ..system.records import counted
 from .older_readers import needs_newer
 from .serving.engines import TAKE_IT, serving_block
 
@@ -31,6 +32,8 @@ def model_card(folder: Path, result: dict[str, Any], base_folder: Path | None) -
     """
     config, export = result["config"], result["export"]
     front = _front(config["model"], base_licence(config["model"], base_folder))
+    if "calibration_tokens" in result["data"]:
+        front["tags"].remove("lora")
     # The folder's own name: where it was written says nothing to others.
     loads_with = export["loads_with"].replace(json.dumps(export["folder"]), json.dumps(Path(export["folder"]).name))
     name = Path(config["model"]).name
@@ -205,11 +208,20 @@ def _what_was_done(result: dict[str, Any]) -> str:
     criterion = config["criterion"]
     paper = "with [LoRAPrune](https://arxiv.org/abs/2305.18403) " if criterion == "lora" else ""
     meaning = f" ({CRITERIA[criterion].summary})" if criterion != "lora" and criterion in CRITERIA else ""
+    allocation = f"allocation `{config['allocation']}`"
+    if (tokens := data.get("calibration_tokens")) is not None:
+        refit = "no refit" if config["compensate"] == "none" else f"refit `{config['compensate']}`"
+        held += f", with LoRA ({_lora_words(result)}) merged" if result.get("adapter") else ""
+        cuts = f"{counted(config['cuts'], 'cut')} by {tokens:,} tokens of {texts} each"
+        return (
+            f"Pruned by secateur {result['environment']['secateur']} without training{held}: criterion "
+            f"`{criterion}`{meaning}, {allocation}, {refit}, {cuts}, seed {config['seed']}. The weights are ordinary."
+        )
     when = "in one cut, before" if config["schedule"] == "one-shot" else "while"
     return (
         f"Pruned {paper}by secateur {result['environment']['secateur']} "
         f"{when} LoRA ({_lora_words(result)}) fine-tuned it{held}: criterion `{criterion}`{meaning}, "
-        f"{config['schedule']} schedule, allocation `{config['allocation']}`, "
+        f"{config['schedule']} schedule, {allocation}, "
         f"{data.get('trained_steps', data['steps'])} steps on "
         f"{data['trained_tokens']:,} tokens of {texts}, learning rate {config['lr']}, seed {config['seed']}. "
         "LoRA is merged; the weights are ordinary."

@@ -72,7 +72,9 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
     own = known_options(CompareConfig)
     settings = build(CompareConfig, {key: value for key, value in values.items() if key in own})
     shared, axes = _axes({key: value for key, value in values.items() if key not in own or key == "output"})
-    cells = [cell for name in settings.baselines for cell in _baselines(name, shared, axes)]
+    untrained = str(shared.get("steps")) == "0"
+    baselines = [name for name in settings.baselines if not untrained or name == "dense"]  # dense + LoRA is dense then
+    cells = [cell for name in baselines for cell in _baselines(name, shared, axes)]
     if not settings.cells or not axes.keys() <= set(CONDITIONS):
         cells += _crossed("", shared, axes)
     for line in settings.cells:

@@ -5,7 +5,9 @@ all with the same name. What a part of the program takes stands in a class besid
 `lora`, `ranks`), which that part is given whole: an option is written there, and where it is used, and nowhere between.
 """
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .formats import FORMATS, GGUF, OUTTYPES, PADDED, convertible
 from .load_in import load_in_faults
@@ -17,12 +19,23 @@ from .sizes import target_faults
 
 DEFAULT_SPARSITY = 0.2
 """Where neither a sparsity nor a size is given."""
+OF_TRAINING = (
+    "resume", "save_steps", "eval_steps", "report_to", "distill", "init_rank", "dropout", "train_also", "restart_lora",
+)  # fmt: skip
+"""Options that ask for something of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
     """Everything that `secateur prune` can be told."""
 
+    least_steps: ClassVar[int] = 0
+
+    steps: int | None = option(
+        "optimiser steps; default: --epochs over the data; 0: no training, prune by scores and refit alone",
+        None,
+        group="training",
+    )
     target_params: str | int | None = option(
         "instead of --sparsity: parameters of the whole pruned model, such as 80M", None, group="pruning"
     )
@@ -54,6 +67,22 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
     def __post_init__(self) -> None:
         if self.sparsity is None and self.target_params is None and self.target_bytes is None:
             object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
+        if self.steps == 0 and self.cuts is None:
+            object.__setattr__(self, "cuts", 1)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model is pruned without training (`--steps 0`)."""
+        return self.steps == 0
+
+    def scoring_steps(self, processes: int, batches: int | None = None) -> int:
+        """Batches that are scored without training, all cuts together; each looks at the same ones.
+
+        Args:
+            batches: as many as the data makes for all processes, where it is known.
+        """
+        a_cut = math.ceil(self.calibration_tokens / (self.batch_size * self.seq_len * processes))
+        return (self.cuts or 1) * (a_cut if batches is None else min(a_cut, batches))
 
     @property
     def shrinks(self) -> bool:
@@ -80,7 +109,7 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
                 "--init-rank goes with cuts while training, and with an adapter of our own: leave out "
                 "--schedule one-shot and --adapter."
             )
-        return found + self._stream_faults() + self._recovery_faults()
+        return found + self._stream_faults() + self._recovery_faults() + self._training_faults()
 
     def _recovery_faults(self) -> list[str]:
         """What does not go with LoRA that begins anew, or with a second learning rate."""
@@ -110,6 +139,16 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
         if self.schedule == "one-shot" and self.restarts_at_cuts:
             found.append("with --schedule one-shot no LoRA is trained before the cut: give a number of steps.")
         return found
+
+    def _training_faults(self) -> list[str]:
+        """What goes with training alone where there is none, and the other way round."""
+        if not self.untrained:
+            return ["--cuts goes with --steps 0: with training, --frequency says when cuts are made."] * bool(self.cuts)
+        return [
+            f"{flag(name)} goes with training, and --steps 0 asks for none: leave one out."
+            for name in OF_TRAINING
+            if getattr(self, name)
+        ]
 
     def _stream_faults(self) -> list[str]:
         """What changes the frozen weights, and so is not in the files that `--stream-export` reads."""

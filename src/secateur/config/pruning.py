@@ -156,13 +156,22 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         choices=("none", "lstsq", "sequential", "bias"),
     )
     calibration_tokens: int = option(
-        "sequential: fit to, and search: compare on, so many tokens of the training data, taken at even distances",
+        "sequential: fit to, search: compare on, without training (--steps 0): score on so many tokens of the training "
+        "data",
         8192,
         group="pruning",
     )
     shrink: bool = option("slice the model at each cut; --no-shrink masks it until the end", True, group="schedule")
+    cuts: int | None = option(
+        "without training (--steps 0): so many cuts, evenly spread, each by scores and a refit of its own; default: 1",
+        None,
+        group="schedule",
+    )
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         groups = ScheduleOptions.faults(self) + ScoringOptions.faults(self) + BudgetOptions.faults(self)
-        return groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1)
+        found = groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1) + at_least(self, "cuts", 1)
+        if self.schedule == "one-shot" and (self.cuts or 1) > 1:
+            found.append(f"--schedule one-shot makes one cut and --cuts asks for {self.cuts}: use --schedule linear.")
+        return found

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 from .hub import HubOptions
 from .load_in import HELP as LOAD_IN_HELP
@@ -20,6 +21,8 @@ BOS_HELP = (
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Seeded, LoraOptions, HubOptions):
     """What every command that trains can be told."""
+
+    least_steps: ClassVar[int] = 1
 
     model: str = option("local folder, GGUF file, hub id, or smollm2-135m-instruct", group="model")
     trust_remote_code: bool = option("allow Python code shipped with the model", False, group="model")
@@ -90,7 +93,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         found += at_least(self, "seq_len", 2)  # the first token is not predicted
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
-        found += at_least(self, "steps", 1) + at_least(self, "eval_seq_len", 2)
+        found += at_least(self, "steps", self.least_steps) + at_least(self, "eval_seq_len", 2)
         for name in ("lr", "epochs"):
             if not (value := getattr(self, name)) > 0:
                 found.append(f"{flag(name)} is {value}: it must be above 0.")

@@ -78,6 +78,7 @@ def plan(config: PlanConfig) -> str:
         scored=kept_gradients(units, scoring, criterion.needs),
         moments=moment_bytes(budget, criterion.needs, NEEDS[config.compensate]),
         distilled=bool(config.distill),
+        trains=not config.untrained,
         family=units.family,
         also=config.also,
         restarts=bool(config.restart_lora),

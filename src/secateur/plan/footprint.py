@@ -85,6 +85,7 @@ def training_footprint(
     scored: Collection[str] = (),
     moments: int = 0,
     distilled: bool = False,
+    trains: bool = True,
     family: Family | None = None,
     also: Collection[str] = (),
     restarts: bool = False,
@@ -100,6 +101,7 @@ def training_footprint(
         scored: paths of the linears whose weights' gradients are kept until the step is scored.
         moments: bytes of the inputs' second moments.
         distilled: whether the dense model's logits are made too.
+        trains: whether there is an optimiser, with moments.
         family: the model's layout, where its model type does not say it.
         also: what is trained beside LoRA.
         restarts: whether LoRA is merged into the base, which is then held wide.
@@ -130,7 +132,7 @@ def training_footprint(
         weights=weights - saved + widened,
         lora=_sum_bytes(model, family, repeats, lambda name, tensor: "lora_" in name),
         gradients=trained,
-        optimizer=2 * trained,
+        optimizer=2 * trained * trains,
         activations=activations,
         logits=logits,
         allocator=int((CPU_HEAP - 1) * passing) if device_type == "cpu" else 0,

@@ -61,11 +61,15 @@ def _memory(record: dict[str, Any]) -> list[str]:
     memory = record["memory"]
     rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name not in OPTIONAL or memory[name]]
     return [
-        f"Memory at the peak of a training step ({memory['device']}, {memory['dtype']}), about:",
+        f"Memory at the peak of a {_step(record)} step ({memory['device']}, {memory['dtype']}), about:",
         format_table(rows, header=("", "")),
         *_held(record),
         *_export(record),
     ]
+
+
+def _step(record: dict[str, Any]) -> str:
+    return "training" if record["time"]["trains"] else "scoring"
 
 
 def _export(record: dict[str, Any]) -> list[str]:
@@ -95,11 +99,12 @@ def _devices(record: dict[str, Any]) -> list[str]:
     seconds = devices["seconds"]
     rows += [
         (f"  {words}", *(_seconds(seconds[way][key]) for way in sent))
-        for key, words in (("first_step", "first step"), ("run", f"{record['time']['steps']} steps"))
+        for key, words in (("first_step", "first step"), ("run", record["time"]["words"]))
         if key in seconds["sharded"]
     ]
     lines = [
-        f"Memory of each of {devices['count']} devices at the peak of a training step ({memory['dtype']}), about:",
+        f"Memory of each of {devices['count']} devices at the peak of a {_step(record)} step ({memory['dtype']}), "
+        "about:",
         format_table(rows, header=("", "replicated", "sharded")),
         "  replicated: every device holds the whole model, as the commands do; sharded: each holds a share of the",
         "  frozen base (FSDP2), as secateur.parallel.shard_base does in a loop of your own",
@@ -121,7 +126,7 @@ def _time(time: dict[str, Any]) -> list[str]:
         "last_step": "last step",
         "cut": "a cut",
         "search": "the search",
-        "run": f"{time['steps']} steps",
+        "run": time["words"],
     }
     rows = [(f"  {words}", _flops(flops[key]), _seconds(seconds[key])) for key, words in names.items() if key in flops]
     where, how = f"this machine ({time['device']})", "just measured in products of the model's shapes"

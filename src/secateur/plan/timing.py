@@ -18,6 +18,7 @@ from ..pruning.compensation.cost import refit_flops
 from ..pruning.schedule import make_schedule
 from ..pruning.search.cost import search_flops
 from ..system.progress import phase
+from ..system.records import counted
 from ..training.flops import ModelSizes, Workload, run_flops, step_flops
 
 TRAINING_EFFICIENCY = 0.6
@@ -60,8 +61,8 @@ def time_record(
         flops["cut"] = refit_flops(budget.units, sizes.head[1], -(-config.calibration_tokens // config.devices))
     if config.allocation == "search":
         flops["search"] = _search_flops(config, budget, sizes)
-    if config.steps is not None:
-        steps = config.steps
+    steps = config.scoring_steps(config.devices) if config.untrained else config.steps
+    if steps is not None:
         schedule = make_schedule(config, steps)
         cuts = flops.get("cut", 0.0) * len(schedule.cuts())  # a little less: later cuts are of a smaller model
         run = run_flops(first, last, schedule, steps, shrink=config.shrinks)
@@ -72,7 +73,9 @@ def time_record(
         tokens = work.tokens // config.accumulation
         speed = matmul_flops_per_s(layer, tokens=tokens, dtype=dtype, device=device)
     return {
-        "steps": config.steps,
+        "steps": steps,
+        "trains": not config.untrained,
+        "words": _length(config, steps),
         "device": device.type,
         "dtype": name_of(dtype),
         "matmul_flops_per_s": speed,
@@ -88,6 +91,12 @@ def _search_flops(config: PlanConfig, budget: Budget, sizes: ModelSizes) -> floa
     """Of a search; of one that is bounded by time alone, as if it came as far as the default."""
     tokens, evaluations = -(-config.calibration_tokens // config.devices), config.search_evaluations
     return search_flops(budget.units, sizes.head, tokens, evaluations or SEARCH_EVALUATIONS)
+
+
+def _length(config: PlanConfig, steps: int | None) -> str:
+    if steps is None or not config.untrained:
+        return f"{steps} steps"
+    return f"{counted(config.cuts or 1, 'cut')}, {counted(steps, 'batch')}"
 
 
 def units_gone(budget: Budget) -> Mapping[str, float]:

@@ -29,13 +29,21 @@ class Averages:
         self._ema, self._alike, self._relative, self._dtype = ema, alike, relative, dtype
 
     def add(
-        self, fresh: Mapping[Pool, Tensor], keep: Mapping[str, Tensor], step: int, *, anew: bool, apart: bool
+        self,
+        fresh: Mapping[Pool, Tensor],
+        keep: Mapping[str, Tensor],
+        step: int,
+        *,
+        since: int = 0,
+        anew: bool,
+        apart: bool,
     ) -> None:
         """Take in what a step's units score.
 
         Args:
             fresh: scores of the units that are left.
             keep: pool name -> which these are.
+            since: the step after which steps that count alike begin.
             anew: forget the past: these scores are not of one step.
             apart: processes have scored different things, so the mean over them says how large a step's scores are.
         Raises:
@@ -48,7 +56,7 @@ class Averages:
                     f"step {step}: the scores of {pool.name} are not finite. The loss or a gradient overflowed: "
                     "lower --lr, or compute in float32 (--dtype float32)."
                 )
-        past = 0.0 if anew else (step - 1) / step if self._alike else self._ema
+        past = 0.0 if anew else (step - since - 1) / (step - since) if self._alike else self._ema
         unit = _mean([scores for _, scores in found], apart) if self._relative else torch.ones(())
         for pool, scores in found:
             average, left = self.scores[pool.name], keep[pool.name]

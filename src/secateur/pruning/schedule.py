@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 from ..config.options import steps_of
+from ..config.pruning import PruningOptions
 from ..config.schedule import ScheduleOptions
 from ..system.errors import InputError, all_faults
 
@@ -79,6 +80,8 @@ def make_schedule(options: ScheduleOptions, total_steps: int) -> Schedule:
     Raises:
         InputError: bounds outside the run or in the wrong order, with the steps they come to.
     """
+    if isinstance(options, PruningOptions) and options.cuts is not None:
+        return _spread(options.schedule, options.cuts, total_steps)
     kind, start, end = options.schedule, options.prune_start, options.prune_end
     first, last = steps_of(start, total_steps), steps_of(end, total_steps)
     if kind == "one-shot":
@@ -93,6 +96,21 @@ def make_schedule(options: ScheduleOptions, total_steps: int) -> Schedule:
         )
     all_faults(faults)
     return Schedule(kind, first, last, options.frequency)
+
+
+def _spread(kind: str, cuts: int, total_steps: int) -> Schedule:
+    """So many cuts at equal distances, the last one at the end (`--cuts`).
+
+    Raises:
+        InputError: the steps do not part into so many.
+    """
+    if total_steps % cuts:
+        raise InputError(
+            f"--cuts {cuts} does not part {total_steps} steps into equal shares: give a multiple of {cuts} steps."
+        )
+    if cuts == 1:
+        return Schedule("one-shot", total_steps, total_steps)
+    return Schedule(kind, 0, total_steps, total_steps // cuts)
 
 
 def make_stepwise(start: float | int, every: int, size: int, removed: int, total_steps: int) -> Schedule:

@@ -21,7 +21,7 @@ from .statistics import Statistics
 class Scorer:
     """Watches a model's training steps, and averages the scores of its units (LoRAPrune Eq. 11).
 
-    With the one-shot schedule all steps count alike.
+    With the one-shot schedule all steps count alike; with `cuts` all since the last cut, and none before it.
 
     Args:
         spared: names of the pools that lose nothing, of which compensation need know nothing.
@@ -38,15 +38,17 @@ class Scorer:
         self.pruned = pruned
         self.name, self.criterion = options.criterion, criterion_of(options)
         self.scoring = self.criterion.options(options.criterion, part_of(ScoringOptions, options))
-        one_shot = options.schedule == "one-shot"
-        past, at_cuts = 1.0 if one_shot else options.ema, NEEDS[options.compensate]
+        self._renews = options.cuts is not None
+        self._step = self._from = 0
+        alike = options.schedule == "one-shot" or self._renews
+        past, at_cuts = 1.0 if alike else options.ema, NEEDS[options.compensate]
         self.statistics = Statistics(
             pruned.model, self.criterion.needs, self.scoring, past, at_cuts, spared, look=self.criterion.look,
             keeps=not self.criterion.changes,
         )  # fmt: skip
         self.statistics.attach(pruned.living, pruned.modules)
         self.averages = Averages(
-            {pool.name: pool.size for pool in pruned.units.pools}, ema=options.ema, alike=one_shot,
+            {pool.name: pool.size for pool in pruned.units.pools}, ema=options.ema, alike=alike,
             relative=options.ema_relative, dtype=torch.float64 if pruned.base.dtype == torch.float64 else torch.float32,
         )  # fmt: skip
 
@@ -68,6 +70,7 @@ class Scorer:
         Raises:
             NumericsError: a score is NaN or infinite; names the pool and the step.
         """
+        self._step = step
         self.pruned.check_ready()
         self.statistics.fold()
         if cutting:
@@ -78,6 +81,7 @@ class Scorer:
 
     def skip(self, step: int, *, cutting: bool) -> None:
         """Leave a step out of the averages, in place of `observe`: its gradients are not finite."""
+        self._step = step
         self.statistics.forget_step()
         if not cutting:
             return
@@ -89,7 +93,7 @@ class Scorer:
         evidence = self.statistics.evidence(self.pruned.modules)
         fresh = {pool: self._scores_of(pool, evidence) for pool in self.pruned.living}
         anew = not self.criterion.changes
-        self.averages.add(fresh, self.pruned.keep, step, anew=anew, apart=self._own_scores)
+        self.averages.add(fresh, self.pruned.keep, step, since=self._from, anew=anew, apart=self._own_scores)
 
     def _scores_of(self, pool: Pool, evidence: Evidence) -> Tensor:
         try:
@@ -129,16 +133,20 @@ class Scorer:
                 self.statistics.slice_(pool, stay[pool.name])
             else:
                 self.statistics.clear_(pool, ~stay[pool.name])
+        if self._renews:
+            self._from = self._step
+            self.statistics.renew()
         self.statistics.attach(self.pruned.living, self.pruned.modules)
 
     def state(self) -> dict[str, Any]:
         """What has been seen so far."""
         moments, steps = self.statistics.state_tensors(), self.statistics.steps
-        return {"scores": dict(self.scores), "moments": moments, "moment_steps": steps}
+        return {"scores": dict(self.scores), "moments": moments, "moment_steps": steps, "scored_from": self._from}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` says."""
         self.averages.load(state["scores"])
+        self._from = state.get("scored_from", 0)  # earlier versions do not have it
         self.statistics.load_tensors(state["moments"], state["moment_steps"])
 
     def pause(self) -> None:

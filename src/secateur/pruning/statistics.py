@@ -150,6 +150,10 @@ class Statistics:
         """Moments over the tokens of all processes."""
         average_([tensor for _, tensor in sorted(self.state_tensors().items())])
 
+    def renew(self) -> None:
+        """Forget the moving averages: what follows is another model, and looked at anew."""
+        self.steps, self.moments, self.gates = 0, {}, {}
+
     def keep_(self, pool: Pool, left: Tensor) -> None:
         """Follow a cut, by slices or by mask: what was seen of those that stay, of the units left before it."""
         if pool.name in self.gates:

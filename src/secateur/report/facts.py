@@ -14,9 +14,7 @@ WORDS = {
 }
 """Kind of unit, as the last part of a pool's name -> words for many and for one."""
 
-
-SHOWN_CUTS = 12
-"""Rows of the picture of layers over time."""
+SHOWN_CUTS = 12  # rows of the picture of layers over time
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,9 @@ def subtitle(run: Run) -> str:
         parts.append(f"{reached:.2%} of the prunable parameters removed")
     if criterion := text(config, "criterion"):
         parts.append(f"criterion {criterion}, allocation {text(config, 'allocation') or '?'}")
-    if (trained := number(data, "trained_tokens")) is not None:
+    if (tokens := number(data, "calibration_tokens")) is not None:
+        parts.append(f"no training, cuts: {number(config, 'cuts') or 1:.0f}, each by {tokens:,.0f} tokens")
+    elif (trained := number(data, "trained_tokens")) is not None:
         parts.append(f"trained on {trained:,.0f} tokens in {number(data, 'steps') or 0:,.0f} steps")
     if (seconds := number(run.result, "total_seconds")) is not None:
         parts.append(f"took {human_seconds(seconds)}")

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ..config.adapt import AdaptConfig
+from ..config.files.recipes import UNTRAINED, recipes
 from ..config.options import flag
 from ..config.prune import PruneConfig
 from .runs import Run, items, text
@@ -22,15 +23,15 @@ def command(run: Run) -> str:
         return ""
     config.pop("recipe", None)  # its options are among the others, also where they are back at their defaults
     verb = _verb(run)
-    chosen = [_argument(key, value) for key, value in config.items() if _was_set(verb, key, value)]
+    chosen = [_argument(key, value) for key, value in config.items() if _was_set(verb, key, value, config)]
     parts = [["secateur", verb], *chosen]
     return " \\\n    ".join(" ".join(map(shlex.quote, part)) for part in parts)
 
 
 def options(run: Run) -> list[tuple[str, str, bool]]:
     """(flag, value, is it other than the default) of every option."""
-    verb = _verb(run)
-    return [(flag(key), _shown(value), _was_set(verb, key, value)) for key, value in items(run.result, "config")]
+    verb, config = _verb(run), dict(items(run.result, "config"))
+    return [(flag(key), _shown(value), _was_set(verb, key, value, config)) for key, value in config.items()]
 
 
 def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
@@ -45,10 +46,14 @@ def _verb(run: Run) -> str:
     return "adapt" if text(run.result, "kind") == "adapt" else "prune"
 
 
-def _was_set(verb: str, key: str, value: Any) -> bool:
+def _was_set(verb: str, key: str, value: Any, config: dict[str, Any]) -> bool:
+    """Whether it is to be said: also where it is back at its default, and without training another one is."""
     if isinstance(value, list):
         value = tuple(value)
-    return value is not None and (key not in DEFAULTS[verb] or value != DEFAULTS[verb][key])
+    if value is None:
+        return False
+    untrained = recipes()[UNTRAINED].options if config.get("steps") == 0 else {}
+    return value != DEFAULTS[verb].get(key, MISSING) or value != untrained.get(key, value)
 
 
 def _argument(key: str, value: Any) -> list[str]:

@@ -32,6 +32,7 @@ from ..system.records import environment, write_json
 from ..training.checkpoints import find_latest
 from ..training.finetune import load_original
 from ..training.job import Job
+from ..training.prepare import PruneJob
 from .hub.public import weights_sha256
 
 LATENCY_BATCH, LATENCY_REPEATS = 1, 7
@@ -190,7 +191,15 @@ def token_counts(job: Job) -> dict[str, Any]:
         "trained_tokens": per_step * trained,
         "trained_steps": trained,
         "steps": job.total_steps,
+        **untrained_counts(job),
     }
+
+
+def untrained_counts(job: Job) -> dict[str, Any]:
+    """Of a run without training: the tokens that each cut looked at."""
+    if not isinstance(job, PruneJob) or not job.config.untrained:
+        return {}
+    return {"steps": 0, "calibration_tokens": job.scoring_batches * job.tokens_per_step}
 
 
 def _trained_steps(metrics: Path) -> int:

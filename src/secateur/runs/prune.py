@@ -35,7 +35,7 @@ from ..system.launcher import rank
 from ..system.locks import locked
 from ..system.progress import Progress
 from ..system.quiet import quiet_transformers
-from ..system.records import write_json
+from ..system.records import counted, write_json
 from ..training.calibration import calibrate
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
@@ -209,13 +209,10 @@ def fine_tune_and_prune(
         recovery.load(job.checkpoint)
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
-    steps = job.total_steps
-    if job.schedule.kind == "one-shot":
-        steps -= job.schedule.start
-        if job.checkpoint is None:
-            with contact_kept(job):
-                cut = score_and_cut(model, pruner, job, dtype, progress)
-            progress.told(cut_words(cut))
+    steps = job.total_steps - job.scoring_steps
+    if job.scoring_steps and job.checkpoint is None:
+        with contact_kept(job):
+            score_and_cut(model, pruner, job, dtype, progress)
     guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
     pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
     if rank_pruner is not None:
@@ -264,9 +261,13 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
 
 def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:
     units, cuts = pruner.units, job.schedule.cuts()
+    when = f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
+    if job.config.untrained:
+        tokens = job.scoring_batches * job.tokens_per_step
+        when = f"by {counted(len(cuts), 'cut')}, each by {tokens:,} tokens, without training"
     progress.message(
         f"target: {pruner.budget.sparsity:.1%} of {units.prunable_params:,} prunable parameters "
-        f"({job.config.allocation}), by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
+        f"({job.config.allocation}), {when}"
     )
     if job.target.parameters is not None:
         progress.message(

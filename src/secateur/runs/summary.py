@@ -5,7 +5,7 @@ from typing import Any
 from ..checkpoint.serving.engines import serving_words
 from ..config.formats import FORMATS, STOCK, convertible
 from ..system.progress import human_bytes, human_seconds
-from ..system.records import format_table
+from ..system.records import counted, format_table
 
 LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible(of_pruned=True))}"
 NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER, "search": LATER}
@@ -93,7 +93,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     sparsity, data = result["sparsity"], result["data"]
     notes = [
         f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
-        f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps",
+        + _training(result),
     ]
     if speed := result["speed"].get("pruned"):
         notes.append(
@@ -130,6 +130,13 @@ def _notes(result: dict[str, Any]) -> list[str]:
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
     )
     return notes
+
+
+def _training(result: dict[str, Any]) -> str:
+    data = result["data"]
+    if (tokens := data.get("calibration_tokens")) is not None:
+        return f"no training: {counted(result['config']['cuts'], 'cut')} by {tokens:,} tokens each"
+    return f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps"
 
 
 def _quantised_note(held: dict[str, Any]) -> str:

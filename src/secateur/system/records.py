@@ -137,6 +137,11 @@ class MetricsLog:
         self.close()
 
 
+def counted(number: int, what: str) -> str:
+    """(4, "cut") -> `4 cuts`, (1, "cut") -> `1 cut`, (2, "batch") -> `2 batches`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
+
+
 def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Aligned plain text: the first column to the left, the others to the right."""
     lines = [header, *rows]

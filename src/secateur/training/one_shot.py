@@ -1,27 +1,28 @@
-"""The one-shot order: score without training, cut once; what is left is then fine-tuned."""
+"""Scores and cuts without training: before it, in the one-shot order, or in its place (`--steps 0`)."""
 
 import torch
 from peft import PeftModel
 
 from ..models.devices import autocast
 from ..parallel.distributed import average_gradients_, join, total
-from ..pruning.cut import Cut
 from ..pruning.pruner import Pruner
 from ..system.launcher import launched, rank
 from ..system.progress import Progress
 from .job import first_batches
 from .loss import IGNORED, causal_lm_loss
 from .prepare import PruneJob
+from .recording import cut_words
 
 
-def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Cut:
-    """One-shot order: score on the first steps' batches without training, then cut ("separate" in LoRAPrune §4)."""
+def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> None:
+    """Score on the first batches without training, then cut ("separate" in LoRAPrune §4); before each further cut on
+    the same batches again, of the model as it is by then."""
     join(job.config.process_timeout)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
     told = progress.counting("scoring", "batches")
-    for batch in first_batches(job, job.schedule.start):
+    for batch in list(first_batches(job, job.scoring_batches)) * (job.config.cuts or 1):
         own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
         parts = [job.blocks.batch(rows, model.device) for rows in own]
         labelled = total(sum(int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts))
@@ -37,6 +38,7 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
             pruner.skip()
         cut = pruner.step(optimizer)
         model.zero_grad()
-        told(pruner.steps_done, job.schedule.start)
+        told(pruner.steps_done, job.scoring_steps)
+        if cut is not None:
+            progress.told(cut_words(cut))
     assert cut is not None, "the schedule ends where scoring does"
-    return cut

@@ -1,6 +1,6 @@
 """Everything about a pruning run that can be checked before weights are loaded or time is spent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -15,7 +15,7 @@ from ..architecture.units import Units
 from ..checkpoint.dry import check_export
 from ..checkpoint.own_code import check_own_code
 from ..config.load_in import load_in_words
-from ..config.options import part_of
+from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
@@ -31,11 +31,27 @@ from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
 from ..system.errors import InputError
+from ..system.launcher import launched
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
 from .job import Job, check_lengths, open_model, read_inputs
 from .recovery.beside import check_parts
 from .recovery.restart import restart_steps
+
+IDLE = {
+    "lr",
+    "lr_warmup",
+    "lr_decay",
+    "epochs",
+    "prune_start",
+    "prune_end",
+    "frequency",
+    "ema",
+    "on_nan",
+    "lora_plus",
+    "lr_after",
+}
+"""Options that matter to training alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +67,17 @@ class PruneJob(Job):
     def family(self) -> Family:
         """The model's layout."""
         return self.budget.units.family
+
+    @property
+    def scoring_steps(self) -> int:
+        """Steps that score and make no update, before those that train."""
+        before = self.config.untrained or self.schedule.kind == "one-shot"
+        return self.schedule.last_cut if before else 0
+
+    @property
+    def scoring_batches(self) -> int:
+        """Batches that each cut without training looks at."""
+        return self.scoring_steps // (self.config.cuts or 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +110,24 @@ def prepare(config: PruneConfig) -> PruneJob:
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
+    if config.untrained:
+        batches = len(job.blocks) // (config.batch_size * launched())
+        job = replace(job, total_steps=config.scoring_steps(launched(), batches))
     schedule = make_schedule(config, job.total_steps)
     restart_steps(config, schedule, job.total_steps)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     reach = (planned.unreached,) if planned.unreached else ()
-    job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held)}
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *_idle_options(config))}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
+
+
+def _idle_options(config: PruneConfig) -> list[str]:
+    """That options which were given change nothing without training, if so."""
+    given = set(config.given) - set(getattr(config, "origins", ()))
+    idle = sorted(flag(name) for name in given & IDLE)
+    return [f"without training these change nothing: {', '.join(idle)}"] if config.untrained and idle else []
 
 
 def _check_start(config: PruneConfig) -> None:

@@ -26,6 +26,8 @@ KEY = "recipe"
 TARGETS = ("sparsity", "target_params", "target_bytes")
 """Ways to say how small the model gets: one that is given takes the place of a recipe's."""
 PRUNING = ("prune", "plan", "compare")
+UNTRAINED = "training-free"
+"""The recipe of `--steps 0` where none is named: the defaults are made for training."""
 ENTRY = re.compile(r"# (what|for|loads|measured|memory): (.*)")
 
 
@@ -117,6 +119,8 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
         InputError: the file cannot be read, there is no such recipe, or it is none of this command.
     """
     values = read_options(given, config_file)
+    if KEY not in values and str(values.get("steps")) == "0" and command in PRUNING:
+        values[KEY] = UNTRAINED
     if KEY not in values:
         return values
     recipe = find_recipe(values[KEY])
