@@ -143,7 +143,7 @@ def by_us(options: dict[str, str], sparsity: float, folder: Path) -> PreTrainedM
     job = job_of(options, sparsity, folder)
     dtype = compute_dtype("auto")
     base = load_base(job, dtype)
-    model, pruner = fine_tune_and_prune(base, job, dtype, Progress(job.total_steps))
+    model, pruner, *_ = fine_tune_and_prune(base, job, dtype, Progress(job.total_steps))
     pruner.close()
     assert abs(pruner.sparsity - sparsity) < 0.005
     shapes = pruner.units.shapes_after(pruner.keep)

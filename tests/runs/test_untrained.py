@@ -59,7 +59,7 @@ def command(place: Path, output: Path, *more: str, **changes: object) -> list[st
 def pruned(job: PruneJob) -> tuple[torch.nn.Module, Tensors]:
     """The model when a run's training would begin, and as a checkpoint would hold it."""
     torch.manual_seed(job.config.seed)
-    model, pruner = runs.fine_tune_and_prune(load_base(job, torch.float32), job, torch.float32, Progress(0))
+    model, pruner, *_ = runs.fine_tune_and_prune(load_base(job, torch.float32), job, torch.float32, Progress(0))
     return model, dict(merged_and_sliced(model, pruner.live, pruner.live_keep))
 
 
