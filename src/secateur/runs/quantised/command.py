@@ -21,6 +21,7 @@ from ...checkpoint.verify import fresh_process
 from ...config.prune import ExportConfig
 from ...data.tokens import evaluation_tokens
 from ...evaluation.perplexity import perplexity
+from ...models.devices import autocast, compute_dtype
 from ...models.loading import load_config, load_model
 from ...models.source import ModelSource
 from ...models.stored import checkpoint_dtype
@@ -164,7 +165,7 @@ def quantise_(
         moments: dict[str, Tensor] = {}
         few = {name: linear for name, linear in portion.items() if grid_of(kind, linear.in_features).bits == 4}
         if few:  # 8 bits are near enough without
-            with second_moments(few) as moments, torch.inference_mode():
+            with second_moments(few) as moments, torch.inference_mode(), autocast("cpu", compute_dtype("auto")):
                 for some in segments.split(4):
                     model(input_ids=some, use_cache=False, logits_to_keep=1)
         for name, linear in portion.items():
@@ -271,7 +272,7 @@ def _card(base: Path, folder: Path, output: Path, kind: str) -> None:
 
 def _perplexity(model: nn.Module, segments: Tensor) -> float:
     ids = segments.reshape(-1)
-    return perplexity(model, ids, seq_len=segments.shape[1], dtype=torch.float32).perplexity
+    return perplexity(model, ids, seq_len=segments.shape[1], dtype=compute_dtype("auto")).perplexity
 
 
 def _data_of(folder: Path) -> str:
