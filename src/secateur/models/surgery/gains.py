@@ -46,7 +46,7 @@ class Gain:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
-        delta: Tensor = module.get_parameter(NAME)
+        delta: Tensor = getattr(module, NAME)  # a plain tensor under torch.func.functional_call
         if not self.regular:
             delta = delta[self.index.to(delta.device)]
         elif self.each > 1:  # an index's backward pass may add in an order of its own
