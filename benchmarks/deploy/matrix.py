@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 from results import place, results
+from transformers import AutoConfig
 
 from secateur.architecture.stock import LAYERS_KEY, STOCK_TYPE_KEY
+from secateur.checkpoint.serving.engines import serving
 from secateur.config.formats import LAYERED, STOCK, VLLM
 from secateur.models.source import ModelSource
 from secateur.models.tokenizers import load_tokenizer
@@ -124,6 +126,8 @@ def main() -> None:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         form = VLLM if STOCK_TYPE_KEY in values else LAYERED if LAYERS_KEY in values else STOCK
         kind = {"model_type": values.get(STOCK_TYPE_KEY, values["model_type"]), "format": form}
+        if form == STOCK and "--model-impl" in str(serving(folder, AutoConfig.for_model(**values), form)):
+            kind["model_impl"] = "transformers"
         ids = token_ids(folder, values["vocab_size"])
         jobs.append({"name": name, **kind, "folder": str(folder), "ids": ids, "whole": f"{folder}.pt"})
     missing = [job | {"dtype": "float32"} for job in jobs if not Path(job["whole"]).is_file()]
@@ -141,7 +145,8 @@ def main() -> None:
             cell = {"result": job["name"], "reader": answer["reader"], "dtype": given.dtype}
             cells = [other for other in cells if {key: other.get(key) for key in cell} != cell]
             texts = found.pop("texts", None)
-            cell |= {"model_type": job["model_type"], "format": job["format"], **found}
+            kept = ("model_type", "format", "model_impl")
+            cell |= {key: job[key] for key in kept if key in job} | found
             cell |= compared(torch.load(job["whole"]), texts) if texts else {}
             cells.append(cell)
             print(json.dumps(cell), flush=True)

@@ -24,6 +24,7 @@ def read(job: dict) -> dict:
 
     engine = LLM(
         job["folder"], trust_remote_code=True, dtype=job["dtype"], enforce_eager=job.get("eager", True),
+        model_impl=job.get("model_impl", "auto"),
         max_model_len=256, max_num_seqs=4, max_logprobs=TOP, enable_prefix_caching=False,
     )  # fmt: skip
     wanted = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=TOP)

@@ -18,6 +18,9 @@ def test_commands_are_of_this_result(tmp_path) -> None:
     assert stock["vLLM (0.32 was tried)"] == f"vllm serve '{place}'"
     assert serving(place, llama, "padded") == stock
     assert serving(place, AutoConfig.for_model("bloom"), "layered") == {}
+    whole, less = (AutoConfig.for_model("qwen2", hidden_size=64, num_attention_heads=n, head_dim=16) for n in (4, 2))
+    started = [serving(place, config, "stock")["vLLM (0.32 was tried)"] for config in (whole, less)]
+    assert started == [f"vllm serve '{place}'", f"vllm serve '{place}' --model-impl transformers"]
     (words,) = [text for text in serving_block({"folder": f"{place}/", "serves_with": stock}) if "vllm" in text]
     assert "vllm serve 'my model'\n" in words
     assert "llama-server -m 'my model.gguf'\n" in words

@@ -36,6 +36,8 @@ _VLLM = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"}
     | {"phi", "phi3", "gpt_neox", "opt"}
 )
+_BY_WIDTH = frozenset({"qwen2"})
+"""Model types whose classes in vLLM take the size of a head from the width, whatever `head_dim` says."""
 _LLAMA = frozenset(SAME)
 _TO_GGUF = "secateur export --model {model} --format gguf --output {file}\n"
 VLLM_ENGINE = Engine(
@@ -61,10 +63,22 @@ def serving(folder: Path | str, config: PreTrainedConfig, format: str) -> dict[s
     """Engine, and what is known of it -> the command that serves a result; none that is not known to."""
     kind = STOCK if format == PADDED else format
     return {
-        f"{engine.name} ({engine.note})": engine.started_with(folder, format)
+        f"{engine.name} ({engine.note})": engine.started_with(folder, format) + _option(engine, config, kind)
         for engine in ENGINES
         if config.model_type in engine.takes.get(kind, ())
     }
+
+
+def _option(engine: Engine, config: PreTrainedConfig, format: str) -> str:
+    """What a stock result needs in addition where heads are gone, which vLLM's own class does not expect."""
+    own = engine is VLLM_ENGINE and format == STOCK and config.model_type in _BY_WIDTH
+    return " --model-impl transformers" if own and heads_are_gone(config) else ""
+
+
+def heads_are_gone(config: PreTrainedConfig) -> bool:
+    """Whether the heads of a stock model are not its width together."""
+    head_dim = getattr(config, "head_dim", None)
+    return bool(head_dim) and head_dim * config.num_attention_heads != config.hidden_size
 
 
 def serving_block(export: dict[str, Any]) -> list[str]:
