@@ -1,12 +1,33 @@
-"""What a run and a card say of engines."""
+"""What a run says of engines: of vLLM only what was run, as the record of `benchmarks/deploy/matrix.py` has it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
 from secateur.checkpoint.older_readers import needs_newer
-from secateur.checkpoint.serving.engines import serving, serving_block
+from secateur.checkpoint.serving.engines import VLLM_ENGINE, serving, serving_block
+
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "deploy.json"
+
+
+def test_only_engines_that_computed_the_same_are_named() -> None:
+    """Of each engine, format and model type: a cell in float32 whose log-probabilities are those of transformers."""
+    cells = json.loads(RECORD.read_text(encoding="utf-8"))
+    right = {
+        (cell["reader"].split()[0], cell["format"], cell["model_type"])
+        for cell in cells
+        if cell["loads"] and cell["dtype"] == "float32" and cell["largest_difference"] < 2e-3 and cell["top_1"] > 0.99
+    }
+    wrong = {
+        (cell["reader"].split()[0], cell["format"], cell["model_type"])
+        for cell in cells
+        if cell["dtype"] == "float32" and not (cell["loads"] and cell["top_1"] > 0.99)
+    }
+    named = {(VLLM_ENGINE.name, form, kind) for form, kinds in VLLM_ENGINE.takes.items() for kind in kinds}
+    assert len(named) > 15
+    assert named <= right - wrong
 
 
 def test_commands_are_of_this_result(tmp_path) -> None:
