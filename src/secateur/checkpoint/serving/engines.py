@@ -43,7 +43,7 @@ _TO_GGUF = "secateur export --model {model} --format gguf --output {file}\n"
 VLLM_ENGINE = Engine(
     "vLLM",
     "0.32 was tried",
-    {STOCK: _VLLM | {"mixtral"}, LAYERED: _VLLM, VLLM: _LLAMA},
+    {STOCK: _VLLM | {"mixtral", "qwen3_moe"}, LAYERED: _VLLM, VLLM: _LLAMA},
     "vllm serve {model}{trust}",
 )
 ENGINES = (
