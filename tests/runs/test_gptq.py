@@ -85,14 +85,16 @@ def test_an_input_that_is_always_zero_gets_no_weight() -> None:
     assert not codes[:, 3].any()
 
 
-def test_second_moments_of_what_goes_in() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_second_moments_of_what_goes_in(narrow) -> None:
     """Over several passes; linears of one input share one matrix, and another's is its own."""
     torch.manual_seed(0)
     linears = {"a": nn.Linear(4, 3, bias=False), "b": nn.Linear(4, 5, bias=False), "c": nn.Linear(5, 2, bias=False)}
     inputs = torch.randn(2, 7, 4)
     with second_moments(linears) as found, torch.no_grad():
         for x in inputs:
-            linears["a"](x)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+                linears["a"](x)
             linears["c"](linears["b"](x))
     flat = inputs.reshape(-1, 4)
     torch.testing.assert_close(found["a"], flat.T @ flat)

@@ -119,7 +119,8 @@ def second_moments(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]
                 return
             last.update(input=tensor, name=name)
             flat = tensor.detach().reshape(-1, tensor.shape[-1]).float()
-            found[name] = flat.T @ flat + found.get(name, 0)
+            with torch.autocast(flat.device.type, enabled=False):  # rounded, they have negative eigenvalues
+                found[name] = flat.T @ flat + found.get(name, 0)
 
         return linears[name].register_forward_pre_hook(add)
 
