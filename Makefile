@@ -57,7 +57,7 @@ $(LLAMA)/.ready: pyproject.toml
 
 deploy-engines: $(LLAMA)/.ready
 
-# Every kind of result in every form that llama.cpp takes: loads or refused, and how far off (docs/results/deploy.md).
+# Every kind of result in every form that llama.cpp takes: loads or refused, and how far off (docs/deploy.md).
 deploy-test: $(READY) deploy-engines
 	$(BIN)/python benchmarks/deploy/llama_cpp.py build/deploy/models build/deploy/llama-cpp.json --engine $(LLAMA)/bin/python
 
