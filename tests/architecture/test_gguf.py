@@ -235,11 +235,6 @@ def test_a_truncated_file(tmp_path):
                 read(resolve_model(str(path)))
 
 
-def test_a_files_own_name_for_its_model_goes_into_no_config(tmp_path):
-    path = save_gguf(tmp_path / "m.gguf", keys={"general.name": "Somebody's run 7"})
-    assert "Somebody's run 7" not in load_config(resolve_model(str(path))).to_json_string(use_diff=False)
-
-
 def test_keys_that_only_the_writer_knows_are_named(tmp_path, caplog):
     load_config(resolve_model(str(save_gguf(tmp_path / "m.gguf", keys={"llama.vendor.note": 1, "vendor.note": 1}))))
     assert "llama.vendor.note = 1 is not known to gguf-py and was left out" in caplog.text
