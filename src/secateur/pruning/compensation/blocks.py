@@ -1,5 +1,6 @@
-"""What a layer does with what its `o` and `down` make: added to the hidden states, or something else first."""
+"""What a layer does with what its `o` and `down` make: it adds them, scaled or behind a norm, to the hidden states."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -9,19 +10,41 @@ from torch import Tensor, nn
 from .layerwise import Call, replaced
 
 EXACT = 0.02
-"""How far a layer's output may lie from the sum, over its norm: rounding in bfloat16. A norm is off by about 1."""
+"""How far a layer's output may lie from what is said of it here, over its norm: rounding in bfloat16."""
 
 
-@dataclass(frozen=True)
-class Factors:
-    """A layer's output is its input + attention · (what `o` makes) + ffn · (what `down` makes)."""
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A layer adds gain · y of what its linear makes, or with `normed` gain · y / rms(y): Gemma 2 and 3, OLMo 2."""
 
-    attention: float
-    ffn: float
+    gain: Tensor
+    """() or (width,)"""
+    normed: bool
+
+    def scale(self, y: Tensor) -> Tensor:
+        """(..., 1) what y is divided by."""
+        return rms(y) if self.normed else y.new_ones(())
+
+    def adds(self, y: Tensor) -> Tensor:
+        """What comes to the hidden states."""
+        return self.gain.to(y) * y / self.scale(y)
 
 
-def factors_of(layer: nn.Module, call: Call, hidden: Tensor, o: nn.Module, down: nn.Module) -> Factors | None:
-    """Those of a layer; None where it is no such sum (norms behind `o` or `down`: Gemma 2 and 3, OLMo 2).
+def rms(y: Tensor) -> Tensor:
+    """(..., 1) root mean square of each token's entries."""
+    return y.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A layer's output is its input + what both branches add."""
+
+    attention: Branch
+    ffn: Branch
+
+
+def block_of(layer: nn.Module, call: Call, hidden: Tensor, o: nn.Module, down: nn.Module) -> Block | None:
+    """What a layer is; None where it is no such sum (norms behind the sum).
 
     It is tried out: with other values in the place of what the two linears make, what does the layer's output become?
 
@@ -31,7 +54,7 @@ def factors_of(layer: nn.Module, call: Call, hidden: Tensor, o: nn.Module, down:
     """
     generator = torch.Generator().manual_seed(0)
 
-    def some() -> Tensor:  # of unlike sizes, which a norm would make alike
+    def some() -> Tensor:  # of unlike sizes, which a norm makes alike
         sizes = torch.logspace(-0.5, 0.5, hidden.shape[0] * hidden.shape[1]).view(*hidden.shape[:2], 1)
         return (torch.randn(hidden.shape, generator=generator) * sizes).bfloat16().to(hidden)
 
@@ -39,17 +62,28 @@ def factors_of(layer: nn.Module, call: Call, hidden: Tensor, o: nn.Module, down:
         with ExitStack() as stack:
             stack.enter_context(replaced(o, of_o))
             stack.enter_context(replaced(down, of_down))
-            return call(layer, given)
+            return call(layer, given).double()
 
     nothing, x, u, v = torch.zeros_like(hidden), some(), some(), some()
-    attention, ffn = _ratio(output(nothing, u, nothing), u), _ratio(output(nothing, nothing, v), v)
-    said = output(x, u, v).double()
-    expected = x.double() + attention * u.double() + ffn * v.double()
-    off = (said - expected).norm() / expected.norm()
-    exact = bool(attention) and bool(ffn) and float(off) < EXACT
-    return Factors(attention, ffn) if exact else None
+    attention = _branch(lambda y: output(nothing, y, nothing), u)
+    ffn = _branch(lambda y: output(nothing, nothing, y), v)
+    if attention is None or ffn is None:
+        return None
+    expected = x.double() + attention.adds(u.double()) + ffn.adds(v.double())
+    return Block(attention, ffn) if _close(output(x, u, v), expected) else None
 
 
-def _ratio(made: Tensor, of: Tensor) -> float:
-    """The least-squares factor between two."""
-    return float((made.double() * of.double()).sum() / of.double().square().sum())
+def _branch(layer: Callable[[Tensor], Tensor], y: Tensor) -> Branch | None:
+    """What becomes of y on its way to the output."""
+    made, wide = layer(y), y.double()
+    factor = (made * wide).sum() / wide.square().sum()
+    unit = Branch(torch.ones((), dtype=torch.float64), normed=True).adds(wide)
+    gain = (made * unit).sum((0, 1)) / unit.square().sum((0, 1))
+    for found in (Branch(factor, normed=False), Branch(gain, normed=True)):
+        if bool(found.gain.any()) and _close(made, found.adds(wide)):
+            return found
+    return None
+
+
+def _close(made: Tensor, expected: Tensor) -> bool:
+    return bool((made - expected).norm() < EXACT * expected.norm())

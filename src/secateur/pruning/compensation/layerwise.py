@@ -9,7 +9,6 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
-from ...models.devices import autocast
 from ...system.errors import InputError
 
 HALF = (torch.bfloat16, torch.float16)
@@ -50,7 +49,10 @@ def at_rest(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if dtype in HALF:
-            stack.enter_context(autocast(next(model.parameters()).device.type, dtype))
+            # Without a cache: it would hold weights as they were before they are changed here, and casts made without
+            # gradients, of which training's must not be.
+            device = next(model.parameters()).device.type
+            stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
             stack.enter_context(disable_input_dtype_casting(model))
         model.eval()
         try:
@@ -58,7 +60,6 @@ def at_rest(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
-            torch.clear_autocast_cache()  # casts made without gradients must not be training's
 
 
 def recorded(

@@ -29,7 +29,7 @@ class Fit:
 
 
 class Sums:
-    """Σ x xᵀ, Σ r xᵀ and Σ |r|² over tokens: those that are fitted to, and those that choose the ridge.
+    """Σ x xᵀ, Σ r xᵀ and Σ r² over tokens: those that are fitted to, and those that choose the ridge.
 
     Args:
         outputs, columns: sizes of r and x.
@@ -41,7 +41,7 @@ class Sums:
         self.parts = [
             [
                 torch.zeros(size, dtype=dtype, device=like.device)
-                for size in ((columns, columns), (outputs, columns), ())
+                for size in ((columns, columns), (outputs, columns), (outputs,))
             ]
             for _ in range(2)
         ]
@@ -58,7 +58,7 @@ class Sums:
                 rows, wanted = wide(x[chosen]), wide(r[chosen])
                 part[0].addmm_(rows.T, rows)
                 part[1].addmm_(wanted.T, rows)
-                part[2] += wanted.square().sum()
+                part[2].add_(wanted.square().sum(0))
 
     def share(self) -> None:
         """The sums of all processes."""
@@ -66,7 +66,7 @@ class Sums:
             for sums in part:
                 sum_(sums)
 
-    def fit(self, ridges: Sequence[float], what: str) -> tuple[Tensor, Fit]:
+    def fit(self, ridges: Sequence[float], what: str, gain: Tensor | None = None) -> tuple[Tensor, Fit]:
         """(outputs, columns) Δ that brings Δ x closest to r by least squares; the ridge suits other tokens best.
 
         Δ = (Σ r xᵀ)(Σ x xᵀ + λ·mean diagonal·I)⁻¹ of all tokens.
@@ -74,6 +74,7 @@ class Sums:
         Args:
             ridges: to choose from; of a single one there is no choice.
             what: names the linear in an error.
+            gain: () or (outputs,) what an error of each output counts for while the ridge is chosen.
         Raises:
             NumericsError: the sums are not finite.
         """
@@ -86,24 +87,26 @@ class Sums:
             )
         if not cross.any():
             return cross, Fit(None, 1.0)
-        if len(ridges) == 1 or not held[2] or not fitted[2]:
+        if len(ridges) == 1 or not held[2].any() or not fitted[2].any():
             ridge = ridges[0] if len(ridges) == 1 else DEFAULT
             return solved(second, cross, ridge), Fit(ridge, float("nan"))
-        best, error = self._choice(ridges)
+        ones = cross.new_ones(len(cross))
+        best, error = self._choice(ridges, ones if gain is None else gain.to(cross) * ones)
         return torch.zeros_like(cross) if best is None else solved(second, cross, best), Fit(best, error)
 
-    def _choice(self, ridges: Sequence[float]) -> tuple[float | None, float]:
-        (second, cross, _), (held, held_cross, _) = self.parts
+    def _choice(self, ridges: Sequence[float], gain: Tensor) -> tuple[float | None, float]:
+        (second, cross, _), (held, held_cross, squares) = self.parts
         outputs, generator = len(cross), torch.Generator().manual_seed(0)
-        mix = torch.randn(SKETCH, outputs, generator=generator).to(cross) if outputs > SKETCH else None
-        cross, held_cross = (cross, held_cross) if mix is None else (mix @ cross, mix @ held_cross)
-        size = self.parts[1][2] * (1 if mix is None else SKETCH)
+        mix = torch.eye(outputs) if outputs <= SKETCH else torch.randn(SKETCH, outputs, generator=generator)
+        mix = mix.to(cross) * gain
+        cross, held_cross = mix @ cross, mix @ held_cross
+        size = (squares * gain.square()).sum() * (1 if outputs <= SKETCH else SKETCH)
         best, least = None, 0.0
         for ridge in ridges:
             change = solved(second, cross, ridge)
-            gain = float(((change @ held) * change).sum() - 2 * (change * held_cross).sum())
-            if gain < least:
-                best, least = ridge, gain
+            more = float(((change @ held) * change).sum() - 2 * (change * held_cross).sum())
+            if more < least:
+                best, least = ridge, more
         return best, 1 + least / float(size)
 
 

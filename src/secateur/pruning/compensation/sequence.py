@@ -3,8 +3,10 @@
 Two streams of hidden states go through the model: that of the model before the cut (h), and that of the cut one (h').
 What a linear of the cut model is given, X, is known when its turn comes, and so is what the stream lacks behind it:
 R = (h + o(h)) − (h' + o'(h')) at o, and the difference of the layers' outputs at down. Δ = R Xᵀ (X Xᵀ + λI)⁻¹ is added
-to the columns that stay, so each layer also repairs what those before it have lost. Where a layer does not simply add
-what its linears make (a norm stands behind them), R is what the linear's own output lacks, on the same X.
+to the columns that stay, so each layer also repairs what those before it have lost. A token counts by 1/rms(h)², as
+the next norm makes all of one size: a few whose hidden states are huge would else decide alone. Where a norm stands
+between the linear and the stream, R is over the norm's gain and X over the size of what the linear makes. Where a layer
+does something else, R is what the linear's own output lacks, on the same X.
 
 The idea of refitting on inputs that are already pruned is SparseGPT's (arXiv:2301.00774, §3) and OSSCAR's
 (arXiv:2403.12983); here the target is the stream, and units go whole.
@@ -19,11 +21,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ...architecture.units import ATTENTION_KINDS, Member, Units, base_linear, sides_of, weight_of
+from ...criteria.base import wide
 from ...parallel.distributed import largest, processes, total
 from ...parallel.sharding import assign_, gathered
 from ...system.errors import InputError
 from ...system.launcher import rank
-from .blocks import Factors, factors_of
+from .blocks import Block, Branch, block_of, rms
 from .layerwise import Batch, Seen, at_rest, recorded, watched
 from .ridge import RIDGES, Fit, Sums
 
@@ -67,13 +70,13 @@ def refit_in_sequence(
         batches = list(batches)
         _check_batches(batches)
         (hidden,), (small,) = recorded(base, layers, [{"input_ids": batches[0]["input_ids"][:2, :PROBE]}])
-        factors = []
+        blocks = []
         for layer, place, call in zip(layers, units.places, small.calls, strict=True):
             ends = (layer.get_submodule(path) for path in (place.family.o, place.family.mlp_out))
-            factors.append(factors_of(layer, call, hidden, *ends))
-        walk = _Walk(*recorded(base, layers, batches), ridges, two=any(factors))
+            blocks.append(block_of(layer, call, hidden, *ends))
+        walk = _Walk(*recorded(base, layers, batches), ridges, two=any(blocks))
         for number, layer in enumerate(layers):
-            walk.through(number, layer, factors[number], dict(_gates(units, number, stay, base)))
+            walk.through(number, layer, blocks[number], dict(_gates(units, number, stay, base)))
         return walk.found
 
 
@@ -132,7 +135,7 @@ class _Walk:
         self._same = True
         self.found: dict[str, Fit] = {}
 
-    def through(self, number: int, layer: nn.Module, factors: Factors | None, gates: Mapping[str, _Gate]) -> None:
+    def through(self, number: int, layer: nn.Module, block: Block | None, gates: Mapping[str, _Gate]) -> None:
         """Refit the gates of a layer, and go on to the next one."""
         self._same &= not any(gate.loses for gate in gates.values())
         if self._same:
@@ -140,12 +143,12 @@ class _Walk:
             self._cut = list(self._whole)
             return
         attention, ffn = gates.get("attention"), gates.get("ffn")
-        self._refit_attention(number, layer, factors, attention)
-        self._refit_ffn(number, layer, factors, attention, ffn)
+        self._refit_attention(number, layer, block, attention)
+        self._refit_ffn(number, layer, block, attention, ffn)
 
-    def _refit_attention(self, number: int, layer: nn.Module, factors: Factors | None, o: _Gate | None) -> None:
+    def _refit_attention(self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None) -> None:
         """Refit o, and take the stream of the whole model behind the layer."""
-        sums = None
+        sums, branch = None, block and block.attention
         for place, batch in enumerate(self._batches):
             call, h, cut = batch.calls[number], self._whole[place], self._cut[place]
             if o is None:
@@ -155,44 +158,40 @@ class _Walk:
                 self._whole[place] = call(layer, h) if self._two else h
             with watched(o.linear, o.mask, stop=True) as now:
                 call(layer, cut)
-            if factors is None:
-                lacks = o.linear(now.whole) - now.output
-            else:
-                lacks = (h - cut).to(now.output.device) / factors.attention + (before.output - now.output).reshape(
-                    h.shape
-                )
+            lacks = None
+            if branch is not None:
+                added, adds = (branch.adds(wide(seen.output).reshape(h.shape)) for seen in (before, now))
+                lacks = (h - cut).to(adds) + added.to(adds) - adds
             sums = sums or self._sums(o, now.output)
-            self._add(sums, place, now.input[..., o.columns], lacks)
+            self._add(sums, place, o, now, branch, lacks)
         if o is not None and sums is not None:
-            self._change_(o, sums)
+            self._change_(o, sums, branch)
 
     def _refit_ffn(
-        self, number: int, layer: nn.Module, factors: Factors | None, o: _Gate | None, down: _Gate | None
+        self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None, down: _Gate | None
     ) -> None:
         """Refit down, and take the stream of the cut model behind the layer."""
-        sums = None
+        sums, branch = None, block and block.ffn
         inputs: list[Tensor] = []
+        again = branch is None or branch.normed  # what a change adds to the stream is not seen without the layer
         for place, batch in enumerate(self._batches):
             out, now = self._cut_pass(layer, batch, number, place, o, down)
             if down is not None:
-                if factors is None:
-                    lacks = down.linear(now.whole) - now.output
-                else:
-                    lacks = (self._whole[place] - out) / factors.ffn
-                    inputs.append(now.input[..., down.columns])
                 sums = sums or self._sums(down, now.output)
-                self._add(sums, place, now.input[..., down.columns], lacks)
-            if factors is not None or down is None:
+                self._add(sums, place, down, now, branch, None if branch is None else wide(self._whole[place] - out))
+                if not again:
+                    inputs.append(now.input[..., down.columns])
+            if down is None or not again:
                 self._cut[place] = out
         if down is None or sums is None:
             return
-        change = self._change_(down, sums)
+        change = self._change_(down, sums, branch)
         for place, batch in enumerate(self._batches):
-            if factors is None:
+            if again or branch is None:
                 self._cut[place] = self._cut_pass(layer, batch, number, place, o, down)[0]
             else:
                 more = nn.functional.linear(inputs[place], change.to(inputs[place]))
-                self._cut[place] = self._cut[place] + (factors.ffn * more).view_as(self._cut[place])
+                self._cut[place] = self._cut[place] + branch.adds(more.reshape(self._cut[place].shape))
 
     def _cut_pass(
         self, layer: nn.Module, batch: Batch, number: int, place: int, o: _Gate | None, down: _Gate | None
@@ -209,24 +208,34 @@ class _Walk:
     def _sums(self, gate: _Gate, output: Tensor) -> Sums:
         return Sums(sides_of(base_linear(gate.linear))[0], len(gate.columns), output)
 
-    def _add(self, sums: Sums, place: int, x: Tensor, lacks: Tensor) -> None:
-        """Add a batch's tokens, (sequences, tokens, ...) or flattened, that are no padding."""
-        batch = self._batches[place]
+    def _add(
+        self, sums: Sums, place: int, gate: _Gate, seen: Seen, branch: Branch | None, lacks: Tensor | None
+    ) -> None:
+        """Add a batch's tokens that are no padding, each over the size of its hidden states, as the next norm sees it.
+
+        Args:
+            lacks: (sequences, tokens, width) what the stream lacks; None: what the linear's own output does.
+        """
+        batch, x = self._batches[place], seen.input[..., gate.columns].flatten(0, -2)
+        if branch is None or lacks is None:
+            lacks = gate.linear(seen.whole) - seen.output
+        else:
+            size = rms(wide(self._whole[place])).to(lacks)
+            lacks = lacks / (branch.gain.to(lacks) * size)
+            x = wide(x) / (branch.scale(wide(seen.output).flatten(0, -2)) * size.flatten(0, -2).to(x.device))
         first = sum(other.sequences for other in self._batches[:place])
-        numbers = (
-            torch.arange(first, first + batch.sequences, device=x.device) * processes() + rank()
-        )  # of all processes'
+        numbers = torch.arange(first, first + batch.sequences, device=x.device) * processes() + rank()  # of all
         held = (numbers % HELD == HELD - 1).repeat_interleave(batch.tokens)
-        x, lacks = x.flatten(0, -2), lacks.reshape(-1, lacks.shape[-1]).to(x.device)
+        lacks = lacks.reshape(-1, lacks.shape[-1]).to(x.device)
         if batch.counts is not None:
             counts = batch.counts.to(x.device)
             x, lacks, held = x[counts], lacks[counts], held[counts]
         sums.add(x, lacks, held)
 
-    def _change_(self, gate: _Gate, sums: Sums) -> Tensor:
+    def _change_(self, gate: _Gate, sums: Sums, branch: Branch | None) -> Tensor:
         """Add what fits best to the columns that stay; returns what was added, as rounded."""
         sums.share()
-        change, self.found[gate.path] = sums.fit(self._ridges, gate.path)
+        change, self.found[gate.path] = sums.fit(self._ridges, gate.path, None if branch is None else branch.gain)
         weight = weight_of(base_linear(gate.linear))
         whole = gathered(weight.detach())
         old = whole[:, gate.columns]
