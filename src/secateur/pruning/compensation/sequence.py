@@ -3,10 +3,9 @@
 Two streams of hidden states go through the model: that of the model before the cut (h), and that of the cut one (h').
 What a linear of the cut model is given, X, is known when its turn comes, and so is what the stream lacks behind it:
 R = (h + o(h)) − (h' + o'(h')) at o, and the difference of the layers' outputs at down. Δ = R Xᵀ (X Xᵀ + λI)⁻¹ is added
-to the columns that stay, so each layer also repairs what those before it have lost. A token counts by 1/rms(h)², as
-the next norm makes all of one size: a few whose hidden states are huge would else decide alone. Where a norm stands
-between the linear and the stream, R is over the norm's gain and X over the size of what the linear makes. Where a layer
-does something else, R is what the linear's own output lacks, on the same X.
+to the columns that stay, so each layer also repairs what those before it have lost. Where a norm stands between the
+linear and the stream, R is over the norm's gain and X over the size of what the linear makes. Where a layer does
+something else, R is what the linear's own output lacks, on the same X.
 
 The idea of refitting on inputs that are already pruned is SparseGPT's (arXiv:2301.00774, §3) and OSSCAR's
 (arXiv:2403.12983); here the target is the stream, and units go whole.
@@ -26,7 +25,7 @@ from ...parallel.distributed import largest, processes, total
 from ...parallel.sharding import assign_, gathered
 from ...system.errors import InputError
 from ...system.launcher import rank
-from .blocks import Block, Branch, block_of, rms
+from .blocks import Block, Branch, block_of
 from .layerwise import Batch, Seen, at_rest, recorded, watched
 from .ridge import RIDGES, Fit, Sums
 
@@ -211,7 +210,7 @@ class _Walk:
     def _add(
         self, sums: Sums, place: int, gate: _Gate, seen: Seen, branch: Branch | None, lacks: Tensor | None
     ) -> None:
-        """Add a batch's tokens that are no padding, each over the size of its hidden states, as the next norm sees it.
+        """Add a batch's tokens that are no padding.
 
         Args:
             lacks: (sequences, tokens, width) what the stream lacks; None: what the linear's own output does.
@@ -220,9 +219,8 @@ class _Walk:
         if branch is None or lacks is None:
             lacks = gate.linear(seen.whole) - seen.output
         else:
-            size = rms(wide(self._whole[place])).to(lacks)
-            lacks = lacks / (branch.gain.to(lacks) * size)
-            x = wide(x) / (branch.scale(wide(seen.output).flatten(0, -2)) * size.flatten(0, -2).to(x.device))
+            lacks = lacks / branch.gain.to(lacks)
+            x = wide(x) / branch.scale(wide(seen.output).flatten(0, -2))
         first = sum(other.sequences for other in self._batches[:place])
         numbers = torch.arange(first, first + batch.sequences, device=x.device) * processes() + rank()  # of all
         held = (numbers % HELD == HELD - 1).repeat_interleave(batch.tokens)
