@@ -217,7 +217,7 @@ class _Walk:
         """
         batch, x = self._batches[place], seen.input[..., gate.columns].flatten(0, -2)
         if branch is None or lacks is None:
-            lacks = gate.linear(seen.whole) - seen.output
+            lacks = gate.linear.forward(seen.whole) - seen.output  # its hooks (masks, gains) have done their part
         else:
             lacks = lacks / branch.gain.to(lacks)
             x = wide(x) / branch.scale(wide(seen.output).flatten(0, -2))
