@@ -147,7 +147,7 @@ class _Walk:
 
     def _refit_attention(self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None) -> None:
         """Refit o, and take the stream of the whole model behind the layer."""
-        sums, branch = None, block and block.attention
+        sums, branch = None, None if block is None else block.attention
         for place, batch in enumerate(self._batches):
             call, h, cut = batch.calls[number], self._whole[place], self._cut[place]
             if o is None:
@@ -170,7 +170,7 @@ class _Walk:
         self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None, down: _Gate | None
     ) -> None:
         """Refit down, and take the stream of the cut model behind the layer."""
-        sums, branch = None, block and block.ffn
+        sums, branch = None, None if block is None else block.ffn
         inputs: list[Tensor] = []
         again = branch is None or branch.normed  # what a change adds to the stream is not seen without the layer
         for place, batch in enumerate(self._batches):
