@@ -68,7 +68,7 @@ KILLED = {
     ],
     "while a batch is scored": [("secateur.training.one_shot", "causal_lm_loss", 3)],
     "during a cut": [
-        ("secateur.models.surgery", "_slice_linear_", 10), ("secateur.ranks.pruner", "slice_components_", 9),
+        ("secateur.models.surgery.slicing", "_slice_linear_", 10), ("secateur.ranks.pruner", "slice_components_", 9),
     ],
     "between a cut and the next save": [("secateur.pruning.cut.Cut", "between", 2)],
     "while a checkpoint is written": [("torch", "save", 8)],
@@ -82,7 +82,7 @@ KILLED = {
         ("secateur.checkpoint.export", "verify", 1), ("secateur.checkpoint.adapter", "_read_back", 1),
     ],
     "while its records are written": [
-        ("secateur.runs.outcome", "keep_metrics", 1), ("secateur.runs.adapt", "keep_metrics", 1),
+        ("secateur.runs.outcome", "keep_run", 1), ("secateur.runs.adapt", "keep_run", 1),
     ],
     "before the result is renamed": [("secateur.system.output", "lands", 1)],
     "just after the result is renamed": [("pathlib.Path", "rename", 1)],
