@@ -41,10 +41,18 @@ class ScoringOptions(Seeded):
     offload_gradients: bool = option(
         "taylor-accumulated: keep the weights' gradients in the host's memory", False, group="criterion"
     )
+    mask_lr: float | None = option(
+        "learned, projected: learning rate of the masks; default: 0.02 and 0.01, more where they train for few steps",
+        None,
+        group="criterion",
+    )
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return at_least(self, "gate_tokens", 0)
+        found = at_least(self, "gate_tokens", 0)
+        if self.mask_lr is not None and not self.mask_lr > 0:
+            found.append(f"--mask-lr is {self.mask_lr}: it must be above 0.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

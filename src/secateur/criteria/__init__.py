@@ -4,8 +4,9 @@ A criterion turns what it needs into one score per unit of a pool; the pruner av
 and never asks how they were made. Higher means keep.
 """
 
-from . import gate, lora, magnitude, obs, random, taylor, wanda
+from . import gate, learned, lora, magnitude, obs, projected, random, taylor, wanda
 from .base import CRITERIA, Criterion, Evidence, InputMoments, Look, Scoring, sum_gates, sum_members, switch
+from .masks import MaskRule
 
 __all__ = [
     "CRITERIA",
@@ -13,11 +14,14 @@ __all__ = [
     "Evidence",
     "InputMoments",
     "Look",
+    "MaskRule",
     "Scoring",
     "gate",
+    "learned",
     "lora",
     "magnitude",
     "obs",
+    "projected",
     "random",
     "sum_gates",
     "sum_members",

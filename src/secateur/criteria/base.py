@@ -11,6 +11,7 @@ from ..architecture.units import Member, Pool
 from ..config.pruning import ScoringOptions
 from ..system.errors import InputError, all_faults
 from ..system.registry import Registry, did_you_mean
+from .masks import MaskRule
 
 
 class Scoring(ScoringOptions):
@@ -117,9 +118,11 @@ class Evidence:
     input of o or down. Of a criterion that `changes` it is the step's, else the moving average."""
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """`masks`: pool -> (units,) latents z that the criterion's `masks` rule has learned."""
 
 
-NEEDS = ("lora_grad", "weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments")
+NEEDS = ("lora_grad", "weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments", "masks")
 """What a criterion may ask to see; see `Evidence`."""
 
 
@@ -159,6 +162,8 @@ class Criterion:
     across_layers: str = "mean"
     """How scores of different layers compare (`Budget.across_layers`) where the user does not say: `raw` for those that
     estimate by how much the loss changes, which is one scale for all layers."""
+    masks: MaskRule | None = None
+    """How masks on the units are learned while the model trains, where it needs `masks`."""
 
     def __post_init__(self) -> None:
         """Refuse what no pruner could provide.
@@ -182,6 +187,8 @@ class Criterion:
             ]
         if self.look is not switch and "gate_grad" not in self.needs:
             faults.append("Criterion: look is never asked: name 'gate_grad' in needs.")
+        if (self.masks is None) == ("masks" in self.needs):
+            faults.append("Criterion: give both or neither of 'masks' in needs and a MaskRule (masks=...).")
         choices = {"linears": ("rows", "all"), "across_layers": ("mean", "standard", "raw"), "changes": (True, False)}
         faults += [
             f"Criterion: {name} is {getattr(self, name)!r}: choose from {', '.join(map(str, words))}."
@@ -202,6 +209,10 @@ class Criterion:
             )
         if scoring.offload_gradients and "batch_weight_grad" not in self.needs:
             raise InputError(f"--offload-gradients is for taylor-accumulated: {name} keeps no gradients of weights.")
+        if scoring.mask_lr is not None and self.masks is None:
+            raise InputError(
+                f"--mask-lr {scoring.mask_lr} is for criteria that learn masks: {name} has none, so leave it out."
+            )
         return replace(scoring, score_linears=scoring.score_linears or self.linears)
 
 

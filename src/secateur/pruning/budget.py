@@ -12,6 +12,7 @@ from torch import Tensor
 from ..architecture.units import Pool, Units
 from ..config.options import part_of
 from ..config.pruning import BudgetOptions
+from ..criteria.masks import Constraint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,19 @@ class Budget:
         ffn = self.units.of_kind("ffn")
         known = [pool.size - self.quota[pool.name] for pool in ffn if pool.name in self.quota]
         return math.gcd(*known, *(n for pool in ffn if pool.name not in self.quota for n in (pool.size, self.round_to)))
+
+    def constraints(self) -> list[Constraint]:
+        """What is to stay at the end: of each pool with a quota, or of all pools that share a pot."""
+        found = [
+            Constraint((pool.name,), 1 - self.quota[pool.name] / pool.size)
+            for pool in self.units.pools
+            if self.quota.get(pool.name)
+        ]
+        for kinds, params in self.pot.items():
+            pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
+            whole = sum(pool.size * pool.unit_params for pool in pools)
+            found += [Constraint(tuple(pool.name for pool in pools), 1 - params / whole)] if pools and params else []
+        return found
 
     def example(self) -> dict[str, Tensor]:
         """Pool name -> (units,) bool: what might stay. Where layers compete, the first one loses all it can."""

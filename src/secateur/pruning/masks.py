@@ -80,6 +80,6 @@ def check_unmasked(modules: Iterable[nn.Module]) -> None:
     hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
     if any(masks.hide for hook in hooks if (masks := getattr(hook, "masks", None)) is not None):
         raise InputError(
-            "another pruner's masks hide units of this model, which are still in it: export that pruner's result, and "
-            "prune what was written."
+            "another pruner's masks hide units of this model, or scale them: export that pruner's result, and prune "
+            "what was written."
         )

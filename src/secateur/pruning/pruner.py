@@ -95,7 +95,7 @@ class Pruner(Shown):
             check_coverage(self.units.linears, covered)
         criterion.options(options.criterion, part_of(ScoringOptions, options))
         self.pruned.put_masks_on()  # before the scorer: what is out has no input to speak of
-        self.scorer = Scorer(self.pruned, options, self.budget.spared)
+        self.scorer = Scorer(self.pruned, options, self.budget)
         self._loop, self.total_steps, self.steps_done = Loop(), 0, 0
         self.schedule: Schedule | None = None
         if total_steps is not None:
@@ -138,7 +138,7 @@ class Pruner(Shown):
         step = self.steps_done + 1
         if step > self.schedule.last_cut:
             return
-        self.scorer.observe(step, cutting=self.schedule.is_cut(step))
+        self.scorer.observe(step, self.schedule)
         self._loop.took(self.model)
 
     def skip(self) -> None:
@@ -242,10 +242,11 @@ class Pruner(Shown):
         self.scorer.stop()
         source = resolve_model(source) if isinstance(source, str) else source
         self.pruned.restore_(source, trust_remote_code=trust_remote_code)
+        self.scorer.put_masks_on()
 
     def close(self) -> None:
         """Take everything that watches or masks off the model."""
-        self.scorer.stop()
+        self.scorer.close()
         self.pruned.close()
 
     def rewritten(self) -> dict[str, nn.Parameter]:

@@ -45,6 +45,13 @@ class Schedule:
         passed = (step - self.start) / (self.end - self.start)
         return passed if self.kind == "linear" else 1.0 - (1.0 - passed) ** 3
 
+    def due(self, step: int) -> float:
+        """Share of the target that masks which no cut has made final may hide after `step`.
+
+        As much as would be gone if there were a cut; one-shot: all of it, after a tenth of the steps.
+        """
+        return float(10 * step >= self.start) if self.kind == "one-shot" else self.progress(step)
+
     def is_cut(self, step: int) -> bool:
         """Whether units are removed after `step`."""
         if self.kind == "one-shot":

@@ -33,7 +33,7 @@ class Teacher:
         if pruner.masks is None:
             raise InputError("distillation needs the dense weights, which shrinking drops: use shrink=False.")
         self._model = model
-        self._masks = pruner.masks
+        self._masks, self._learned = pruner.masks, pruner.scorer.masks
         rewritten = {id(p): p for p in [*pruner.rewritten().values(), *changed.values()]}.values()
         self._rewritten = [(p, p.detach().clone()) for p in rewritten]
         factors = {path: lora_factors(layer) for path, layer in lora_layers(model).items()}
@@ -51,6 +51,8 @@ class Teacher:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._masks.off())
+            if self._learned is not None:
+                stack.enter_context(self._learned.off())
             if not self._on_at_start:
                 stack.enter_context(self._model.disable_adapter())
             self._swap()
