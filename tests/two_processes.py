@@ -39,6 +39,8 @@ CASES |= {
     "beside-gate": ("gate", "none", "shrink"),  # gains, norms and weights are trained too, and LoRA begins anew
     "gate-lstsq": ("gate", "lstsq", "shrink"),
     "gate-sequential": ("gate", "sequential", "shrink"),
+    "learned": ("learned", "none", "mask"),
+    "projected-lstsq": ("projected", "lstsq", "shrink"),
     "rank-gradient": ("rank-gradient", "none", "shrink"),
     "rank-sparsegpt": ("rank-sparsegpt", "none", "shrink"),  # averages what the processes saw of activations
     "nan-gate-lstsq": ("gate", "lstsq", "shrink"),  # the step of the second cut has no finite gradient

@@ -180,6 +180,34 @@ def test_a_refit_in_sequence_counts(place, tmp_path, capsys) -> None:
     assert flops["cut"] > 90000 * 2 * 2 * many["prunable_parameters"]
 
 
+@pytest.mark.parametrize("criterion", ["learned", "projected"])
+def test_what_masks_learn_from_is_what_a_step_keeps(place, bare, tmp_path, criterion) -> None:
+    """Beside a plain step: the inputs of o and down once more, and the masks themselves."""
+
+    def kept() -> int:
+        seen: dict[int, int] = {}
+        held = []  # so that no address comes twice
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            held.append(tensor)
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            bare(input_ids=torch.randint(3, 99, (2, 32)), use_cache=False)
+        return sum(seen.values())
+
+    plain = kept()
+    pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, criterion=criterion)
+    masks = sum(column.nbytes for column in pruner.scorer.masks._columns.values())
+    found = kept() - plain - masks
+    pruner.close()
+    memory = planned_memory(place, tmp_path, "--criterion", criterion)["memory"]
+    assert memory["masks"] == found > 0
+    again = planned_memory(place, tmp_path, "--criterion", criterion, "--gradient-checkpointing")["memory"]
+    assert again["masks"] == found // 3, "of one of three layers"
+
+
 def test_a_teachers_logits_count(place, tmp_path) -> None:
     found = planned_memory(place, tmp_path, "--distill", "0.5", "--no-shrink")["memory"]
     assert found["teacher"] == 4 * 2 * 32 * 128

@@ -66,6 +66,8 @@ WAYS = {
         "criterion": "gate", "compensate": "lstsq",
     },
     "gains, distilled": {"train_also": ("norms,gains",), "distill": 0.5, "shrink": False, "restart_lora": "cuts"},
+    "masks and LoRA": {"criterion": "learned", "allocation": "global", "distill": 0.5, "shrink": False},
+    "masks alone": {"criterion": "projected", "schedule": "one-shot"},
     "pissa, distilled": {"lora_init": "pissa", "distill": 0.5, "shrink": False, "criterion": "gate"},
 }  # fmt: skip
 

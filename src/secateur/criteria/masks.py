@@ -22,6 +22,11 @@ TEMPERATURE = 1.5
 WARM = 0.1
 """Fraction of the training in which its learning rate rises."""
 
+NO_SCALED_MASKS = (
+    "{criterion} learns masks, whose gradients a float16 loss scaler would scale beside the target's: use bfloat16 or "
+    "float32, or another --criterion."
+)
+
 
 @dataclass(frozen=True)
 class MaskRule:

@@ -84,6 +84,7 @@ def plan(config: PlanConfig) -> str:
         restarts=bool(config.restart_lora),
     )
     memory = with_cuts(memory, config, planned, dtype, device.type)
+    memory = with_masks(memory, config, budget, dtype)
     time = time_record(config, budget, planned.sizes, scoring=scoring, targets=linears, dtype=dtype, device=device)
     itemsize = base_dtype(model_config, dtype, config.load_in).itemsize
     record: dict[str, Any] = {
@@ -154,6 +155,19 @@ def with_cuts(
         over = memory.activations + memory.logits + memory.allocator + memory.search
         memory = replace(memory, refit=max(0, held - over))
     return memory
+
+
+def with_masks(memory: Footprint, config: PlanConfig, budget: Budget, dtype: torch.dtype) -> Footprint:
+    """The footprint with the inputs of o and down as they are before a learned mask; with checkpointing of one layer."""
+    if CRITERIA[config.criterion].masks is None:
+        return memory
+    layers: dict[int, int] = {}
+    for pool in budget.units.pools:
+        if pool.name not in budget.spared:
+            layers[pool.layer] = layers.get(pool.layer, 0) + sum(gate.size for gate in pool.gates)
+    tokens = config.batch_size // config.accumulation * config.seq_len
+    columns = max(layers.values(), default=0) if config.gradient_checkpointing else sum(layers.values())
+    return replace(memory, masks=tokens * columns * dtype.itemsize)
 
 
 def export_record(config: PlanConfig, planned: PlannedBudget, memory: Footprint, dtype: torch.dtype) -> dict[str, Any]:

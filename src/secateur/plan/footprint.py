@@ -57,6 +57,8 @@ class Footprint:
     """Gradients of weights that are kept until the step is scored (`taylor-accumulated`)."""
     moments: int = field(default=0, kw_only=True)
     """Second moments of inputs (`obs`, `--compensate lstsq`): the averages, and the step's own sums."""
+    masks: int = field(default=0, kw_only=True)
+    """Inputs of o and down beside the masked ones, where masks are learned (`learned`, `projected`)."""
     teacher: int = field(default=0, kw_only=True)
     """The dense model's logits (`--distill`)."""
     refit: int = field(default=0, kw_only=True)

@@ -7,7 +7,7 @@ from ..system.records import format_table
 
 PARTS = (
     "weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "teacher", "scoring", "moments",
-    "allocator", "refit", "search", "total",
+    "masks", "allocator", "refit", "search", "total",
 )  # fmt: skip
 OPTIONAL = {
     "unpacked": "the largest linear, as the backward pass multiplies by it",
@@ -16,6 +16,7 @@ OPTIONAL = {
     "search": "the model's logits before the first cut, which the search compares with",
     "refit": "what a cut that refits in sequence holds, beyond what a step does",
     "moments": "second moments of the inputs of o and down: averages, and the step's own",
+    "masks": "the inputs of o and down beside the masked ones, from which masks learn",
 }
 """Parts that most runs do not have."""
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])

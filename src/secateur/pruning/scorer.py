@@ -180,8 +180,7 @@ class Scorer:
     def state(self) -> dict[str, Any]:
         """What has been seen so far."""
         moments, steps = self.statistics.state_tensors(), self.statistics.steps
-        return {"scores": dict(self.scores), "moments": moments, "moment_steps": steps, "scored_from": self._from}
-        own = {"scores": dict(self.scores), "moments": moments, "moment_steps": steps}
+        own = {"scores": dict(self.scores), "moments": moments, "moment_steps": steps, "scored_from": self._from}
         return own | (self.masks.state() if self.masks is not None else {})
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..criteria.masks import NO_SCALED_MASKS
 from ..models.surgery import check_shapes
 from ..parallel.distributed import barrier, check_weights
 from ..parallel.replicas import NO_COPIES, NO_SHARDS
@@ -154,6 +155,8 @@ class PruningCallback(TrainerCallback):
             )
         if args.n_gpu > 1:
             raise InputError(NO_COPIES)
+        if args.fp16 and isinstance(self.pruner, Pruner) and self.pruner.scorer.masks is not None:
+            raise InputError(f"fp16=True: {NO_SCALED_MASKS.format(criterion=self.pruner.scorer.name)}")
         if self.pruner.replaces and (by := sharding_of(args)):
             raise InputError(NO_SHARDS.format(by=by))
 

@@ -19,6 +19,7 @@ from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
+from ..criteria.masks import NO_SCALED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
@@ -104,7 +105,10 @@ def prepare(config: PruneConfig) -> PruneJob:
     Raises:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
-    CRITERIA[config.criterion].options(config.criterion, part_of(ScoringOptions, config))
+    criterion = CRITERIA[config.criterion]
+    criterion.options(config.criterion, part_of(ScoringOptions, config))
+    if config.dtype == "float16" and criterion.masks is not None:
+        raise InputError(f"--dtype float16: {NO_SCALED_MASKS.format(criterion=config.criterion)}")
     config = starting_from_adapter(config)
     source, model_config = open_model(config)
     planned = plan_budget(config, model_config)
