@@ -186,6 +186,7 @@ def test_a_projection_is_what_the_budget_allows_and_the_best_of_all_that_are() -
     model(ids := batches()[0], labels=ids).loss.backward()
     masks._z.data = torch.randn(10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     pruner.schedule = type(pruner.schedule)("linear", 0, 1)  # all is due after the step
+    masks.began = True
     pruner.scorer.observe(1, pruner.schedule)
     shown = masks._projection.bool()
     p = probability(masks._z.detach())
@@ -247,3 +248,22 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(NumericsError, match=r"step 1: the gradient of the masks of layer\.0\.\w+ is not finite"):
         pruner.observe()
     assert torch.equal(masks_of(pruner)._z, before)
+
+
+def test_projected_scores_begin_in_the_order_of_gate() -> None:
+    """When the first units are hidden nothing else is known: what is hidden is what `gate` would cut."""
+    options = {**OPTIONS, "allocation": "global", "ema": 0.0, "shrink": False, "total_steps": STEPS}
+    gate, projected = (Pruner(adapted(), criterion=name, **options) for name in ("gate", "projected"))
+    for pruner in (gate, projected):
+        for ids in batches()[:3]:  # units are due after the third step, by what the second one has shown
+            pruner.model(ids, labels=ids).loss.backward()
+            pruner.observe()
+            if pruner is gate and pruner.steps_done == 1:
+                break
+            pruner.step()
+            pruner.model.zero_grad()
+    masks, hidden = masks_of(projected), 1 - projected.schedule.due(3)
+    shown = gate.budget.select(gate.scores, gate.keep, 1 - hidden)
+    assert torch.equal(masks._projection.bool(), torch.cat([shown[name] for name in masks._sizes]))
+    assert not masks._projection.all()
+    assert float(masks._z.detach().std()) == pytest.approx(1.0)

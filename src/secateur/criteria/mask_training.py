@@ -31,6 +31,7 @@ class MaskTraining:
 
     Attributes:
         steps: updates that were made.
+        began: whether some units may be hidden.
         trains: False once the last cut is made; what scales a unit then stays.
     """
 
@@ -38,7 +39,7 @@ class MaskTraining:
         self, rule: MaskRule, pools: Iterable[Pool], constraints: Sequence[Constraint], rate: float | None,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.rule, self.steps, self.trains = rule, 0, True
+        self.rule, self.steps, self.began, self.trains = rule, 0, False, True
         self._rate, self._constraints = rate, constraints
         by_name = {pool.name: pool for pool in pools}
         ordered = [by_name[name] for constraint in constraints for name in constraint.pools]
@@ -125,6 +126,17 @@ class MaskTraining:
         self._projection = torch.cat([keep[name] for name in self._sizes]).to(self._z.dtype)
         self._place()
 
+    def begin(self, gates: Mapping[str, Tensor]) -> None:
+        """Start from what the criterion's `gate_grad` says of the units that are left, before any of them is hidden.
+
+        Until then nothing is known of a unit but which way its mask would go.
+        """
+        self.began = True
+        if self.rule.prior is not None:
+            seen = torch.cat([gates[name].to(self._z.data) for name in self._sizes])
+            average_([seen])
+            self._z.data[self._left] = self.rule.prior(seen / self._params[self._left])
+
     def forget_step(self) -> None:
         """Drop the gradients of a step."""
         for column in self._columns.values():
@@ -174,11 +186,11 @@ class MaskTraining:
             held = self._optimizer.state.get(parameter, {})
             tensors |= {f"{name}.{key}": held[key] for key in ("exp_avg", "exp_avg_sq") if key in held}
         return {"masks": {name: each.clone() for name, each in tensors.items()}, "mask_steps": self.steps,
-                "mask_trains": self.trains}  # fmt: skip
+                "mask_began": self.began, "mask_trains": self.trains}  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` says, with the units that are left in place."""
-        tensors, self.steps = state["masks"], int(state["mask_steps"])
+        tensors, self.steps, self.began = state["masks"], int(state["mask_steps"]), bool(state["mask_began"])
         self._projection = tensors["projection"].clone()
         with torch.no_grad():
             for name, parameter in (*self._trained().items(), ("multipliers", self._multipliers)):

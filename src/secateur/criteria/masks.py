@@ -45,6 +45,9 @@ class MaskRule:
     retention: Callable[[Tensor, float], Tensor] | None = None
     """z and the share of the training that is over -> s, 0 ... 1, whose mean is driven to the target by an augmented
     Lagrangian. None: the masks are projected at each step onto what the budget allows."""
+    prior: Callable[[Tensor], Tensor] | None = None
+    """(units,) `evidence.gates` for each of a unit's parameters -> z when the first unit is to be hidden, for a
+    criterion that needs `gate_grad` as well; None: what was learned from `start` on."""
     gain: Callable[[Tensor], Tensor] | None = None
     """z -> what the input of a unit that stays is multiplied by for good; None: by nothing."""
 
@@ -84,6 +87,13 @@ def kept_gain(z: Tensor) -> Tensor:
 def probability(z: Tensor) -> Tensor:
     """σ(z/τ), by which units are ranked (GRASPrune)."""
     return torch.sigmoid(z / TEMPERATURE)
+
+
+def standard_logarithm(gates: Tensor) -> Tensor:
+    """z of mean 0 and deviation 1, in the order of what is given."""
+    logarithms = gates.clamp_min(torch.finfo(gates.dtype).tiny).log()
+    spread = logarithms.std() if len(logarithms) > 1 else logarithms.new_ones(())
+    return (logarithms - logarithms.mean()) / spread.clamp_min(torch.finfo(gates.dtype).eps)
 
 
 def projected_mask(z: Tensor, projection: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..architecture.units import Pool
 from ..config.pruning import ScoringOptions
 from .base import CRITERIA, Criterion, Evidence
-from .masks import MaskRule, probability, projected_mask, steady
+from .masks import MaskRule, probability, projected_mask, standard_logarithm, steady
 
 
 def projected(pool: Pool, evidence: Evidence, scoring: ScoringOptions) -> Tensor:
@@ -22,11 +22,16 @@ CRITERIA.register(
     Criterion(
         projected,
         "scores that learn through hard masks, which the budget allows at each step (GRASPrune)",
-        needs=frozenset({"masks"}),
+        needs=frozenset({"masks", "gate_grad"}),
         changes=False,
         across_layers="raw",
         masks=MaskRule(
-            start=0.0, value=projected_mask, rate=lambda steps: max(0.01, 3 / steps), betas=(0.9, 0.99), decay=steady
+            start=0.0,
+            value=projected_mask,
+            rate=lambda steps: max(0.01, 3 / steps),
+            betas=(0.9, 0.99),
+            decay=steady,
+            prior=standard_logarithm,
         ),
     ),
 )

@@ -111,11 +111,14 @@ class Scorer:
             masks.observe(step / schedule.last_cut, schedule.last_cut)
         except NumericsError as error:
             raise NumericsError(f"step {step}: {error}") from error
-        if masks.rule.projects:
+        due = schedule.due(step)
+        if masks.rule.projects and due and not masks.began and self.statistics.steps:
+            masks.begin(self.statistics.gates)
+        if masks.rule.projects and masks.began:
             scores = {name: held.clone() for name, held in self.scores.items()}
             for pool, fresh in self._fresh().items():
                 scores[pool.name][self.pruned.keep[pool.name]] = fresh.to(scores[pool.name])
-            masks.project(self._budget.select(scores, self.pruned.keep, schedule.due(step)))
+            masks.project(self._budget.select(scores, self.pruned.keep, due))
 
     def _fresh(self) -> dict[Pool, Tensor]:
         evidence = self.statistics.evidence(self.pruned.modules)
