@@ -158,7 +158,7 @@ def with_cuts(
 
 
 def with_masks(memory: Footprint, config: PlanConfig, budget: Budget, dtype: torch.dtype) -> Footprint:
-    """The footprint with the inputs of o and down as they are before a learned mask; with checkpointing of one layer."""
+    """The footprint with the inputs of o and down before a learned mask; with checkpointing, of one layer."""
     if CRITERIA[config.criterion].masks is None:
         return memory
     layers: dict[int, int] = {}

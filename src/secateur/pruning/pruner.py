@@ -180,8 +180,7 @@ class Pruner(Shown):
             self.scores_before_cuts = {name: scores.clone() for name, scores in self.scores.items()}
         if self.allocator.searches:
             self.allocator.search_(self.pruned, self.scorer)
-        before = self.keep
-        keep = self.budget.select(self.scores, before, self.schedule.progress(self.steps_done))
+        before, keep = self.keep, self.budget.select(self.scores, self.keep, self.schedule.progress(self.steps_done))
         check_agreement(keep, self.steps_done, trained_weights(self.model))
         self._cut(keep, optimizer, compensating=True)
         if self.options.compensate != "none":
