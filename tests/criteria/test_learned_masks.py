@@ -242,7 +242,7 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(InputError, match="another pruner's masks hide units"):
         Pruner(model, criterion="gate", sparsity=0.4, total_steps=STEPS)
     model(ids := batches()[0], labels=ids).loss.backward()
-    column = masks_of(pruner)._columns[pruner.units.pools[0].gates[0].linear]
+    column = masks_of(pruner)._columns[pruner.units.of_kind("ffn")[0].gates[0].linear]
     column.grad[0] = torch.nan
     before = masks_of(pruner)._z.detach().clone()
     with pytest.raises(NumericsError, match=r"step 1: the gradient of the masks of layer\.0\.\w+ is not finite"):

@@ -100,7 +100,7 @@ class MaskTraining:
             )
         with torch.enable_grad():
             loss = self.rule.value(self._z, self._projection) @ slopes + self.pressure(share)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         self._set_rates(share, steps)
         self._optimizer.step()
         self._optimizer.zero_grad()
