@@ -338,6 +338,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "infinite learning rate": (prune(lr="inf"), "--lr"),
     "a rate of masks without masks": (prune(mask_lr="0.1"), "criteria that learn masks: lora has none"),
     "a rate of masks below zero": (prune(criterion="learned", mask_lr="-1"), "--mask-lr is -1.0"),
+    "masks for no size": (prune(criterion="learned", allocation="search"), "learns masks towards a size"),
     "masks in float16": (prune(criterion="projected", dtype="float16"), "projected learns masks, whose gradients"),
     "negative learning rate": (prune(lr="-1"), "--lr is -1.0"),
     "dropout 1": (prune(dropout="1"), "--dropout is 1"),

@@ -22,6 +22,10 @@ TEMPERATURE = 1.5
 WARM = 0.1
 """Fraction of the training in which its learning rate rises."""
 
+NO_SEARCHED_MASKS = (
+    "{criterion} learns masks towards a size from the first step on, and --allocation search finds the layers' sizes "
+    "at the first cut: use another allocation, such as global."
+)
 NO_SCALED_MASKS = (
     "{criterion} learns masks, whose gradients a float16 loss scaler would scale beside the target's: use bfloat16 or "
     "float32, or another --criterion."

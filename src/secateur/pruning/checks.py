@@ -22,6 +22,7 @@ from ..config.options import with_given
 from ..config.pruning import PruningOptions, ScoringOptions
 from ..config.schedule import ScheduleOptions
 from ..criteria import CRITERIA, Criterion
+from ..criteria.masks import NO_SEARCHED_MASKS
 from ..system.errors import InputError, NumericsError
 from .allocation import shape_by_quota
 from .budget import Budget
@@ -233,6 +234,8 @@ def criterion_of(options: PruningOptions) -> Criterion:
         InputError: there is none of that name, or what is registered under it is none.
     """
     found = CRITERIA[options.criterion]
+    if getattr(found, "masks", None) is not None and options.allocation == "search":
+        raise InputError(NO_SEARCHED_MASKS.format(criterion=options.criterion))
     if not isinstance(found, Criterion):
         raise InputError(
             f"what is registered as {options.criterion!r} is a {type(found).__name__}: register a "

@@ -19,7 +19,7 @@ from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..criteria import CRITERIA
-from ..criteria.masks import NO_SCALED_MASKS
+from ..criteria.masks import NO_SCALED_MASKS, NO_SEARCHED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
@@ -107,6 +107,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     """
     criterion = CRITERIA[config.criterion]
     criterion.options(config.criterion, part_of(ScoringOptions, config))
+    if config.allocation == "search" and criterion.masks is not None:
+        raise InputError(NO_SEARCHED_MASKS.format(criterion=config.criterion))
     if config.dtype == "float16" and criterion.masks is not None:
         raise InputError(f"--dtype float16: {NO_SCALED_MASKS.format(criterion=config.criterion)}")
     config = starting_from_adapter(config)
