@@ -173,7 +173,7 @@ def weight_of(linear: Linear | nn.Embedding) -> Tensor:
 def gain_of(module: nn.Module) -> Tensor | None:
     """(columns,) what forward pre-hooks multiply a linear's input by, where they say so (their attribute `gain`)."""
     gains = [hook.gain for hook in module._forward_pre_hooks.values() if hasattr(hook, "gain")]
-    return torch.stack(gains).prod(0) if gains else None
+    return torch.stack([gain.to(gains[0]) for gain in gains]).prod(0) if gains else None
 
 
 def sides_of(linear: Linear | nn.Embedding) -> tuple[int, int]:

@@ -172,6 +172,11 @@ class MaskTraining:
         finally:
             self._on = True
 
+    @property
+    def hide(self) -> bool:
+        """Whether masks are on the model: another pruner would cut what they hold."""
+        return bool(self._hooks)
+
     def remove(self) -> None:
         """Take the masks off the model."""
         for hook in self._hooks:
@@ -249,5 +254,5 @@ class MaskTraining:
             seen = column if module is own else column.detach()  # a copy of the model has its hooks, too
             return (args[0] * seen.to(args[0]), *args[1:])
 
-        hook.gain = column.detach()  # type: ignore[attr-defined]
+        hook.gain, hook.masks = column.detach(), self  # type: ignore[attr-defined]
         return hook
