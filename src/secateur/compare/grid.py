@@ -32,6 +32,7 @@ ONLY = {
     "floor": ("allocation", ("global", "search")),
     "across_layers": ("allocation", ("global", "search")),
     "gate_tokens": ("criterion", ("gate",)),
+    "mask_lr": ("criterion", ("learned", "projected")),
 }
 """Options that are felt where another one has one of some values, alone."""
 FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
