@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
+from ..architecture.discovery import find_units
 from ..architecture.experts import unstack_experts
 from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
@@ -240,7 +241,9 @@ def fine_tune_and_prune(
 
 def recovery_of(model: PeftModel, job: PruneJob, progress: Progress) -> Recovery:
     """What the model learns with beyond LoRA at one rate; before the pruner is made."""
-    return make_recovery(model, job.config, job.budget.units, job.schedule, job.total_steps, progress.told)
+    # Not the budget's units: experts may have gone since.
+    units = find_units(model.get_base_model(), job.budget.units.family, job.config.attention)
+    return make_recovery(model, job.config, units, job.schedule, job.total_steps, progress.told)
 
 
 def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
