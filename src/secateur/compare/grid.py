@@ -106,7 +106,8 @@ def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]
         if several and key not in (*LISTS, "output"):
             axes[key] = [str(item).strip() for item in items]
         else:
-            shared[key] = value
+            one = isinstance(value, list) and len(value) == 1 and key not in LISTS
+            shared[key] = value[0] if one else value
     return shared, axes
 
 

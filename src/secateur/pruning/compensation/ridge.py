@@ -11,8 +11,8 @@ from ...parallel.distributed import sum_
 from ...system.errors import NumericsError
 
 RIDGES = (0.1, 0.3, 1.0)
-"""λ, relative to the mean diagonal of X Xᵀ, from which one is chosen for each linear. No larger one: a few tokens with
-huge hidden states make the most of the error that is left, so that tokens of other sequences always ask for more."""
+"""λ, relative to the mean diagonal of X Xᵀ, from which one is chosen for each linear. No larger one: tokens of
+other sequences ask for more than helps the model in the end (docs/results/compensation.md)."""
 DEFAULT = 1.0
 """Where there are no tokens to choose by."""
 SKETCH = 64
