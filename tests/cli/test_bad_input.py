@@ -340,6 +340,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a rate of masks below zero": (prune(criterion="learned", mask_lr="-1"), "--mask-lr is -1.0"),
     "masks for no size": (prune(criterion="learned", allocation="search"), "learns masks towards a size"),
     "masks in float16": (prune(criterion="projected", dtype="float16"), "projected learns masks, whose gradients"),
+    "nothing to refit": (prune(criterion="projected", compensate="sequential"), "use --compensate lstsq"),
     "negative learning rate": (prune(lr="-1"), "--lr is -1.0"),
     "dropout 1": (prune(dropout="1"), "--dropout is 1"),
     "unknown choice": (prune(attention="heads"), "--attention is 'heads'"),

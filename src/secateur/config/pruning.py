@@ -182,4 +182,9 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         found = groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1) + at_least(self, "cuts", 1)
         if self.schedule == "one-shot" and (self.cuts or 1) > 1:
             found.append(f"--schedule one-shot makes one cut and --cuts asks for {self.cuts}: use --schedule linear.")
+        if self.criterion == "projected" and self.compensate == "sequential":
+            found.append(
+                "--compensate sequential does nothing beside --criterion projected, which hides units before they are "
+                "cut: use --compensate lstsq."
+            )
         return found
