@@ -41,6 +41,7 @@ CASES |= {
     "gate-sequential": ("gate", "sequential", "shrink"),
     "learned": ("learned", "none", "mask"),
     "projected-lstsq": ("projected", "lstsq", "shrink"),
+    "gate-search": ("gate", "none", "shrink"),  # its fitness is of what all processes hold together
     "rank-gradient": ("rank-gradient", "none", "shrink"),
     "rank-sparsegpt": ("rank-sparsegpt", "none", "shrink"),  # averages what the processes saw of activations
     "nan-gate-lstsq": ("gate", "lstsq", "shrink"),  # the step of the second cut has no finite gradient
@@ -126,9 +127,11 @@ def train(name: str, criterion: str, compensate: str, way: str, weight: str = ""
     if criterion.startswith("rank-"):
         pruner = RankPruner(model, rank=2, criterion=criterion.removeprefix("rank-"), **times)
     else:
+        searched = {"allocation": "search", "search_evaluations": 13, "calibration_tokens": 16 * LENGTH}
         pruner = Pruner(
-            model, sparsity=0.4, criterion=criterion, compensate=compensate, shrink=way == "shrink", **times
-        )
+            model, sparsity=0.4, criterion=criterion, compensate=compensate, shrink=way == "shrink", **times,
+            **(searched if name.endswith("-search") else {}),
+        )  # fmt: skip
     if name == "units" and rank() == 1:
         pruner.scorer.criterion = CRITERIA["random"]
         pruner.scorer.scoring = pruner.scorer.criterion.options("random", pruner.scorer.scoring)

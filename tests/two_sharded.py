@@ -25,6 +25,7 @@ CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items
 CASES |= {
     "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),
     "gate-sequential-shrink": ("gate", "sequential", "shrink"),
+    "gate-search-shrink": ("gate", "none", "shrink"),
     "flap-bias-mask": ("flap", "bias", "mask"),
     "tied": ("lora", "none", "shrink"),
     "loaded": ("lora", "none", "shrink"),  # from files into shards, never whole in a process
@@ -64,11 +65,12 @@ def run(folder: Path, name: str) -> None:
     pruner = Pruner(
         model, sparsity=0.4, total_steps=STEPS, prune_start=0, prune_end=6, frequency=2, criterion=criterion,
         compensate=compensate, shrink=way == "shrink",
+        **({"allocation": "search", "search_evaluations": 13} if "search" in name else {}),
     )  # fmt: skip
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     ids = torch.randint(3, 99, (STEPS, GLOBAL_BATCH, LENGTH), generator=torch.Generator().manual_seed(7))
-    if compensate == "sequential":
+    if pruner.pruned.calibrated_for:
         pruner.calibrate([{"input_ids": ids[:2].flatten(0, 1)[rank() :: processes()]}])
     traffic, seen = {}, {}
     with norms_in_float64():
