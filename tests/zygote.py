@@ -26,7 +26,7 @@ OURS = f"""
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), *filter(None, sys.path)]!r}
 import datasets, zygote
-import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.compare.command
+import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.comparison.command
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
 import secateur.report.plots

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from secateur.compare.recorded import RECORD, read_record
+from secateur.comparison.recorded import RECORD, read_record
 from secateur.system.records import write_json
 
 LEFT_OUT = ("checkpoint", "units")

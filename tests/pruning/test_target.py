@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tiny import save_tiny
 
 from secateur.cli import main
-from secateur.compare.grid import build_comparison
+from secateur.comparison.grid import build_comparison
 from secateur.config.options import build
 from secateur.config.prune import PruneConfig
 from secateur.config.sizes import parse_bytes, parse_count

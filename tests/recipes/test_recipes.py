@@ -165,7 +165,7 @@ def test_a_recipe_of_another_command_is_refused(capsys) -> None:
 
 
 def test_compare_takes_one_for_all_cells() -> None:
-    from secateur.compare.grid import build_comparison
+    from secateur.comparison.grid import build_comparison
 
     given = {"model": "m", "data": ["d.txt"], "evaluate_on": ["e.txt"], "output": "o", "recipe": "best",
              "criterion": "gate,lora", "cells": ["size: target_params=80M"]}  # fmt: skip

@@ -13,7 +13,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from secateur.cli import main
-from secateur.compare.grid import build_comparison
+from secateur.comparison.grid import build_comparison
 from secateur.config.files.recipes import build_values, read_with_recipe, recipes
 from secateur.config.prune import PruneConfig
 from secateur.config.speed import PlanConfig

@@ -20,7 +20,7 @@ from ..system.progress import phase
 from .listings import criteria, families, recipes
 
 if TYPE_CHECKING:
-    from ..compare.grid import Comparison
+    from ..comparison.grid import Comparison
     from ..system.progress import Progress
 
 STARTING = "starting"
@@ -125,8 +125,8 @@ def _compare(comparison: "Comparison") -> int:
     from ..parallel.distributed import part_ways
 
     share = part_ways()  # before any import that looks for GPUs
-    from ..compare.command import compare
-    from ..compare.recorded import stopped
+    from ..comparison.command import compare
+    from ..comparison.recorded import stopped
     from ..system.errors import InterruptedRun
 
     if share.number > 0:

@@ -77,7 +77,7 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
 def _config_of(command: Command, name: str, given: dict[str, Any]) -> Any:
     file = given.pop("config", None)
     if command.options[0] is CompareConfig:
-        from ..compare.grid import build_comparison
+        from ..comparison.grid import build_comparison
 
         return build_comparison(given, file)
     config: Any = build_values(command.options[0], read_with_recipe(given, file, name))

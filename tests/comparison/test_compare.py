@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zygote import run_until
 
 from secateur.cli import main
-from secateur.compare import command as compare_module
-from secateur.compare.command import compare
-from secateur.compare.grid import build_comparison, differences
-from secateur.compare.tables import write_comparison
+from secateur.comparison import command as compare_module
+from secateur.comparison.command import compare
+from secateur.comparison.grid import build_comparison, differences
+from secateur.comparison.tables import write_comparison
 from secateur.config.options import build
 from secateur.config.prune import PruneConfig
 from secateur.data.same_source import same_source
@@ -467,7 +467,7 @@ def test_recorded_cells_are_checked(inputs, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="not measured on --evaluate-on .*new.txt as it is now.*--allow-different"):
         compare(build_comparison({**given, "evaluate_on": more}))
     compare(build_comparison({**given, "evaluate_on": more, "allow_different": True}))
-    monkeypatch.setattr("secateur.compare.recorded.compute_dtype", lambda name: torch.bfloat16)
+    monkeypatch.setattr("secateur.comparison.recorded.compute_dtype", lambda name: torch.bfloat16)
     with pytest.raises(InputError, match="computed in float32, and on this machine others would be in bfloat16"):
         compare(build_comparison(given))
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import pytest
 from tiny import save_tiny
 
 from secateur.cli import main
-from secateur.compare import command
+from secateur.comparison import command
 from secateur.training.checkpoints import find_latest
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
