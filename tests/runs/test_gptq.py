@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from secateur.runs.quantised.gptq import DAMPING, Grid, in_portions, on_grid, quantise, scales_of, second_moments
+from secateur.runs.quantised.gptq import DAMPING, Grid, on_grid, quantise, scales_of
 
 
 def correlated(columns: int, tokens: int = 400):
@@ -83,29 +82,3 @@ def test_an_input_that_is_always_zero_gets_no_weight() -> None:
     second[3], second[:, 3] = 0, 0
     codes, _ = quantise(weight, second, Grid(4, None), torch.float32)
     assert not codes[:, 3].any()
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-def test_second_moments_of_what_goes_in(narrow) -> None:
-    """Over several passes; linears of one input share one matrix, and another's is its own."""
-    torch.manual_seed(0)
-    linears = {"a": nn.Linear(4, 3, bias=False), "b": nn.Linear(4, 5, bias=False), "c": nn.Linear(5, 2, bias=False)}
-    inputs = torch.randn(2, 7, 4)
-    with second_moments(linears) as found, torch.no_grad():
-        for x in inputs:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
-                linears["a"](x)
-            linears["c"](linears["b"](x))
-    flat = inputs.reshape(-1, 4)
-    torch.testing.assert_close(found["a"], flat.T @ flat)
-    assert found["b"] is found["a"]
-    after = flat @ linears["b"].weight.detach().T
-    torch.testing.assert_close(found["c"], after.T @ after)
-    assert not any(linear._forward_pre_hooks for linear in linears.values())
-
-
-def test_portions_fit_and_have_all_in_order() -> None:
-    linears = {str(i): nn.Linear(4 if i % 2 else 8, 2) for i in range(5)}
-    portions = list(in_portions(linears, 4 * (64 + 16)))
-    assert [list(portion) for portion in portions] == [["0", "1"], ["2", "3"], ["4"]]
-    assert [list(portion) for portion in in_portions(linears, 1)] == [[str(i)] for i in range(5)]

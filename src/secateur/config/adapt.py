@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from .load_in import load_in_faults
 from .options import at_least, option
 from .ranks import RankOptions
-from .run import RunConfig
+from .run import RunConfig, load_in_faults
 from .schedule import ScheduleOptions
 
 

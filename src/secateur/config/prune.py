@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .formats import FORMATS, GGUF, OUTTYPES, PADDED, convertible
-from .load_in import load_in_faults
 from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import PruningOptions
-from .run import RunConfig
+from .run import RunConfig, load_in_faults
 from .sizes import target_faults
 
 DEFAULT_SPARSITY = 0.2

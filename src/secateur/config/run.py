@@ -5,8 +5,6 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from .hub import HubOptions
-from .load_in import HELP as LOAD_IN_HELP
-from .load_in import LOAD_IN
 from .lora import LoraOptions
 from .options import Seeded, at_least, choice_faults, flag, option, step_faults
 
@@ -16,6 +14,17 @@ BOS_HELP = (
     "begin each segment and training sequence with the beginning-of-sequence token: auto where the tokenizer puts it "
     "before texts"
 )
+
+LOAD_IN = ("8bit", "4bit")
+LOAD_IN_HELP = (
+    "hold the frozen base quantised, through bitsandbytes: 8bit (LLM.int8; cuts slice it) or 4bit (NF4; cuts mask it, "
+    "as its blocks run across rows); the result is made from the original weights"
+)
+NAMES = {"8bit": "8 bits (LLM.int8)", "4bit": "4 bits (NF4)"}
+CUTS = {
+    "8bit": "cuts slice it",
+    "4bit": "cuts mask it until the result is written, as its blocks of 64 entries run across rows",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +122,31 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")
         return found
+
+
+def load_in_words(load_in: str, *, cuts: bool) -> str:
+    """How the base is held, and what a cut does to it."""
+    what = f"{CUTS[load_in]}; " if cuts else ""
+    return f"the frozen base is held in {NAMES[load_in]}: {what}the result is made from the original weights"
+
+
+def load_in_faults(
+    load_in: str | None, lora_init: str, compensate: str = "none", experts: int | None = None
+) -> list[str]:
+    """Faults of `--load-in` beside other options of `prune` or `adapt`."""
+    if load_in is None:
+        return []
+    given, found = f"--load-in {load_in}", []
+    if lora_init in ("pissa", "olora"):
+        found.append(
+            f"--lora-init {lora_init} moves a part of the base's weights into LoRA, and {given} has them "
+            "rounded, so the two would not add up to the original ones: leave one out."
+        )
+    if compensate != "none":
+        found.append(
+            f"--compensate {compensate} rewrites the base's weights or biases at a cut, and with {given} the "
+            "result is made from the original ones: leave one out."
+        )
+    if experts is not None:
+        found.append(f"--experts is for mixtures of experts, which {given} cannot hold: leave one out.")
+    return found

@@ -17,9 +17,9 @@ from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
 from ..config.formats import width_words
-from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.pruning import ScoringOptions
+from ..config.run import load_in_words
 from ..config.sizes import parse_bytes
 from ..config.speed import PlanConfig
 from ..criteria import CRITERIA

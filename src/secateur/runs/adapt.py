@@ -20,9 +20,9 @@ from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..checkpoint.comparing import same_after_restoring
 from ..config.adapt import AdaptConfig
-from ..config.load_in import load_in_words
 from ..config.options import part_of
 from ..config.ranks import RankOptions
+from ..config.run import load_in_words
 from ..evaluation.perplexity import Perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count

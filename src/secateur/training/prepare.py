@@ -14,10 +14,10 @@ from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.dry import check_export
 from ..checkpoint.own_code import check_own_code
-from ..config.load_in import load_in_words
 from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
+from ..config.run import load_in_words
 from ..criteria import CRITERIA
 from ..criteria.masks import NO_SCALED_MASKS, NO_SEARCHED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter

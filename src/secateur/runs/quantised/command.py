@@ -26,11 +26,12 @@ from ...models.loading import load_config, load_model
 from ...models.source import ModelSource
 from ...models.stored import checkpoint_dtype
 from ...models.tokenizers import load_tokenizer
+from ...sparsity.moments import Moments, in_portions
 from ...system.errors import InputError, VerificationError
 from ...system.output import check_output, replaced_whole, scratch
 from ...system.progress import human_bytes
 from ...system.reading import PARSER_ERRORS
-from .gptq import Grid, in_portions, quantise, second_moments
+from .gptq import Grid, quantise
 
 GROUPS = (128, 64, 32)
 """Inputs that share a step in 4 bits: the first that divides a linear's width is taken."""
@@ -162,15 +163,15 @@ def quantise_(
     """
     made: dict[str, Quantised] = {}
     for portion in in_portions(linears, MOST_BYTES):
-        moments: dict[str, Tensor] = {}
         few = {name: linear for name, linear in portion.items() if grid_of(kind, linear.in_features).bits == 4}
+        moments = Moments(few)
         if few:  # 8 bits are near enough without
-            with second_moments(few) as moments, torch.inference_mode(), autocast("cpu", compute_dtype("auto")):
+            with moments.watching(), torch.inference_mode(), autocast("cpu", compute_dtype("auto")):
                 for some in segments.split(4):
                     model(input_ids=some, use_cache=False, logits_to_keep=1)
         for name, linear in portion.items():
             grid = grid_of(kind, linear.in_features)
-            made[name] = Quantised(grid, *quantise(linear.weight, moments.get(name), grid, dtype))
+            made[name] = Quantised(grid, *quantise(linear.weight, moments[name] if name in moments else None, grid, dtype))
             linear.weight.data = made[name].weight.to(linear.weight.dtype)
     return made
 

@@ -1,13 +1,11 @@
 """GPTQ: weights on a grid of whole numbers, each column's rounding error made up for by the columns after it."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...criteria.cholesky import damped_cholesky
+from ...criteria.cholesky import inverse_factor
 
 DAMPING = 0.01
 """Of the mean diagonal of the second moments, as in the paper's code."""
@@ -71,7 +69,11 @@ def quantise(weight: Tensor, second: Tensor | None, grid: Grid, dtype: torch.dty
     width = grid.group or columns
     codes = torch.zeros(rows, columns, dtype=torch.int8)
     scales = torch.zeros(rows, columns // width)
-    upper = None if second is None else _upper(second, work)
+    upper = None
+    if second is not None:
+        factor, dead = inverse_factor(second, DAMPING, "a linear")
+        upper = factor.float()
+        work[:, dead] = 0  # inputs that are always zero need no weight
     if grid.group is None:
         scales[:] = scales_of(work, grid, dtype)
     for start in range(0, columns, BLOCK):
@@ -92,57 +94,3 @@ def quantise(weight: Tensor, second: Tensor | None, grid: Grid, dtype: torch.dty
         if upper is not None:
             work[:, stop:] -= errors @ upper[start:stop, stop:]
     return codes, scales.to(dtype)
-
-
-def _upper(second: Tensor, work: Tensor) -> Tensor:
-    """U of H⁻¹ = Uᵀ·U; inputs that are always zero need no weight."""
-    second = second.double().clone()
-    dead = second.diagonal() == 0
-    second.diagonal()[dead] = 1
-    work[:, dead] = 0
-    lower = damped_cholesky(second, DAMPING, float(second.diagonal().mean()), "the inputs of a linear")
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
-
-
-@contextmanager
-def second_moments(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
-    """Name -> Σ x·xᵀ over the tokens that go through a linear inside; linears of one input share one matrix."""
-    found: dict[str, Tensor] = {}
-    last: dict[str, object] = {"input": None, "name": ""}
-    shared: dict[str, str] = {}
-
-    def hook(name: str) -> object:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tensor = inputs[0]
-            if shared.get(name) or (name not in found and last["input"] is tensor):
-                shared.setdefault(name, str(last["name"]))
-                return
-            last.update(input=tensor, name=name)
-            flat = tensor.detach().reshape(-1, tensor.shape[-1]).float()
-            with torch.autocast(flat.device.type, enabled=False):  # rounded, they have negative eigenvalues
-                found[name] = flat.T @ flat + found.get(name, 0)
-
-        return linears[name].register_forward_pre_hook(add)
-
-    hooks = [hook(name) for name in linears]
-    try:
-        yield found
-    finally:
-        for each in hooks:
-            each.remove()  # type: ignore[attr-defined]
-        last["input"] = None
-        found.update({name: found[origin] for name, origin in shared.items()})
-
-
-def in_portions(linears: dict[str, nn.Linear], most_bytes: int) -> Iterable[dict[str, nn.Linear]]:
-    """The linears in order, as many at a time as their second moments (float32) fit into so many bytes."""
-    portion: dict[str, nn.Linear] = {}
-    size = 0
-    for name, linear in linears.items():
-        own = 4 * linear.in_features**2
-        if portion and size + own > most_bytes:
-            yield portion
-            portion, size = {}, 0
-        portion[name], size = linear, size + own
-    if portion:
-        yield portion
