@@ -32,6 +32,10 @@ def prune(**changes: str) -> list[str]:
     return changed(PRUNE, changes)
 
 
+def sparsify(**changes: str) -> list[str]:
+    return changed(COMMANDS["sparsify"], changes)
+
+
 def untrained(**changes: str) -> list[str]:
     return prune(steps="0", **changes)
 
@@ -62,6 +66,21 @@ def gguf(**changes: str) -> list[str]:
 COMMANDS = {
     "prune": PRUNE,
     "adapt": ADAPT,
+    "sparsify": [
+        "sparsify",
+        "--model",
+        "{m}",
+        "--data",
+        "{d}",
+        "--output",
+        "{o}",
+        "--seq-len",
+        "32",
+        "--batch-size",
+        "4",
+        "--method",
+        "wanda",
+    ],
     "compare": ["compare", "--evaluate-on", "{d}", *PRUNE[1:]],
     "plan": ["plan", "--model", "{m}", "--sparsity", "0.4"],
     "eval": ["eval", "--model", "{m}", "--data", "{d}", "--seq-len", "32"],
@@ -326,6 +345,22 @@ CASES: dict[str, tuple[list[str], str]] = {
         }.items()
     },
     "no training, and a run to go on with": ([*untrained(), "--resume"], "--resume goes with training"),
+    **{
+        f"sparsify: the pattern {given!r}": (sparsify(pattern=given), f"--pattern is {given!r}: give how many")
+        for given in ("0:4", "5:4", "1.5", "2-4", "124")
+    },
+    "sparsify: a width that is no multiple": (sparsify(pattern="3:7"), "has 64 inputs, which is no multiple of 7"),
+    "sparsify: an encoder-decoder": (sparsify(model="{t}/encoder"), "t5 is an encoder-decoder"),
+    "sparsify: a quantised base": (sparsify(model="{t}/gptq"), "is quantised already"),
+    "sparsify: a base to quantise": (sparsify(load_in="4bit"), "--load-in 4bit rounds the base, and sparsify rewrites"),
+    "sparsify: an adapter": (sparsify(adapter="{t}/adapter"), "merge it first (secateur adapt --merge)"),
+    "sparsify: output that is there": (sparsify(output="{t}/full"), "full is not empty"),
+    "sparsify: a rank to fall": (sparsify(init_rank="16"), "--init-rank 16: sparsify prunes no ranks"),
+    "sparsify: a start that fills zeros": (sparsify(lora_init="pissa"), "--lora-init pissa fills the base's zeros"),
+    "sparsify: a method": (sparsify(method="sparse-gpt"), "Did you mean 'sparsegpt'"),
+    "sparsify: no training and dropout": (sparsify(dropout="0.1"), "--dropout goes with training: give --steps"),
+    "sparsify: no training and epochs": (sparsify(epochs="2"), "--epochs: sparsify trains for --steps"),
+    "sparsify: no training and no pattern": ([*sparsify(), "--no-keep-pattern"], "is about LoRA's merge: give --steps"),
     "no training on 8 bits with a refit": (untrained(load_in="8bit"), "--compensate is from --recipe training-free"),
     "no training, streamed, with a refit": ([*untrained(), "--stream-export"], "is from --recipe training-free"),
     "no cuts": (untrained(cuts="0"), "--cuts is 0: it must be at least 1"),

@@ -27,6 +27,7 @@ SHORTER = {
     "prune": f"{TRAINING} --frequency 1",
     "adapt": f"{TRAINING} --init-rank 16",
     "compare": f"{TRAINING} --frequency 1",
+    "sparsify": "--seq-len 32 --batch-size 4 --calibration-tokens 500",
     "eval": "--seq-len 32",
     "bench": "--seq-len 16 --decode-tokens 4 --repeats 3 --no-memory",
     "sample": "--max-new-tokens 4",

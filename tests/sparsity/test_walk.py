@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from secateur.architecture.units import weight_of
 from secateur.config.sparsify import parse_pattern
-from secateur.sparsity import sparse_layers, sparsify_layers, walk
+from secateur.sparsity import sparsify_, walk
 from secateur.sparsity.choice import by_magnitude, by_sparsegpt, by_wanda
+from secateur.sparsity.layers import sparse_layers
+from secateur.sparsity.walk import sparsify_layers
 from secateur.system.errors import InputError
 from tests.architecture.test_families import tiny
 
@@ -28,7 +31,9 @@ def by_hand(model, ids, method, pattern):
         linears = {f"model.layers.{number}.{n}": m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
         seen = {}
         hooks = [
-            m.register_forward_pre_hook(lambda m, args, path=path: seen.__setitem__(path, args[0].flatten(0, 1)))
+            m.register_forward_pre_hook(
+                lambda m, args, path=path, seen=seen: seen.__setitem__(path, args[0].flatten(0, 1))
+            )
             for path, m in linears.items()
         ]
         with torch.no_grad():
@@ -116,3 +121,20 @@ def test_models_that_are_refused() -> None:
     model, pattern = tiny_llama(), parse_pattern("2:4")
     with pytest.raises(InputError, match="nothing to calibrate on"):
         sparsify_layers(model, sparse_layers(model, pattern), pattern, "wanda")
+
+
+def test_a_model_in_memory() -> None:
+    model, other = tiny_llama(layers=2), tiny_llama(layers=2)
+    ids = torch.randint(3, 99, (2, 20), generator=torch.Generator().manual_seed(1))
+    keep = sparsify_(model, [{"input_ids": ids}], pattern=0.5, method="wanda")
+    pattern = parse_pattern("0.5")
+    by_steps = sparsify_layers(other, sparse_layers(other, pattern), pattern, "wanda", [{"input_ids": ids}])
+    assert all(torch.equal(keep[path], mask) for path, mask in by_steps.items())
+    for changes, words in (
+        ({"method": "wandda"}, "method is 'wandda'. Did you mean 'wanda'"),
+        ({"pattern": "4:4"}, "pattern is '4:4'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sparsify_(model, [{"input_ids": ids}], **changes)
+    with pytest.raises(InputError, match="merge an adapter first"):
+        sparsify_(get_peft_model(model, LoraConfig(target_modules="all-linear")), [{"input_ids": ids}])

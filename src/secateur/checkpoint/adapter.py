@@ -4,9 +4,10 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -160,10 +161,7 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
 
     with in_precision(model, wide_of(dtype)):
         expected = logits_of(model, ids)
-    for layer in lora_layers(model).values():
-        linear, merged_in = layer.get_base_layer(), merged_weight(layer)
-        linear.weight.data = merged_in.T.contiguous() if isinstance(linear, Conv1D | torch.nn.Embedding) else merged_in
-    merged = cast(PreTrainedModel, model.unload())
+    merged = merged_model(model)
     with in_precision(merged, wide_of(dtype)):
         merge = compare_logits("the merged", logits_of(merged, ids), "the trained", expected, MOST_KL[wide_of(dtype)])
     round_(merged, dtype)
@@ -172,6 +170,19 @@ def write_merged(model: PeftModel, place: AdapterPlace, finish: Finish) -> Adapt
     format = STOCK if family is None else LAYERED
     write_checkpoint(merged, family, place.output, format, ids, place.tokenizer, merge, with_records)
     return reports[0]
+
+
+def merged_model(model: PeftModel, keep: Mapping[str, torch.Tensor] = MappingProxyType({})) -> PreTrainedModel:
+    """The base model with LoRA merged into it, in float32 or wider and not rounded. `model` is used up.
+
+    Args:
+        keep: path of a linear -> (out, in) bool, which of its weights stay; the others are zero.
+    """
+    for path, layer in lora_layers(model).items():
+        linear, weight = layer.get_base_layer(), merged_weight(layer)
+        weight = weight * keep[path] if path in keep else weight
+        linear.weight.data = weight.T.contiguous() if isinstance(linear, Conv1D | torch.nn.Embedding) else weight
+    return cast(PreTrainedModel, model.unload())
 
 
 def _add_extras(model: PeftModel, extras: tuple[str, ...], folder: Path) -> None:

@@ -84,6 +84,38 @@ def plain_card(name: str, parameters: int, what: str, loads_with: str, base_fold
     )
 
 
+def sparse_card(result: dict[str, Any], base_folder: Path | None) -> str:
+    """The card of a checkpoint with zeros in its weights (`secateur sparsify`).
+
+    Args:
+        result: what `result.json` holds.
+        base_folder: the dense checkpoint, if it is a local folder.
+    """
+    config, zeros, export, data = result["config"], result["zeros"], result["export"], result["data"]
+    front = _front(config["model"], base_licence(config["model"], base_folder))
+    texts = ", ".join(_public(part["name"]) for part in data["training"])
+    done = f"Made sparse by secateur {result['environment']['secateur']}: method `{config['method']}`, pattern "
+    done += f"`{config['pattern']}`"
+    if zeros["calibration_tokens"]:
+        done += f", by {zeros['calibration_tokens']:,} tokens of {texts}"
+    if data["trained_steps"]:
+        kept = "into the weights that stay alone" if config["keep_pattern"] else "into all weights: the zeros are gone"
+        done += f"; then LoRA (rank {config['rank']}, {data['trained_steps']} steps, merged {kept})"
+    else:
+        front["tags"].remove("lora")
+    if measured := result["pruned"]["perplexity"]:
+        front |= model_index(Path(export["folder"]).name, data["evaluation"]["data"], measured)
+    loads_with = export["loads_with"].replace(json.dumps(export["folder"]), json.dumps(Path(export["folder"]).name))
+    rows = [f"| {label} | {before} | {after} |" for label, before, after in _figures(result)]
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# {Path(config['model']).name}, "
+        f"{zeros['share']:.0%} of its layers' weights zero\n\n{done}. The file is an ordinary one and no smaller: the "
+        "zeros are stored, and multiplied unless a reader knows of them.\n\n| | before | after |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n```python\n{loads_with}\n```\n\n{_licence_line(front)}\n"
+    )
+
+
 PADDED_SAYS = (
     "This is the `padded` form: every layer is zero-padded to the widest, so it computes the same and loads in the "
     "stock class without code of its own. It is larger and no faster than the layered checkpoint, whose figures "
@@ -236,7 +268,7 @@ def _lora_words(result: dict[str, Any]) -> str:
 
 
 def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    dense, pruned, speed = result["dense"], result["pruned"], result["speed"]
+    dense, pruned, speed = result["dense"], result["pruned"], result.get("speed", {})
     label = "bytes of weights"
     if stored := dense.get("stored_bytes"):
         label += f", both in {dense['dtype']} (the base model's files have {stored:,})"

@@ -15,86 +15,14 @@ from ..config.files.schema import SchemaConfig, options_schema
 from ..config.formats import PADDED
 from ..config.hub import PushConfig
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
+from ..config.sparsify import SparsifyConfig
 from ..config.speed import BenchConfig, PlanConfig
 from ..system.progress import phase
 from .listings import criteria, families, recipes
+from .training import STARTING, adapt, prune, sparsify
 
 if TYPE_CHECKING:
     from ..comparison.grid import Comparison
-    from ..system.progress import Progress
-
-STARTING = "starting"
-"""Importing torch and transformers takes seconds on a cold disk."""
-
-
-def _prune(config: PruneConfig) -> int:
-    with phase(STARTING):
-        from ..runs.prune import prune
-        from ..runs.summary import run_summary
-        from ..training.prepare import prepare
-
-    if config.dry_run:
-        from ..runs.dry import dry_prune
-
-        return _rehearsed(prepare(config), dry_prune)
-    return _trained(config, prepare, prune, run_summary)
-
-
-def _adapt(config: AdaptConfig) -> int:
-    with phase(STARTING):
-        from ..runs.adapt import adapt, prepare_adapt
-        from ..runs.summary import adapt_summary
-
-    if config.dry_run:
-        from ..runs.dry import dry_adapt
-
-        return _rehearsed(prepare_adapt(config), dry_adapt)
-    return _trained(config, prepare_adapt, adapt, adapt_summary)
-
-
-def _rehearsed(job: Any, run: Callable[[Any, "Progress"], str]) -> int:
-    """A prepared job without its training; of several processes the first one does it."""
-    from ..runs.push import check_hub
-    from ..system.launcher import rank
-    from ..system.progress import Progress
-
-    check_hub(job.config)
-    if rank() == 0:
-        print(run(job, Progress(job.total_steps)))
-    return 0
-
-
-def _trained(
-    config: Any,
-    prepare: Callable[[Any], Any],
-    run: Callable[[Any, "Progress"], dict[str, Any]],
-    words: Callable[[dict[str, Any]], str],
-) -> int:
-    """Check a run and run it, or say that it was done; of several processes the first one speaks."""
-    from ..parallel.distributed import leave
-    from ..runs.push import check_hub, closing_lines
-    from ..runs.resumed import finished, going_on
-    from ..system.launcher import rank
-    from ..system.progress import Progress
-
-    if (result := finished(config)) is not None:
-        if rank() == 0:
-            print(f"the result is complete in {config.output}: nothing is left to do")
-            print(words(result))
-            print(closing_lines(result, config))
-        return 0
-    check_hub(config)
-    job = prepare(going_on(config))
-    if rank() > 0:
-        with open(os.devnull, "w", encoding="utf-8") as silence:
-            run(job, Progress(job.total_steps, silence))
-        leave()
-        return 0
-    result = run(job, Progress(job.total_steps))
-    leave()
-    print(words(result))
-    print(closing_lines(result, config))
-    return 0
 
 
 def _push(config: PushConfig) -> int:
@@ -217,16 +145,23 @@ COMMANDS = {
     ),
     "prune": Command(
         "prune a model while LoRA fine-tunes it",
-        _prune,
+        prune,
         (PruneConfig,),
         "secateur prune --model ./llama --data notes.jsonl --sparsity 0.2 --output ./small",
         TRAINING,
     ),
     "adapt": Command(
         "train a LoRA adapter from a high rank down to a low one",
-        _adapt,
+        adapt,
         (AdaptConfig,),
         "secateur adapt --model ./llama --data gsm8k.jsonl --init-rank 64 --rank 8 --output ./adapter",
+        TRAINING,
+    ),
+    "sparsify": Command(
+        "put zeros into a model's weights, 2:4 or anywhere, and train LoRA over them",
+        sparsify,
+        (SparsifyConfig,),
+        "secateur sparsify --model ./llama --data c4.jsonl --pattern 2:4 --method sparsegpt --output ./sparse",
         TRAINING,
     ),
     "compare": Command(

@@ -9,6 +9,7 @@ from .prune import ExportConfig, PruneConfig, QuickstartConfig
 from .pruning import BudgetOptions, PruningOptions, ScoringOptions
 from .ranks import RankOptions
 from .schedule import ScheduleOptions
+from .sparsify import SparsifyConfig
 from .speed import BenchConfig, PlanConfig
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "SampleConfig",
     "ScheduleOptions",
     "ScoringOptions",
+    "SparsifyConfig",
 ]

@@ -1,6 +1,7 @@
 """The options of `secateur sparsify`, and what a pattern of zeros is. Importing this module imports no torch."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,8 @@ def parse_pattern(text: object) -> Pattern:
     Raises:
         InputError: neither, or one that leaves all or nothing.
     """
+    if isinstance(text, int) and text >= 60:  # YAML 1.1 reads 2:4 as two hours and four minutes
+        text = f"{text // 60}:{text % 60}"
     given = str(text).strip()
     if found := re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", given):
         stay, group = int(found[1]), int(found[2])
@@ -58,7 +61,7 @@ class SparsifyConfig(RunConfig):
 
     least_steps: ClassVar[int] = 0
 
-    pattern: str | float = option(
+    pattern: str | int | float = option(
         "zeros in every linear of the layers: N:M leaves N of each M neighbouring inputs (2:4, 4:8); a share such as "
         "0.5 may lie anywhere",
         "2:4",
@@ -79,6 +82,15 @@ class SparsifyConfig(RunConfig):
         "merge LoRA into the weights that stay alone; --no-keep-pattern fills the zeros", True, group="lora"
     )
     output: str = option("folder for the checkpoint and its records", group="output")
+
+    def __post_init__(self) -> None:
+        with suppress(InputError):
+            object.__setattr__(self, "pattern", parse_pattern(self.pattern).text)
+
+    @property
+    def zeros(self) -> Pattern:
+        """The pattern that is asked for."""
+        return parse_pattern(self.pattern)
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
@@ -106,4 +118,5 @@ class SparsifyConfig(RunConfig):
                 if getattr(self, name)
             ]
             found += ["--no-keep-pattern is about LoRA's merge: give --steps."] * (not self.keep_pattern)
+            found += ["--epochs: sparsify trains for --steps: give these."] * ("epochs" in self.given)
         return found

@@ -15,9 +15,7 @@ REMEDY = (
 )
 
 
-def damped_cholesky(
-    second: Tensor, damping: float, level: float | Tensor, what: str, remedy: str = REMEDY
-) -> Tensor:
+def damped_cholesky(second: Tensor, damping: float, level: float | Tensor, what: str, remedy: str = REMEDY) -> Tensor:
     """Lower factor of C + λI in float64, with λ = damping × level, or `AGAIN` times that.
 
     Args:

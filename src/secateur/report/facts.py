@@ -45,6 +45,9 @@ def subtitle(run: Run) -> str:
     parts = []
     if (reached := number(run.result, "sparsity", "reached")) is not None:
         parts.append(f"{reached:.2%} of the prunable parameters removed")
+    if (share := number(run.result, "zeros", "share")) is not None:
+        pattern, method = text(config, "pattern") or "?", text(config, "method") or "?"
+        parts.append(f"{share:.0%} of the layers' weights are zero ({pattern}), by {method}")
     if criterion := text(config, "criterion"):
         parts.append(f"criterion {criterion}, allocation {text(config, 'allocation') or '?'}")
     if (tokens := number(data, "calibration_tokens")) is not None:

@@ -8,11 +8,12 @@ from ..config.adapt import AdaptConfig
 from ..config.files.recipes import UNTRAINED, recipes
 from ..config.options import flag
 from ..config.prune import PruneConfig
+from ..config.sparsify import SparsifyConfig
 from .runs import Run, items, text
 
 DEFAULTS = {
     verb: {f.name: f.default for f in fields(cls) if f.default is not MISSING}
-    for verb, cls in (("prune", PruneConfig), ("adapt", AdaptConfig))
+    for verb, cls in (("prune", PruneConfig), ("adapt", AdaptConfig), ("sparsify", SparsifyConfig))
 }
 
 
@@ -43,7 +44,8 @@ def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _verb(run: Run) -> str:
-    return "adapt" if text(run.result, "kind") == "adapt" else "prune"
+    kind = text(run.result, "kind") or ""
+    return kind if kind in DEFAULTS else "prune"
 
 
 def _was_set(verb: str, key: str, value: Any, config: dict[str, Any]) -> bool:
@@ -52,7 +54,7 @@ def _was_set(verb: str, key: str, value: Any, config: dict[str, Any]) -> bool:
         value = tuple(value)
     if value is None:
         return False
-    untrained = recipes()[UNTRAINED].options if config.get("steps") == 0 else {}
+    untrained = recipes()[UNTRAINED].options if verb == "prune" and config.get("steps") == 0 else {}
     return value != DEFAULTS[verb].get(key, MISSING) or value != untrained.get(key, value)
 
 

@@ -26,9 +26,10 @@ from ..training.trainer import run_trainer
 
 @dataclass
 class WatchedSteps(TrainerCallback):
-    """A run that prunes nothing: its steps alone."""
+    """A run that prunes nothing while it trains: its steps alone."""
 
     done: int = 0
+    said: str = "not pruned"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.done = state.global_step
@@ -40,7 +41,7 @@ class WatchedSteps(TrainerCallback):
         return {}
 
     def words(self) -> str:
-        return "not pruned"
+        return self.said
 
 
 def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Module:

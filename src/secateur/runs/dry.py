@@ -13,14 +13,16 @@ import torch
 from transformers import set_seed
 
 from ..checkpoint.adapter import AdapterReport, write_adapter, write_merged
-from ..checkpoint.export import ExportReport
+from ..checkpoint.export import ExportReport, round_
 from ..config.options import part_of
 from ..config.ranks import RankOptions
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype
 from ..models.memory import WRITE_LATER, memory_for
+from ..models.stored import checkpoint_dtype
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner
+from ..sparsity.walk import sparsify_layers
 from ..system.output import passing_folder
 from ..system.progress import Progress, human_bytes
 from ..training.finetune import add_lora, linears_without_use, load_base
@@ -29,6 +31,8 @@ from ..training.prepare import PruneJob, lora_names
 from ..training.routing import drop_by_routing
 from .adapt import AdaptJob, first_scaling, on_the_original, place_of
 from .prune import make_pruner, make_rank_pruner, recovery_of, restore_original, write_result
+from .sparsify.command import merged, write
+from .sparsify.job import SparsifyJob
 
 J = TypeVar("J", bound=Job)
 
@@ -88,6 +92,19 @@ def dry_adapt(job: AdaptJob, progress: Progress) -> str:
         write(model, place_of(there), lambda folder, report: reports.append(report))
     (report,) = reports
     what = "the model with the adapter merged" if config.merge else f"a LoRA adapter of rank {config.rank}"
+    return _words(job, what, report.bytes)
+
+
+def dry_sparsify(job: SparsifyJob, progress: Progress) -> str:
+    """The same of a run that puts zeros into the weights: the smallest go, whatever the method."""
+    dtype = _begin(job, progress)
+    base = load_base(job, dtype, experts_apart=False)
+    keep = sparsify_layers(base, job.layers, job.config.zeros, "magnitude")
+    small, merge = merged(add_lora(base, job.config, job.linears) if job.total_steps else base, keep, job)
+    round_(small, checkpoint_dtype(job.model_config))
+    with _elsewhere(job) as there, memory_for("writing the result", WRITE_LATER):
+        report = write(small, there, merge, lambda folder, report: None)
+    what = f"a {report.model_class} of {report.parameters:,} parameters, with zeros ({job.config.pattern})"
     return _words(job, what, report.bytes)
 
 

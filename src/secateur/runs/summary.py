@@ -38,6 +38,26 @@ def adapt_summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sparsify_summary(result: dict[str, Any]) -> str:
+    """What zeros by a pattern came to."""
+    config, zeros, data, export = result["config"], result["zeros"], result["data"], result["export"]
+    lines = [
+        "",
+        f"{config['method']}, {config['pattern']}: {zeros['share']:.2%} of the weights of {zeros['linears']} linears "
+        f"are zero ({zeros['of_model']:.1%} of the model)",
+    ]
+    if measured := result["pruned"]["perplexity"]:
+        steps = [result["dense"]["perplexity"], zeros["perplexity_before_training"], measured]
+        words = " -> ".join(f"{found['perplexity']:.2f}" for found in steps if found)
+        lines.append(f"perplexity {words} on {data['evaluation']['data']}")
+    if data["trained_steps"]:
+        lines.append(f"trained on {data['trained_tokens']:,} tokens in {data['trained_steps']} steps")
+    lines.append(
+        f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
+    )
+    return "\n".join(lines)
+
+
 def loading_lines(result: dict[str, Any]) -> str:
     """Where the checkpoint is and how to load it."""
     export = result["export"]

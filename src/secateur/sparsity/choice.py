@@ -14,8 +14,11 @@ BLOCK = 128
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Bool, of the shape of `scores`: its `count` lowest along the last dimension; of equal ones the first."""
-    order = scores.argsort(dim=-1, stable=True)[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=-1, keepdim=True).values
+    below, ties = scores < last, scores == last
+    return below | (ties & (ties.cumsum(-1) <= count - below.sum(-1, keepdim=True)))
 
 
 def stays(scores: Tensor, pattern: Pattern, *, by_row: bool) -> Tensor:

@@ -35,6 +35,10 @@ class Moments:
     def __contains__(self, name: str) -> bool:
         return name in self._origin
 
+    def get(self, name: str) -> Tensor | None:
+        """The same, and None of one that had none."""
+        return self._sums.get(self._origin.get(name, name))
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Add what goes through the linears inside."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architecture.units import Linear, weight_of
+from ..architecture.units import Linear, sides_of, weight_of
 from ..config.sparsify import Pattern
 from ..criteria.base import wide
 from ..pruning.compensation.layerwise import Batch, at_rest, recorded
@@ -54,7 +54,7 @@ def sparsify_layers(
         return keep
     modules = [model.get_submodule(layer.prefix) for layer in layers]
     if not (batches := list(batches)):
-        raise InputError(f"method {method!r} has nothing to calibrate on: give batches of some thousand tokens.")
+        raise InputError(f"--method {method} has nothing to calibrate on: give batches of some thousand tokens.")
     with at_rest(model, dtype):
         hidden, calls = _recorded(model, modules, batches)
         for number, layer in enumerate(layers):
@@ -99,7 +99,7 @@ def _recorded(
     except InputError:
         raise InputError(
             f"a {type(model).__name__} does not hand on what its layers make from one to the next, so they cannot be "
-            "pruned one after the other: use the method magnitude."
+            "pruned one after the other: use --method magnitude."
         ) from None
 
 
@@ -118,6 +118,27 @@ def _through(
 def _check_called(moments: Moments, layer: SparseLayer, portion: Iterable[str]) -> None:
     if missing := next((path for path in portion if path not in moments), None):
         raise InputError(
-            f"{layer.prefix} reads the weight of {missing} without calling it, so its inputs are not known: use the "
-            "method magnitude."
+            f"{layer.prefix} reads the weight of {missing} without calling it, so its inputs are not known: use "
+            "--method magnitude."
         )
+
+
+def walk_bytes(model: PreTrainedModel, layers: Sequence[SparseLayer], method: str, tokens: int) -> int:
+    """The most that `sparsify_layers` holds beside the model: hidden states, moments, one layer's weights.
+
+    Args:
+        model: its weights may be on the meta device.
+        tokens: of all batches together.
+    """
+    if method == "magnitude":
+        return 0
+    width, most = model.config.get_text_config().hidden_size, 0
+    states = 2 * 4 * tokens * width  # of a layer's input and output, in float32
+    for layer in layers:
+        sides = [sides_of(_linear(model, path)) for path in layer.linears]
+        weights = sum(5 * rows * columns for rows, columns in sides)  # as changed, in float32, and which stay
+        widest = max(columns for _, columns in sides)
+        moments = sum(4 * columns**2 for _, columns in sides)
+        moments = min(moments, max(MOST_BYTES, 4 * widest**2)) + 4 * 8 * widest**2  # factors are made in float64
+        most = max(most, weights + (moments if method == "sparsegpt" else 0))
+    return states + most

@@ -17,7 +17,7 @@ class SchemaConfig:
         "the command whose options it describes",
         "prune",
         group="options",
-        choices=("prune", "adapt", "compare", "eval", "plan", "bench", "sample", "export"),
+        choices=("prune", "adapt", "sparsify", "compare", "eval", "plan", "bench", "sample", "export"),
     )
 
     def faults(self) -> list[str]:

@@ -171,7 +171,7 @@ def quantise_(
                     model(input_ids=some, use_cache=False, logits_to_keep=1)
         for name, linear in portion.items():
             grid = grid_of(kind, linear.in_features)
-            made[name] = Quantised(grid, *quantise(linear.weight, moments[name] if name in moments else None, grid, dtype))
+            made[name] = Quantised(grid, *quantise(linear.weight, moments.get(name), grid, dtype))
             linear.weight.data = made[name].weight.to(linear.weight.dtype)
     return made
 

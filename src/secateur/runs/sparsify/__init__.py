@@ -1,0 +1,1 @@
+"""`secateur sparsify`: what is checked (`job`), the main path (`command`)."""
