@@ -118,5 +118,5 @@ class SparsifyConfig(RunConfig):
                 if getattr(self, name)
             ]
             found += ["--no-keep-pattern is about LoRA's merge: give --steps."] * (not self.keep_pattern)
-            found += ["--epochs: sparsify trains for --steps: give these."] * ("epochs" in self.given)
+            found += ["--epochs: sparsify trains for --steps: give these."] * (self.epochs != 1)
         return found
