@@ -16,8 +16,8 @@ from secateur.data import presets
 from secateur.data.documents import Document, fingerprint
 from secateur.data.overlap import overlap_of_rows, overlap_with_training
 from secateur.data.presets import PRESETS, preset_text
-from secateur.evaluation.assess import Subject, Text, find_warnings
 from secateur.evaluation.perplexity import paired, segment_nlls
+from secateur.evaluation.subjects import Subject, Text, find_warnings
 from secateur.system.errors import InputError
 from secateur.system.records import write_json
 

@@ -48,13 +48,26 @@ class EvalConfig:
         group="tasks",
     )
     num_fewshot: int | None = option("examples in each prompt; default: the task's own number", None, group="tasks")
-    limit: int | None = option("only the first rows of each task (of each MMLU subject)", None, group="tasks")
+    limit: int | None = option(
+        "only the first rows of each task (of each MMLU subject) and of --answers", None, group="tasks"
+    )
     task_data: str | None = option(
         "folder with piqa.jsonl, hellaswag.jsonl, ...: run the tasks on these, without a network", None, group="tasks"
     )
     allow_code_execution: bool = option(
         "let humaneval run what the model writes, in a process with limits", False, group="tasks"
     )
+    answers: str | None = option(
+        "rows with a question and an answer, as for training: accuracy, of the likeliest of their answers where they "
+        "are 20 at most, else of what the model writes",
+        None,
+        group="answers",
+        metavar="DATA",
+    )
+    answer_after: str | None = option(
+        "let the model write, and compare what stands behind this, such as ####", None, group="answers"
+    )
+    max_new_tokens: int = option("longest answer that the model writes", 256, group="answers")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -79,13 +92,19 @@ class EvalConfig:
             + at_least(self, "max_tokens", 2)
         )
         found += at_least(self, "batch_size", 1) + at_least(self, "num_fewshot", 0) + at_least(self, "limit", 1)
+        found += at_least(self, "max_new_tokens", 1)
         if self.data and self.preset:
             found.append(f"--data and --preset {self.preset} each name a text: leave one out.")
-        if not (self.data or self.preset or self.tasks):
-            found.append("nothing to evaluate on: give --data, --preset or --tasks.")
-        given = [name for name in ("num_fewshot", "limit", "task_data") if getattr(self, name) is not None]
+        if not (self.data or self.preset or self.tasks or self.answers):
+            found.append("nothing to evaluate on: give --data, --preset, --tasks or --answers.")
+        given = [name for name in ("num_fewshot", "task_data") if getattr(self, name) is not None]
+        given += ["limit"] if self.limit is not None and not self.answers else []
         if given and not self.tasks:
             found.append(f"{', '.join(map(flag, given))} without --tasks has no effect: name tasks.")
+        if self.answer_after is not None and not self.answers:
+            found.append("--answer-after without --answers has no effect: name rows.")
+        if self.answer_after == "":
+            found.append("--answer-after is empty: give what stands before the answer, or leave it out.")
         if self.allow_code_execution and "humaneval" not in self.task_names:
             found.append("--allow-code-execution has no effect without the task humaneval: leave it out.")
         if len(self.data) > 1:

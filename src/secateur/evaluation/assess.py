@@ -9,20 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..architecture.stock import window_of
 from ..config.evaluation import EvalConfig
 from ..data.documents import check_spec, read_documents
-from ..data.overlap import Overlap, RowOverlap, overlap_of_rows, overlap_with_training
+from ..data.overlap import RowOverlap, overlap_of_rows, overlap_with_training
 from ..data.packing import segmented
 from ..data.presets import PRESETS, preset_text
-from ..data.tokens import evaluation_tokens, first_tokens, left_out_of
+from ..data.tokens import evaluation_tokens, first_tokens
 from ..models.benchmark import parameter_count
 from ..models.devices import compute_dtype, default_device, widened
 from ..models.files import check_checkpoint
 from ..models.loading import load_config, load_model
-from ..models.source import ModelSource, resolve_model
+from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..parallel.distributed import join, leave
 from ..system.errors import all_faults
@@ -30,42 +28,15 @@ from ..system.launcher import rank
 from ..system.output import check_output_file
 from ..system.progress import Progress
 from ..system.records import environment, write_told
+from .answers import Asked, Rows, encode_rows, measure_rows, read_rows, row_name
 from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
 from .harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
 from .perplexity import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
+from .subjects import Subject, Text, find_warnings
 from .text import perplexity_lines, task_lines
 
 DEFAULT_SEQ_LEN = 1024
 SEGMENTS_PER_PASS, PROMPTS_PER_PASS = 2, 16
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to evaluate, not yet loaded."""
-
-    name: str
-    source: ModelSource
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Text:
-    """What perplexity is measured on."""
-
-    token_ids: tuple[Tensor, ...]
-    """(tokens,) of each model; the same tensor where their tokenizers cut the text alike."""
-    seq_len: int
-    info: dict[str, Any]
-    counts: dict[str, int]
-    """Tokens of the text by model, without those that its segments begin with."""
-    overlaps: list[Overlap]
-    unscored: dict[str, int] = field(default_factory=dict)
-    """Tokens by model that begin a segment and are not scored, where it is not one."""
-
-    @property
-    def cut_alike(self) -> bool:
-        return all(torch.equal(ids, self.token_ids[0]) for ids in self.token_ids)
 
 
 @dataclass
@@ -101,19 +72,21 @@ def evaluate_models(config: EvalConfig) -> str:
     """
     if config.output:
         inputs = {"--model": config.model, "--against": config.against, "--task-data": config.task_data}
-        inputs["--data"] = config.data[0] if config.data else None
+        inputs |= {"--data": config.data[0] if config.data else None, "--answers": config.answers}
         check_output_file("--output", Path(config.output), overwrite=config.overwrite, inputs=inputs)
-    if config.data:
-        check_spec(config.data[0])
+    for spec in (*config.data, *([config.answers] if config.answers else [])):
+        check_spec(spec)
     tasks = _task_options(config)
     if tasks:
         check_tasks(tasks)
     subjects = [_open(name, config, tasks) for name in (config.model, *([config.against] if config.against else []))]
     text = _text(config, subjects) if config.data or config.preset else None
-    findings = _measure_all(subjects, text, tasks, config)
+    rows = read_rows(config) if config.answers else None
+    asked = {subject.name: _asked(rows, subject, config) for subject in subjects} if rows else {}
+    findings = _measure_all(subjects, text, tasks, rows, asked, config)
     if rank() > 0:
         return ""  # the first process writes and prints
-    warnings = find_warnings(subjects, text) + _row_overlaps(findings)
+    warnings = [*find_warnings(subjects, text), *(rows.notes if rows else ()), *_row_overlaps(findings)]
     warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
     difference, task_differences = _differences(list(findings.values()), alike=text is not None and text.cut_alike)
     average = paired_average(*(found.tasks for found in findings.values())) if len(findings) == 2 else None
@@ -121,7 +94,7 @@ def evaluate_models(config: EvalConfig) -> str:
     by_byte = {name: found.nats_per_byte for name, found in findings.items() if found.nats_per_byte is not None}
     lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []
     figures = {name: found.tasks for name, found in findings.items()}
-    lines += task_lines(figures, task_differences, average) if tasks else []
+    lines += task_lines(figures, task_differences, average) if tasks or rows else []
     words = "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
     if config.output:
         record = {
@@ -141,7 +114,12 @@ def evaluate_models(config: EvalConfig) -> str:
 
 
 def _measure_all(
-    subjects: list[Subject], text: Text | None, tasks: TaskOptions | None, config: EvalConfig
+    subjects: list[Subject],
+    text: Text | None,
+    tasks: TaskOptions | None,
+    rows: Rows | None,
+    asked: Mapping[str, Asked],
+    config: EvalConfig,
 ) -> dict[str, Findings]:
     """All that was asked for, by model; one is in memory at a time.
 
@@ -155,12 +133,25 @@ def _measure_all(
         for subject, ids in zip(subjects, text.token_ids, strict=True):
             _measure_text(_loaded(subject, loaded, config), subject.name, ids, text, findings[subject.name], config)
         leave()
-    if tasks and rank() == 0:
+    if (tasks or rows) and rank() == 0:
+        dtype = compute_dtype(config.dtype)
         for subject in reversed(subjects):  # the last one is in memory
             model, found = _loaded(subject, loaded, config), findings[subject.name]
             found.parameters = parameter_count(model)
-            found.tasks, found.warnings = run_tasks(model, subject.tokenizer, tasks, compute_dtype(config.dtype))
+            if rows:
+                told = Progress(0).counting(f"answering {rows.spec}", "answers")
+                figure = measure_rows(model, subject.tokenizer, rows, asked[subject.name], config, dtype, told)
+                found.tasks[row_name(rows.spec)] = figure
+            if tasks:
+                more, found.warnings = run_tasks(model, subject.tokenizer, tasks, dtype)
+                found.tasks |= more
     return findings
+
+
+def _asked(rows: Rows, subject: Subject, config: EvalConfig) -> Asked:
+    of = subject.config.get_text_config()
+    positions, embeddings = (getattr(of, key, None) for key in ("max_position_embeddings", "vocab_size"))
+    return encode_rows(rows, subject.tokenizer, subject.name, positions, embeddings, config.max_new_tokens)
 
 
 def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) -> nn.Module:
@@ -207,34 +198,6 @@ def _differences(findings: list[Findings], *, alike: bool) -> tuple[Paired | Non
         difference = paired(one.losses, other.losses)
     tasks = {name: paired_rows(figure, other.tasks[name]) for name, figure in one.tasks.items() if name in other.tasks}
     return difference, {name: found for name, found in tasks.items() if found}
-
-
-def find_warnings(subjects: list[Subject], text: Text | None) -> list[str]:
-    """What makes the figures less than they seem, as far as models and text tell."""
-    found = [overlap.warning for overlap in text.overlaps if overlap.warning] if text else []
-    found += left_out_of(text.info) if text else []
-    for subject in subjects:
-        if text is not None and (window := window_of(subject.config)) is not None and window < text.seq_len:
-            found.append(
-                f"{subject.name} sees at most the last {window} tokens (sliding window), fewer than the segments' "
-                f"{text.seq_len}."
-            )
-    if len({_vocabulary(subject.tokenizer) for subject in subjects}) > 1:
-        names = " and ".join(subject.name for subject in subjects)
-        found.append(f"{names} have different tokenizers{_consequence(text)}")
-    return found
-
-
-def _consequence(text: Text | None) -> str:
-    if text is None:
-        return ": each reads the tasks' prompts in tokens of its own."
-    if text.cut_alike:
-        return ", though they cut this text alike."
-    counts = " and ".join(f"{count:,}" for count in text.counts.values())
-    return (
-        f" and cut the text into {counts} tokens: their perplexities do not compare. Nats per byte do where they are "
-        "given, but for the context of a segment, which is not as long for both."
-    )
 
 
 def _row_overlaps(findings: Mapping[str, Findings]) -> list[str]:
@@ -293,7 +256,3 @@ def _faults(seq_len: int, token_ids: Tensor, subject: Subject) -> list[str]:
     if len(token_ids) < seq_len:
         found.append(f"the text's {len(token_ids)} tokens are fewer than one segment of {seq_len}: lower --seq-len.")
     return found
-
-
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> frozenset[tuple[str, int]]:
-    return frozenset(tokenizer.get_vocab().items())

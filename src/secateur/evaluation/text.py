@@ -58,7 +58,8 @@ def task_lines(
     rows = []
     for name, figure in first.items():
         values = [tasks[name] for tasks in figures.values()]
-        about = f"{figure.metric}, {figure.rows:,} rows, {figure.num_fewshot}-shot, version {figure.version}"
+        about = f"{figure.metric}, {figure.rows:,} rows, {figure.num_fewshot}-shot"
+        about += f", version {figure.version}" if figure.version is not None else ""
         cells = [_shown(f.value, f.stderr) for f in values]
         rows.append((f"{name} ({about})", *cells, *([_paired(differences.get(name))] if two else [])))
     averages = [seven_task_average(tasks) for tasks in figures.values()]
@@ -66,7 +67,8 @@ def task_lines(
         cells = [_shown(found["value"], found["stderr"]) for found in averages if found]
         rows.append(("seven-task average", *cells, *([_paired(average)] if two else [])))
     header = ("task", *figures, *(("paired difference",) if two else ()))
-    return ["", format_table(rows, header=header), next(iter(first.values())).source]
+    sources = dict.fromkeys(figure.source for figure in first.values())
+    return ["", format_table(rows, header=header), *sources]
 
 
 def _shown(value: float, stderr: float | None) -> str:

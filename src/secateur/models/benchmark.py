@@ -148,18 +148,10 @@ def generate_text(
     encoded = encode_prompt(tokenizer, prompt, chat=chat)
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in encoded.items()}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    enders = ending_ids(tokenizer) if chat else []
-    # How a cache is laid out and what else is returned is no part of the answer.
-    options: dict[str, Any] = {"do_sample": False, "cache_implementation": None, "return_dict_in_generate": False}
+    options = _settings(model, tokenizer, enders := ending_ids(tokenizer) if chat else [])
     if temperature > 0:
         # top_k is 50 unless it is turned off: what was not asked for must not count.
         options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    if getattr(model.generation_config, "stop_strings", None):
-        options["tokenizer"] = tokenizer
-    if enders:
-        known = model.generation_config.eos_token_id
-        options["eos_token_id"] = [*enders, *(known if isinstance(known, list) else [known] * (known is not None))]
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -167,9 +159,41 @@ def generate_text(
         torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
     ):
         torch.manual_seed(seed)
-        output = _generated(model, inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **options)
+        output = _generated(model, inputs, max_new_tokens=max_new_tokens, **options)
     said = output[0, inputs["input_ids"].shape[1] :].tolist()
     return str(tokenizer.decode(said[:-1] if said[-1:] == enders else said, skip_special_tokens=True))
+
+
+def generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Mapping[str, torch.Tensor],
+    max_new_tokens: int,
+    dtype: torch.dtype,
+) -> list[str]:
+    """Greedy continuations of several prompts, without the prompts and what ends them.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, (prompts, tokens), padded on the left, on the model's device.
+    """
+    device = inputs["input_ids"].device
+    options = _settings(model, tokenizer, ending_ids(tokenizer))
+    with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
+        output = _generated(model, inputs, max_new_tokens=max_new_tokens, **options)
+    said = output[:, inputs["input_ids"].shape[1] :]
+    return [str(text) for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def _settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, enders: list[int]) -> dict[str, Any]:
+    """Greedy; how a cache is laid out and what else is returned is no part of an answer."""
+    options: dict[str, Any] = {"do_sample": False, "cache_implementation": None, "return_dict_in_generate": False}
+    options["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if getattr(model.generation_config, "stop_strings", None):
+        options["tokenizer"] = tokenizer
+    if enders:
+        known = model.generation_config.eos_token_id
+        options["eos_token_id"] = [*enders, *(known if isinstance(known, list) else [known] * (known is not None))]
+    return options
 
 
 def _generated(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], **options: Any) -> torch.Tensor:
