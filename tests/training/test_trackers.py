@@ -1,14 +1,8 @@
-"""What trackers are told: through `--report-to`, and in a Trainer of the user's own."""
+"""What trackers are told in a Trainer of the user's own."""
 
-import json
-
-import pytest
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import integration_utils
 
 from secateur import PruningCallback
-from secateur.cli import main
-from tests.cli.test_cli import arguments, place  # noqa: F401 - a fixture
 from tests.pruning.test_pruner import BATCH, LR, adapted, pruner_for, rows
 
 
@@ -21,17 +15,6 @@ class Tracker(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
             self.told.append(dict(logs))
-
-
-def test_a_tracker_named_by_report_to(place, tmp_path, monkeypatch) -> None:  # noqa: F811
-    tracker = Tracker()
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", tracker)
-    monkeypatch.setattr("secateur.config.run.find_spec", lambda name: name)  # as if it were installed
-    assert main([*arguments(place, tmp_path / "out", steps=6, frequency=1), "--report-to", "wandb"]) == 0
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert len(tracker.told) == 6
-    assert tracker.told[0]["sparsity"] < tracker.told[-1]["sparsity"] == pytest.approx(result["sparsity"]["reached"])
-    assert tracker.told[-1]["parameters"] == result["pruned"]["parameters"]
 
 
 def test_a_trainer_of_the_users_own(tmp_path) -> None:

@@ -35,6 +35,7 @@ from ..pruning.pruner import Pruner
 from ..runs.baseline import train_dense
 from ..runs.outcome import units_record
 from ..runs.prune import fine_tune_and_prune, prune
+from ..runs.tracking import Tracking
 from ..system.errors import InputError, NumericsError, OutOfMemoryError, VerificationError
 from ..system.locks import locked
 from ..system.output import check_output
@@ -171,7 +172,8 @@ def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     base, progress = load_base(job, dtype), Progress(job.total_steps, every_seconds=60)
     drop_by_routing(base, job, dtype, progress)
     dense = parameter_count(base)
-    model, pruner, _ = fine_tune_and_prune(base, job, dtype, progress)
+    with Tracking(job, progress) as tracking:
+        model, pruner, _ = fine_tune_and_prune(base, job, dtype, progress, tracking)
     device = base.device
     if job.config.load_in is not None:
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)

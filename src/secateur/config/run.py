@@ -8,7 +8,7 @@ from .hub import HubOptions
 from .lora import LoraOptions
 from .options import Seeded, at_least, choice_faults, flag, option, step_faults
 
-TRACKERS = ("tensorboard", "wandb")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 BOS = ("auto", "always", "never")
 BOS_HELP = (
     "begin each segment and training sequence with the beginning-of-sequence token: auto where the tokenizer puts it "
@@ -90,7 +90,9 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         "with several processes: seconds after which one that does not answer is given up", 1800, group="training"
     )
     report_to: tuple[str, ...] = option(
-        "trackers, through transformers' Trainer: tensorboard, wandb", (), group="training"
+        "experiment trackers that get the figures of every step: tensorboard, wandb, mlflow, trackio",
+        (),
+        group="training",
     )
     family: str | None = option("architecture layout, when the model type is not known", None, group="model")
 
@@ -117,7 +119,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         for name in self.report_to:
             if name not in TRACKERS:
                 found.append(f"--report-to {name}: choose from {', '.join(TRACKERS)}.")
-            elif find_spec(name) is None:
+            elif (spec := find_spec(name)) is None or spec.origin is None:  # a folder is no package
                 found.append(f"--report-to {name}: the package is not installed: pip install {name}.")
         if self.eval_steps and not self.eval_data:
             found.append(f"--eval-steps {self.eval_steps} needs --eval-data.")

@@ -57,6 +57,7 @@ from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
 from .hub.public import weights_sha256
 from .outcome import keep_run, measure, numerics, report_on, token_counts, training_kept, without_adapter
+from .tracking import Tracking
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +96,14 @@ def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
     if process_rank() > 0:
-        return _adapt(job, progress)
-    with locked(job.work), failure_noted(job.work):
-        result = _adapt(job, progress)
+        return _adapt(job, progress, Tracking(job, progress))
+    with locked(job.work), failure_noted(job.work), Tracking(job, progress) as tracking:
+        result = _adapt(job, progress, tracking)
     report_on(job.output, progress)
     return result
 
 
-def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
+def _adapt(job: AdaptJob, progress: Progress, tracking: Tracking) -> dict[str, Any]:
     config = job.config
     started = time.perf_counter()
     for note in job.notes:
@@ -113,13 +114,13 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     if config.load_in is not None:
         progress.message(load_in_words(config.load_in, cuts=False))
-    before = measure(base, job, dtype, progress)
+    tracking.before = before = measure(base, job, dtype, progress)
     unused = linears_without_use(base, job, dtype)
     if unused and not config.targets and not config.adapter:
         progress.message(f"no LoRA on {len(unused)} linears that no forward pass calls, such as {unused[0]}")
     model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=unused)
     training = time.perf_counter()
-    pruner = train_adapter(model, job, dtype, progress)
+    pruner = train_adapter(model, job, dtype, progress, tracking)
     train_seconds = time.perf_counter() - training
     if process_rank() > 0:
         return {}  # the first process writes
@@ -136,6 +137,7 @@ def _adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
         result.update(adapt_outcome(job, pruner, before, after, report), **quantised)
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started, numerics=numerics(job))
         result["export"]["sha256"] = weights_sha256(folder)
+        tracking.end(result)
         write_json(folder / "result.json", result)
         write_json(folder / "ranks.json", pruner.record())
         keep_run(job, folder, "adapt")
@@ -175,7 +177,9 @@ def first_scaling(config: AdaptConfig) -> float:
     return last if config.scaling == "fixed" else last * float((config.rank / config.init_rank) ** 0.5)
 
 
-def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress) -> RankPruner:
+def train_adapter(
+    model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress: Progress, tracking: Tracking
+) -> RankPruner:
     """Train and prune an adapter; the records go to `job.work`."""
     config = job.config
     pruner = RankPruner(model, part_of(RankOptions, config), total_steps=job.total_steps, merges=config.merge)
@@ -187,13 +191,15 @@ def train_adapter(model: PeftModel, job: AdaptJob, dtype: torch.dtype, progress:
     guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
     pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
+    noted: Callable[[], dict[str, Any]] = lambda: guard.note() | divergence.note()  # noqa: E731
     watched = WatchedRanks(pruner)
-    recording = RecordingCallback(watched, job, progress, evaluate, lambda: guard.note() | divergence.note())
+    tracking.begin(watched)
+    recording = RecordingCallback(watched, job, progress, evaluate, noted, tracking.step)
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
         callbacks = [guard, divergence, pruning, recording, saving, interruption]
         rates = Rates(lora_rates(config, config.lr))
-        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, facts=watched.facts, rates=rates)
+        run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, rates=rates)
     interruption.check(pruner.steps_done)
     return pruner
 

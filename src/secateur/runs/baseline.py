@@ -22,6 +22,7 @@ from ..training.prepare import PruneJob
 from ..training.recording import RecordingCallback
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import run_trainer
+from .tracking import Tracking
 
 
 @dataclass
@@ -43,6 +44,9 @@ class WatchedSteps(TrainerCallback):
     def words(self) -> str:
         return self.said
 
+    def sizes(self) -> dict[str, float]:
+        return {}
+
 
 def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Module:
     """LoRA merged into the whole model, as a checkpoint would hold it.
@@ -53,8 +57,11 @@ def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Mod
     model = add_lora(load_base(job, dtype), job.config, linears)
     make_work(job)
     watched = WatchedSteps(step_of(job.checkpoint) if job.checkpoint else 0)
-    recording = RecordingCallback(watched, job, progress, lambda: None)
-    with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
+    with (
+        Tracking(job, progress) as tracking,
+        Interruption(job.output, saved=job.checkpoint is not None) as interruption,
+        closing(RecordingCallback(watched, job, progress, lambda: None, tell=tracking.step)) as recording,
+    ):
         guard, watch = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, watch, watched, recording, saving, interruption]

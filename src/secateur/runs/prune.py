@@ -53,6 +53,7 @@ from ..training.routing import drop_by_routing, tell_unused
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import Distillation, run_trainer
 from .outcome import measure, outcome, report_on, training_kept, write_records
+from .tracking import Tracking
 
 
 def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
@@ -62,14 +63,14 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
     if rank() > 0:
-        return _prune(job, progress)
-    with locked(job.work), failure_noted(job.work):
-        result = _prune(job, progress)
+        return _prune(job, progress, Tracking(job, progress))
+    with locked(job.work), failure_noted(job.work), Tracking(job, progress) as tracking:
+        result = _prune(job, progress, tracking)
     report_on(job.output, progress)
     return result
 
 
-def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
+def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, Any]:
     config = job.config
     started = time.perf_counter()
     for note in job.notes:
@@ -78,10 +79,10 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
     dtype = compute_dtype(config.dtype)
     base = load_base(job, dtype)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
-    start_perplexity = measure(base, job, dtype, progress)
+    tracking.before = start_perplexity = measure(base, job, dtype, progress)
     training = time.perf_counter()
     dropped = drop_by_routing(base, job, dtype, progress)
-    model, pruner, recovery = fine_tune_and_prune(base, job, dtype, progress)
+    model, pruner, recovery = fine_tune_and_prune(base, job, dtype, progress, tracking)
     train_seconds = time.perf_counter() - training
     if rank() > 0:
         return {}  # the first process writes
@@ -112,6 +113,7 @@ def _prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         if config.load_in is not None:
             found = start_perplexity.to_dict() if start_perplexity else None
             result["quantised"] = {"load_in": config.load_in, "perplexity": found}
+        tracking.end(result)
         write_records(folder, job, pruner, result)
         note_result(job.work, folder)
 
@@ -186,9 +188,10 @@ def restore_original(model: PeftModel, pruner: Pruner, job: PruneJob) -> torch.d
 
 
 def fine_tune_and_prune(
-    base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress
+    base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress, tracking: Tracking | None = None
 ) -> tuple[PeftModel, Pruner, Recovery]:
     """Everything between loading the model and writing the result; the records go to `job.work`."""
+    tracking = tracking or Tracking(job, progress)
     linears = lora_names(job.budget.units.family)
     dense_parameters = parameter_count(base)
     model = add_lora(base, job.config, linears)
@@ -210,6 +213,8 @@ def fine_tune_and_prune(
         recovery.load(job.checkpoint)
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
+    watched = WatchedUnits(pruner, dense_parameters, rank_pruner)
+    tracking.begin(watched)
     steps = job.total_steps - job.scoring_steps
     if job.scoring_steps and job.checkpoint is None:
         with contact_kept(job):
@@ -221,15 +226,14 @@ def fine_tune_and_prune(
             PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
         )
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
-    watched = WatchedUnits(pruner, dense_parameters)
-    recording = RecordingCallback(watched, job, progress, evaluate, recovery.noting(guard, divergence))
+    recording = RecordingCallback(watched, job, progress, evaluate, recovery.noting(guard, divergence), tracking.step)
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=job.config.save_steps > 0)
         callbacks = [guard, divergence, *pruning, *recovery.callbacks, recording, saving, interruption]
         if steps:
             run_trainer(
                 model, job, dtype, callbacks, steps=steps, distillation=distillation, checkpoint=job.checkpoint,
-                facts=watched.facts, rates=recovery.rates,
+                rates=recovery.rates,
             )  # fmt: skip
     interruption.check(pruner.steps_done)
     if rank_pruner is not None and rank() == 0:

@@ -32,6 +32,9 @@ class Watched(Protocol):
     def words(self) -> str:
         """The same for the live line."""
 
+    def sizes(self) -> dict[str, float]:
+        """How much every layer has, for trackers."""
+
 
 @dataclass(frozen=True)
 class WatchedUnits:
@@ -40,6 +43,8 @@ class WatchedUnits:
     pruner: Pruner
     dense_parameters: int
     """Parameters of the model before pruning, without LoRA."""
+    ranks: RankPruner | None = None
+    """Of `--init-rank`."""
 
     def steps_done(self) -> int:
         return self.pruner.steps_done
@@ -54,6 +59,10 @@ class WatchedUnits:
         facts = self.facts()
         target = self.pruner.budget.sparsity
         return f"sparsity {facts['sparsity']:.1%} of {target:.1%}  {human_count(facts['parameters'])} params"
+
+    def sizes(self) -> dict[str, float]:
+        units: dict[str, float] = {f"units/{name}": int(kept.sum()) for name, kept in self.pruner.keep.items()}
+        return units | (WatchedRanks(self.ranks).sizes() if self.ranks is not None else {})
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,9 @@ class WatchedRanks:
         facts = self.facts()
         return f"rank {facts['rank']:.1f} of {self.pruner.rank}  {human_count(facts['adapter_parameters'])} params"
 
+    def sizes(self) -> dict[str, float]:
+        return {f"rank/{layer}": rank for layer, rank in self.pruner.ranks.items()}
+
 
 class RecordingCallback(TrainerCallback):
     """Writes a line per optimiser step and shows it.
@@ -80,6 +92,7 @@ class RecordingCallback(TrainerCallback):
     Args:
         evaluate: perplexity on the evaluation text now, or None without one.
         troubles: what the guards have to say of the step.
+        tell: gets every line, too.
     """
 
     def __init__(
@@ -89,12 +102,14 @@ class RecordingCallback(TrainerCallback):
         progress: Progress,
         evaluate: Callable[[], Perplexity | None],
         troubles: Callable[[], dict[str, Any]] = dict,
+        tell: Callable[[dict[str, Any]], object] = dict,
     ) -> None:
         self.watched = watched
         self.job = job
         self.progress = progress
         self.evaluate = evaluate
         self.troubles = troubles
+        self.tell = tell
         place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
         self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
@@ -135,6 +150,7 @@ class RecordingCallback(TrainerCallback):
             line["eval_perplexity"] = measured.perplexity
             self.progress.message(f"step {step}: perplexity {measured.perplexity:.2f} on {self.job.eval_info['data']}")
         self.log.append(line)
+        self.tell(line)
         self.progress.update(
             step,
             loss=loss,

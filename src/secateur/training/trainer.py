@@ -65,7 +65,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         logging_nan_inf_filter=False,
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=list(config.report_to) if rank() == 0 else [],
+        report_to=[],
         disable_tqdm=True,
         log_level="error",
     )
@@ -83,7 +83,6 @@ def run_trainer(
     steps: int | None = None,
     distillation: "Distillation | None" = None,
     checkpoint: Path | None = None,
-    facts: Callable[[], dict[str, Any]] = dict,
     rates: Rates | None = None,
 ) -> None:
     """LoRA fine-tuning with transformers' Trainer.
@@ -92,7 +91,6 @@ def run_trainer(
         steps: optimiser steps; by default the job's.
         checkpoint: go on from there; the model has the shapes of its weights already. Of the last step's only the
             weights are read.
-        facts: what else trackers are told at each step.
         rates: learning rates other than the one that the job's options say.
     """
     join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
@@ -110,7 +108,6 @@ def run_trainer(
     )
     trainer.computation = dtype
     trainer.distillation = distillation
-    trainer.facts = facts
     trainer.rates = rates
     trainer.guard = next((callback for callback in callbacks if isinstance(callback, NumericsGuard)), None)
     trainer.remove_callback(PrinterCallback)
@@ -177,7 +174,6 @@ class AutocastTrainer(Trainer):
 
     computation = torch.float32
     distillation: Distillation | None = None
-    facts: Callable[[], dict[str, Any]] = dict
     guard: NumericsGuard | None = None
     rates: Rates | None = None
 
@@ -186,10 +182,6 @@ class AutocastTrainer(Trainer):
         """Whether the model makes logits of some positions alone; DataParallel would share the positions out."""
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         return self.args.n_gpu <= 1 and "logits_to_keep" in signature(base.forward).parameters
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What Trainer logs, with sparsity and sizes beside it."""
-        super().log({**logs, **self.facts()}, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's own, or one with a group for each rate."""

@@ -1,6 +1,7 @@
 """The main path of `secateur sparsify`: zeros by a pattern, LoRA over them, an ordinary checkpoint."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,7 @@ from ...training.trainer import run_trainer
 from ..baseline import WatchedSteps
 from ..hub.public import weights_sha256
 from ..outcome import keep_run, measure, numerics, report_on, source_bytes, token_counts, training_kept
+from ..tracking import Tracking
 from .job import SparsifyJob
 
 FILE = "sparse.safetensors"
@@ -52,13 +54,13 @@ def sparsify(job: SparsifyJob, progress: Progress) -> dict[str, Any]:
     Raises:
         InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
-    with locked(job.work), failure_noted(job.work):
-        result = _sparsify(job, progress)
+    with locked(job.work), failure_noted(job.work), Tracking(job, progress) as tracking:
+        result = _sparsify(job, progress, tracking)
     report_on(job.output, progress)
     return result
 
 
-def _sparsify(job: SparsifyJob, progress: Progress) -> dict[str, Any]:
+def _sparsify(job: SparsifyJob, progress: Progress, tracking: Tracking) -> dict[str, Any]:
     config, started = job.config, time.perf_counter()
     for note in job.notes:
         progress.message(note)
@@ -68,6 +70,7 @@ def _sparsify(job: SparsifyJob, progress: Progress) -> dict[str, Any]:
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     dense = measure(base, job, dtype, progress)
     make_work(job)
+    (job.work / "metrics.jsonl").touch()  # of a run without steps, too
     pruning = time.perf_counter()
     keep = zeros_(base, job, dtype, progress)
     seconds = {"sparsify_seconds": time.perf_counter() - pruning}
@@ -76,10 +79,9 @@ def _sparsify(job: SparsifyJob, progress: Progress) -> dict[str, Any]:
     if job.total_steps:
         if (untrained := measure(base, job, dtype, progress)) is not None:
             progress.message(f"perplexity {untrained.perplexity:.2f} before training")
-        model = train(base, job, dtype, progress)
+        tracking.before = untrained
+        model = train(base, job, dtype, progress, tracking)
         seconds["train_seconds"] = time.perf_counter() - training
-    else:
-        (job.work / "metrics.jsonl").touch()
     small, merge = merged(model, keep, job)
     round_(small, checkpoint_dtype(job.model_config))
     after = measure(widened(small, dtype), job, dtype, progress)
@@ -91,6 +93,7 @@ def _sparsify(job: SparsifyJob, progress: Progress) -> dict[str, Any]:
         result.update(outcome(job, small, keep, (dense, untrained, after), report))
         result.update(seconds, total_seconds=time.perf_counter() - started, numerics=numerics(job))
         result["export"]["sha256"] = weights_sha256(folder)
+        tracking.end(result)
         write_json(folder / "result.json", result)
         keep_run(job, folder, "sparsify")
         place = Path(job.source.path) if Path(job.source.path).is_dir() else None
@@ -132,7 +135,9 @@ def zeros_(base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress
     return keep
 
 
-def train(base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress: Progress) -> PeftModel:
+def train(
+    base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress: Progress, tracking: Tracking
+) -> PeftModel:
     """LoRA over the base with its zeros, as `prune` trains it."""
     config = job.config
     model = add_lora(base, config, job.linears)
@@ -140,9 +145,10 @@ def train(base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress:
         check_resumable(model, job.checkpoint)
     watched = WatchedSteps(step_of(job.checkpoint) if job.checkpoint else 0, config.zeros.text)
     guard, watch = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
-    recording = RecordingCallback(
-        watched, job, progress, lambda: measure(model, job, dtype, progress), lambda: guard.note() | watch.note()
-    )
+    tracking.begin(watched)
+    evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
+    noted: Callable[[], dict[str, Any]] = lambda: guard.note() | watch.note()  # noqa: E731
+    recording = RecordingCallback(watched, job, progress, evaluate, noted, tracking.step)
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
         callbacks = [guard, watch, watched, recording, saving, interruption]
