@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: quickstart test lint examples docs docs-serve reliability deploy-engines deploy-test clean
+.PHONY: dist test-lowest test-latest
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'secateur needs Python 3.11 or newer, this is {sys.version}: make PYTHON=python3.11'"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .[test,eval,quant]
+	$(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e .[test,eval,quant]
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(READY)
 
@@ -30,7 +31,7 @@ test: lint
 
 # The examples and the notebook on the real model, as a user runs them.
 $(VENV)/.ready-notebook: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[notebook]
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .[notebook]
 	touch $@
 
 examples: $(VENV)/.ready-notebook
@@ -38,7 +39,7 @@ examples: $(VENV)/.ready-notebook
 
 # The site, into build/site; any warning, broken link or broken anchor fails (with --quiet none would be counted).
 $(VENV)/.ready-docs: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[docs]
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .[docs]
 	touch $@
 
 docs: $(VENV)/.ready-docs
@@ -52,7 +53,7 @@ docs-serve: $(VENV)/.ready-docs
 LLAMA := build/deploy/llama-cpp
 $(LLAMA)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LLAMA)
-	$(LLAMA)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt .[deploy]
+	$(LLAMA)/bin/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .[deploy]
 	touch $@
 
 deploy-engines: $(LLAMA)/.ready
@@ -60,6 +61,45 @@ deploy-engines: $(LLAMA)/.ready
 # Every kind of result in every form that llama.cpp takes: loads or refused, and how far off (docs/deploy.md).
 deploy-test: $(READY) deploy-engines
 	$(BIN)/python benchmarks/deploy/llama_cpp.py build/deploy/models build/deploy/llama-cpp.json --engine $(LLAMA)/bin/python
+
+# Wheel and sdist into build/dist, from what git has; each is installed beside its dependencies alone, and used.
+DIST := build/dist
+BARE := build/bare
+$(BARE)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BARE)
+	$(BARE)/bin/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt build .
+	touch $@
+
+dist: $(BARE)/.ready
+	rm -rf $(DIST) build/tree
+	mkdir -p $(DIST) build/tree
+	git archive HEAD | tar -x -C build/tree
+	$(BARE)/bin/python -m build --outdir $(DIST) build/tree >$(DIST)/build.log
+	for each in $(DIST)/*.whl $(DIST)/*.tar.gz; do \
+		$(BARE)/bin/pip install -qq --disable-pip-version-check --no-deps --force-reinstall $$each && \
+		$(BARE)/bin/python -I tests/installed.py build/tree || exit 1; \
+	done
+
+# The lowest and the newest versions that pyproject.toml allows, each in an environment of its own, whose versions are
+# in build/lowest.txt and build/latest.txt. torch is that of constraints.txt unless TORCH says another: on PyPI the
+# one for Linux brings 3 GB of CUDA libraries along. Deprecations are others' words, and no errors here.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+LOWEST := "import re, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*(re.sub('>=([^,]*).*', r'==\1', d) for d in p['dependencies'] if not d.startswith('torch>')), sep='\n')"
+CORE := tests/criteria tests/pruning/test_pruner.py tests/pruning/test_budget.py tests/data tests/models \
+	tests/checkpoint/test_export.py tests/training/test_resume.py tests/training/test_loss.py tests/cli/test_cli.py \
+	tests/runs/test_adapt.py tests/report/test_report.py tests/system
+OTHERS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+
+build/lowest.txt build/latest.txt: build/%.txt: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/$*
+	echo torch==$(TORCH) >build/$*/bounds.txt
+	test $* = latest || $(PYTHON) -c $(LOWEST) >>build/$*/bounds.txt
+	build/$*/bin/pip install -qq --disable-pip-version-check --no-compile -r build/$*/bounds.txt -e .[test]
+	build/$*/bin/pip freeze --exclude-editable --disable-pip-version-check >$@
+
+test-lowest test-latest: test-%: build/%.txt
+	OMP_NUM_THREADS=1 build/$*/bin/python -m pytest $(OTHERS) $(CORE)
 
 reliability: $(READY)
 	$(BIN)/python benchmarks/reliability/reliability.py runs/reliability
