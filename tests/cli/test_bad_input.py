@@ -410,6 +410,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown YAML key": ([*prune(), "--config", "{t}/keys.yaml"], "unknown option 'sparcity'. Did you mean 'sparsity'"),
     "a wrong YAML type": ([*prune(), "--config", "{t}/types.yaml"], "--ema is [1, 2]: expected"),
     "YAML that is no mapping": ([*prune(), "--config", "{t}/list.yaml"], "found list"),
+    "YAML with a tab": (
+        [*prune(), "--config", "{t}/tab.yaml"], "tab.yaml: line 2 has a tab, which YAML does not take: put blanks",
+    ),
+    "YAML of a later version": ([*prune(), "--config", "{t}/later.yaml"], "options_format is 2, this version knows 1"),
     "broken YAML": ([*prune(), "--config", "{t}/broken.yaml"], "not valid YAML"),
     "no YAML there": ([*prune(), "--config", "{t}/none.yaml"], "cannot be read"),
     # adapters
@@ -496,6 +500,7 @@ def bad_files(folder: Path) -> None:
         "date.yaml": b"lr: 2024-13-45\n", "deep.yaml": b"lr: " + b"[" * 600 + b"]" * 600,
         "digits.yaml": b"lr: " + b"9" * 5000, "digits.jsonl": b'{"text": ' + b"9" * 5000 + b"}",
         "float.yaml": b"lr: 0x" + b"f" * 5000, "tag.yaml": b"resume: !!bool maybe\n",
+        "tab.yaml": b"lr: 1e-3\n\tsteps: 5\n", "later.yaml": b"options_format: 2\n",
         "broken.yaml": b"a: [1,\nb", "fake.gguf": b"no GGUF at all",
     }  # fmt: skip
     for name, content in contents.items():

@@ -205,25 +205,21 @@ def test_families_are_listed_with_kinds_formats_and_limits(capsys) -> None:
 
     assert main(["families"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    blocks = {}
-    for line in printed[: printed.index("")]:
-        if not line.startswith(" "):
-            name, _, rest = line.partition(" ")
-            blocks[name] = rest
-        else:
-            blocks[name] += "; " + line.strip()
-    assert blocks.keys() == set(FAMILIES)
+    formats, notes = {}, dict.fromkeys(FAMILIES, "")
+    for line in printed[1 : printed.index("")]:
+        name, kinds, read, *note = re.split(r"  +", line)
+        formats |= {(name, kind): read for kind in kinds.split(", ")}
+        notes[name] += "; ".join(note)
+    assert formats == {
+        (name, kind): ", ".join(family.formats[kind]) for name, family in FAMILIES.items() for kind in family.kinds
+    }
     for name, family in FAMILIES.items():
-        for kind in family.kinds:
-            assert f"{kind} ({', '.join(family.formats[kind])})" in blocks[name]
-        assert ("no heads: " in blocks[name]) == (family.no_heads is not None)
-        assert ("whole experts, before training: --experts (stock)" in blocks[name]) == (family.experts is not None)
-        assert ("from Python only" in blocks[name]) == (name == "t5")
-    assert blocks["llama"].strip() == (
-        "kv_group (stock, layered, padded); query_head (stock, layered, padded); ffn (stock, layered, padded)"
-    )
-    assert "with qk_layernorm in its config no head goes in stock format" in blocks["phi"]
-    assert "kv_group (layered, padded)" in blocks["gpt2"]
+        assert ("no heads: " in notes[name]) == (family.no_heads is not None)
+        assert ("whole experts, before training: --experts (stock)" in notes[name]) == (family.experts is not None)
+        assert ("from Python only" in notes[name]) == (name == "t5")
+    assert formats["llama", "ffn"] == "stock, layered, padded"
+    assert formats["gpt2", "kv_group"] == "layered, padded"
+    assert notes["phi"] == "with qk_layernorm in its config no head goes in stock format"
 
 
 def test_unknown_trackers_are_refused(place, tmp_path, capsys, monkeypatch) -> None:

@@ -33,7 +33,7 @@ def test_a_long_text_tells_how_far_it_is() -> None:
         tiny_llama(), torch.zeros(165, dtype=torch.long), seq_len=32, batch_size=2, dtype=torch.float32,
         told=lambda *counts: found.append(counts),
     )  # fmt: skip
-    assert found == [(2, 5), (4, 5), (5, 5)]
+    assert found == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 
 def test_batch_size_does_not_matter() -> None:

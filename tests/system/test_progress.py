@@ -1,22 +1,17 @@
 """The live view fits the terminal it is written to, and nothing in a text can steer that terminal."""
 
-import contextlib
-import fcntl
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from typing import TextIO
 
-import pyte
 import pytest
+from terminals import screen_of, terminal
 
-from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, phase, safe
+from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, phase
+from secateur.system.terminal.streams import safe
 
 
 def update(progress: Progress, step: int, **changed: float) -> None:
@@ -24,35 +19,6 @@ def update(progress: Progress, step: int, **changed: float) -> None:
     progress.update(
         step, lr=5e-4, state="sparsity 12.4% of 20.0%  121.3M params", tokens_per_s=512.4, **figures
     )  # fmt: skip
-
-
-def read_all(reader: int) -> bytes:
-    """Everything a closed terminal was sent; it arrives in pieces, some of them late."""
-    pieces = []
-    with contextlib.suppress(OSError):  # EIO: the other end is closed and nothing is left
-        while piece := os.read(reader, 65536):
-            pieces.append(piece)
-    os.close(reader)
-    return b"".join(pieces)
-
-
-@contextlib.contextmanager
-def terminal(monkeypatch, columns: int = 80) -> Iterator[TextIO]:
-    """A stream that is a terminal of so many columns."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with os.fdopen(writer, "w", encoding="utf-8") as stream:
-        stream.sent = lambda: (stream.close(), read_all(reader))[1]
-        yield stream
-
-
-def screen_of(sent: bytes, columns: int = 80) -> list[str]:
-    """The lines that someone sees in the end, as a terminal shows them."""
-    screen = pyte.Screen(columns, 24)
-    pyte.ByteStream(screen).feed(sent)
-    return [line.rstrip() for line in screen.display if line.strip()]
 
 
 @pytest.mark.parametrize(("columns", "last"), [

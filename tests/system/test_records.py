@@ -11,8 +11,9 @@ import pytest
 
 from secateur.system import records
 from secateur.system.finished import results
-from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, safe
-from secateur.system.records import MetricsLog, environment, format_table, markdown_table, write_json
+from secateur.system.progress import Progress, human_bytes, human_count, human_seconds
+from secateur.system.records import MetricsLog, environment, markdown_table, write_json
+from secateur.system.terminal.streams import safe
 
 
 def shown(stream, steps=(1, 2, 50), **options):
@@ -57,11 +58,6 @@ def test_environment_names_versions_and_hardware() -> None:
     assert found["versions"]["torch"].startswith("2.")
     assert found["memory_bytes"] > 1e9
     assert found["cpu"]
-
-
-def test_table_is_aligned() -> None:
-    table = format_table([("a", "1"), ("long", "1,000")], header=("name", "n"))
-    assert table.split("\n") == ["name      n", "a         1", "long  1,000"]
 
 
 def test_plain_lines_outside_a_terminal() -> None:

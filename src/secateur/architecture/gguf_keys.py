@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from ..system.progress import safe
+from ..system.terminal.streams import safe
 
 log = logging.getLogger("secateur")
 

@@ -17,19 +17,21 @@ from ..config.hub import PushConfig
 from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
 from ..config.sparsify import SparsifyConfig
 from ..config.speed import BenchConfig, PlanConfig
-from ..system.progress import phase
+from ..system.progress import STARTING, phase
+from ..system.terminal.tables import tell
 from .listings import criteria, families, recipes
-from .training import STARTING, adapt, prune, sparsify
+from .running import told
+from .training import adapt, prune, sparsify
 
 if TYPE_CHECKING:
     from ..comparison.grid import Comparison
 
 
 def _push(config: PushConfig) -> int:
-    from ..runs.hub.upload import push
+    with phase(STARTING):
+        from ..runs.hub.upload import push
 
-    print(push(config))
-    return 0
+    return told(f"uploading {config.folder}", lambda: push(config))
 
 
 def _quickstart(config: QuickstartConfig) -> int:
@@ -44,17 +46,16 @@ def _eval(config: EvalConfig) -> int:
     with phase(STARTING):
         from ..evaluation.assess import evaluate_models
 
-    if words := evaluate_models(config):
-        print(words)
-    return 0
+    return told("evaluating", lambda: evaluate_models(config))
 
 
 def _compare(comparison: "Comparison") -> int:
     from ..parallel.distributed import part_ways
 
     share = part_ways()  # before any import that looks for GPUs
-    from ..comparison.command import compare
-    from ..comparison.recorded import stopped
+    with phase(STARTING):
+        from ..comparison.command import compare
+        from ..comparison.recorded import stopped
     from ..system.errors import InterruptedRun
 
     if share.number > 0:
@@ -62,7 +63,9 @@ def _compare(comparison: "Comparison") -> int:
             compare(comparison, share)
         return 0
     try:
-        print("\n" + compare(comparison, share))
+        table = compare(comparison, share)
+        print()
+        tell(table)
     except (InterruptedRun, KeyboardInterrupt) as error:
         raise stopped(error, comparison.settings.output, comparison.cells) from None
     if not any(cell.config.dry_run for cell in comparison.cells):
@@ -75,26 +78,25 @@ def _export(config: ExportConfig) -> int:
         from ..checkpoint.convert import export_config
         from ..runs.summary import export_summary
 
-    done = export_config(config)
-    print(done if isinstance(done, str) else export_summary(done.to_dict()))
-    return 0
+    def words() -> str:
+        done = export_config(config)
+        return done if isinstance(done, str) else export_summary(done.to_dict())
+
+    return told(f"exporting {config.model} as {config.format}", words)
 
 
 def _sample(config: SampleConfig) -> int:
     with phase(STARTING):
         from ..evaluation.sample import sample_models
 
-    print(sample_models(config))
-    return 0
+    return told("writing answers", lambda: sample_models(config))
 
 
 def _report(config: ReportConfig) -> int:
     with phase(STARTING):
         from ..report import make_report
 
-    for path in make_report(config):
-        print(path)
-    return 0
+    return told("drawing the report", lambda: "\n".join(map(str, make_report(config))))
 
 
 def _bench(config: BenchConfig) -> int:
@@ -102,16 +104,14 @@ def _bench(config: BenchConfig) -> int:
         from ..evaluation.bench import bench
         from ..evaluation.drafting import bench_draft
 
-    print(bench_draft(config) if config.draft else bench(config))
-    return 0
+    return told("measuring", lambda: bench_draft(config) if config.draft else bench(config))
 
 
 def _plan(config: PlanConfig) -> int:
     with phase(STARTING):
         from ..plan.command import plan
 
-    print(plan(config))
-    return 0
+    return told("planning", lambda: plan(config))
 
 
 def _schema(config: SchemaConfig) -> int:

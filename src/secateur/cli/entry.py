@@ -4,11 +4,12 @@ torch is imported only when a command runs.
 """
 
 import errno
+import os
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -16,12 +17,15 @@ from ..config.files.recipes import FromRecipe
 from ..config.options import with_origin
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from ..system.finished import forget, results
-from ..system.progress import Escaping, safe
-from ..system.signals import exit_code_of, terminated_tidily
+from ..system.terminal.screen import Above, columns_of, is_terminal
+from ..system.terminal.signals import exit_code_of, terminated_tidily
+from ..system.terminal.streams import Escaping, safe
+from ..system.terminal.tables import console_of
 from ..system.voice import flags_spoken
 from .commands import COMMANDS
 from .parsing import parse
 
+ERROR = "secateur: error:"
 FILE_SYSTEM = (
     errno.ENOENT,
     errno.EACCES,
@@ -45,16 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forget()
     try:
         # What commands print has names and texts in it that come from models and data.
-        with terminated_tidily(), flags_spoken(), redirect_stdout(Escaping(sys.stdout)):
+        with terminated_tidily(), flags_spoken(), said() as out, redirect_stdout(out):
             command, config = parse(arguments)
             return command(config)
     except SecateurError as error:
         return _fail(error, debug=debug, origins=config.origins if isinstance(config, FromRecipe) else {})
     except KeyboardInterrupt as error:
-        print(f"secateur: interrupted; {_what_stands()}", file=sys.stderr)
+        _complain(f"secateur: interrupted; {_what_stands()}")
         return exit_code_of(error)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if ours := _as_ours(error, arguments):
             return _fail(ours, debug=debug)
@@ -76,9 +78,45 @@ def _fail(error: SecateurError, *, debug: bool, origins: Mapping[str, str] = Map
     if debug:
         import traceback
 
-        print(safe("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    print(f"secateur: error: {safe(with_origin(str(error), origins))}", file=sys.stderr)
+        _complain("".join(traceback.format_exception(error)).rstrip("\n"))
+    first, *more = with_origin(str(error), origins).split("\n")
+    # What a name brings along does not look like a line of ours.
+    _complain("\n".join([f"{ERROR} {first}", *(line if line.startswith("  ") else f"  {line}" for line in more)]))
     return error.exit_code
+
+
+@contextmanager
+def said() -> Iterator[Any]:
+    """What commands print to: names and texts of models and data are in it, and its reader may have read enough.
+
+    A command goes on when it has: what it was asked for is more than what it says. A disk that is full is told here,
+    where there is still a message, and not when Python ends.
+    """
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        out = Above(sys.stdout or nowhere)
+        try:
+            yield out
+        finally:
+            with suppress(OSError):
+                out.flush()
+            if out.lost is not None and isinstance(sys.exception(), SystemExit | None):
+                raise out.lost
+
+
+def _complain(words: str) -> None:
+    """A message to the standard error stream; in a terminal its first words stand out."""
+    if sys.stderr is None:
+        return
+    err = Escaping(sys.stderr)
+    if is_terminal(sys.stderr) and words.startswith(ERROR):
+        from rich.text import Text
+
+        text = Text(safe(words), overflow="fold")
+        text.stylize("bold red", 0, len(ERROR))
+        console_of(sys.stderr, columns_of(sys.stderr)).print(text, soft_wrap=True)
+    else:
+        print(words, file=err)
+    err.flush()
 
 
 def _as_ours(error: Exception, arguments: list[str]) -> SecateurError | None:

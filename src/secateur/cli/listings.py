@@ -2,30 +2,47 @@
 
 from ..config.files.recipes import RecipesConfig, recipes_text
 from ..config.formats import FORMATS
+from ..system.progress import STARTING, phase
+from ..system.terminal.tables import Table, Words, tell
 
 
 def recipes(config: RecipesConfig) -> int:
-    print(recipes_text(config.names))
+    tell(recipes_text(config.names))
     return 0
 
 
 def families(_: None) -> int:
-    from ..architecture.families import FAMILIES
+    with phase(STARTING):
+        from ..architecture.families import FAMILIES
 
+    rows = []
     for name, family in FAMILIES.items():
-        units = "; ".join(f"{kind} ({', '.join(formats)})" for kind, formats in family.formats.items())
-        print(f"{name:12} {units}")
-        for note in family.notes:
-            print(f"{'':12} {note}")
-    print("\nkind of unit (formats in which a model without some of them can be written)")
-    print("; ".join(f"{name}: {format.reader}" for name, format in FORMATS.items() if format.of_pruned))
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for kind, formats in family.formats.items():
+            alike.setdefault(formats, []).append(kind)
+        notes = ["; ".join(family.notes), *[""] * len(alike)]
+        rows += [
+            (name, ", ".join(kinds), ", ".join(formats), note)
+            for (formats, kinds), note in zip(alike.items(), notes, strict=False)
+        ]
+    readers = [(name, format.reader) for name, format in FORMATS.items() if format.of_pruned]
+    tell(
+        Words(
+            Table(("family", "units", "formats without some of them", "to know"), rows, align="llll"),
+            "",
+            Table(("format", "read by"), readers, align="ll"),
+        )
+    )
     return 0
 
 
 def criteria(_: None) -> int:
-    from ..criteria import CRITERIA
+    with phase(STARTING):
+        from ..criteria import CRITERIA
 
-    for name, criterion in CRITERIA.items():
-        needs = ", ".join(sorted(criterion.needs)) or "nothing"
-        print(f"{name:19} {criterion.summary} (needs {needs})")
+    rows = [
+        (name, criterion.summary, ", ".join(sorted(criterion.needs)) or "nothing")
+        for name, criterion in CRITERIA.items()
+    ]
+    tell(Words(Table(("criterion", "scores by", "needs"), rows, align="lll")))
     return 0

@@ -1,19 +1,10 @@
 """The commands that train: checked, run, or found done; what they say at the end."""
 
-import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 from ..config.adapt import AdaptConfig
 from ..config.prune import PruneConfig
 from ..config.sparsify import SparsifyConfig
-from ..system.progress import phase
-
-if TYPE_CHECKING:
-    from ..system.progress import Progress
-
-STARTING = "starting"
-"""Importing torch and transformers takes seconds on a cold disk."""
+from ..system.progress import STARTING, phase
+from .running import rehearsed, trained
 
 
 def prune(config: PruneConfig) -> int:
@@ -26,8 +17,8 @@ def prune(config: PruneConfig) -> int:
     if config.dry_run:
         from ..runs.dry import dry_prune
 
-        return _rehearsed(prepare(config), dry_prune)
-    return _trained(config, prepare, prune, run_summary)
+        return rehearsed(config, prepare, dry_prune)
+    return trained(config, prepare, prune, run_summary)
 
 
 def adapt(config: AdaptConfig) -> int:
@@ -39,8 +30,8 @@ def adapt(config: AdaptConfig) -> int:
     if config.dry_run:
         from ..runs.dry import dry_adapt
 
-        return _rehearsed(prepare_adapt(config), dry_adapt)
-    return _trained(config, prepare_adapt, adapt, adapt_summary)
+        return rehearsed(config, prepare_adapt, dry_adapt)
+    return trained(config, prepare_adapt, adapt, adapt_summary)
 
 
 def sparsify(config: SparsifyConfig) -> int:
@@ -53,50 +44,5 @@ def sparsify(config: SparsifyConfig) -> int:
     if config.dry_run:
         from ..runs.dry import dry_sparsify
 
-        return _rehearsed(prepare_sparsify(config), dry_sparsify)
-    return _trained(config, prepare_sparsify, sparsify, sparsify_summary)
-
-
-def _rehearsed(job: Any, run: Callable[[Any, "Progress"], str]) -> int:
-    """A prepared job without its training; of several processes the first one does it."""
-    from ..runs.push import check_hub
-    from ..system.launcher import rank
-    from ..system.progress import Progress
-
-    check_hub(job.config)
-    if rank() == 0:
-        print(run(job, Progress(job.total_steps)))
-    return 0
-
-
-def _trained(
-    config: Any,
-    prepare: Callable[[Any], Any],
-    run: Callable[[Any, "Progress"], dict[str, Any]],
-    words: Callable[[dict[str, Any]], str],
-) -> int:
-    """Check a run and run it, or say that it was done; of several processes the first one speaks."""
-    from ..parallel.distributed import leave
-    from ..runs.push import check_hub, closing_lines
-    from ..runs.resumed import finished, going_on
-    from ..system.launcher import rank
-    from ..system.progress import Progress
-
-    if (result := finished(config)) is not None:
-        if rank() == 0:
-            print(f"the result is complete in {config.output}: nothing is left to do")
-            print(words(result))
-            print(closing_lines(result, config))
-        return 0
-    check_hub(config)
-    job = prepare(going_on(config))
-    if rank() > 0:
-        with open(os.devnull, "w", encoding="utf-8") as silence:
-            run(job, Progress(job.total_steps, silence))
-        leave()
-        return 0
-    result = run(job, Progress(job.total_steps))
-    leave()
-    print(words(result))
-    print(closing_lines(result, config))
-    return 0
+        return rehearsed(config, prepare_sparsify, dry_sparsify)
+    return trained(config, prepare_sparsify, sparsify, sparsify_summary)

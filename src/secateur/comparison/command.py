@@ -39,7 +39,7 @@ from ..runs.tracking import Tracking
 from ..system.errors import InputError, NumericsError, OutOfMemoryError, VerificationError
 from ..system.locks import locked
 from ..system.output import check_output
-from ..system.progress import Progress, human_seconds
+from ..system.progress import Progress, human_seconds, phase
 from ..system.records import environment, write_json
 from ..training.checkpoints import find_latest, work_folder
 from ..training.finetune import load_base, load_original
@@ -118,8 +118,9 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
         gc.collect()
     if share.number > 0:
         return ""
-    while not all((folder / cell.name / RECORD).exists() for cell in cells):
-        time.sleep(1)
+    with phase("waiting for the cells of the other processes"):
+        while not all((folder / cell.name / RECORD).exists() for cell in cells):
+            time.sleep(1)
     return write_comparison(folder, cells, settings.reference, warnings)
 
 

@@ -12,7 +12,7 @@ from ..data.documents import fingerprint
 from ..models.devices import compute_dtype, name_of
 from ..system.errors import InputError, InterruptedRun
 from ..system.records import FORMAT
-from ..system.signals import exit_code_of
+from ..system.terminal.signals import exit_code_of
 from ..training.checkpoints import work_folder
 from .grid import Cell, differences
 

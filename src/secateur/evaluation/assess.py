@@ -28,6 +28,7 @@ from ..system.launcher import rank
 from ..system.output import check_output_file
 from ..system.progress import Progress
 from ..system.records import environment, write_told
+from ..system.terminal.tables import Words
 from .answers import Asked, Rows, encode_rows, measure_rows, read_rows, row_name
 from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
 from .harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
@@ -95,7 +96,7 @@ def evaluate_models(config: EvalConfig) -> str:
     lines = perplexity_lines(measured, text.info, difference, by_byte) if text else []
     figures = {name: found.tasks for name, found in findings.items()}
     lines += task_lines(figures, task_differences, average) if tasks or rows else []
-    words = "\n".join([*lines, *(f"warning: {line}" for line in warnings)])
+    words = Words(*lines, *(f"warning: {line}" for line in warnings))
     if config.output:
         record = {
             "config": config,

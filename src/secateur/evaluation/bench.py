@@ -1,7 +1,9 @@
 """`secateur bench`: models side by side, taking turns; medians, spread and ratios."""
 
 import multiprocessing
+import os
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +30,9 @@ from ..models.memory import peak_bytes, reset_peak
 from ..models.source import resolve_model
 from ..system.errors import InputError
 from ..system.output import check_output_file
-from ..system.progress import human_bytes
-from ..system.records import environment, format_table, write_told
+from ..system.progress import Progress, human_bytes, phase
+from ..system.records import counted, environment, write_told
+from ..system.terminal.tables import Table, Words
 
 PROMPT = 64
 """Tokens before those that are generated."""
@@ -109,7 +112,10 @@ def measure_all(models: Mapping[str, nn.Module], config: BenchConfig, dtype: tor
             "prefill": {},
         }
     for size in map(int, config.batch_sizes):
-        found = forward_latency(models, batch=size, seq_len=config.seq_len, repeats=config.repeats, dtype=dtype)
+        told = Progress(0).counting(f"timing {counted(size, 'prompt')} at once", "turns")
+        found = forward_latency(
+            models, batch=size, seq_len=config.seq_len, repeats=config.repeats, dtype=dtype, told=told
+        )
         for name, latency in found.items():
             record[name]["prefill"][str(size)] = latency.to_dict()
     if config.decode_tokens:
@@ -126,11 +132,14 @@ def decode_latency(models: Mapping[str, nn.Module], config: BenchConfig, dtype: 
     vocabulary = min(cast(nn.Embedding, embedding).num_embeddings for embedding in tables)
     ids = torch.randint(vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     taken: dict[str, list[float]] = {name: [] for name in models}
+    told = Progress(0).counting("timing decoding", "turns")
     for turn in range(1 + config.repeats):
+        told(turn, 1 + config.repeats)
         for name, model in models.items():
             seconds = _decode(model, ids, config.decode_tokens, dtype)
             if turn:
                 taken[name].append(seconds)
+    told(1 + config.repeats, 1 + config.repeats)
     found = {}
     for name, values in taken.items():
         quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
@@ -159,6 +168,7 @@ def _decode(model: nn.Module, ids: torch.Tensor, count: int, dtype: torch.dtype)
         return time.perf_counter() - started
 
 
+@phase("measuring memory in a fresh process")
 def peak_memory(name: str, config: BenchConfig) -> int:
     """Bytes above an empty process that loading a model and one forward pass of the largest batch take at most."""
     context = multiprocessing.get_context("spawn")
@@ -179,6 +189,7 @@ def peak_memory(name: str, config: BenchConfig) -> int:
 
 
 def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the first process shows what is going on
     try:
         dtype, device = compute_dtype(config.dtype), default_device()
         before = reset_peak()
@@ -197,10 +208,10 @@ def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
         sender.send(" ".join(str(error).split())[:300])
 
 
-def table(record: dict[str, Any], reference: str) -> str:
+def table(record: dict[str, Any], reference: str) -> Words:
     """Aligned text: a row a figure, a column a model, ratios to the reference in brackets."""
     models = record["models"]
-    rows = []
+    rows: list[tuple[str, ...]] = []
 
     def add(label: str, values: dict[str, float | None], show: Any) -> None:
         base = values[reference]
@@ -226,4 +237,4 @@ def table(record: dict[str, Any], reference: str) -> str:
         spread = max(f["spread_ms"] / f["median_ms"] for f in found.values())
         label = f"decoding (spread {spread:.0%})"
         add(label, {n: f["tokens_per_s"] for n, f in found.items()}, lambda v: f"{v:.1f} tokens/s")
-    return format_table(rows, header=("", *models))
+    return Words(Table(("", *models), rows))

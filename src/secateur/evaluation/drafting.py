@@ -25,8 +25,10 @@ from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output_file
+from ..system.progress import Progress
 from ..system.quiet import quiet_transformers
-from ..system.records import environment, format_table, write_told
+from ..system.records import environment, write_told
+from ..system.terminal.tables import Table, Words
 
 PROMPT = 64
 LINEARS_7B, HEAD_7B = 6_476_005_376, 131_072_000
@@ -155,7 +157,9 @@ def measure(
     with drafting(draft, target, config.drafted), evaluating(draft), evaluating(target):
         generate(target, None, prompts[:1], 4, dtype)  # warms up
         generate(target, draft, prompts[:1], 8, dtype)
-        for prompt in prompts:
+        told = Progress(0).counting("drafting", "prompts")
+        for number, prompt in enumerate(prompts):
+            told(number, len(prompts))
             texts = {}
             for name in taken:
                 started = time.perf_counter()
@@ -169,6 +173,7 @@ def measure(
                 taken[name].append(time.perf_counter() - started)
                 written[name] += texts[name].shape[1] - len(prompt)
             agreed += int(torch.equal(texts["alone"], texts["drafted"]))
+        told(len(prompts), len(prompts))
     speed = {name: written[name] / sum(taken[name]) for name in taken}
     ratios = [one / other for one, other in zip(taken["alone"], taken["drafted"], strict=True)]
     cost = cost_at_7b(draft, target)
@@ -253,7 +258,7 @@ def counted(draft: nn.Module, target: nn.Module, rounds: Rounds, prompt: int) ->
             hook.remove()
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: dict[str, Any]) -> Words:
     """Aligned text."""
     best, speed = record["best_at_7b"], record["tokens_per_s"]
     rows = [
@@ -272,4 +277,4 @@ def table(record: dict[str, Any]) -> str:
         f"{record['prompts']} prompts of {PROMPT} tokens of {record['data']['data']}, {record['tokens']} greedy tokens "
         f"each, {record['dtype']}; {record['same_text']} of {record['prompts']} texts are the target's own to the token"
     )
-    return f"{words}\n\n{format_table(rows, header=('', ''))}"
+    return Words(words, "", Table(("", ""), rows))

@@ -7,8 +7,9 @@ them. The harness and torch are imported only when tasks run.
 import logging
 import math
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -19,7 +20,9 @@ from typing import Any
 import jinja2
 
 from ..system.errors import InputError, all_faults
+from ..system.progress import Progress, phase
 from ..system.registry import did_you_mean
+from ..system.terminal.streams import Barless
 from .figures import TaskFigure, figure_metric, joined
 from .local_tasks import definitions, hashes, local_tasks
 from .task_rows import row_faults
@@ -110,13 +113,17 @@ def run_tasks(model: Any, tokenizer: Any, options: TaskOptions, dtype: Any) -> t
         InputError: the harness cannot load a task, or the rows, the examples or the model's context are too few for it.
     """
     unconfined: list[str] = []
-    with _quiet():
+    doing = f"tasks: {', '.join(options.names)}"
+    told = Progress(0).counting(doing, "prompts")
+    with phase(doing), _quiet():
         from datasets.exceptions import DatasetsError
         from lm_eval import simple_evaluate
 
         from .harness_model import padded_model
 
-        wrapped = padded_model(model, tokenizer, batch_size=options.batch_size, dtype=dtype, multiple=PAD_MULTIPLE)
+        wrapped = padded_model(
+            model, tokenizer, batch_size=options.batch_size, dtype=dtype, multiple=PAD_MULTIPLE, told=told
+        )
         try:
             found = simple_evaluate(
                 model=wrapped,
@@ -269,11 +276,13 @@ def _shown(metric: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's notes on what its options are; its errors still show."""
+    """Without the harness's bars and its notes on what its options are; its errors still show."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    barless: Any = Barless(sys.stderr)
     try:
-        yield
+        with redirect_stderr(barless):
+            yield
     finally:
         logger.setLevel(level)

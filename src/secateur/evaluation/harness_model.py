@@ -1,5 +1,7 @@
 """A model as lm-evaluation-harness asks it; importable only where the harness is installed."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,13 +30,41 @@ class PaddedHFLM(HFLM):
         """What the tokenizer puts after a text: a prompt goes on, and an answer's score is that of its words."""
         self.cut_prompts: set[str] = set()
         """Prompts whose start did not fit into the context."""
+        self.told: Callable[[int, int], None] = lambda done, of: None
+        self.asked = self.answered = 0
 
     def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
         for (prompt, _), context, continuation in requests:
             self._check([*context, *continuation])
             if len(context) + len(continuation) > self.max_length + 1:  # the last token is only predicted
                 self.cut_prompts.add(prompt)
-        return super()._loglikelihood_tokens(requests, *arguments, **options)
+        with self._counted(len(requests)):
+            return super()._loglikelihood_tokens(requests, *arguments, **options)
+
+    def generate_until(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+        with self._counted(len(requests)):
+            return super().generate_until(requests, *arguments, **options)
+
+    def _model_generate(self, context: Tensor, *arguments: Any, **options: Any) -> Any:
+        found = super()._model_generate(context, *arguments, **options)
+        self._answered(len(context))
+        return found
+
+    @contextmanager
+    def _counted(self, requests: int) -> Iterator[None]:
+        """Show how many of so many prompts are answered."""
+        self.asked, self.answered = requests, 0
+        self.told(0, requests)
+        try:
+            yield
+        finally:
+            self.told(requests, requests)  # some prompts were answered together
+            self.asked = 0
+
+    def _answered(self, prompts: int) -> None:
+        if self.asked:
+            self.answered = min(self.answered + prompts, self.asked - 1)
+            self.told(self.answered, self.asked)
 
     def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
         return unended(list(super().tok_encode(string, *arguments, **options)), self.after)
@@ -43,6 +73,7 @@ class PaddedHFLM(HFLM):
         length = inps.shape[1]
         padded = self._padded(length, max(self.max_length, length))
         logits = super()._model_call(functional.pad(inps, (0, padded - length)), attn_mask, labels)
+        self._answered(len(inps))
         return logits[:, :length]
 
     def tok_batch_encode(
@@ -73,13 +104,22 @@ class PaddedHFLM(HFLM):
         return min(-(-length // self.multiple) * self.multiple, most)
 
 
-def padded_model(model: Any, tokenizer: Any, *, batch_size: int, dtype: torch.dtype, multiple: int) -> PaddedHFLM:
+def padded_model(
+    model: Any,
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    multiple: int,
+    told: Callable[[int, int], None] = lambda done, of: None,
+) -> PaddedHFLM:
     """`model` wrapped for the harness.
 
     Args:
         batch_size: prompts (with one of their choices) per forward pass.
         dtype: of the computation; losses are summed in float32 whatever it is.
         multiple: of tokens, to which batches are padded.
+        told: how many prompts of how many are answered.
     """
     wrapped = PaddedHFLM(
         pretrained=model.eval(),
@@ -89,5 +129,5 @@ def padded_model(model: Any, tokenizer: Any, *, batch_size: int, dtype: torch.dt
         mixed_precision_dtype=None if dtype == torch.float32 else dtype,
         softmax_dtype=torch.float32,
     )
-    wrapped.multiple = multiple
+    wrapped.multiple, wrapped.told = multiple, told
     return wrapped

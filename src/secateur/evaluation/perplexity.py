@@ -56,7 +56,7 @@ def perplexity(
     batch_size: int = 2,
     dtype: torch.dtype,
     unscored: int = 1,
-    told: Told | None = None,
+    told: Told = lambda done, of: None,
 ) -> Perplexity:
     """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out.
 
@@ -95,7 +95,7 @@ def segment_nlls(
     dtype: torch.dtype,
     unscored: int = 1,
     spread: bool = False,
-    told: Told | None = None,
+    told: Told = lambda done, of: None,
 ) -> Tensor:
     """Mean negative log-likelihood per token of each segment, (segments,) float64.
 
@@ -105,7 +105,7 @@ def segment_nlls(
         dtype: of the computation; bfloat16 and float16 go through autocast.
         unscored: tokens at the beginning of each segment that are not scored; the first never is.
         spread: over all processes, which must all call this; each gets the whole result, the same as of one process.
-        told: of a long text, how far it is; in the first process alone.
+        told: of a long text, how far it is.
     Raises:
         InputError: fewer tokens than a segment, a segment of fewer than 2 tokens or longer than the model's context,
             tokens that the model has no embedding of.
@@ -128,13 +128,13 @@ def segment_nlls(
     mine, of = (rank(), processes()) if spread else (0, 1)
     try:
         with torch.inference_mode(), autocast(device.type, dtype):
+            told(0, segments)
             for number in range(mine, len(batches), of):
                 batch = batches[number].to(device)
                 logits = model(input_ids=batch, use_cache=False).logits
                 found = [_segment_nll(row, ids, unscored) for row, ids in zip(logits, batch, strict=True)]
                 losses[number] = torch.tensor(found, dtype=torch.float64)
-                if told is not None and rank() == 0:
-                    told(min((number + of) * batch_size, segments), segments)
+                told(min((number + of) * batch_size, segments), segments)
     finally:
         model.train(was_training)
     total = torch.cat(losses)

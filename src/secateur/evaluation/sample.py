@@ -16,9 +16,10 @@ from ..models.source import ModelSource, resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.output import check_output_file
-from ..system.progress import safe
+from ..system.progress import Progress
 from ..system.reading import parse_json, read_text
 from ..system.records import environment, write_told
+from ..system.terminal.streams import safe
 from .perplexity import token_faults
 
 
@@ -42,7 +43,9 @@ def sample_models(config: SampleConfig) -> str:
     for name, source in sources.items():
         model = load_model(source, trust_remote_code=config.trust_remote_code)
         nn.Module.to(widened(model, dtype), default_device())
-        for prompt, said in zip(prompts, answers, strict=True):
+        told = Progress(0).counting(f"{name} answers", "prompts")
+        for number, (prompt, said) in enumerate(zip(prompts, answers, strict=True)):
+            told(number, len(prompts))
             said[name] = generate_text(
                 model,
                 tokenizers[name],
@@ -54,6 +57,7 @@ def sample_models(config: SampleConfig) -> str:
                 top_p=config.top_p,
                 seed=config.seed,
             )
+        told(len(prompts), len(prompts))
         del model
     samples = [{"prompt": prompt, "answers": said} for prompt, said in zip(prompts, answers, strict=True)]
     if config.output:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.packing import PLAIN_SEGMENTS
-from ..system.records import format_table
+from ..system.terminal.tables import Table
 from .figures import TaskFigure, seven_task_average
 from .perplexity import Paired, Perplexity
 
@@ -14,7 +14,7 @@ def perplexity_lines(
     info: Mapping[str, Any],
     difference: Paired | None,
     nats_per_byte: Mapping[str, float],
-) -> list[str]:
+) -> list[str | Table]:
     """Lines for people.
 
     Args:
@@ -28,7 +28,7 @@ def perplexity_lines(
         for name, (parameters, p) in measured.items()
     ]  # fmt: skip
     header = ("model", "parameters", "perplexity", "nats per token", *(["nats per byte"] if nats_per_byte else []))
-    lines = [format_table(rows, header=header)]
+    lines: list[str | Table] = [Table(header, rows)]
     figures = [p for _, p in measured.values()]
     if difference:
         lines.append(f"ratio {figures[0].perplexity / figures[1].perplexity:.3f}; {difference.verdict}")
@@ -46,7 +46,7 @@ def task_lines(
     figures: Mapping[str, Mapping[str, TaskFigure]],
     differences: Mapping[str, dict[str, Any]],
     average: dict[str, Any] | None,
-) -> list[str]:
+) -> list[str | Table]:
     """A table of tasks.
 
     Args:
@@ -68,7 +68,7 @@ def task_lines(
         rows.append(("seven-task average", *cells, *([_paired(average)] if two else [])))
     header = ("task", *figures, *(("paired difference",) if two else ()))
     sources = dict.fromkeys(figure.source for figure in first.values())
-    return ["", format_table(rows, header=header), *sources]
+    return ["", Table(header, rows), *sources]
 
 
 def _shown(value: float, stderr: float | None) -> str:

@@ -22,9 +22,9 @@ from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig
 from ..system.errors import InputError, all_faults, out_of_memory
-from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS
+from ..system.terminal.streams import safe
 from .adapter_extras import MERGE_FIRST, WEIGHTS, carry_, extra_places
 
 log = logging.getLogger("secateur")

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,7 +39,14 @@ class Latency:
 
 
 def forward_latency(
-    models: Mapping[str, nn.Module], *, batch: int, seq_len: int, repeats: int, dtype: torch.dtype, warmup: int = 2
+    models: Mapping[str, nn.Module],
+    *,
+    batch: int,
+    seq_len: int,
+    repeats: int,
+    dtype: torch.dtype,
+    warmup: int = 2,
+    told: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Latency]:
     """Time models against each other, alternating, so that drift of the machine hits all alike.
 
@@ -47,6 +54,7 @@ def forward_latency(
         models: label -> causal LM; all on the same device.
         batch, seq_len: of the token ids, drawn with a fixed seed from what the smallest vocabulary holds.
         warmup: turns that are not timed.
+        told: is called between turns, with those that are over and all of them.
     Raises:
         InputError: nothing to time.
     """
@@ -56,10 +64,12 @@ def forward_latency(
     ids = torch.randint(vocabulary, (batch, seq_len), generator=torch.Generator().manual_seed(0))
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(warmup + repeats):
+        told(turn, warmup + repeats)
         for name, model in models.items():
             taken = _time_forward(model, ids, dtype)
             if turn >= warmup:
                 seconds[name].append(taken)
+    told(warmup + repeats, warmup + repeats)
     found = {}
     for name, taken_s in seconds.items():
         quartiles = statistics.quantiles(taken_s, n=4, method="inclusive") if repeats > 1 else [taken_s[0]] * 3

@@ -12,9 +12,9 @@ from ..architecture.families import FAMILIES
 from ..data.embedded import EMBEDDED_MODEL
 from ..system.errors import InputError, out_of_memory
 from ..system.launcher import rank
-from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.registry import did_you_mean
+from ..system.terminal.streams import safe
 from .checks import ORIGINAL, gated
 from .source import ModelSource
 

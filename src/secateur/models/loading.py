@@ -23,7 +23,8 @@ from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
 from ..system.errors import InputError
-from ..system.progress import phase, safe
+from ..system.progress import phase
+from ..system.terminal.streams import safe
 from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
 from .devices import training_device

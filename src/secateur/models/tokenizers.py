@@ -17,9 +17,9 @@ from transformers.utils import cached_file
 from ..architecture.gguf import check_gguf
 from ..data.gguf_tokens import follow_splits_
 from ..system.errors import InputError
-from ..system.progress import safe
 from ..system.quiet import quiet_transformers
 from ..system.reading import PARSER_ERRORS, damaged, is_pointer, parse_json, read_text
+from ..system.terminal.streams import safe
 from .guards import check_hub, guarded, one_line
 from .source import ModelSource
 

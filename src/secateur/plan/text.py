@@ -3,7 +3,9 @@
 from typing import Any
 
 from ..system.progress import human_bytes, human_seconds
-from ..system.records import format_table
+from ..system.terminal.tables import Table, Words, spaced
+
+Blocks = list[str | Table]
 
 PARTS = (
     "weights", "unpacked", "lora", "gradients", "optimizer", "activations", "logits", "teacher", "scoring", "moments",
@@ -22,20 +24,20 @@ OPTIONAL = {
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])
 
 
-def plan_text(record: dict[str, Any]) -> str:
+def plan_text(record: dict[str, Any]) -> Words:
     """What goes, sizes, memory and time."""
     head = (
         f"{record['model']}: {record['sparsity']:.2%} of {record['prunable_parameters']:,} prunable parameters go "
         f"({record['target']['words']})"
     )
-    blocks = [[head], _units(record), _sizes(record)]
+    blocks: list[Blocks] = [[head], _units(record), _sizes(record)]
     blocks.append(_memory(record) if record["devices"]["count"] == 1 else _devices(record))
     blocks += [_time(record["time"]), _warning(record)]
-    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+    return spaced(blocks)
 
 
-def _units(record: dict[str, Any]) -> list[str]:
-    lines = []
+def _units(record: dict[str, Any]) -> Blocks:
+    lines: Blocks = []
     for kind, found in record["units"].items():
         sizes = " or ".join(map(str, found["units_per_layer"]))
         lines.append(
@@ -48,22 +50,22 @@ def _units(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _sizes(record: dict[str, Any]) -> list[str]:
+def _sizes(record: dict[str, Any]) -> Blocks:
     before, after = record["before"], record["after"]
     rows = [
         ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}"),
         ("weights on disk", human_bytes(before["bytes"]), human_bytes(after["bytes"])),
         ("decoder, a prompt", _flops(before["decoder_flops"]), _flops(after["decoder_flops"])),
     ]
-    return [format_table(rows, header=("", "before", "after"))]
+    return [Table(("", "before", "after"), rows)]
 
 
-def _memory(record: dict[str, Any]) -> list[str]:
+def _memory(record: dict[str, Any]) -> Blocks:
     memory = record["memory"]
     rows = [(f"  {name}", human_bytes(memory[name])) for name in PARTS if name not in OPTIONAL or memory[name]]
     return [
         f"Memory at the peak of a {_step(record)} step ({memory['device']}, {memory['dtype']}), about:",
-        format_table(rows, header=("", "")),
+        Table(("", ""), rows),
         *_held(record),
         *_export(record),
     ]
@@ -88,7 +90,7 @@ def _held(record: dict[str, Any]) -> list[str]:
     return words + [f"  {name}: {what}" for name, what in OPTIONAL.items() if record["memory"][name]]
 
 
-def _devices(record: dict[str, Any]) -> list[str]:
+def _devices(record: dict[str, Any]) -> Blocks:
     devices, memory, available = record["devices"], record["memory"], human_bytes(record["available_bytes"])
     ways = [devices["replicated"], devices["sharded"]]
     parts = [name for name in DEVICE_PARTS if name not in OPTIONAL or memory[name]]
@@ -103,12 +105,12 @@ def _devices(record: dict[str, Any]) -> list[str]:
         for key, words in (("first_step", "first step"), ("run", record["time"]["words"]))
         if key in seconds["sharded"]
     ]
-    lines = [
+    lines: Blocks = [
         f"Memory of each of {devices['count']} devices at the peak of a {_step(record)} step ({memory['dtype']}), "
         "about:",
-        format_table(rows, header=("", "replicated", "sharded")),
-        "  replicated: every device holds the whole model, as the commands do; sharded: each holds a share of the",
-        "  frozen base (FSDP2), as secateur.parallel.shard_base does in a loop of your own",
+        Table(("", "replicated", "sharded"), rows),
+        "  replicated: every device holds the whole model, as the commands do; sharded: each holds a share of the "
+        "frozen base (FSDP2), as secateur.parallel.shard_base does in a loop of your own",
         f"  seconds: each device its own batch, and traffic at {human_bytes(devices['link_bytes_per_s'])}/s "
         "(--link-bandwidth) on top of it, none of it hidden",
     ]
@@ -120,7 +122,7 @@ def _devices(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _time(time: dict[str, Any]) -> list[str]:
+def _time(time: dict[str, Any]) -> Blocks:
     flops, seconds = time["flops"], time["seconds"]
     names = {
         "first_step": "first step",
@@ -133,17 +135,17 @@ def _time(time: dict[str, Any]) -> list[str]:
     where, how = f"this machine ({time['device']})", "just measured in products of the model's shapes"
     if not time["measured"]:
         where, how = "a device", "as --device-tflops says"
-    lines = [
+    lines: Blocks = [
         f"Time on {where} ({time['dtype']}), a rough estimate:",
-        format_table(rows, header=("", "", "")),
-        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, {how}, and {time['training_efficiency']:.0%} of that",
-        "  while training, as one CPU had it: half or twice the time is possible. Loading, evaluation, writing and",
-        "  traffic between devices come on top.",
+        Table(("", "", ""), rows),
+        f"  from {time['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, {how}, and {time['training_efficiency']:.0%} of that "
+        "while training, as one CPU had it: half or twice the time is possible. Loading, evaluation, writing and "
+        "traffic between devices come on top.",
     ]
     return lines if "run" in flops else [*lines, "  Give --steps for the whole run."]
 
 
-def _warning(record: dict[str, Any]) -> list[str]:
+def _warning(record: dict[str, Any]) -> Blocks:
     devices, available = record["devices"], human_bytes(record["available_bytes"])
     if devices["replicated"]["fits"] or (devices["count"] > 1 and devices["sharded"]["fits"]):
         return []

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..system.errors import InputError
-from ..system.progress import safe
 from ..system.reading import parse_json, read_text
 from ..system.records import FORMAT
+from ..system.terminal.streams import safe
 from ..training.checkpoints import FAILURE, RUN, work_folder
 from .cells import from_cell, is_cell
 

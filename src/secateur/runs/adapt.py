@@ -37,7 +37,7 @@ from ..ranks.checks import check_given_adapter, rank_schedule
 from ..system.errors import InputError
 from ..system.launcher import rank as process_rank
 from ..system.locks import locked
-from ..system.progress import Progress
+from ..system.progress import Progress, cutting, phase
 from ..system.records import environment, write_json
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
@@ -144,7 +144,7 @@ def _adapt(job: AdaptJob, progress: Progress, tracking: Tracking) -> dict[str, A
         note_result(job.work, folder)
 
     write = write_merged if config.merge else write_adapter
-    with memory_for("writing the result", WRITE_LATER), training_kept(job):
+    with memory_for("writing the result", WRITE_LATER), training_kept(job), phase("writing the result"):
         write(model, place_of(job), finish)
     if not config.save_steps:
         drop_work(job.work)
@@ -160,6 +160,7 @@ def place_of(job: AdaptJob) -> AdapterPlace:
     )  # fmt: skip
 
 
+@phase("putting the original weights in place")
 def on_the_original(model: PeftModel, job: AdaptJob, dtype: torch.dtype) -> PeftModel:
     """The trained adapter on the weights that were quantised for training, held as a run without `--load-in` would."""
     with memory_for("putting the original weights in place", WRITE_LATER):
@@ -189,7 +190,9 @@ def train_adapter(
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
     progress.message(_plan_words(job, pruner))
     guard, divergence = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
-    pruning = PruningCallback(pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
+    pruning = PruningCallback(
+        pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False, around=cutting
+    )
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     noted: Callable[[], dict[str, Any]] = lambda: guard.note() | divergence.note()  # noqa: E731
     watched = WatchedRanks(pruner)

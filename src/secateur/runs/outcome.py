@@ -225,6 +225,7 @@ def _sparsity(pruner: Pruner, small: nn.Module, dense: nn.Module, dropped: int) 
     }
 
 
+@phase("timing a forward pass")
 def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: torch.dtype) -> dict[str, Any]:
     """Forward latency of both, alternating in one run, beside the ratio of their FLOPs (attention's included).
 

@@ -34,7 +34,7 @@ from ..ranks import RankPruner
 from ..system.errors import OutOfMemoryError, out_of_memory
 from ..system.launcher import rank
 from ..system.locks import locked
-from ..system.progress import Progress
+from ..system.progress import Progress, cutting, phase
 from ..system.quiet import quiet_transformers
 from ..system.records import counted, write_json
 from ..training.calibration import calibrate
@@ -124,6 +124,7 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
     return result
 
 
+@phase("loading the result")
 def load_result(
     job: PruneJob, folder: Path, report: ExportReport, place: torch.device, dtype: torch.dtype
 ) -> nn.Module:
@@ -162,6 +163,7 @@ def measured_somewhere(
     return measured(torch.device("meta")) | {"not_measured": reason}
 
 
+@phase("merging, slicing and writing the result")
 def write_result(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish) -> None:
     """The merged checkpoint: from the model in memory, or with `--stream-export` from the original's files."""
     config = job.config
@@ -179,6 +181,7 @@ def write_result(model: PeftModel, pruner: Pruner, job: PruneJob, finish: Finish
     )  # fmt: skip
 
 
+@phase("putting the original weights in place")
 def restore_original(model: PeftModel, pruner: Pruner, job: PruneJob) -> torch.device:
     """Put the original weights in a quantised base's place; where there is room to measure them on."""
     waiting = memory_for("putting the original weights in place", WRITE_LATER)
@@ -220,11 +223,10 @@ def fine_tune_and_prune(
         with contact_kept(job):
             score_and_cut(model, pruner, job, dtype, progress)
     guard, divergence = NumericsGuard(job.config.on_nan, progress), DivergenceWatch(progress)
-    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), guard=guard, seals=False)]
+    ours: dict[str, Any] = {"guard": guard, "seals": False, "around": cutting}
+    pruning = [PruningCallback(pruner, lambda cut: progress.told(cut_words(cut)), **ours)]
     if rank_pruner is not None:
-        pruning.append(
-            PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), guard=guard, seals=False)
-        )
+        pruning.append(PruningCallback(rank_pruner, lambda cut: progress.told(rank_cut_words(cut)), **ours))
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     recording = RecordingCallback(watched, job, progress, evaluate, recovery.noting(guard, divergence), tracking.step)
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):

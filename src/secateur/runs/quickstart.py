@@ -14,8 +14,9 @@ from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
 from ..system.output import check_output
-from ..system.progress import Progress
+from ..system.progress import Progress, phase
 from ..system.records import environment, plain, write_json
+from ..system.terminal.tables import tell
 from ..training.prepare import prepare
 from .outcome import report_on
 from .prune import prune
@@ -41,14 +42,15 @@ def quickstart(config: QuickstartConfig) -> None:
     dense_folder = embedded_model_dir(progress=print)
     job = prepare(quickstart_options(config))
     result = prune(job, Progress(job.total_steps))
-    print(run_summary(result))
+    tell(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
     answers = {}
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
         source = resolve_model(str(folder))
         dtype = compute_dtype("auto")
         model, tokenizer = widened(load_model(source), dtype), load_tokenizer(source)
-        text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=dtype)
+        with phase(f"the {label} model answers"):
+            text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=dtype)
         print(f"{label + ':':8} {' '.join(text.split())}")
         answers[label] = text
     record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment()}

@@ -5,15 +5,16 @@ from typing import Any
 from ..checkpoint.serving.engines import serving_words
 from ..config.formats import FORMATS, STOCK, convertible
 from ..system.progress import human_bytes, human_seconds
-from ..system.records import counted, format_table
+from ..system.records import counted
+from ..system.terminal.tables import Table, Words
 
 LATER = f"needs trust_remote_code=True, or export --format {' or '.join(convertible(of_pruned=True))}"
 NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER, "search": LATER}
 
 
-def run_summary(result: dict[str, Any]) -> str:
+def run_summary(result: dict[str, Any]) -> Words:
     """Before and after, and what the other allocations would have removed."""
-    return "\n".join(["", _before_and_after(result), "", *_notes(result), "", _alternatives(result)])
+    return Words("", _before_and_after(result), "", *_notes(result), "", _alternatives(result))
 
 
 def adapt_summary(result: dict[str, Any]) -> str:
@@ -84,7 +85,7 @@ def _loading(export: dict[str, Any]) -> str:
     return _indent(export["loads_with"]) + words
 
 
-def _before_and_after(result: dict[str, Any]) -> str:
+def _before_and_after(result: dict[str, Any]) -> Table:
     dense, pruned, speed = result["dense"], result["pruned"], result["speed"]
     rows = [
         ("parameters", f"{dense['parameters']:,}", f"{pruned['parameters']:,}",
@@ -105,7 +106,7 @@ def _before_and_after(result: dict[str, Any]) -> str:
     if dense["perplexity"]:
         before, after = dense["perplexity"]["perplexity"], pruned["perplexity"]["perplexity"]
         rows.insert(0, ("perplexity", f"{before:.2f}", f"{after:.2f}", f"{after / before:.3f} x"))
-    return format_table(rows, header=("", "before", "after", "change"))
+    return Table(("", "before", "after", "change"), rows)
 
 
 def _notes(result: dict[str, Any]) -> list[str]:

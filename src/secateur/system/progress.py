@@ -1,34 +1,22 @@
-"""The live view of a job: a line with a bar or a spinner in a terminal, plain lines elsewhere (rich)."""
+"""The live view of a job: a line with a bar or a spinner in a terminal, plain lines elsewhere."""
 
-import atexit
 import math
-import os
-import re
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 from .launcher import rank
-from .signals import Heard
-
-if TYPE_CHECKING:  # 0.05 s that `secateur --help` does not need
-    from rich.console import Console, RenderableType
-    from rich.live import Live
-
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from .terminal.screen import Line, Screen
+from .terminal.streams import on_one_line
 
 COUNTING_SECONDS = 60.0
 """Least time between plain lines that say how far a measurement or the like is."""
+STARTING = "starting"
+"""Importing torch and transformers takes seconds on a cold disk."""
 SILENT_SECONDS = 2.0
 """What lasts longer says its name where there is no live line."""
-BAR = 12
-"""Least columns of a bar; where there is less room, there is none."""
-WIDEST_BAR = 40
 
 
 def human_count(number: float) -> str:
@@ -63,117 +51,6 @@ def human_seconds(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole % 60:02}s"
 
 
-def safe(text: str) -> str:
-    """Text from data or models without terminal control sequences."""
-    return ESCAPES.sub("", text)
-
-
-class Escaping(Heard):
-    """A stream whose text loses its control sequences; everything else is the stream's own."""
-
-    def write(self, text: str) -> int:
-        return super().write(safe(text))
-
-
-@dataclass(frozen=True)
-class Line:
-    """What there is to say, the most important first, with a bar, or a spinner where no end is known."""
-
-    parts: tuple[str, ...]
-    done: int = 0
-    total: int = 0
-
-
-class Screen:
-    """What a stream shows: lines, and below them, in a terminal, one that lives."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = Heard(stream)
-        self.is_live = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._of = stream
-        self._console: Console | None = None
-        self._live: Live | None = None
-        self._shown: list[Line] = []
-
-    @staticmethod
-    def of_errors() -> "Screen":
-        """That of the standard error stream, of which there is one."""
-        stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-        if not SCREENS or SCREENS[-1]._of is not stream:
-            SCREENS[:] = [Screen(stream)]
-        return SCREENS[-1]
-
-    def message(self, text: str) -> None:
-        """A line of its own."""
-        if self._live is None:
-            self.stream.write(safe(text) + "\n")
-            self.stream.flush()
-        else:
-            self._live.console.print(safe(text), soft_wrap=True, markup=False, emoji=False)
-
-    def show(self, line: Line) -> None:
-        """Let `line` be the one that lives."""
-        self._shown[-1:] = [line]
-        self._refresh()
-
-    @contextmanager
-    def over(self, line: Line) -> Iterator[None]:
-        """`line` is the one that lives in here, in place of the one that was."""
-        self._shown.append(line)
-        self._refresh()
-        try:
-            yield
-        finally:
-            self._shown.pop()
-            self._refresh()
-
-    def columns(self) -> int:
-        """Width of the terminal behind the stream; rich's looks at stdout, which may be a pipe when stderr is not."""
-        try:
-            own = os.get_terminal_size(self.stream.fileno()).columns
-        except (OSError, ValueError):  # ValueError: a stream without a file descriptor
-            own = 0
-        return own or shutil.get_terminal_size().columns
-
-    def close(self) -> None:
-        """Leave the line that lives where it is."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-            atexit.unregister(self.close)
-        self._shown.clear()
-        self.stream.flush()
-
-    def _refresh(self) -> None:
-        if not self.is_live:
-            return
-        if not self._shown:
-            if self._live is not None:
-                self._live.transient = True
-                self.close()
-            return
-        columns = max(1, self.columns() - 1)
-        live = self._live or self._started()
-        live.console.width = columns
-        live.update(drawn(self._shown[-1], columns), refresh=True)
-
-    def _started(self) -> "Live":
-        from rich.console import Console
-        from rich.live import Live
-
-        if self._console is None:
-            file: Any = self.stream
-            self._console = Console(file=file, force_terminal=True, force_jupyter=False, highlight=False)
-        # What is printed goes to stdout, which may be a file; what others write to stderr goes above the line.
-        self._live = Live(console=self._console, redirect_stdout=False, vertical_overflow="crop")
-        atexit.register(self.close)  # the cursor is hidden until then
-        self._live.start()
-        return self._live
-
-
-SCREENS: list[Screen] = []
-
-
 @contextmanager
 def phase(name: str) -> Iterator[None]:
     """What may last for more than two seconds: a spinner with its name, elsewhere a line once it does.
@@ -182,7 +59,7 @@ def phase(name: str) -> Iterator[None]:
     if rank() > 0:
         yield
         return
-    screen = Screen.of_errors()
+    screen, name = Screen.of_errors(), on_one_line(name)
     if screen.is_live:
         with screen.over(Line((f"{name} ...",))):
             yield
@@ -194,6 +71,11 @@ def phase(name: str) -> Iterator[None]:
         yield
     finally:
         late.cancel()
+
+
+def cutting() -> AbstractContextManager[None]:
+    """The phase of a cut, with its search and its refit."""
+    return phase("cutting")
 
 
 class Progress:
@@ -220,6 +102,11 @@ class Progress:
         """`message`, where there is something to say."""
         if text:
             self.message(text)
+
+    def begin(self, step: int) -> None:
+        """Show in a terminal that the steps after `step` are on their way: the first may take long."""
+        if self.live:
+            self.screen.show(Line((f"step {step}/{self.total_steps}",), step, self.total_steps))
 
     def update(
         self,
@@ -250,15 +137,20 @@ class Progress:
     def counting(self, doing: str, units: str) -> Callable[[int, int], None]:
         """For what is done piece by piece to call with the pieces that are done and all of them.
 
-        A live line until all are, in place of the one that was there; elsewhere a line a minute.
+        A live line until all are, in place of the one that was there; elsewhere a line a minute. It may be told of 0
+        when it begins. Of several processes the first one speaks.
         """
+        if rank() > 0:
+            return lambda done, total: None
         screen, started = self.screen, time.monotonic()
         shown_at, over = started, None
 
         def show(done: int, total: int) -> None:
-            nonlocal shown_at, over
+            nonlocal started, shown_at, over
             now = time.monotonic()
-            left = human_seconds((now - started) / done * (total - done))
+            if not done:
+                started = shown_at = now
+            left = human_seconds((now - started) / done * (total - done) if done else math.inf)
             parts = (doing, f"{done} of {total} {units}", f"{left} left")
             if screen.is_live:
                 if over is None:
@@ -277,24 +169,3 @@ class Progress:
     def close(self) -> None:
         """Leave the last live line where it is."""
         self.screen.close()
-
-
-def drawn(line: Line, columns: int) -> "RenderableType":
-    """A line for a terminal of so many columns: where it is narrow, first the bar goes, then the last parts."""
-    from rich.progress_bar import ProgressBar
-    from rich.spinner import Spinner
-    from rich.table import Table
-    from rich.text import Text
-
-    said = [safe(part) for part in line.parts]
-    while len(said) > 1 and len("  ".join(said)) >= columns:
-        said.pop()
-    text = Text("  ".join(said), no_wrap=True, overflow="crop")
-    if not line.total:
-        return Spinner("dots", text)
-    room = columns - len(text.plain) - 2
-    if room < BAR:
-        return text
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_row(ProgressBar(total=line.total, completed=line.done, width=min(room, WIDEST_BAR)), text)
-    return grid

@@ -48,6 +48,10 @@ def parse_json(text: str, place: str, remedy: str, **options: Any) -> Any:
         raise InputError(f"{place} is not valid JSON ({reason_of(error)}): {remedy}") from None
 
 
+TAB = "found character '\\t' that cannot start any token"
+"""PyYAML's words."""
+
+
 def read_mapping(path: Path, place: str) -> dict[str, Any]:
     """The YAML file of `key: value` lines that a user gives.
 
@@ -60,6 +64,10 @@ def read_mapping(path: Path, place: str) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
+        if getattr(error, "problem", None) == TAB and (mark := getattr(error, "problem_mark", None)):
+            raise InputError(
+                f"{place}: line {mark.line + 1} has a tab, which YAML does not take: put blanks in its place."
+            ) from None
         raise InputError(f"{place}: not valid YAML ({' '.join(str(error).split())}).") from None
     # Its constructors leak Python's own errors: of dates (2024-13-45), of numbers with a tag, of deep nesting.
     except (*PARSER_ERRORS, LookupError, TypeError, AttributeError) as error:

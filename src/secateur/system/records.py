@@ -1,4 +1,4 @@
-"""What a run leaves behind: result.json, metrics.jsonl, and tables for people."""
+"""What a run leaves behind: result.json, metrics.jsonl, and tables in Markdown."""
 
 import glob
 import json
@@ -142,20 +142,8 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "es" if what.endswith("ch") else "s")
 
 
-def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """Aligned plain text: the first column to the left, the others to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
 def markdown_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...], left: int = 1) -> str:
-    """The same as a Markdown table, whose first `left` columns are words."""
+    """Rows under a header as a Markdown table, whose first `left` columns are words."""
     rule = "|---" * left + "|---:" * (len(header) - left) + "|"
     # A bar or a line break in a cell would start a new cell or row.
     cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *rows)]

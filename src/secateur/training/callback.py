@@ -1,7 +1,7 @@
 """Trainer events to pruner calls. No logic."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +103,7 @@ class PruningCallback(TrainerCallback):
         guard: what decides when a score is not finite; without one the error is raised.
         seals: declare each checkpoint complete (`checkpoints.find_latest` then finds it); off where another callback
             does so later.
+        around: entered for as long as a cut takes.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class PruningCallback(TrainerCallback):
         leave_out: Callable[[], bool] = lambda: False,
         guard: NumericsGuard | None = None,
         seals: bool = True,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.pruner = pruner
+        self.around = around
         self.on_cut = on_cut
         self.leave_out = leave_out
         self.guard = guard
@@ -202,7 +205,10 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         if is_over(state):
             return
-        cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
+        schedule = self.pruner.schedule
+        due = schedule is not None and schedule.is_cut(self.pruner.steps_done + 1)
+        with self.around() if due else nullcontext():
+            cut = self.pruner.step(plain_optimizer(kwargs["optimizer"]))
         if cut is None:
             return
         # The best model is one of those that follow the last cut: an earlier one has other units.

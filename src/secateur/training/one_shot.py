@@ -1,5 +1,7 @@
 """Scores and cuts without training: before it, in the one-shot order, or in its place (`--steps 0`)."""
 
+from contextlib import nullcontext
+
 import torch
 from peft import PeftModel
 
@@ -7,7 +9,7 @@ from ..models.devices import autocast
 from ..parallel.distributed import average_gradients_, join, total
 from ..pruning.pruner import Pruner
 from ..system.launcher import launched, rank
-from ..system.progress import Progress
+from ..system.progress import Progress, cutting
 from .job import first_batches
 from .loss import IGNORED, causal_lm_loss
 from .prepare import PruneJob
@@ -22,6 +24,7 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()
     told = progress.counting("scoring", "batches")
+    told(pruner.steps_done, job.scoring_steps)
     for batch in list(first_batches(job, job.scoring_batches)) * (job.config.cuts or 1):
         own = batch.chunk(launched())[rank()].split(job.config.batch_size // job.config.accumulation)
         parts = [job.blocks.batch(rows, model.device) for rows in own]
@@ -36,7 +39,8 @@ def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.
         else:
             progress.message(f"warning: batch {pruner.steps_done + 1}: its gradients are not finite, it is left out")
             pruner.skip()
-        cut = pruner.step(optimizer)
+        with cutting() if job.schedule.is_cut(pruner.steps_done + 1) else nullcontext():
+            cut = pruner.step(optimizer)
         model.zero_grad()
         told(pruner.steps_done, job.scoring_steps)
         if cut is not None:

@@ -115,6 +115,11 @@ class RecordingCallback(TrainerCallback):
         self._step_started = self._last = time.perf_counter()
         self._seconds_per_step = 0.0
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.begin(self.watched.steps_done())
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

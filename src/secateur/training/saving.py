@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..parallel.distributed import barrier, largest
 from ..system.errors import InterruptedRun, LostProcessError
-from ..system.signals import HANG_UP, STOPPING, mute_after, stop_at_once
+from ..system.terminal.signals import HANG_UP, STOPPING, mute_after, stop_at_once
 from .checkpoints import rotate, seal
 
 

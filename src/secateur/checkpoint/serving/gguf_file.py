@@ -35,7 +35,7 @@ from ...models.tokenizers import load_tokenizer, settings_of
 from ...system.errors import InputError, SecateurError, VerificationError, disk_is_full
 from ...system.finished import lands
 from ...system.output import check_output_file, passing_folder, room_words
-from ...system.progress import megabytes
+from ...system.progress import megabytes, phase
 from ..comparing import logits_of
 from ..probe import default_probe
 from .agreement import Agreement, GgufReport, agreement
@@ -86,7 +86,8 @@ def to_gguf(config: ExportConfig) -> GgufReport:
         made = work / "converted.gguf"
         arguments = [str(_staged(source, model_config, work, sizes)), "--outtype", outtype]
         arguments += ["--outfile", str(made), "--model-name", output.stem]
-        _run(engine, CONVERT, {"arguments": arguments, "class": LAYERED_CLASS, "sizes": sizes}, work, config.model)
+        with phase("llama.cpp's converter writes the file"):
+            _run(engine, CONVERT, {"arguments": arguments, "class": LAYERED_CLASS, "sizes": sizes}, work, config.model)
         tokenizer = load_tokenizer(source)
         ids = default_probe(tokenizer, model_config.get_text_config().vocab_size)
         expected = logits_of(load_model(source, dtype="float32"), ids)
@@ -111,7 +112,8 @@ def _quantised(engine: str, converted: Path, name: str, work: Path, model: str) 
     """The file as llama.cpp's quantiser makes it; the one before goes."""
     made = work / "quantised.gguf"
     task = {"source": str(converted), "target": str(made), "ftype": QUANTISATIONS[name].ftype}
-    _run(engine, QUANTISE, task | {"threads": torch.get_num_threads()}, work, model)
+    with phase(f"llama.cpp quantises to {name}"):
+        _run(engine, QUANTISE, task | {"threads": torch.get_num_threads()}, work, model)
     converted.unlink()
     return made
 
@@ -282,7 +284,8 @@ def _read_back(
         "logits": str(logits),
         "texts": [text],
     }
-    said = _run(engine, READ, task, work, file.parent.name)
+    with phase("llama.cpp reads the file and predicts"):
+        said = _run(engine, READ, task, work, file.parent.name)
     values = array("f")
     with logits.open("rb") as opened:
         values.frombytes(opened.read())

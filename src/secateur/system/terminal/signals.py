@@ -1,6 +1,5 @@
 """SIGTERM and a hang-up as tidy as Ctrl-C: what is half-written is cleaned up, and the exit code says what came."""
 
-import errno
 import os
 import signal
 import stat
@@ -8,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn
 
-from .launcher import launched
+from ..launcher import launched
 
 HANG_UP = getattr(signal, "SIGHUP", None)
 """The terminal is gone; Windows has no signal for it."""
@@ -70,31 +69,3 @@ def mute_after(number: int) -> None:
             if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal; one that is gone denies it
                 os.dup2(silence, stream)
     os.close(silence)
-
-
-class Heard:
-    """A stream whose terminal may go away: writing to it is then no error, and a run can save before it stops."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with _gone_is_fine():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _gone_is_fine():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise

@@ -1,0 +1,153 @@
+"""What someone at a terminal sees of a command: its phases with their seconds, and stretches without a sign.
+
+Each command runs in a pseudo-terminal of 110 columns. What it writes is followed as a terminal shows it: a live line is
+there while the cursor is hidden. Silent is when there is none.
+
+    python benchmarks/cost/phases.py build/phases            # all cases, some minutes each
+    python benchmarks/cost/phases.py build/phases plan eval  # some
+
+Adds each case to `--record` (docs/results/phases.json), and prints the tables of docs/results/terminal.md. Tasks need
+`SECATEUR_DATA`, GGUF the Python of an environment with llama.cpp (`SECATEUR_LLAMA_CPP`).
+"""
+
+import argparse
+import codecs
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyte
+
+COLUMNS, LINES = 110, 50
+SILENT_SECONDS = 2.0
+MODEL = "smollm2-135m-instruct"
+DATA = "--data stdlib-docs:train --eval-data stdlib-docs:held-out --eval-tokens 4096"
+SHORT = f"--model {MODEL} {DATA} --seq-len 128 --batch-size 4 --overwrite"
+CASES = {
+    "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100",
+    "quickstart": "quickstart --steps 16 --output {out}/quickstart --overwrite",
+    "prune": f"prune {SHORT} --sparsity 0.5 --steps 8 --frequency 4 --criterion gate --allocation search "
+    "--search-evaluations 24 --compensate sequential --calibration-tokens 4096 --output {out}/prune",
+    "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 8 --output {{out}}/adapt",
+    "compare": f"compare --model {MODEL} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
+    "--eval-tokens 4096 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
+    "--overwrite --output {out}/compare",
+    "eval": f"eval --model {{out}}/quickstart --against {MODEL} --data stdlib-docs:held-out --max-tokens 8192 "
+    "--seq-len 512 --tasks arc_easy,piqa --task-data {data} --limit 40",
+    "bench": f"bench --model {{out}}/quickstart --against {MODEL} --repeats 3 --decode-tokens 16",
+    "sample": f"sample --model {{out}}/quickstart --against {MODEL} --prompts Why? --max-new-tokens 24",
+    "report": "report {out}/quickstart {out}/prune",
+    "padded": "export --model {out}/prune --format padded --output {out}/padded --overwrite",
+    "int4": "export --model {out}/quickstart --format compressed-tensors --quantise int4 --output {out}/q4 --overwrite",
+    "gguf": "export --model {out}/quickstart --format gguf --quantise q4_k_m --output {out}/q.gguf --overwrite",
+}
+"""Name -> a command; `{out}` is the folder of the results, `{data}` that of the tasks' rows."""
+
+
+def frames(
+    arguments: list[str], columns: int = COLUMNS, lines: int = LINES, **environment: str
+) -> Iterator[tuple[float, pyte.Screen]]:
+    """Run a command in a terminal: again and again the seconds since the start, and the screen as it is from then on.
+
+    At the end, the screen's `exit_code`.
+    """
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    own = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    own |= {"TERM": "xterm-256color"} | environment
+    command = [sys.executable, "-m", "secateur", *arguments]
+    started = time.perf_counter()
+    child = subprocess.Popen(command, stdin=writer, stdout=writer, stderr=writer, env=own)
+    os.close(writer)
+    screen = pyte.Screen(columns, lines)
+    stream, decoder = pyte.Stream(screen), codecs.getincrementaldecoder("utf-8")("replace")
+    while True:
+        ready, _, _ = select.select([reader], [], [], 0.1)
+        if ready:
+            try:
+                stream.feed(decoder.decode(os.read(reader, 65536)))
+            except OSError:  # the other end is closed
+                break
+        yield time.perf_counter() - started, screen
+    os.close(reader)
+    screen.exit_code = child.wait()
+    yield time.perf_counter() - started, screen
+
+
+def watch(arguments: list[str]) -> tuple[int, list[tuple[str, float]]]:
+    """Exit code, and what was shown for how long: a live line's words, or nothing."""
+    stretches: list[tuple[str, float]] = []
+    last, shown, code = 0.0, "", 0
+    for now, screen in frames(arguments):
+        if stretches and stretches[-1][0] == shown:
+            stretches[-1] = (shown, stretches[-1][1] + now - last)
+        else:
+            stretches.append((shown, now - last))
+        last, shown, code = now, live(screen), getattr(screen, "exit_code", 0)
+    return code, stretches
+
+
+def live(screen: pyte.Screen) -> str:
+    """The name of what a live line shows, without spinner, bar and figures; nothing where there is none."""
+    if not screen.cursor.hidden:
+        return ""
+    lines = [line for line in screen.display[: screen.cursor.y + 1] if line.strip()]
+    words = re.sub(r"^[^\w(]+", "", lines[-1]) if lines else ""
+    words = re.split(r"  |\s\d+ of \d+|\s+\d+/\d+", words.strip())[0]
+    return {"step": "training: step, loss, time left"}.get(words, words) or "?"
+
+
+def joined(stretches: list[tuple[str, float]]) -> list[dict[str, object]]:
+    """Each phase once, in the order in which it came first; silence with its longest stretch."""
+    found: dict[str, dict[str, object]] = {}
+    for words, seconds in stretches:
+        entry = found.setdefault(words, {"phase": words or None, "seconds": 0.0, "longest": 0.0, "times": 0})
+        entry["seconds"] = round(float(entry["seconds"]) + seconds, 2)
+        entry["longest"] = round(max(float(entry["longest"]), seconds), 2)
+        entry["times"] = int(entry["times"]) + 1
+    return list(found.values())
+
+
+def table(name: str, record: dict[str, object]) -> str:
+    """What docs/results/terminal.md says of a case."""
+    rows = [f"**{name}**: `secateur {record['command']}`", "", "| phase | seconds | longest |", "|---|---:|---:|"]
+    for entry in record["phases"]:
+        rows.append(f"| {entry['phase'] or '(no live line)'} | {entry['seconds']:.1f} | {entry['longest']:.1f} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", help="folder for the results")
+    parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}")
+    parser.add_argument("--record", default="docs/results/phases.json")
+    given = parser.parse_args()
+    Path(given.out).mkdir(parents=True, exist_ok=True)
+    path = Path(given.record)
+    for name in given.cases or CASES:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        places = {"out": given.out, "data": os.environ.get("SECATEUR_DATA", "data")}
+        code, stretches = watch(CASES[name].format(**places).split())
+        record = {
+            "command": CASES[name].format(out="OUT", data="$SECATEUR_DATA"),
+            "exit_code": code,
+            "seconds": round(sum(seconds for _, seconds in stretches), 1),
+            "longest_silence": round(max((s for words, s in stretches if not words), default=0.0), 2),
+            "phases": joined(stretches),
+        }
+        path.write_text(json.dumps(known | {name: record}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(table(name, record), f"\nexit code {code}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
