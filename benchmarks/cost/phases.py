@@ -35,7 +35,7 @@ DATA = "--data stdlib-docs:train --eval-data stdlib-docs:held-out --eval-tokens 
 SHORT = f"--model {MODEL} {DATA} --seq-len 128 --batch-size 4 --overwrite"
 CASES = {
     "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100",
-    "quickstart": "quickstart --steps 16 --output {out}/quickstart --overwrite",
+    "quickstart": "quickstart --steps 12 --output {out}/quickstart --overwrite",
     "prune": f"prune {SHORT} --sparsity 0.5 --steps 8 --frequency 4 --criterion gate --allocation search "
     "--search-evaluations 24 --compensate sequential --calibration-tokens 4096 --output {out}/prune",
     "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 8 --output {{out}}/adapt",
@@ -94,6 +94,8 @@ def watch(arguments: list[str]) -> tuple[int, list[tuple[str, float]]]:
         else:
             stretches.append((shown, now - last))
         last, shown, code = now, live(screen), getattr(screen, "exit_code", 0)
+    if code:
+        print("\n".join(line.rstrip() for line in screen.display if line.strip()))
     return code, stretches
 
 

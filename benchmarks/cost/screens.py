@@ -10,6 +10,7 @@ twice: while it trains, and when it is done.
 
 import argparse
 import shutil
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -22,7 +23,7 @@ SIZES = ((60, ""), (80, ""), (140, ""), (80, "1"))
 """Columns, and NO_COLOR."""
 LINES = 120
 COMMANDS = {
-    "quickstart": "quickstart --steps 8 --output {work}/quickstart --overwrite",
+    "quickstart": "quickstart --steps 12 --output {work}/quickstart --overwrite",
     "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100 --device-tflops 1",
     "compare": f"compare --model {MODEL} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
     "--eval-tokens 4096 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 "
@@ -33,6 +34,7 @@ FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="htt
 <style>
 .{unique_id}-matrix {{ font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px;
 line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-family: sans-serif; font-size: 18px; }}
 {styles}
 </style>
 <defs><clipPath id="{unique_id}-clip-terminal">
@@ -45,6 +47,14 @@ line-height: {line_height}px; font-variant-east-asian: full-width; }}
 """Rich's own, without the fonts that it has a reader's browser fetch."""
 
 
+def style_of(char: pyte.screens.Char) -> Style:
+    """How a character looks."""
+    colour = {"brown": "yellow", "default": None}.get(char.fg, char.fg)
+    if colour and len(colour) == 6 and all(letter in "0123456789abcdef" for letter in colour):
+        colour = f"#{colour}"
+    return Style(color=colour, bold=char.bold, italic=char.italics)
+
+
 def picture(screen: pyte.Screen, title: str) -> str:
     """An SVG of what stands on a screen."""
     rows = [number for number, line in enumerate(screen.display) if line.strip()]
@@ -54,12 +64,8 @@ def picture(screen: pyte.Screen, title: str) -> str:
         )
         for number in range(rows[-1] + 1):
             line = Text(no_wrap=True)
-            for column in range(screen.columns):
-                char = screen.buffer[number][column]
-                colour = {"brown": "yellow", "default": None}.get(char.fg, char.fg)
-                if colour and len(colour) == 6 and all(letter in "0123456789abcdef" for letter in colour):
-                    colour = f"#{colour}"
-                line.append(char.data, Style(color=colour, bold=char.bold, italic=char.italics))
+            for style, chars in groupby((screen.buffer[number][column] for column in range(screen.columns)), style_of):
+                line.append("".join(char.data for char in chars), style)
             line.rstrip()
             console.print(line, soft_wrap=True)
     return console.export_svg(title=title, code_format=FORMAT, unique_id="terminal")
@@ -73,6 +79,7 @@ def main() -> None:
     given = parser.parse_args()
     work = Path(given.out) / "screens"
     work.mkdir(parents=True, exist_ok=True)
+    Path(given.images).mkdir(parents=True, exist_ok=True)
     for name in given.names or COMMANDS:
         command = COMMANDS[name].format(out=given.out, work=work)
         title = "secateur " + COMMANDS[name].format(out="grids", work=".").split(" --output")[0]
@@ -80,7 +87,7 @@ def main() -> None:
             label = f"{columns}-plain" if colourless else str(columns)
             middle = ""
             for _, screen in frames(command.split(), columns, LINES, NO_COLOR=colourless):
-                if not middle and any("step 6/8" in line.replace("  ", " ") for line in screen.display):
+                if not middle and any("6/12" in line for line in screen.display):
                     middle = picture(screen, title)
             images = Path(given.images)
             (images / f"terminal-{name}-{label}.svg").write_text(picture(screen, title), encoding="utf-8")

@@ -169,16 +169,23 @@ def test_no_disk_space_is_known_before_the_run(place, tmp_path, capsys, monkeypa
     assert "0.001 MB free: make room" in capsys.readouterr().err
 
 
-def test_help_is_fast_and_loads_no_torch() -> None:
+@pytest.mark.parametrize("command", [["--help"], ["prune", "--help"]])
+def test_help_is_fast_and_loads_no_torch(command) -> None:
+    """Under 0.3 s of one core with the interpreter's own start, the best of some."""
     code = (
-        "import sys, time; t = time.process_time(); from secateur.cli import main\n"
-        "try: main(['prune', '--help'])\n"
+        "import sys, time; from secateur.cli import main\n"
+        f"try: main({command})\n"
         "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules; assert time.process_time() - t < 0.5, time.process_time() - t"
+        "assert not {'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)\n"
+        "print(time.process_time(), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--sparsity" in done.stdout
+    seconds = []
+    while len(seconds) < 5 and min(seconds, default=1.0) >= 0.3:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "secateur" in done.stdout
+        seconds.append(float(done.stderr))
+    assert min(seconds) < 0.3
 
 
 def test_every_option_has_a_flag(capsys) -> None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from terminals import screen_of, terminal
 from tiny import save_tiny
+from zygote import read_back
 
 from secateur.cli import main
 from tests.cli.test_faults import command
@@ -38,8 +39,8 @@ def commands(place, output):
         "eval": ["eval", "--model", one, "--against", other, "--data", text, *short],
         "bench": ["bench", "--model", one, "--against", other, "--no-memory", "--repeats", "1", "--batch-sizes", "1",
                   "--decode-tokens", "1", *short],
-        "compare": ["compare", "--model", one, "--data", text, "--evaluate-on", text, "--criterion", "gate,magnitude",
-                    "--sparsity", "0.3", "--steps", "4", "--batch-size", "2", "--frequency", "1", "--rank", "2",
+        "compare": ["compare", "--model", one, "--data", text, "--evaluate-on", text, "--criterion", "gate",
+                    "--sparsity", "0.3", "--steps", "2", "--batch-size", "2", "--frequency", "1", "--rank", "2",
                     "--output", str(output), *short],
     }  # fmt: skip
 
@@ -81,7 +82,8 @@ def test_a_run_goes_on_when_no_one_reads_any_more(place, tmp_path, monkeypatch) 
     with os.fdopen(writer, "w", encoding="utf-8") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         monkeypatch.setattr(sys, "stderr", closed)
-        assert main(command(place, tmp_path / "out")) == 0
+        monkeypatch.setattr("secateur.checkpoint.verify.run_python", read_back)
+        assert main(command(place, tmp_path / "out", "--steps", "2", "--frequency", "1", "--save-steps", "0")) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "done"
 
 

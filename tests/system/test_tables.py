@@ -71,8 +71,8 @@ def test_a_pipe_gets_aligned_text() -> None:
               "─" * 44,
               "smollm2-135m-inst  134,515,008  31.20 ± 0.22", "ruct",
               "a/small/one        115,000,000    36.2 ± 0.3"]),
-    (24, ["smollm2-135m-instruct", "  parameters:", "  134,515,008", "  perplexity: 31.20 ±", "  0.22",
-          "a/small/one", "  parameters:", "  115,000,000", "  perplexity: 36.2 ± 0.3"]),
+    (24, ["model:", "smollm2-135m-instruct", "  parameters:", "  134,515,008", "  perplexity: 31.20 ±", "  0.22",
+          "model: a/small/one", "  parameters:", "  115,000,000", "  perplexity: 36.2 ± 0.3"]),
 ])  # fmt: skip
 def test_words_fold_and_then_rows_become_blocks(columns, lines) -> None:
     assert shown(Words(TABLE), columns) == lines
@@ -89,7 +89,7 @@ def test_nothing_of_a_cell_is_lost_or_obeyed(header, rows, columns, align) -> No
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain)
 
     def bare(text: str) -> str:
-        return re.sub(r"[\s─]|\\ud800", "", text.replace("\ud800", "\\ud800"))
+        return re.sub(r"[\s─]", "", text)
 
     def kept(cell: str) -> str:
         return bare(on_one_line(cell))

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def _compare(comparison: "Comparison") -> int:
     from ..parallel.distributed import part_ways
 
     share = part_ways()  # before any import that looks for GPUs
-    with phase(STARTING):
+    with phase(STARTING) if share.number == 0 else nullcontext():
         from ..comparison.command import compare
         from ..comparison.recorded import stopped
     from ..system.errors import InterruptedRun

@@ -20,7 +20,7 @@ from ..system.finished import forget, results
 from ..system.terminal.screen import Above, columns_of, is_terminal
 from ..system.terminal.signals import exit_code_of, terminated_tidily
 from ..system.terminal.streams import Escaping, safe
-from ..system.terminal.tables import console_of
+from ..system.terminal.tables import console_of, prose
 from ..system.voice import flags_spoken
 from .commands import COMMANDS
 from .parsing import parse
@@ -109,11 +109,11 @@ def _complain(words: str) -> None:
         return
     err = Escaping(sys.stderr)
     if is_terminal(sys.stderr) and words.startswith(ERROR):
-        from rich.text import Text
-
-        text = Text(safe(words), overflow="fold")
-        text.stylize("bold red", 0, len(ERROR))
-        console_of(sys.stderr, columns_of(sys.stderr)).print(text, soft_wrap=True)
+        lines = list(prose(words))
+        lines[0].renderable.stylize("bold red", 0, len(ERROR))
+        console = console_of(sys.stderr, columns_of(sys.stderr))
+        for line in lines:
+            console.print(line)
     else:
         print(words, file=err)
     err.flush()

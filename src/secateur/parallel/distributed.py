@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,9 +23,11 @@ from ..architecture.experts import expert_lists
 from ..config.run import RunConfig
 from ..system.errors import SecateurError
 from ..system.launcher import launched, own_device
+from ..system.progress import phase
 
 TIMEOUT_S = RunConfig.process_timeout
 """How long a process waits for the others, where the user does not say (`--process-timeout`)."""
+WAITING = "waiting for the other processes"
 
 
 def join(timeout_s: float = TIMEOUT_S) -> None:
@@ -35,7 +38,8 @@ def join(timeout_s: float = TIMEOUT_S) -> None:
         torch.cuda.set_device(own_device())
         # Without it a lost process ends the others from a thread of NCCL's own, and no error can be caught and named.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
+    with phase(WAITING):
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Share:
         """Wait until all have come to `place`."""
         if self.store is not None:
             self.store.set(f"{place}/{self.number}", "here")
-            self.store.wait([f"{place}/{number}" for number in range(self.of)], timedelta(seconds=TIMEOUT_S))
+            with phase(WAITING) if self.number == 0 else nullcontext():
+                self.store.wait([f"{place}/{number}" for number in range(self.of)], timedelta(seconds=TIMEOUT_S))
 
 
 def part_ways() -> Share:

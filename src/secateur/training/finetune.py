@@ -24,6 +24,7 @@ from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
 from ..ranks.layers import whole
 from ..system.errors import InputError
+from ..system.progress import phase
 from .job import Job
 
 PROBE = 8
@@ -120,6 +121,7 @@ def linears_without_use(base: PreTrainedModel, job: Job, dtype: torch.dtype) -> 
     return unused
 
 
+@phase("adding LoRA")
 def add_lora(
     base: PreTrainedModel,
     config: RunConfig,

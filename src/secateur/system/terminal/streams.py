@@ -8,16 +8,16 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""What turns the direction of writing: a name with one reads as another name."""
+NAMED = re.compile("[\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What turns the direction of writing (a name with it reads as another), and bytes of a name that are no text."""
 BREAKS = re.compile("[\t\n\u2028\u2029]")
 GONE = (errno.EIO, errno.EPIPE, errno.ESHUTDOWN)
 """A terminal that was closed; a pipe whose reader has read enough (`| head -1`)."""
 
 
 def safe(text: str) -> str:
-    """Text from data or models: control sequences go, what turns the direction of writing is named."""
-    return TURNS.sub(_named, ESCAPES.sub("", text))
+    """Text from data or models: control sequences go, what turns the writing or is no text is named."""
+    return NAMED.sub(_named, ESCAPES.sub("", text))
 
 
 def on_one_line(text: str) -> str:
@@ -47,7 +47,7 @@ class Heard:
         with self._gone_is_fine():
             try:
                 self._stream.write(text)
-            except UnicodeEncodeError:  # a name that is no text, or a terminal that knows few characters
+            except UnicodeEncodeError:  # a terminal that knows few characters
                 encoding = self._stream.encoding or "ascii"
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)

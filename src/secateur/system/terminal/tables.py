@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from .screen import columns_of, is_terminal
 from .streams import Heard, on_one_line, safe
@@ -117,8 +117,8 @@ def console_of(stream: TextIO, columns: int) -> "Console":
     return Console(file=heard, width=max(1, columns), force_terminal=True, force_jupyter=False, highlight=False)
 
 
-def prose(text: str) -> "Iterable[RenderableType]":
-    """Lines that are broken between words, each under its own indentation."""
+def prose(text: str) -> "Iterable[Any]":
+    """Lines that are broken between words, each under its own indentation: rich's `Padding` around `Text`."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -177,11 +177,11 @@ def stacked(table: Table, columns: int) -> "Iterable[RenderableType]":
 
     indent = GAP if columns > FIGURE else 0
     for line in table.body:
-        yield Text(line[0].strip(), style="bold", overflow="fold")
-        for name, cell in zip(table.head[1:] or [""] * len(line), line[1:], strict=False):
-            if cell:
-                said = Text(f"{name}: " if name else "", style="dim", overflow="fold")
-                yield Padding(said.append(cell.strip(), style="not dim"), (0, 0, 0, indent), expand=False)
+        for column, (name, cell) in enumerate(zip(table.head or [""] * len(line), line, strict=True)):
+            said = Text(f"{name}: " if name else "", style="dim", overflow="fold")
+            said.append(cell.strip(), style="not dim" if column else "bold not dim")
+            if cell or not column:
+                yield Padding(said, (0, 0, 0, indent if column else 0), expand=False)
 
 
 def width(text: str) -> int:
