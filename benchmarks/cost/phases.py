@@ -31,19 +31,19 @@ import pyte
 COLUMNS, LINES = 110, 50
 SILENT_SECONDS = 2.0
 MODEL = "smollm2-135m-instruct"
-DATA = "--data stdlib-docs:train --eval-data stdlib-docs:held-out --eval-tokens 4096"
+DATA = "--data stdlib-docs:train --eval-data stdlib-docs:held-out --eval-tokens 1024"
 SHORT = f"--model {MODEL} {DATA} --seq-len 128 --batch-size 4 --overwrite"
 CASES = {
     "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100",
     "quickstart": "quickstart --steps 12 --output {out}/quickstart --overwrite",
-    "prune": f"prune {SHORT} --sparsity 0.5 --steps 8 --frequency 4 --criterion gate --allocation search "
-    "--search-evaluations 24 --compensate sequential --calibration-tokens 4096 --output {out}/prune",
-    "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 8 --output {{out}}/adapt",
+    "prune": f"prune {SHORT} --sparsity 0.5 --steps 4 --schedule one-shot --prune-start 2 --criterion gate --allocation search "
+    "--search-evaluations 6 --compensate sequential --calibration-tokens 1024 --output {out}/prune",
+    "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 4 --output {{out}}/adapt",
     "compare": f"compare --model {MODEL} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
-    "--eval-tokens 4096 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
+    "--eval-tokens 1024 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
     "--overwrite --output {out}/compare",
-    "eval": f"eval --model {{out}}/quickstart --against {MODEL} --data stdlib-docs:held-out --max-tokens 8192 "
-    "--seq-len 512 --tasks arc_easy,piqa --task-data {data} --limit 40",
+    "eval": f"eval --model {{out}}/quickstart --against {MODEL} --data stdlib-docs:held-out --max-tokens 2048 "
+    "--seq-len 512 --tasks arc_easy,piqa --task-data {data} --limit 8",
     "bench": f"bench --model {{out}}/quickstart --against {MODEL} --repeats 3 --decode-tokens 16",
     "sample": f"sample --model {{out}}/quickstart --against {MODEL} --prompts Why? --max-new-tokens 24",
     "report": "report {out}/quickstart {out}/prune",
