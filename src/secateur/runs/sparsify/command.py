@@ -27,7 +27,7 @@ from ...models.memory import WRITE_LATER, memory_for
 from ...models.stored import checkpoint_dtype
 from ...sparsity.walk import sparsify_layers
 from ...system.locks import locked
-from ...system.progress import Progress
+from ...system.progress import Progress, phase
 from ...system.records import environment, write_json
 from ...training.checkpoints import drop_work, failure_noted, note_result, step_of
 from ...training.finetune import add_lora, check_packing, check_resumable, load_base
@@ -175,6 +175,7 @@ def merged(model: nn.Module, keep: dict[str, Tensor], job: SparsifyJob) -> tuple
         return small, compare_logits("the merged", logits_of(small, ids), "the trained", trained, allowed)
 
 
+@phase("merging and writing the result")
 def write(small: PreTrainedModel, job: SparsifyJob, merge: tuple[float, float], finish: Finish) -> ExportReport:
     """The checkpoint, verified before it is put in place."""
     small.cpu()
