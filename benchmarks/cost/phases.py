@@ -36,8 +36,8 @@ SHORT = f"--model {MODEL} {DATA} --seq-len 128 --batch-size 4 --overwrite"
 CASES = {
     "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100",
     "quickstart": "quickstart --steps 12 --output {out}/quickstart --overwrite",
-    "prune": f"prune {SHORT} --sparsity 0.5 --steps 4 --schedule one-shot --prune-start 2 --criterion gate --allocation search "
-    "--search-evaluations 6 --compensate sequential --calibration-tokens 1024 --output {out}/prune",
+    "prune": f"prune {SHORT} --sparsity 0.5 --steps 4 --schedule one-shot --prune-start 2 --criterion gate "
+    "--allocation search --search-evaluations 6 --compensate sequential --calibration-tokens 1024 --output {out}/prune",
     "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 4 --output {{out}}/adapt",
     "compare": f"compare --model {MODEL} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
     "--eval-tokens 1024 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
@@ -49,9 +49,11 @@ CASES = {
     "report": "report {out}/quickstart {out}/prune",
     "padded": "export --model {out}/prune --format padded --output {out}/padded --overwrite",
     "int4": "export --model {out}/quickstart --format compressed-tensors --quantise int4 --output {out}/q4 --overwrite",
-    "gguf": "export --model {out}/quickstart --format gguf --quantise q4_k_m --output {out}/q.gguf --overwrite",
+    "gguf": "export --model {out}/quickstart --format gguf --quantise q4_k_m --engine {engine} "
+    "--output {out}/q.gguf --overwrite",
 }
-"""Name -> a command; `{out}` is the folder of the results, `{data}` that of the tasks' rows."""
+"""Name -> a command; `{out}` is the folder of the results, `{data}` that of the tasks' rows, `{engine}` a Python with
+llama.cpp."""
 
 
 def frames(
@@ -139,9 +141,10 @@ def main() -> None:
     for name in given.cases or CASES:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         places = {"out": given.out, "data": os.environ.get("SECATEUR_DATA", "data")}
+        places["engine"] = os.environ.get("SECATEUR_LLAMA_CPP", sys.executable)
         code, stretches = watch(CASES[name].format(**places).split())
         record = {
-            "command": CASES[name].format(out="OUT", data="$SECATEUR_DATA"),
+            "command": CASES[name].format(out="OUT", data="$SECATEUR_DATA", engine="PYTHON"),
             "exit_code": code,
             "seconds": round(sum(seconds for _, seconds in stretches), 1),
             "longest_silence": round(max((s for words, s in stretches if not words), default=0.0), 2),

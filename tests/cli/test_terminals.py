@@ -76,15 +76,27 @@ def test_everywhere(place, tmp_path, monkeypatch, capsys, name) -> None:
         assert not [word for word in piped.split() if word not in narrow]
 
 
-def test_a_run_goes_on_when_no_one_reads_any_more(place, tmp_path, monkeypatch) -> None:
+def test_a_run_says_what_it_is_at_and_goes_on_when_no_one_reads_any_more(place, tmp_path, monkeypatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w", encoding="utf-8") as closed:
+    with os.fdopen(writer, "w", encoding="utf-8") as closed, terminal(monkeypatch, 100) as stream:
         monkeypatch.setattr(sys, "stdout", closed)
-        monkeypatch.setattr(sys, "stderr", closed)
+        monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr("secateur.checkpoint.verify.run_python", read_back)
-        assert main(command(place, tmp_path / "out", "--steps", "2", "--frequency", "1", "--save-steps", "0")) == 0
+        short = ["--steps", "2", "--frequency", "1", "--save-steps", "0", "--eval-data", str(place / "text.txt")]
+        assert main(command(place, tmp_path / "out", *short)) == 0
+        monkeypatch.undo()
+        sent = stream.sent().decode()
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "done"
+    seen = [sent.find(words) for words in (
+        "starting ...", "checking the run ...", "reading and tokenising the training data ...", "loading ",
+        "measuring perplexity", "adding LoRA ...", "step 0/2", "cutting ...", "step 2/2",
+        "merging, slicing and writing the result ...", "reading the result back in a fresh process ...",
+        "timing a forward pass ...", "hashing the weights ...", "drawing the report ...",
+    )]  # fmt: skip
+    assert -1 not in seen
+    assert seen == sorted(seen)
+    assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h")
 
 
 def test_an_error_in_a_terminal(monkeypatch, tmp_path) -> None:

@@ -9,9 +9,11 @@ import time
 
 import pytest
 from terminals import screen_of, terminal
+from tqdm import tqdm
 
 from secateur.system.progress import Progress, human_bytes, human_count, human_seconds, phase
-from secateur.system.terminal.streams import safe
+from secateur.system.terminal.screen import Above
+from secateur.system.terminal.streams import Barless, safe
 
 
 def update(progress: Progress, step: int, **changed: float) -> None:
@@ -123,6 +125,40 @@ def test_a_phase_is_seen_while_it_lasts(monkeypatch) -> None:
     assert b"loading ..." in sent
     assert b"unpacking ..." in sent
     assert screen_of(sent) == ["a warning of others"]
+
+
+def test_a_measurement_is_seen_before_its_first_piece(monkeypatch) -> None:
+    with terminal(monkeypatch, 100) as stream:
+        told = Progress(0, stream=stream).counting("drafting", "prompts")
+        told(0, 2)
+        time.sleep(0.3)
+        told(1, 2)
+        told(2, 2)
+        sent = stream.sent().decode()
+    assert sent.index("0 of 2 prompts") < sent.index("? left") < sent.index("1 of 2 prompts")
+
+
+def test_what_is_printed_stands_above_the_line_that_lives(monkeypatch) -> None:
+    """In one terminal; in a file it is what it would be without."""
+    with terminal(monkeypatch, 60) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        out = Above(stream)
+        with phase("loading"):
+            print("first [red]line[/] \x1b[31mred", file=out)
+            print("begun ", end="", file=out)
+            out.flush()
+            print("and ended\n\nlast", file=out)
+        print("after", file=out)
+        sent = stream.sent()
+    assert screen_of(sent, 60) == ["first [red]line[/] red", "begun and ended", "last", "after"]
+    assert b"\x1b[31m" not in sent
+
+
+def test_bars_of_others_are_left_out(capsys) -> None:
+    out = Barless(sys.stderr)
+    for _ in tqdm(range(3), file=out, desc="their bar"):
+        print("an error of theirs", file=out)
+    assert capsys.readouterr().err == "an error of theirs\n" * 3
 
 
 def test_a_phase_in_a_pipe_says_its_name_once_it_lasts(monkeypatch, capsys) -> None:
