@@ -124,7 +124,7 @@ def joined(stretches: list[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def table(records: dict[str, dict[str, Any]]) -> str:
-    """What docs/results/terminal.md says: phases of two seconds and more, and the longest stretch without a live line."""
+    """What docs/results/terminal.md says: phases of two seconds and more, the longest stretch without a live line."""
     rows = [
         "| command | seconds | longest without a line | phases over two seconds, in seconds |",
         "|---|---:|---:|---|",
