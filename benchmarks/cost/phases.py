@@ -33,28 +33,32 @@ COLUMNS, LINES = 110, 50
 SILENT_SECONDS = 2.0
 MODEL = "smollm2-135m-instruct"
 DATA = "--data stdlib-docs:train --eval-data stdlib-docs:held-out --eval-tokens 1024"
-SHORT = f"--model {MODEL} {DATA} --seq-len 128 --batch-size 4 --overwrite"
+SHORT = f"--model {{model}} {DATA} --seq-len 128 --batch-size 4 --overwrite"
 CASES = {
-    "plan": f"plan --model {MODEL} --sparsity 0.2 --steps 100",
+    "plan": "plan --model {model} --sparsity 0.2 --steps 100",
     "quickstart": "quickstart --steps 12 --output {out}/quickstart --overwrite",
     "prune": f"prune {SHORT} --sparsity 0.5 --steps 4 --schedule one-shot --prune-start 2 --criterion gate "
     "--allocation search --search-evaluations 6 --compensate sequential --calibration-tokens 1024 --output {out}/prune",
     "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 4 --output {{out}}/adapt",
-    "compare": f"compare --model {MODEL} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
+    "compare": "compare --model {model} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
     "--eval-tokens 1024 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
     "--overwrite --output {out}/compare",
-    "eval": f"eval --model {{out}}/quickstart --against {MODEL} --data stdlib-docs:held-out --max-tokens 2048 "
+    "eval": "eval --model {out}/quickstart --against {model} --data stdlib-docs:held-out --max-tokens 2048 "
     "--seq-len 512 --tasks arc_easy,piqa --task-data {data} --limit 8",
-    "bench": f"bench --model {{out}}/quickstart --against {MODEL} --repeats 3 --decode-tokens 16",
-    "sample": f"sample --model {{out}}/quickstart --against {MODEL} --prompts Why? --max-new-tokens 24",
+    "bench": "bench --model {out}/quickstart --against {model} --repeats 3 --decode-tokens 16",
+    "sample": "sample --model {out}/quickstart --against {model} --prompts Why? --max-new-tokens 24",
     "report": "report {out}/quickstart {out}/prune",
     "padded": "export --model {out}/prune --format padded --output {out}/padded --overwrite",
     "int4": "export --model {out}/quickstart --format compressed-tensors --quantise int4 --output {out}/q4 --overwrite",
     "gguf": "export --model {out}/quickstart --format gguf --quantise q4_k_m --engine {engine} "
     "--output {out}/q.gguf --overwrite",
 }
-"""Name -> a command; `{out}` is the folder of the results, `{data}` that of the tasks' rows, `{engine}` a Python with
-llama.cpp."""
+"""Name -> a command; `{out}` is the folder of the results, `{model}` the model, `{data}` the folder of the tasks' rows,
+`{engine}` a Python with llama.cpp."""
+SMALL = {
+    "quickstart": f"prune {SHORT} --sparsity 0.2 --steps 12 --frequency 4 --attention none --output {{out}}/quickstart",
+}
+"""What takes the place of a case whose model is fixed."""
 
 
 def frames(
@@ -102,6 +106,21 @@ def watch(arguments: list[str]) -> tuple[int, list[tuple[str, float]]]:
     return code, stretches
 
 
+def small_model(folder: Path) -> str:
+    """The real model's tokenizer and shape, narrower and of 6 layers, with random weights."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    from secateur.data.embedded import embedded_model_dir
+
+    real = embedded_model_dir()
+    config = AutoConfig.from_pretrained(real)
+    config.update({"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32})
+    config.update({"intermediate_size": 512, "num_hidden_layers": 6})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(real).save_pretrained(folder)
+    return str(folder)
+
+
 def live(screen: pyte.Screen) -> str:
     """The name of what a live line shows, without spinner, bar and figures; nothing where there is none."""
     if not screen.cursor.hidden:
@@ -144,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder for the results")
     parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}")
+    parser.add_argument("--small", action="store_true", help="a small random model in the real one's place")
     parser.add_argument("--record", default="docs/results/phases.json")
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
@@ -151,13 +171,18 @@ def main() -> None:
     subprocess.run(
         [sys.executable, "-m", "secateur", "--help"], check=True, stdout=subprocess.DEVNULL
     )  # is compiled now
-    for name in given.cases or CASES:
+    model = small_model(Path(given.out) / "model") if given.small else MODEL
+    for name, command in (CASES | (SMALL if given.small else {})).items():
+        if given.cases and name not in given.cases:
+            continue
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        places = {"out": given.out, "data": os.environ.get("SECATEUR_DATA", "data")}
+        places = {"out": given.out, "model": model, "data": os.environ.get("SECATEUR_DATA", "data")}
         places["engine"] = os.environ.get("SECATEUR_LLAMA_CPP", sys.executable)
-        code, stretches = watch(CASES[name].format(**places).split())
+        code, stretches = watch(command.format(**places).split())
         record = {
-            "command": CASES[name].format(out="OUT", data="$SECATEUR_DATA", engine="PYTHON"),
+            "command": command.format(
+                out="OUT", model=model.replace(given.out, "OUT"), data="$SECATEUR_DATA", engine="PYTHON"
+            ),
             "exit_code": code,
             "seconds": round(sum(seconds for _, seconds in stretches), 1),
             "longest_silence": round(max((s for words, s in stretches if not words), default=0.0), 2),
