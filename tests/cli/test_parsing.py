@@ -93,4 +93,4 @@ def test_the_schema_takes_what_the_command_takes(tmp_path, capsys) -> None:
     assert "options_format is 2, this version knows 1: update secateur." in capsys.readouterr().err
     (tmp_path / "tab.yaml").write_text("model:\tm\n\tdata: x\n")
     assert main(["prune", "--config", str(tmp_path / "tab.yaml"), "--output", "o"]) == 2
-    assert "tab.yaml: not valid YAML (while scanning" in capsys.readouterr().err
+    assert "tab.yaml: line 1 has a tab, which YAML does not take" in capsys.readouterr().err
