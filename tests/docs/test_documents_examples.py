@@ -64,6 +64,9 @@ def fill(folder: Path) -> None:
     (folder / "held-out.txt").write_text("Another text, which no run has seen.\n" * 20, encoding="utf-8")
     tasks = [json.dumps({"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}." * 4}) for n in range(200)]
     (folder / "gsm8k.jsonl").write_text("\n".join(tasks), encoding="utf-8")
+    for name, numbers in (("task", range(200)), ("task-held-out", range(200, 220))):
+        words = [json.dumps({"question": f"Is {n} odd?", "answer": "yes" if n % 2 else "no"}) for n in numbers]
+        (folder / f"{name}.jsonl").write_text("\n".join(words), encoding="utf-8")
 
 
 @functools.cache

@@ -23,7 +23,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 """Trainer without a GPU."""
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-OUTPUTS = {"compare_criteria": ("compare_criteria/lora", "compare_criteria/gate")}
+OUTPUTS = {
+    "compare_criteria": ("compare_criteria/lora", "compare_criteria/gate"),
+    "own_task": ("own_task/half",),
+}
 """Example -> folders under runs/, where it is not its own name."""
 
 
@@ -101,6 +104,18 @@ def test_compare_criteria(run, tiny, tmp_path) -> None:
     dense, lora, gate = perplexities(printed)
     assert len({dense, lora, gate}) == 3
     assert re.search(r"^gate +perplexity", printed, re.MULTILINE)
+
+
+def test_own_task(run, tiny, tmp_path) -> None:
+    printed = run("own_task", "--steps", "6")
+    smaller(tmp_path / "runs" / "own_task" / "half", tiny, sparsity=0.5)
+    figure = r"[\d.]+% ± [\d.]+%"
+    assert re.search(rf"^dev \(accuracy, 150 rows, 0-shot\) +{figure} +{figure} +[+-]", printed, re.MULTILINE)
+    train, dev = (
+        (tmp_path / "runs" / "own_task" / f"{part}.jsonl").read_text().splitlines() for part in ("train", "dev")
+    )
+    assert len(train) > 300
+    assert not set(train) & set(dev)
 
 
 @pytest.mark.parametrize("more", [(), ("--whole",)], ids=["sharded", "whole"])
