@@ -120,7 +120,7 @@ def base_bytes(model) -> int:
 
 
 if __name__ == "__main__":
-    join()
+    join(torch.device("cpu"))
     if rank() == 0:
         tiny_llama(layers=2, dtype=torch.float64).save_pretrained(Path(sys.argv[1]) / "checkpoint")
     barrier()

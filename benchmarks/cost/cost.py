@@ -40,7 +40,7 @@ from secateur.models.benchmark import forward_flops, forward_latency
 from secateur.models.devices import compute_dtype, default_device
 from secateur.pruning.schedule import make_schedule
 from secateur.system.errors import InputError
-from secateur.system.heap import freed_pages_kept
+from secateur.system.machine.heap import freed_pages_kept
 from secateur.system.records import environment, write_json
 from secateur.training.flops import Workload, model_sizes, run_flops, step_flops
 

@@ -15,7 +15,7 @@ import torch
 from secateur.architecture.quantised import loading_options, settle_
 from secateur.data.presets import preset_text
 from secateur.evaluation.perplexity import perplexity
-from secateur.models.devices import compute_dtype, name_of, training_device, widened
+from secateur.models.devices import compute_dtype, default_device, name_of, widened
 from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
 from secateur.models.tokenizers import load_tokenizer
@@ -37,7 +37,7 @@ def main() -> None:
         if load_in is None:
             model = widened(load_model(source), dtype)
         else:
-            options = loading_options(load_in, dtype, training_device())
+            options = loading_options(load_in, dtype, default_device())
             model = load_model(source, dtype=name_of(dtype), quantising=options)
             settle_(model)
         measured = perplexity(model, tokens, seq_len=SEQ_LEN, dtype=dtype).to_dict()

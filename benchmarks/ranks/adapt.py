@@ -40,7 +40,7 @@ from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
 from secateur.models.tokenizers import load_tokenizer
 from secateur.ranks import RankPruner
-from secateur.system.heap import freed_pages_kept
+from secateur.system.machine.heap import freed_pages_kept
 from secateur.system.records import environment, write_json
 from secateur.training.loss import causal_lm_loss
 

@@ -467,7 +467,7 @@ def test_recorded_cells_are_checked(inputs, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="not measured on --evaluate-on .*new.txt as it is now.*--allow-different"):
         compare(build_comparison({**given, "evaluate_on": more}))
     compare(build_comparison({**given, "evaluate_on": more, "allow_different": True}))
-    monkeypatch.setattr("secateur.comparison.recorded.compute_dtype", lambda name: torch.bfloat16)
+    monkeypatch.setattr("secateur.comparison.recorded.dtype_of", lambda config: torch.bfloat16)
     with pytest.raises(InputError, match="computed in float32, and on this machine others would be in bfloat16"):
         compare(build_comparison(given))
     monkeypatch.undo()

@@ -15,6 +15,7 @@ from secateur.config.options import build
 from secateur.config.prune import PruneConfig
 from secateur.models.adapter import load_adapter, read_adapter, starting_from_adapter
 from secateur.system.errors import InputError
+from secateur.system.machine import devices
 from secateur.training import finetune
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
@@ -190,7 +191,7 @@ def test_what_lora_cannot_do_is_refused_before_weights_are_read(
     place, tmp_path, capsys, monkeypatch, more, words
 ) -> None:
     monkeypatch.setattr(finetune, "load_model", never)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "accelerator", lambda: None)
     argv = command(place, tmp_path / "out", *more)
     assert words in refused(capsys, argv)
     assert not (tmp_path / "out.run").exists()

@@ -14,6 +14,7 @@ from secateur.models.loading import load_config, load_model
 from secateur.models.source import ModelSource, resolve_model
 from secateur.models.tokenizers import load_tokenizer
 from secateur.system.errors import InputError
+from secateur.system.machine import devices
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ def test_the_hub(monkeypatch):
 
 def test_compute_dtype_and_autocast(monkeypatch):
     assert compute_dtype("float16") == torch.float16
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "accelerator", lambda: None)
     for capabilities, expected in [({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert compute_dtype("auto") == expected

@@ -13,17 +13,11 @@ from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_llama
-from transformers import TrainingArguments
 from zygote import launch
 
 from secateur import Pruner
 from secateur.cli import main
-from secateur.config.prune import PruneConfig
-from secateur.models.devices import default_device
-from secateur.parallel.distributed import join, part_ways
 from secateur.system.errors import InputError
-from secateur.system.launcher import launched
-from secateur.training import trainer
 from tests.parallel.test_distributed import ENVIRONMENT, WORDS
 
 
@@ -226,58 +220,3 @@ def test_weights_that_are_put_off_are_refused() -> None:
     base = cpu_offload(tiny_llama(layers=2), execution_device="cpu")
     with pytest.raises(InputError, match="other weights are not in memory: device_map has put them off"):
         Pruner(base, sparsity=0.4, criterion="magnitude")
-
-
-class Cuda:
-    """Two GPUs that are not there, and what is asked of them."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.device: object = None
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(self, "device", device))
-        for name in ("CUDA_VISIBLE_DEVICES", "TORCH_NCCL_BLOCKING_WAIT", "LOCAL_RANK", "WORLD_SIZE", "RANK"):
-            monkeypatch.setenv(name, "")  # so that what the tests set is taken back
-            monkeypatch.delenv(name)
-
-
-def test_every_process_loads_on_its_own_gpu(monkeypatch) -> None:
-    Cuda(monkeypatch)
-    assert str(default_device()) == "cuda:0"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert str(default_device()) == "cuda:1"
-
-
-@pytest.mark.parametrize(("visible", "own"), [(None, "1"), ("4,6", "6"), ("GPU-a,GPU-b", "GPU-b")])
-def test_a_comparisons_process_sees_its_own_gpu_alone(monkeypatch, visible, own) -> None:
-    Cuda(monkeypatch)
-    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "RANK": "1", "CUDA_VISIBLE_DEVICES": visible}.items():
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(None, 1, 2)]))
-    assert part_ways().number == 1
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
-    assert str(default_device()) == "cuda:0", "the only one that it sees"
-    assert launched() == 1
-
-
-def test_a_lost_process_is_an_error_under_nccl_too(monkeypatch) -> None:
-    cuda, asked = Cuda(monkeypatch), {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: asked.update(backend=backend))
-    join()
-    assert (asked["backend"], cuda.device, os.environ["TORCH_NCCL_BLOCKING_WAIT"]) == ("nccl", 1, "1")
-
-
-def test_one_process_trains_on_one_gpu(monkeypatch, tmp_path) -> None:
-    """Trainer would copy the model to all that there are, and multiply the batch by them."""
-
-    class OnFour(TrainingArguments):
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self._n_gpu = 4
-
-    monkeypatch.setattr(trainer, "TrainingArguments", OnFour)
-    config = PruneConfig(model="m", data=("d",), output=str(tmp_path / "out"), sparsity=0.2, batch_size=2)
-    arguments = trainer.training_arguments(config, 10, torch.float32, tmp_path)
-    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 2)

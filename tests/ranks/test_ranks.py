@@ -431,7 +431,7 @@ def test_averages_are_debiased_and_forget_at_the_decay() -> None:
 def test_large_second_moments_are_close_in_bfloat16(monkeypatch) -> None:
     from secateur.ranks import layers
 
-    monkeypatch.setattr(layers, "compute_dtype", lambda name: torch.bfloat16)
+    monkeypatch.setattr(layers, "compute_dtype", lambda *args: torch.bfloat16)
     gradient = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 64)
     exact = gradient.T @ gradient
     found = second_moment(gradient)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ LONGER = {
     "report/facts.py": (318, "a function for each fact of the page, none of them longer than 25 lines"),
     "plan/footprint.py: training_footprint": (75, "fifteen arguments, each with its sentence, and twelve figures"),
     "checkpoint/streaming.py: export_streamed": (80, "fifteen options, most of which its docstring explains"),
-    "plan/command.py: plan": (73, "one record, whose parts stand in the order in which they are printed"),
+    "plan/command.py: plan": (74, "one record, whose parts stand in the order in which they are printed"),
 }
 """What is longer all the same -> its limit in lines, and why it is better in one piece."""
 
@@ -82,3 +83,14 @@ def test_the_library_has_a_face_too() -> None:
     import secateur
 
     assert [name for name in secateur.__all__ if not hasattr(secateur, name)] == []
+
+
+ACCELERATORS = r"torch\.(cuda|mps|xpu|accelerator)\b|\.is_cuda\b|\bget_device_module\b|\.backends\.(cuda|mps)\b"
+
+
+def test_one_module_asks_for_accelerators() -> None:
+    """All others are told a device, or follow the tensors that they have: what works on one kind works on any."""
+    home = SOURCE / "system" / "machine" / "devices.py"
+    assert re.search(ACCELERATORS, home.read_text(encoding="utf-8"))
+    asking = [path for path in MODULES if path != home and re.search(ACCELERATORS, path.read_text(encoding="utf-8"))]
+    assert asking == []

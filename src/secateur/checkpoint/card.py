@@ -278,7 +278,7 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if own := speed.get("pruned"):
         before = f"{speed['dense']['median_ms']:.1f} ms" if "dense" in speed else "not measured"
-        where = result["environment"]["cpu"]
+        where = result["environment"].get("device") or result["environment"]["cpu"]
         label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
         rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:

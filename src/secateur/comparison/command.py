@@ -24,7 +24,7 @@ from ..data.tokens import evaluation_tokens, left_out_of
 from ..evaluation.perplexity import perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
-from ..models.devices import compute_dtype, default_device, widened
+from ..models.devices import device_of, dtype_of, widened
 from ..models.source import resolve_model
 from ..models.stored import checkpoint_dtype
 from ..models.surgery import merged_and_sliced
@@ -108,7 +108,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
             record = run_cell(cell, jobs[cell.name], comparison)
         except (NumericsError, OutOfMemoryError, VerificationError) as error:
             failed = {"status": "failed", "reason": str(error)}
-            record = failed | {"config": asdict(cell.config), "environment": environment()}
+            record = failed | {"config": asdict(cell.config), "environment": environment(device_of(cell.config))}
             print(f"failed: {error}\n(--overwrite runs failed cells again)", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)
         write_json(folder / cell.name / RECORD, {"name": cell.name, "kind": cell.kind} | record, result=True)
@@ -134,15 +134,16 @@ def run_cell(cell: Cell, job: PruneJob, comparison: Comparison) -> dict[str, Any
     """Train, prune, measure; what the cell's record holds."""
     started = time.perf_counter()
     set_seed(job.config.seed)
-    dtype = compute_dtype(job.config.dtype)
+    dtype = dtype_of(job.config)
     for note in job.notes:
         print(note, flush=True)
     make_work(job)
-    record: dict[str, Any] = {"status": "done", "config": asdict(job.config), "environment": environment()}
+    record: dict[str, Any] = {"status": "done", "config": asdict(job.config)}
+    record["environment"] = environment(device_of(job.config))
     small: nn.Module
     details: dict[str, Any] = {}
     if cell.kind == "dense":
-        small = load_original(job, dtype, default_device())
+        small = load_original(job, dtype, device_of(job.config))
     elif cell.kind == "dense+lora":
         small = train_dense(job, dtype, Progress(job.total_steps, every_seconds=60))
     elif comparison.settings.keep_checkpoints:
@@ -195,7 +196,7 @@ def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
     result = prune(job, Progress(job.total_steps, every_seconds=60))
     trust = FORMATS[result["export"]["format"]].trust
     small = AutoModelForCausalLM.from_pretrained(job.output, dtype="auto", trust_remote_code=trust)
-    widened(small, compute_dtype(job.config.dtype))
+    widened(small, dtype_of(job.config))
     return small, {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}
 
 

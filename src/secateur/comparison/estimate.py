@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from ..models.devices import autocast, compute_dtype
+from ..models.devices import autocast, dtype_of
 from ..models.memory import TRAIN_LESS, memory_for
 from ..system.errors import OutOfMemoryError
 from ..training.finetune import add_lora, load_base
@@ -43,7 +43,7 @@ def estimated_seconds(
 
 def _token_seconds(job: PruneJob) -> float:
     """Seconds of training for a token, from a few micro-batches."""
-    dtype = compute_dtype(job.config.dtype)
+    dtype = dtype_of(job.config)
     model = add_lora(load_base(job, dtype), job.config, lora_names(job.budget.units.family))
     model.train()
     count = job.config.batch_size // job.config.accumulation

@@ -15,7 +15,7 @@ from ..system.registry import did_you_mean
 
 SAME_EVERYWHERE = (
     "model", "data", "steps", "epochs", "batch_size", "seq_len", "response_only", "packing", "eval_seq_len",
-    "eval_tokens",
+    "eval_tokens", "device",
 )  # fmt: skip
 """Cells that differ in one of these are not comparable."""
 TARGETS = ("sparsity", "target_params", "target_bytes")
@@ -26,7 +26,7 @@ UNTRAINED = ("model", "trust_remote_code", "seq_len", "eval_seq_len", "eval_toke
 """What a model that is only measured depends on."""
 TRAINED = (*SAME_EVERYWHERE, "lr", "seed")
 """Axes that the baselines take part in too."""
-HOW = ("output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
+HOW = ("device", "output", "overwrite", "save_steps", "resume", "process_timeout", "report_to")
 """Options that change no result."""
 ONLY = {
     "floor": ("allocation", ("global", "search")),

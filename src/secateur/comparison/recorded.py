@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.documents import fingerprint
-from ..models.devices import compute_dtype, name_of
+from ..models.devices import dtype_of, name_of
 from ..system.errors import InputError, InterruptedRun
 from ..system.records import FORMAT
 from ..system.terminal.signals import exit_code_of
@@ -84,7 +84,7 @@ def check_inputs(folder: Path, cells: Sequence[Cell], texts: dict[str, str]) -> 
                     f"{AWAY} With --allow-different it is compared as it is."
                 )
         measured = {found["text"]["sha256"] for found in record["perplexity"].values()}
-        now = name_of(compute_dtype(cell.config.dtype))
+        now = name_of(dtype_of(cell.config))
         for found in record["perplexity"].values():
             if found.get("dtype", now) != now:
                 raise InputError(

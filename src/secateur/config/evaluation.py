@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..system.registry import did_you_mean
 from .options import at_least, choice_faults, flag, option
-from .run import BOS, BOS_HELP
+from .run import BOS, BOS_HELP, DEVICE_HELP, device_faults
 
 SEQ_LENS = (128, 1024, 2048)
 """128: LLM-Pruner, LoRAPrune; 1,024: short contexts; 2,048: GPTQ, SparseGPT, Wanda, FLAP."""
@@ -68,6 +68,7 @@ class EvalConfig:
         "let the model write, and compare what stands behind this, such as ####", None, group="answers"
     )
     max_new_tokens: int = option("longest answer that the model writes", 256, group="answers")
+    device: str = option(DEVICE_HELP, "auto", group="model")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -88,6 +89,7 @@ class EvalConfig:
         found = (
             choice_faults(self)
             + same_model(self.model, self.against)
+            + device_faults(self.device)
             + at_least(self, "seq_len", 2)
             + at_least(self, "max_tokens", 2)
         )
@@ -139,6 +141,7 @@ class SampleConfig:
     temperature: float = option("0: greedy; above: sampling, alike for both models", 0.0, group="sampling")
     top_p: float = option("sample from the likeliest tokens that make up this probability", 1.0, group="sampling")
     seed: int = option("fixes sampling, anew for each prompt", 0, group="sampling")
+    device: str = option(DEVICE_HELP, "auto", group="model")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -154,6 +157,7 @@ class SampleConfig:
         found = (
             choice_faults(self)
             + same_model(self.model, self.against)
+            + device_faults(self.device)
             + at_least(self, "max_new_tokens", 1)
             + at_least(self, "seed", 0)
         )

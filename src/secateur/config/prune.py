@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .formats import FORMATS, GGUF, OUTTYPES, PADDED, convertible
+from .formats import FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, convertible
 from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import PruningOptions
-from .run import RunConfig, load_in_faults
+from .run import DEVICE_HELP, RunConfig, device_faults, load_in_faults
 from .sizes import target_faults
 
 DEFAULT_SPARSITY = 0.2
@@ -168,10 +168,11 @@ class QuickstartConfig:
     output: str = option("folder for the pruned checkpoint and its records", "secateur-quickstart", group="output")
     overwrite: bool = option("replace a non-empty output folder", False, group="output")
     steps: int = option("optimiser steps", 34, group="training")
+    device: str = option(DEVICE_HELP, "auto", group="training")
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return at_least(self, "steps", 10)
+        return at_least(self, "steps", 10) + device_faults(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,7 @@ class ExportConfig:
         "compressed-tensors: text to calibrate on; default: what the run was trained on", None, group="output"
     )
     calibration_tokens: int = option("compressed-tensors: tokens of it to calibrate on", 65536, group="output")
+    device: str = option(f"compressed-tensors: {DEVICE_HELP}", "auto", group="output")
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",
@@ -215,9 +217,14 @@ class ExportConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self) + at_least(self, "calibration_tokens", 1024)
+        found = choice_faults(self) + at_least(self, "calibration_tokens", 1024) + device_faults(self.device)
         if found:
             return found
+        if self.device != "auto" and self.format != QUANTISED:
+            found.append(
+                f"--device {self.device} goes with --format {QUANTISED}, which calibrates: others are written and read "
+                "back on the CPU."
+            )
         chosen = FORMATS[self.format]
         if not chosen.engine:
             given = {"outtype": self.outtype, "engine": self.engine}

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
 
+from ..system.registry import did_you_mean
 from .hub import HubOptions
 from .lora import LoraOptions
 from .options import Seeded, at_least, choice_faults, flag, option, step_faults
 
+DEVICE_HELP = (
+    "what computes: auto (the accelerator where there is one), cpu, cuda or cuda:1 (NVIDIA, AMD), mps (Apple), xpu "
+    "(Intel)"
+)
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 BOS = ("auto", "always", "never")
 BOS_HELP = (
@@ -25,6 +31,17 @@ CUTS = {
     "8bit": "cuts slice it",
     "4bit": "cuts mask it until the result is written, as its blocks of 64 entries run across rows",
 }
+
+
+def device_faults(device: str) -> list[str]:
+    """A fault where `--device` names no kind of device; whether there is one is seen when torch is there."""
+    kind, _, number = device.partition(":")
+    if kind not in DEVICES:
+        return [f"--device is {device!r}. {did_you_mean(kind, DEVICES)}Choose from: {', '.join(DEVICES)}, cuda:0."]
+    numbered = kind in ("cuda", "xpu") and number.isdecimal() and number.isascii() and len(number) < 4
+    if device != kind and not numbered:
+        return [f"--device is {device!r}: give {kind}{' or a number with it, such as cuda:1' * (kind == 'cuda')}."]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +88,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
     bos: str = option(BOS_HELP, "auto", group="data", choices=BOS)
     lr: float = option("peak learning rate of AdamW", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
+    device: str = option(DEVICE_HELP, "auto", group="training")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -98,7 +116,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self) + LoraOptions.faults(self) + HubOptions.faults(self)
+        found = choice_faults(self) + LoraOptions.faults(self) + HubOptions.faults(self) + device_faults(self.device)
         for name in ("batch_size", "accumulation", "eval_tokens", "process_timeout"):
             found += at_least(self, name, 1)
         found += at_least(self, "seq_len", 2)  # the first token is not predicted

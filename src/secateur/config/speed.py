@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .options import at_least, choice_faults, option
 from .prune import PruneConfig
+from .run import DEVICE_HELP, device_faults
 from .sizes import parse_bytes, size_faults
 
 
@@ -33,6 +34,7 @@ class BenchConfig:
     decode_tokens: int = option("tokens to generate greedily after a prompt of 64; 0: none", 32, group="measurement")
     repeats: int = option("timed turns; the models take turns", 7, group="measurement")
     memory: bool = option("measure each model's peak memory in a process of its own", True, group="measurement")
+    device: str = option(DEVICE_HELP, "auto", group="measurement")
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -44,7 +46,7 @@ class BenchConfig:
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        found = choice_faults(self)
+        found = choice_faults(self) + device_faults(self.device)
         for name in ("seq_len", "repeats"):
             found += at_least(self, name, 1)
         found += at_least(self, "decode_tokens", 0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..architecture.units import Member, Pool
 from ..config.pruning import ScoringOptions
 from ..system.errors import InputError, all_faults
+from ..system.machine.devices import multiplies_into_float32
 from ..system.registry import Registry, did_you_mean
 from .masks import MaskRule
 
@@ -91,7 +92,7 @@ def _second_moment(x: Tensor, full: Tensor) -> Tensor:
     """
     if x.dtype != torch.bfloat16:
         return full.T @ full
-    if x.is_cuda:
+    if multiplies_into_float32(x):
         return torch.mm(x.T, x, out_dtype=torch.float32)
     mkldnn: Any = torch.backends.mkldnn
     matmul = mkldnn.matmul

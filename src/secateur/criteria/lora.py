@@ -19,7 +19,7 @@ from .base import CRITERIA, Criterion, Evidence, sum_members
 
 BLOCK_ENTRIES = 1 << 18
 """Entries of W handled at once (1 MiB in float32, so that a block's temporaries stay in cache)."""
-CUDA_BLOCK_ENTRIES = 1 << 25
+GPU_BLOCK_ENTRIES = 1 << 25
 """The same on a GPU (128 MiB): each block costs launches, and with a CPU's a 7B's step would take 120,000."""
 
 
@@ -57,7 +57,7 @@ def entry_sums(
     if stand_in is not None:
         left, right = (t.to(dtype) for t in stand_in)
     sums = b.new_zeros(rows if dim == 0 else columns)
-    step = max(1, (CUDA_BLOCK_ENTRIES if b.is_cuda else BLOCK_ENTRIES) // columns)
+    step = max(1, (BLOCK_ENTRIES if b.device.type == "cpu" else GPU_BLOCK_ENTRIES) // columns)
     for start in range(0, rows, step):
         block = slice(start, start + step)
         effective = torch.addmm(weight[block].detach().to(dtype), b[block], a, alpha=scaling)

@@ -17,7 +17,7 @@ from ..data.packing import segmented
 from ..data.presets import PRESETS, preset_text
 from ..data.tokens import evaluation_tokens, first_tokens
 from ..models.benchmark import parameter_count
-from ..models.devices import compute_dtype, default_device, widened
+from ..models.devices import device_of, dtype_of, widened
 from ..models.files import check_checkpoint
 from ..models.loading import load_config, load_model
 from ..models.source import resolve_model
@@ -71,6 +71,7 @@ def evaluate_models(config: EvalConfig) -> str:
     Raises:
         InputError: before any weights are loaded, for all that can be known then.
     """
+    device = device_of(config)
     if config.output:
         inputs = {"--model": config.model, "--against": config.against, "--task-data": config.task_data}
         inputs |= {"--data": config.data[0] if config.data else None, "--answers": config.answers}
@@ -108,7 +109,7 @@ def evaluate_models(config: EvalConfig) -> str:
             "paired_average": average,
             "overlap": [overlap.to_dict() for overlap in text.overlaps] if text else [],
             "warnings": warnings,
-            "environment": environment(),
+            "environment": environment(device),
         }
         write_told(Path(config.output), record, words)
     return words
@@ -130,12 +131,12 @@ def _measure_all(
     findings = {subject.name: Findings() for subject in subjects}
     loaded: dict[str, nn.Module] = {}
     if text:
-        join()
+        join(device_of(config))
         for subject, ids in zip(subjects, text.token_ids, strict=True):
             _measure_text(_loaded(subject, loaded, config), subject.name, ids, text, findings[subject.name], config)
         leave()
     if (tasks or rows) and rank() == 0:
-        dtype = compute_dtype(config.dtype)
+        dtype = dtype_of(config)
         for subject in reversed(subjects):  # the last one is in memory
             model, found = _loaded(subject, loaded, config), findings[subject.name]
             found.parameters = parameter_count(model)
@@ -160,12 +161,12 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
     if subject.name not in loaded:
         loaded.clear()
         model = load_model(subject.source, trust_remote_code=config.trust_remote_code)
-        loaded[subject.name] = nn.Module.to(widened(model, compute_dtype(config.dtype)), default_device())
+        loaded[subject.name] = nn.Module.to(widened(model, dtype_of(config)), device_of(config))
     return loaded[subject.name]
 
 
 def _measure_text(model: nn.Module, name: str, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
-    dtype, started = compute_dtype(config.dtype), time.perf_counter()
+    dtype, started = dtype_of(config), time.perf_counter()
     batch_size = config.batch_size or SEGMENTS_PER_PASS
     alike: dict[str, Any] = {"seq_len": text.seq_len, "dtype": dtype, "unscored": text.unscored.get(name, 1)}
     losses = segment_nlls(model, ids, batch_size=batch_size, spread=True, told=Progress(0).measuring(), **alike)

@@ -15,20 +15,14 @@ from transformers import PreTrainedModel
 
 from ..config.speed import BenchConfig
 from ..models.adapter import load_adapter, read_adapter
-from ..models.benchmark import (
-    Latency,
-    evaluating,
-    forward_flops,
-    forward_latency,
-    parameter_count,
-    wait,
-)
-from ..models.devices import autocast, compute_dtype, default_device, name_of, widened
+from ..models.benchmark import Latency, evaluating, forward_flops, forward_latency, parameter_count
+from ..models.devices import autocast, device_of, dtype_of, name_of, widened
 from ..models.files import check_checkpoint, source_bytes
 from ..models.loading import load_config, load_model
 from ..models.memory import peak_bytes, reset_peak
 from ..models.source import resolve_model
 from ..system.errors import InputError
+from ..system.machine.devices import peak_allocated, wait_for
 from ..system.output import check_output_file
 from ..system.progress import Progress, human_bytes, phase
 from ..system.records import counted, environment, write_told
@@ -44,11 +38,11 @@ def bench(config: BenchConfig) -> str:
     Raises:
         InputError: a model cannot be loaded, the prompt is longer than its positions, the output exists.
     """
+    device, dtype = device_of(config), dtype_of(config)
     output = Path(config.output) if config.output else None
     if output is not None:
         inputs = {"--model": config.model, "--against": config.against, "--adapter": config.adapter}
         check_output_file("--output", output, overwrite=config.overwrite, inputs=inputs)
-    dtype = compute_dtype(config.dtype)
     names = [name for name in (config.against, config.model) if name is not None]
     if len(set(names)) < len(names):
         raise InputError(f"--model and --against are both {config.model}: give two models.")
@@ -61,20 +55,18 @@ def bench(config: BenchConfig) -> str:
     measured = measure_all(models, config, dtype)
     for name, bytes_ in memory.items():
         measured[name]["peak_memory_bytes"] = bytes_
-    record = {"environment": environment(), "dtype": name_of(dtype), "models": measured}
+    record = {"environment": environment(device), "dtype": name_of(dtype), "models": measured}
     if output is not None:
         write_told(output, record, table(record, names[0]))
     return table(record, names[0])
 
 
 def load_all(config: BenchConfig, names: list[str]) -> dict[str, nn.Module]:
-    """Label -> model on the default device, the reference first."""
+    """Label -> model on the device that is asked for, the reference first."""
     models: dict[str, nn.Module] = {}
     for name in names:
-        model = widened(
-            load_model(resolve_model(name), trust_remote_code=config.trust_remote_code), compute_dtype(config.dtype)
-        )
-        models[name] = nn.Module.to(model, default_device())
+        model = load_model(resolve_model(name), trust_remote_code=config.trust_remote_code)
+        models[name] = nn.Module.to(widened(model, dtype_of(config)), device_of(config))
     if config.adapter:
         models |= with_adapter(config)
     return models
@@ -95,8 +87,8 @@ def with_adapter(config: BenchConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for label in ("LoRA unmerged", "LoRA merged"):
         base = load_model(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
-        model = load_adapter(widened(base, compute_dtype(config.dtype)), str(config.adapter))
-        found[label] = nn.Module.to(model if "unmerged" in label else model.merge_and_unload(), default_device())
+        model = load_adapter(widened(base, dtype_of(config)), str(config.adapter))
+        found[label] = nn.Module.to(model if "unmerged" in label else model.merge_and_unload(), device_of(config))
     return found
 
 
@@ -159,12 +151,12 @@ def _decode(model: nn.Module, ids: torch.Tensor, count: int, dtype: torch.dtype)
     device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
         output = model(input_ids=ids.to(device), use_cache=True)
-        wait(device)
+        wait_for(device)
         started = time.perf_counter()
         for _ in range(count):
             following = output.logits[:, -1:].argmax(-1)
             output = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
-        wait(device)
+        wait_for(device)
         return time.perf_counter() - started
 
 
@@ -191,17 +183,15 @@ def peak_memory(name: str, config: BenchConfig) -> int:
 def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the first process shows what is going on
     try:
-        dtype, device = compute_dtype(config.dtype), default_device()
+        dtype, device = dtype_of(config), device_of(config)
         before = reset_peak()
         model = load_model(resolve_model(name), trust_remote_code=config.trust_remote_code)
         nn.Module.to(widened(model, dtype), device)
         ids = torch.zeros(max(map(int, config.batch_sizes)), config.seq_len, dtype=torch.long, device=device)
         with torch.inference_mode(), autocast(device.type, dtype):
             model(input_ids=ids, use_cache=False)
-        if device.type == "cuda":
-            sender.send(int(torch.cuda.max_memory_allocated()))
-        else:
-            sender.send(peak_bytes() - before)
+        peak = peak_allocated(device)
+        sender.send(peak_bytes() - before if peak is None else peak)
     except InputError as error:
         sender.send((str(error),))
     except Exception as error:

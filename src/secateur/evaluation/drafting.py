@@ -18,12 +18,13 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..config.speed import BenchConfig
 from ..data.tokens import evaluation_tokens
-from ..models.benchmark import evaluating, parameter_count, wait
-from ..models.devices import autocast, compute_dtype, default_device, name_of, widened
+from ..models.benchmark import evaluating, parameter_count
+from ..models.devices import autocast, device_of, dtype_of, name_of, widened
 from ..models.loading import load_config, load_model
 from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
+from ..system.machine.devices import wait_for
 from ..system.output import check_output_file
 from ..system.progress import Progress
 from ..system.quiet import quiet_transformers
@@ -100,6 +101,7 @@ def bench_draft(config: BenchConfig) -> str:
     """
     assert config.draft is not None
     assert config.against is not None
+    device, dtype = device_of(config), dtype_of(config)
     output = Path(config.output) if config.output else None
     if output is not None:
         inputs = {"--draft": config.draft, "--against": config.against}
@@ -123,13 +125,12 @@ def bench_draft(config: BenchConfig) -> str:
         )
     starts = torch.arange(config.prompts) * (len(ids) // config.prompts)
     prompts = torch.stack([ids[start : start + PROMPT] for start in starts])
-    dtype = compute_dtype(config.dtype)
     draft, target = (
-        nn.Module.to(widened(load_model(source, trust_remote_code=config.trust_remote_code), dtype), default_device())
+        nn.Module.to(widened(load_model(source, trust_remote_code=config.trust_remote_code), dtype), device)
         for source in sources.values()
     )
     record: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(device),
         "dtype": name_of(dtype),
         "draft": config.draft,
         "against": config.against,
@@ -169,7 +170,7 @@ def measure(
                         finish(texts[name].shape[1])
                 else:
                     texts[name] = generate(target, None, prompt[None], config.draft_tokens, dtype)
-                wait(target.device)
+                wait_for(target.device)
                 taken[name].append(time.perf_counter() - started)
                 written[name] += texts[name].shape[1] - len(prompt)
             agreed += int(torch.equal(texts["alone"], texts["drafted"]))

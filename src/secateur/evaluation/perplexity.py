@@ -21,7 +21,7 @@ Told = Callable[[int, int], None]
 """Is called with the segments that are done and all of them."""
 CHUNK_POSITIONS = 64
 """Positions whose logits are widened to float32 at once (64 x 49,152: 12.6 MB; 512 take a CPU four times as long)."""
-CUDA_CHUNK_POSITIONS = 512
+GPU_CHUNK_POSITIONS = 512
 """The same on a GPU, which waits for each."""
 
 
@@ -211,7 +211,7 @@ def _standard_error(values: Tensor) -> float:
 def _segment_nll(logits: Tensor, ids: Tensor, unscored: int) -> float:
     """Summed negative log-likelihood of ids[unscored:] (seq_len,) under logits (seq_len, vocabulary)."""
     total = 0.0
-    chunk = CUDA_CHUNK_POSITIONS if logits.is_cuda else CHUNK_POSITIONS
+    chunk = CHUNK_POSITIONS if logits.device.type == "cpu" else GPU_CHUNK_POSITIONS
     for part, labels in zip(logits[unscored - 1 : -1].split(chunk), ids[unscored:].split(chunk), strict=True):
         total += float(functional.cross_entropy(part.float(), labels, reduction="sum"))
     return total

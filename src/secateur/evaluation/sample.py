@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config.evaluation import SampleConfig
 from ..models.benchmark import encode_prompt, generate_text
-from ..models.devices import compute_dtype, default_device, widened
+from ..models.devices import device_of, dtype_of, widened
 from ..models.files import check_checkpoint
 from ..models.loading import load_config, load_model
 from ..models.source import ModelSource, resolve_model
@@ -31,6 +31,7 @@ def sample_models(config: SampleConfig) -> str:
     Raises:
         InputError: a prompt that cannot be read or is too long for a model, an output that exists.
     """
+    device, dtype = device_of(config), dtype_of(config)
     if config.output:
         inputs = {"--prompt-file": config.prompt_file, "--model": config.model, "--against": config.against}
         check_output_file("--output", Path(config.output), overwrite=config.overwrite, inputs=inputs)
@@ -38,11 +39,10 @@ def sample_models(config: SampleConfig) -> str:
     names = [*([config.against] if config.against else []), config.model]
     sources = {name: resolve_model(name) for name in names}
     tokenizers = {name: _open(name, source, prompts, config) for name, source in sources.items()}
-    dtype = compute_dtype(config.dtype)
     answers: list[dict[str, str]] = [{} for _ in prompts]
     for name, source in sources.items():
         model = load_model(source, trust_remote_code=config.trust_remote_code)
-        nn.Module.to(widened(model, dtype), default_device())
+        nn.Module.to(widened(model, dtype), device)
         told = Progress(0).counting(f"{name} answers", "prompts")
         for number, (prompt, said) in enumerate(zip(prompts, answers, strict=True)):
             told(number, len(prompts))
@@ -62,7 +62,7 @@ def sample_models(config: SampleConfig) -> str:
     samples = [{"prompt": prompt, "answers": said} for prompt, said in zip(prompts, answers, strict=True)]
     if config.output:
         templates = {name: bool(config.chat and tokenizers[name].chat_template) for name in sources}
-        record = {"config": config, "samples": samples, "chat_template": templates, "environment": environment()}
+        record = {"config": config, "samples": samples, "chat_template": templates, "environment": environment(device)}
         write_told(Path(config.output), record, shown(samples))
     return shown(samples)
 

@@ -17,6 +17,7 @@ from ..data.chat import Chat
 from ..data.encoding import encode
 from ..data.endings import ending_ids
 from ..system.errors import InputError, out_of_memory
+from ..system.machine.devices import own_randomness, wait_for
 from .devices import autocast
 
 LONGEST_SIDE = 4096
@@ -119,11 +120,11 @@ def matmul_flops_per_s(
         while True:
             inputs = [torch.randn(rows, weight.shape[1], device=device).to(dtype) for weight in weights]
             for _ in range(2):  # the first time around, kernels are chosen
-                wait(device)
+                wait_for(device)
                 begun = time.perf_counter()
                 for x, weight in zip(inputs, weights, strict=True):
                     torch.nn.functional.linear(x, weight)
-                wait(device)
+                wait_for(device)
                 taken = time.perf_counter() - begun
             best = max(best, 2 * rows * sum(weight.numel() for weight in weights) / taken)
             rows *= 2
@@ -166,7 +167,7 @@ def generate_text(
         evaluating(model),
         torch.inference_mode(),
         autocast(device.type, dtype),
-        torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"),
+        own_randomness(device),
     ):
         torch.manual_seed(seed)
         output = _generated(model, inputs, max_new_tokens=max_new_tokens, **options)
@@ -258,10 +259,10 @@ def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> fl
     device = next(model.parameters()).device
     ids = ids.to(device)
     with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
-        wait(device)
+        wait_for(device)
         started = time.perf_counter()
         model(input_ids=ids, use_cache=False)
-        wait(device)
+        wait_for(device)
         return time.perf_counter() - started
 
 
@@ -274,9 +275,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,9 +1,8 @@
-"""In what precision and on which device a model computes."""
+"""In what precision a model computes, and on which device (`system.machine.devices` knows what is there)."""
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -11,21 +10,51 @@ from transformers import PreTrainedModel
 
 from ..architecture.quantised import is_quantised, widen_
 from ..system.errors import InputError
+from ..system.machine.devices import accelerator, check_numbers, device_called, free_bytes, kind_of
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 P = TypeVar("P", bound=PreTrainedModel)
 
 
-def compute_dtype(name: str) -> torch.dtype:
-    """The dtype called `name`; "auto" is bfloat16 where the hardware multiplies in it, else float32."""
+class Computes(Protocol):
+    """The options of a command that computes."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def device_of(config: Computes) -> torch.device:
+    """The device that the options choose.
+
+    Raises:
+        InputError: it is not there, or does not compute in their `--dtype`.
+    """
+    device = device_called(config.device)
+    check_numbers(device, config.dtype)
+    return device
+
+
+def dtype_of(config: Computes) -> torch.dtype:
+    """What the options say to compute in."""
+    return compute_dtype(config.dtype, device_called(config.device))
+
+
+def default_device() -> torch.device:
+    """This process's own accelerator where there is one, else the CPU."""
+    return device_called("auto")
+
+
+def compute_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """The dtype called `name`; "auto" is bfloat16 where the device multiplies in it, else float32.
+
+    Args:
+        device: by default the default one.
+    """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if torch.cuda.is_available():
-        # emulated bfloat16 (before Ampere) is slower than float32
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = any(torch.cpu.get_capabilities().get(flag) for flag in ("amx_bf16", "avx512_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if kind_of(device or default_device()).fast_bfloat16() else torch.float32
 
 
 def widened(model: P, dtype: torch.dtype) -> P:
@@ -68,11 +97,11 @@ def without_autocast(model: nn.Module | None = None) -> Iterator[None]:
     Neither an autocast around the call narrows it, nor the one that accelerate leaves in a model's `forward` (Trainer's
     `bf16=True`, `accelerator.prepare`), which no autocast from outside undoes. Afterwards all is as it was.
     """
-    on = [kind for kind in ("cpu", torch.accelerator.current_accelerator(check_available=True)) if kind is not None]
+    on = [kind for kind in ("cpu", accelerator()) if kind is not None]
     wrapped = [module for module in (model.modules() if model else ()) if "_original_forward" in vars(module)]
     forwards = [module.forward for module in wrapped]
     with ExitStack() as stack:
-        for kind in map(str, on):
+        for kind in on:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         for module in wrapped:
@@ -84,21 +113,7 @@ def without_autocast(model: nn.Module | None = None) -> Iterator[None]:
                 module.forward = forward
 
 
-def default_device() -> torch.device:
-    """The CUDA device if there is one, this process's own among several, else the CPU."""
-    return training_device()
-
-
-def training_device() -> torch.device:
-    """The CUDA device of this process among those that a launcher started, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def device_for(needed_bytes: int) -> torch.device:
-    """The default device where it has `needed_bytes` free, else the CPU."""
-    device = default_device()
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed_bytes:
-        return torch.device("cpu")
-    return device
+def with_room(device: torch.device, needed_bytes: int) -> torch.device:
+    """The device where it has `needed_bytes` free, else the CPU."""
+    free = free_bytes(device)
+    return torch.device("cpu") if free is not None and free < needed_bytes else device

@@ -27,7 +27,7 @@ from ..system.progress import phase
 from ..system.terminal.streams import safe
 from ..system.voice import speaks_python
 from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
-from .devices import training_device
+from .devices import default_device
 from .files import check_checkpoint, check_numbers, check_shapes
 from .guards import check_hub, config_values, guarded, say_once
 from .memory import LOAD_LESS, memory_for
@@ -140,7 +140,7 @@ def load_model(
     refuse_unfit(source, model, info, trusted=trust_remote_code)
     if not quantising and is_quantised(model):
         settle_packed_(model)
-        if training_device().type == "cpu":
+        if default_device().type == "cpu":
             check_rows(model)
     untie_(model)
     forget_whole_(model)

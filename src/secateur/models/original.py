@@ -21,7 +21,6 @@ from ..architecture.families import FAMILIES
 from ..architecture.quantised import BLOCK, bits_of, dequantised, plain_in_place_of, quantised_linears, was_conv1d
 from ..architecture.units import base_linear
 from ..system.errors import InputError, VerificationError
-from .devices import training_device
 from .files import folder_of, tensor_places
 from .loading import load_model
 from .source import ModelSource
@@ -71,16 +70,17 @@ def check_quantisable(load_in: str | None, source: ModelSource, model_config: Pr
         )
 
 
-def check_blocks(empty: PreTrainedModel, load_in: str | None) -> None:
+def check_blocks(empty: PreTrainedModel, load_in: str | None, device: torch.device) -> None:
     """Refuse 4-bit weights that bitsandbytes multiplies by wrongly on the CPU.
 
     Args:
         empty: the model without weights.
+        device: that it is to train on.
     Raises:
         InputError: a linear's inputs are no multiple of a block. Its CPU kernel (0.50) then reads other blocks' scales,
             in products and when it dequantises: 0.24 of the weight's norm off with 96 inputs, where rounding is 0.09.
     """
-    if load_in != "4bit" or training_device().type != "cpu":
+    if load_in != "4bit" or device.type != "cpu":
         return
     head = empty.get_output_embeddings()
     for path, module in empty.named_modules():

@@ -13,7 +13,7 @@ from ..architecture.nested import forget_whole_
 from ..parallel.sharding import assign_, is_sharded, spread_
 from ..system.errors import InputError
 from ..system.voice import speaks_python
-from .devices import training_device
+from .devices import default_device
 from .files import check_checkpoint, tensor_places
 from .loading import load_config, refuse_unfit
 from .original import original_tensors
@@ -39,7 +39,7 @@ def load_sharded(name: str, *, dtype: torch.dtype | None = None, trust_remote_co
         raise InputError(f"model {name!r}: weights are sharded from a folder of safetensors files: give one.")
     check_checkpoint(source)
     config = load_config(source, trust_remote_code=trust_remote_code)
-    dtype, device = dtype or checkpoint_dtype(config), training_device()
+    dtype, device = dtype or checkpoint_dtype(config), default_device()
     with init_empty_weights(include_buffers=False):
         model = built(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)

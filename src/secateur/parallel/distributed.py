@@ -23,6 +23,7 @@ from ..architecture.experts import expert_lists
 from ..config.run import RunConfig
 from ..system.errors import SecateurError
 from ..system.launcher import launched, own_device
+from ..system.machine.devices import check_number, current, kind_of, show_one, take_own
 from ..system.progress import phase
 
 TIMEOUT_S = RunConfig.process_timeout
@@ -30,16 +31,20 @@ TIMEOUT_S = RunConfig.process_timeout
 WAITING = "waiting for the other processes"
 
 
-def join(timeout_s: float = TIMEOUT_S) -> None:
-    """Meet the other processes that the launcher started, where nothing else (a Trainer) has done it."""
+def join(device: torch.device, timeout_s: float = TIMEOUT_S) -> None:
+    """Meet the other processes that the launcher started, where nothing else (a Trainer) has done it.
+
+    Args:
+        device: of this process.
+    """
     if launched() == 1 or dist.is_initialized():
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(own_device())
+    take_own(device)
+    if (backend := kind_of(device).together) == "nccl":
         # Without it a lost process ends the others from a thread of NCCL's own, and no error can be caught and named.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     with phase(WAITING):
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,22 @@ class Share:
                 self.store.wait([f"{place}/{number}" for number in range(self.of)], timedelta(seconds=TIMEOUT_S))
 
 
-def part_ways() -> Share:
-    """This process's share; from here on it works as if it had been started alone, on its own device."""
+def part_ways(devices: Iterable[str] = ()) -> Share:
+    """This process's share; from here on it works as if it had been started alone, on its own device.
+
+    Args:
+        devices: what `--device` says for the work.
+    Raises:
+        InputError: a device by its number, beside several processes.
+    """
+    for name in devices:
+        check_number(name)
     if launched() == 1:
         return Share()
     store, number, of = next(dist.rendezvous("env://"))
     found = Share(number, of, store)
-    # Nothing has asked CUDA yet: from here on, it knows this process's device only.
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if not visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(own_device())
-    elif own_device() < len(visible):
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[own_device()]
+    # Nothing has asked for a device yet: from here on, there is this process's device only.
+    show_one(own_device())
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     return found
@@ -112,7 +121,7 @@ def share_counts(model: torch.nn.Module) -> None:
 
 def wire() -> torch.device:
     """Where a tensor must be to be sent."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.device("cpu") if dist.get_backend() == "gloo" else current()
 
 
 def check_agreement(keep: Mapping[str, Tensor], step: int, weights: Mapping[str, Tensor] | None = None) -> None:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..system.errors import InputError
 from ..system.launcher import launched
+from ..system.machine.devices import count
 from .distributed import average_gradients_, joined
 
 NO_COPIES = (
@@ -54,7 +55,7 @@ def watch_for_wrappers_(model: nn.Module) -> None:
 
     The first pass through a DistributedDataParallel is its own; it follows cuts from the second one on.
     """
-    alone = launched() == 1 and not joined() and torch.accelerator.device_count() < 2
+    alone = launched() == 1 and not joined() and count() < 2
     if not alone and not any(hook is _notice for hook in model._forward_pre_hooks.values()):
         model.register_forward_pre_hook(_notice)
 

@@ -25,7 +25,7 @@ from ..config.speed import PlanConfig
 from ..criteria import CRITERIA
 from ..criteria.base import scored_members
 from ..models.adapter import starting_from_adapter
-from ..models.devices import compute_dtype, default_device, name_of
+from ..models.devices import device_of, dtype_of, name_of
 from ..models.loading import load_config
 from ..models.original import check_quantisable
 from ..models.source import resolve_model
@@ -35,6 +35,7 @@ from ..pruning.compensation.cost import refit_bytes
 from ..pruning.compensation.single import NEEDS
 from ..pruning.search.cost import search_bytes
 from ..pruning.statistics import second_moment_bytes
+from ..system.machine.devices import check_quantises, total_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
 from ..training.prepare import PlannedBudget, lora_names, plan_budget
@@ -50,19 +51,20 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: an option that would end the run too; a sparsity that cannot be reached.
     """
+    device, dtype = device_of(config), dtype_of(config)
+    check_quantises(device, config.load_in)
     config = starting_from_adapter(config)
     criterion = CRITERIA[config.criterion]
     scoring = criterion.options(config.criterion, part_of(ScoringOptions, config))
     if config.json:
         inputs = {"--model": config.model, "--adapter": config.adapter}
         check_output_file("--json", Path(config.json), overwrite=True, inputs=inputs)
-    available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes()
+    available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes(device)
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_quantisable(config.load_in, source, model_config)
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
-    device, dtype = default_device(), compute_dtype(config.dtype)
     linears = family_names_apart(config.targets, units.family) or lora_names(units.family)
     memory = training_footprint(
         model_config,
@@ -119,11 +121,9 @@ def plan(config: PlanConfig) -> str:
     return plan_text(record)
 
 
-def device_bytes() -> int:
+def device_bytes(device: torch.device) -> int:
     """Memory of the GPU, or that of the machine that is not in use."""
-    if default_device().type == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return int(psutil.virtual_memory().available)
+    return total_bytes(device) or int(psutil.virtual_memory().available)
 
 
 def kept_gradients(units: Units, scoring: ScoringOptions, needs: frozenset[str]) -> list[str]:

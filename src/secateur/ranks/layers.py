@@ -102,10 +102,14 @@ def second_moment(gradient: Tensor) -> Tensor:
     as r² and would cost a tenth of a step at r = 256. Its error, a few thousandths of an entry, is far below the noise
     between steps and below the damping.
     """
-    if gradient.dtype == torch.float32 and gradient.shape[1] >= NARROW_FROM and compute_dtype("auto") == torch.bfloat16:
+    if gradient.dtype == torch.float32 and gradient.shape[1] >= NARROW_FROM and _narrows(gradient.device):
         narrow = gradient.to(torch.bfloat16)
         return (narrow.T @ narrow).float()
     return gradient.T @ gradient
+
+
+def _narrows(device: torch.device) -> bool:
+    return compute_dtype("auto", device) == torch.bfloat16
 
 
 def slice_components_(layer: Any, stay: Tensor, optimizer: torch.optim.Optimizer | None) -> None:

@@ -27,7 +27,7 @@ from ..evaluation.perplexity import Perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import planned_lora, unreached_words, weight_sizes
-from ..models.devices import compute_dtype, name_of
+from ..models.devices import device_of, dtype_of, name_of
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.original import check_blocks, restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
@@ -109,7 +109,7 @@ def _adapt(job: AdaptJob, progress: Progress, tracking: Tracking) -> dict[str, A
     for note in job.notes:
         progress.message(note)
     set_seed(config.seed)
-    dtype = compute_dtype(config.dtype)
+    dtype = dtype_of(config)
     base = load_base(job, dtype, experts_apart=False)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     if config.load_in is not None:
@@ -217,7 +217,7 @@ def adapt_outcome(
         "kind": "adapt",
         "status": "done",
         "config": asdict(job.config),
-        "environment": environment(),
+        "environment": environment(device_of(job.config)),
         "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
         "dense": {"perplexity": before.to_dict() if before else None},
         "adapted": {"perplexity": after.to_dict() if after else None},
@@ -258,7 +258,7 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     check_text_model(model_config)
     check_adapter_fits_whole(model_config, merged=config.merge)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
-    check_blocks(empty, config.load_in)
+    check_blocks(empty, config.load_in, device_of(config))
     head, names = empty.get_output_embeddings(), adaptable(empty)
     asked = config.targets or (() if isinstance(names, str) else names)
     linears = {

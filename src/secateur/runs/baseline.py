@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint.export import round_
-from ..models.devices import default_device, widened
+from ..models.devices import device_of, widened
 from ..models.original import restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
 from ..system.progress import Progress
@@ -71,7 +71,7 @@ def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Mod
     if job.config.load_in is not None:
         restore_(model, {}, job.source, trust=job.config.trust_remote_code)
         model = with_plain_lora(model)
-        nn.Module.to(model, default_device())
+        nn.Module.to(model, device_of(job.config))
     merged: PreTrainedModel = model.merge_and_unload()
     round_(merged, checkpoint_dtype(job.model_config))
     return widened(merged, dtype)

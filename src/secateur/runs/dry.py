@@ -17,7 +17,7 @@ from ..checkpoint.export import ExportReport, round_
 from ..config.options import part_of
 from ..config.ranks import RankOptions
 from ..models.benchmark import parameter_count
-from ..models.devices import compute_dtype
+from ..models.devices import dtype_of
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.stored import checkpoint_dtype
 from ..pruning.pruner import Pruner
@@ -112,7 +112,7 @@ def _begin(job: Job, progress: Progress) -> torch.dtype:
     for note in job.notes:
         progress.message(note)
     set_seed(job.config.seed)
-    return compute_dtype(job.config.dtype)
+    return dtype_of(job.config)
 
 
 def _words(job: Job, what: str, size: int) -> str:

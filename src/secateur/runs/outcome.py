@@ -18,7 +18,7 @@ from ..checkpoint.export import ExportReport
 from ..config.files.rerun import rerun_text
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
-from ..models.devices import default_device, name_of
+from ..models.devices import device_of, name_of
 from ..models.files import checkpoint_bytes
 from ..models.files import source_bytes as files_bytes
 from ..models.stored import checkpoint_dtype, stored_bytes
@@ -54,7 +54,7 @@ def without_adapter(model: PeftModel, job: Job, dtype: torch.dtype, progress: Pr
     if job.eval_ids is None:
         return None
     if job.adapter is not None and job.adapter.extras:
-        dense = load_original(job, dtype, default_device(), experts_apart=False)
+        dense = load_original(job, dtype, device_of(job.config), experts_apart=False)
         return measure(dense, job, dtype, progress)
     with model.disable_adapter():
         return measure(model, job, dtype, progress)
@@ -83,7 +83,7 @@ def outcome(
     return {
         "status": "done",
         "config": asdict(job.config),
-        "environment": environment(),
+        "environment": environment(device_of(job.config)),
         "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
         "dense": {
             "parameters": parameter_count(dense),

@@ -25,7 +25,7 @@ from ..config.ranks import RankOptions
 from ..config.schedule import ScheduleOptions
 from ..evaluation.perplexity import Perplexity
 from ..models.benchmark import parameter_count
-from ..models.devices import compute_dtype, device_for, name_of, widened
+from ..models.devices import device_of, dtype_of, name_of, widened, with_room
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.stored import checkpoint_dtype
 from ..models.surgery import removals
@@ -34,6 +34,7 @@ from ..ranks import RankPruner
 from ..system.errors import OutOfMemoryError, out_of_memory
 from ..system.launcher import rank
 from ..system.locks import locked
+from ..system.machine.devices import free_cache
 from ..system.progress import Progress, cutting, phase
 from ..system.quiet import quiet_transformers
 from ..system.records import counted, write_json
@@ -76,7 +77,7 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
     for note in job.notes:
         progress.message(note)
     set_seed(config.seed)
-    dtype = compute_dtype(config.dtype)
+    dtype = dtype_of(config)
     base = load_base(job, dtype)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     tracking.before = start_perplexity = measure(base, job, dtype, progress)
@@ -106,7 +107,9 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
                 dense_perplexity = None if streamed or alone else measure(dense, job, dtype, progress)
             return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
 
-        place = device_for(2 * report.bytes) if streamed else device  # what was trained is still there
+        place = (
+            with_room(device_of(config), 2 * report.bytes) if streamed else device
+        )  # what was trained is still there
         result.update(measured_somewhere(measured, place, progress))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result.update(recovery.record(), target=asdict(job.target))
@@ -158,7 +161,7 @@ def measured_somewhere(
                 raise
             reason = f"{type(error).__name__} on {place}: {' '.join(str(error).split())[:200]}"
         gc.collect()
-        torch.cuda.empty_cache()  # nothing without a GPU
+        free_cache()
     progress.message(f"warning: the result is written and verified, but could not be measured ({reason})")
     return measured(torch.device("meta")) | {"not_measured": reason}
 
@@ -187,7 +190,8 @@ def restore_original(model: PeftModel, pruner: Pruner, job: PruneJob) -> torch.d
     waiting = memory_for("putting the original weights in place", WRITE_LATER)
     with waiting, same_after_restoring(model, probe_of(job)):
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
-    return device_for(3 * parameter_count(model.get_base_model()) * checkpoint_dtype(job.model_config).itemsize)
+    needed = 3 * parameter_count(model.get_base_model()) * checkpoint_dtype(job.model_config).itemsize
+    return with_room(device_of(job.config), needed)
 
 
 def fine_tune_and_prune(

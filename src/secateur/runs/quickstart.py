@@ -4,15 +4,18 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import nn
+
 from ..config.options import build
 from ..config.prune import PruneConfig, QuickstartConfig
 from ..data.embedded import EMBEDDED_MODEL, embedded_model_dir
 from ..models.benchmark import generate_text
-from ..models.devices import compute_dtype, widened
+from ..models.devices import device_of, dtype_of, widened
 from ..models.loading import load_model
 from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..system.errors import InputError
+from ..system.machine.devices import device_called
 from ..system.output import check_output
 from ..system.progress import Progress, phase
 from ..system.records import environment, plain, write_json
@@ -34,6 +37,7 @@ def quickstart(config: QuickstartConfig) -> None:
     if config.output == QuickstartConfig.output and not config.overwrite and holds_quickstart(Path(config.output)):
         print(f"replacing the earlier quickstart's result in {config.output}")
         config = replace(config, overwrite=True)
+    device_called(config.device)
     check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
     print(
         "secateur quickstart: LoRAPrune on SmolLM2-135M-Instruct with the text of Python's documentation\n"
@@ -44,16 +48,16 @@ def quickstart(config: QuickstartConfig) -> None:
     result = prune(job, Progress(job.total_steps))
     tell(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
-    answers = {}
+    answers, device, dtype = {}, device_of(job.config), dtype_of(job.config)
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
         source = resolve_model(str(folder))
-        dtype = compute_dtype("auto")
         model, tokenizer = widened(load_model(source), dtype), load_tokenizer(source)
+        nn.Module.to(model, device)
         with phase(f"the {label} model answers"):
             text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=dtype)
         print(f"{label + ':':8} {' '.join(text.split())}")
         answers[label] = text
-    record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment()}
+    record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment(device)}
     write_json(job.output / "sample.json", record)
     report_on(job.output, Progress(job.total_steps))  # again, with these answers
     print(loading_lines(result))
@@ -81,6 +85,7 @@ def quickstart_options(config: QuickstartConfig) -> PruneConfig:
             "eval_seq_len": 512,
             "output": config.output,
             "overwrite": config.overwrite,
+            "device": config.device,
             "sparsity": 0.2,
             "steps": config.steps,
             "frequency": 4,

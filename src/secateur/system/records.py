@@ -12,23 +12,34 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import InputError
 from .finished import lands
 from .locks import held
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 """Version of the records' layout; a reader refuses a newer one."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware and the source's commit, so that a figure can be placed."""
+def environment(device: "torch.device | None" = None) -> dict[str, Any]:
+    """Versions, hardware and the source's commit, so that a figure can be placed.
+
+    Args:
+        device: what computed it.
+    """
     import psutil
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    from .machine.devices import accelerator_names, name_of_device
+
+    cpu, on = cpu_name(), {}
+    if device is not None:
+        on = {"device": cpu if device.type == "cpu" else f"{device} ({name_of_device(device)})"}
     return {
         "record_format": FORMAT,
         "secateur": version_of("secateur"),
@@ -36,11 +47,12 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version_of(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpu": cpu_name(),
+        "cpu": cpu,
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": gpus,
+        "gpus": accelerator_names(),
+        **on,
     }
 
 

@@ -19,7 +19,7 @@ from ..config.run import RunConfig
 from ..models.adapter import load_adapter
 from ..models.adapter_extras import WEIGHTS
 from ..models.coverage import tell_transposed_, uncalled_linears, unfit_lora
-from ..models.devices import autocast, default_device, name_of, training_device, widened
+from ..models.devices import autocast, device_of, name_of, widened
 from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
 from ..ranks.layers import whole
@@ -45,14 +45,15 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
         experts_apart: a mixture's experts as linears, which LoRA, masks and cuts can reach. An adapter that is to fit
             the stock model must leave them as they are.
     """
+    device = device_of(job.config)
     if job.config.load_in is None:
-        return load_original(job, dtype, default_device(), experts_apart=experts_apart)
+        return load_original(job, dtype, device, experts_apart=experts_apart)
     with memory_for("loading the model", LOAD_LESS):
         model = load_model(
             job.source,
             dtype=name_of(dtype),
             trust_remote_code=job.config.trust_remote_code,
-            quantising=loading_options(job.config.load_in, dtype, training_device()),
+            quantising=loading_options(job.config.load_in, dtype, device),
         )
     settle_(model)
     model.config.use_cache = False

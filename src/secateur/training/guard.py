@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..parallel.distributed import largest
 from ..parallel.sharding import is_sharded
 from ..system.errors import NumericsError
+from ..system.machine.devices import own_randomness
 from ..system.progress import Progress
 
 IN_A_ROW = 3
@@ -151,9 +152,9 @@ def first_faulty_module(model: nn.Module, run: Callable[[], object]) -> str | No
         return hook
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    device = next(model.parameters()).device
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), own_randomness(device):
             run()
     finally:
         for handle in handles:

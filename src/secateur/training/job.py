@@ -20,6 +20,7 @@ from ..data.encoding import start_of
 from ..data.tokens import Blocks, evaluation_tokens, left_out_of, require_batches, training_blocks
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
+from ..models.devices import device_of
 from ..models.files import check_checkpoint, contents_of
 from ..models.loading import load_config
 from ..models.original import check_load_in
@@ -28,6 +29,7 @@ from ..models.tokenizers import file_of, load_tokenizer, tell_other_tokenizer
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched, rank
 from ..system.locks import LOCK
+from ..system.machine.devices import check_numbers, check_quantises
 from ..system.output import check_output
 from ..system.progress import phase
 from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
@@ -90,12 +92,22 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
             raise InputError(f"data {spec!r}: its name is not UTF-8, and the records must have it: rename it.")
         check_spec(spec)
     check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
-    if config.dtype == "float16" and not torch.cuda.is_available():
-        raise InputError("--dtype float16 trains on a GPU only: use bfloat16 or float32 here.")
+    check_device(config)
     source = resolve_model(config.model)
     model_config = load_config(source, trust_remote_code=config.trust_remote_code)
     check_load_in(config.load_in, source, model_config)
     return source, model_config
+
+
+def check_device(config: RunConfig) -> None:
+    """Whether a run can train where its options say.
+
+    Raises:
+        InputError: the device is not there, or lacks the precision, or the quantised products.
+    """
+    device = device_of(config)
+    check_numbers(device, config.dtype, trains=True)
+    check_quantises(device, config.load_in)
 
 
 def _inputs(config: RunConfig) -> dict[str, str]:
@@ -204,6 +216,7 @@ def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str
 SEARCH = "search.json"
 """The state of a search (`--allocation search`) in the run's folder: it knows whether it is of the same run."""
 HARMLESS = (
+    "device",
     "recipe",
     "output",
     "overwrite",

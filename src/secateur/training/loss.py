@@ -9,7 +9,7 @@ from torch.nn import functional
 
 ROWS = 16
 """Positions widened to float32 at once (16 x 49,152 logits: 3.1 MB, which stays in cache)."""
-CUDA_ROWS = 256
+GPU_ROWS = 256
 """The same on a GPU, where each block costs a dozen launches (50 MB)."""
 IGNORED = -100
 
@@ -25,7 +25,7 @@ class _ChunkedLoss(torch.autograd.Function):
         gradient = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
         total = total.to(logits.device)
-        step = CUDA_ROWS if logits.is_cuda else ROWS
+        step = ROWS if logits.device.type == "cpu" else GPU_ROWS
         for rows in range(0, len(logits), step):
             part = slice(rows, rows + step)
             wide, loss = _cross_entropy(logits[part].to(total.dtype, copy=True), labels[part])

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 from peft import PeftModel
 
-from ..models.devices import autocast
+from ..models.devices import autocast, device_of
 from ..parallel.distributed import average_gradients_, join, total
 from ..pruning.pruner import Pruner
 from ..system.launcher import launched, rank
@@ -19,7 +19,7 @@ from .recording import cut_words
 def score_and_cut(model: PeftModel, pruner: Pruner, job: PruneJob, dtype: torch.dtype, progress: Progress) -> None:
     """Score on the first batches without training, then cut ("separate" in LoRAPrune §4); before each further cut on
     the same batches again, of the model as it is by then."""
-    join(job.config.process_timeout)
+    join(device_of(job.config), job.config.process_timeout)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)  # has no state yet; the cut shrinks what it holds
     model.train()

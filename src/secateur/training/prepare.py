@@ -23,6 +23,7 @@ from ..criteria.masks import NO_SCALED_MASKS, NO_SEARCHED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
+from ..models.devices import device_of
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import make_budget
@@ -169,7 +170,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
         family_of(model_config.model_type)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
-    check_blocks(empty, config.load_in)
+    check_blocks(empty, config.load_in, device_of(config))
     family = family_for(empty, model_config.model_type, config.family)
     if config.trust_remote_code:
         check_own_code(model_config, family, config.model_class)

@@ -2,16 +2,22 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..parallel.distributed import barrier, largest
-from ..system.errors import InterruptedRun, LostProcessError
+from ..system.errors import InputError, InterruptedRun, LostProcessError, SecateurError, disk_is_full, unwritable
+from ..system.launcher import rank
+from ..system.output import room_words
 from ..system.terminal.signals import HANG_UP, STOPPING, mute_after, stop_at_once
-from .checkpoints import rotate, seal
+from .checkpoints import drop_unfinished, find_latest, rotate, seal
+from .job import Job
 
 
 class SavingCallback(TrainerCallback):
@@ -106,3 +112,38 @@ class Interruption(TrainerCallback):
         self.received = number
         mute_after(number)
         print("\nstopping after this step; once more stops at once", flush=True)
+
+
+@contextmanager
+def saved_or_said(job: Job, model: nn.Module) -> Iterator[None]:
+    """A disk that is full or gone while training, said so.
+
+    Raises:
+        InputError: a checkpoint or a record could not be written; the checkpoints before are intact.
+    """
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:  # each library that writes has an error of its own
+        full, gone = disk_is_full(error), unwritable(error)
+        if not full and gone is None:
+            raise
+        if rank() == 0:
+            with suppress(OSError):
+                drop_unfinished(job.work)
+        last, _ = find_latest(job.work)
+        back = f"goes on from {last.name}" if last else "starts anew (no checkpoint is complete)"
+        raise InputError(
+            f"no space left in {job.work} while training ({room_words(job.work, _checkpoint_bytes(model, last))}): "
+            f"make room, then the same command with --resume {back}."
+            if full
+            else f"{job.work} cannot be written to any more, while training ({gone}): see to it, then the same command "
+            f"with --resume {back}."
+        ) from error
+
+
+def _checkpoint_bytes(model: nn.Module, last: Path | None) -> int:
+    """What a training checkpoint takes: as much as the last one, or LoRA's factors and their two moments at least."""
+    before = sum(path.stat().st_size for path in last.rglob("*") if path.is_file()) if last else 0
+    return max(before, 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))

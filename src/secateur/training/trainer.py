@@ -1,7 +1,8 @@
 """transformers' Trainer as `prune` and `adapt` run it."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
@@ -21,16 +22,19 @@ from ..config.run import RunConfig
 from ..models.devices import autocast
 from ..models.memory import TRAIN_LESS, memory_for
 from ..parallel.distributed import average_gradients_, check_weights, join, processes
-from ..system.errors import InputError, SecateurError, disk_is_full, unwritable
-from ..system.heap import freed_pages_kept
-from ..system.launcher import rank
-from ..system.output import room_words
-from .checkpoints import drop_unfinished, find_latest, step_of
+from ..system.errors import InputError
+from ..system.machine.devices import kind_of, take_own
+from ..system.machine.heap import freed_pages_kept
+from .checkpoints import step_of
 from .contact import contact_kept
 from .guard import NumericsGuard
 from .job import Job
 from .loss import causal_lm_loss, labels_at, positions_with_labels
 from .recovery.rates import Rates
+from .saving import saved_or_said
+
+ACCELERATE_DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""The variable by which accelerate is told which device to take."""
 
 
 def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
@@ -41,11 +45,47 @@ def steps_at_peak(config: RunConfig, total_steps: int) -> int | None:
     return 0 if config.schedule == "one-shot" else steps_of(config.prune_end, total_steps)
 
 
-def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path) -> TrainingArguments:
+@dataclass
+class OnDevice(TrainingArguments):
+    """Trainer's options, of a training on one device: Trainer itself would take the machine's first accelerator."""
+
+    place: str = "cpu"
+
+    @property
+    def device(self) -> torch.device:
+        place = torch.device(self.place)
+        if "_setup_devices" not in vars(self):
+            with _told_to_accelerate(place):
+                found = super().device
+            if found.type != place.type:
+                raise InputError(f"transformers trains on {found} here, and --device {place} is asked for.")
+            self._n_gpu = min(1, self._n_gpu)  # one process trains on one device: DataParallel's copies know no cuts
+            take_own(place)
+        return place
+
+
+@contextmanager
+def _told_to_accelerate(place: torch.device) -> Iterator[None]:
+    """Inside, accelerate takes this device where it would choose one."""
+    before = os.environ.get(ACCELERATE_DEVICE)
+    os.environ[ACCELERATE_DEVICE] = str(place)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ACCELERATE_DEVICE]
+        else:
+            os.environ[ACCELERATE_DEVICE] = before
+
+
+def training_arguments(
+    config: RunConfig, total_steps: int, dtype: torch.dtype, work: Path, device: torch.device
+) -> TrainingArguments:
     """Trainer's options: AdamW, clipping at 1, every step logged; decay over the whole run or after its last cut."""
     warmup = steps_of(config.lr_warmup, total_steps)
     held = steps_at_peak(config, total_steps)
-    arguments = TrainingArguments(
+    return OnDevice(
+        place=str(device),
         remove_unused_columns=False,  # every column is an input; a model of its own code may take them as **kwargs
         output_dir=str(work),
         max_steps=total_steps,
@@ -56,7 +96,7 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         lr_scheduler_kwargs=None if held is None else {"num_decay_steps": total_steps - max(warmup, held)},
         warmup_steps=warmup,
         fp16=dtype == torch.float16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device.type == "cpu",
         ddp_timeout=config.process_timeout,
         seed=config.seed,
         save_strategy="steps" if config.save_steps else "no",
@@ -64,14 +104,11 @@ def training_arguments(config: RunConfig, total_steps: int, dtype: torch.dtype, 
         logging_steps=1,
         logging_nan_inf_filter=False,
         dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=kind_of(device).pins_memory,
         report_to=[],
         disable_tqdm=True,
         log_level="error",
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process trains on one device: DataParallel's copies know no cuts
-    return arguments
 
 
 def run_trainer(
@@ -93,7 +130,8 @@ def run_trainer(
             weights are read.
         rates: learning rates other than the one that the job's options say.
     """
-    join(job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
+    device = next(model.parameters()).device
+    join(device, job.config.process_timeout)  # Trainer's own call leaves the time-out out on CPUs
     steps = steps or job.total_steps
     if checkpoint is not None and step_of(checkpoint) >= steps:
         # Trainer counts epochs, not steps: it would begin one that is not whole once more, and take a step in it.
@@ -101,7 +139,7 @@ def run_trainer(
         return
     trainer = AutocastTrainer(
         model=model,
-        args=training_arguments(job.config, steps, dtype, job.work),
+        args=training_arguments(job.config, steps, dtype, job.work, device),
         train_dataset=job.blocks,
         compute_loss_func=causal_lm_loss,
         callbacks=callbacks,
@@ -113,45 +151,16 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     # Under autocast the matmuls cast for themselves; PEFT's cast of every input to float32 is then waste.
     casting = disable_input_dtype_casting(model) if dtype != torch.float32 else nullcontext()
-    with casting, freed_pages_kept(), memory_for("training", TRAIN_LESS), saved_or_said(job, model), contact_kept(job):
+    with (
+        casting,
+        freed_pages_kept(device),
+        memory_for("training", TRAIN_LESS),
+        saved_or_said(job, model),
+        contact_kept(job),
+    ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     check_weights(model, trainer.state.global_step)  # after the last cut, and where none takes place, nothing else does
-
-
-@contextmanager
-def saved_or_said(job: Job, model: nn.Module) -> Iterator[None]:
-    """A disk that is full or gone while training, said so.
-
-    Raises:
-        InputError: a checkpoint or a record could not be written; the checkpoints before are intact.
-    """
-    try:
-        yield
-    except SecateurError:
-        raise
-    except Exception as error:  # each library that writes has an error of its own
-        full, gone = disk_is_full(error), unwritable(error)
-        if not full and gone is None:
-            raise
-        if rank() == 0:
-            with suppress(OSError):
-                drop_unfinished(job.work)
-        last, _ = find_latest(job.work)
-        back = f"goes on from {last.name}" if last else "starts anew (no checkpoint is complete)"
-        raise InputError(
-            f"no space left in {job.work} while training ({room_words(job.work, _checkpoint_bytes(model, last))}): "
-            f"make room, then the same command with --resume {back}."
-            if full
-            else f"{job.work} cannot be written to any more, while training ({gone}): see to it, then the same command "
-            f"with --resume {back}."
-        ) from error
-
-
-def _checkpoint_bytes(model: nn.Module, last: Path | None) -> int:
-    """What a training checkpoint takes: as much as the last one, or LoRA's factors and their two moments at least."""
-    before = sum(path.stat().st_size for path in last.rglob("*") if path.is_file()) if last else 0
-    return max(before, 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
 
 
 @dataclass(frozen=True)

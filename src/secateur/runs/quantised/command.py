@@ -28,6 +28,7 @@ from ...models.stored import checkpoint_dtype
 from ...models.tokenizers import load_tokenizer
 from ...sparsity.moments import Moments, in_portions
 from ...system.errors import InputError, VerificationError
+from ...system.machine.devices import device_called
 from ...system.output import check_output, replaced_whole, scratch
 from ...system.progress import human_bytes
 from ...system.reading import PARSER_ERRORS
@@ -92,6 +93,7 @@ def to_quantised(config: ExportConfig) -> str:
         InputError: no checkpoint, none that can be quantised, no text to calibrate on, a package that is missing.
         VerificationError: a fresh process reads other weights, or the model predicts something else.
     """
+    device = device_called(config.device)
     folder, output = Path(config.model).expanduser(), Path(config.output)
     check_output(output, overwrite=config.overwrite, model_folder=folder)
     kind = config.quantise or "int4"
@@ -119,10 +121,12 @@ def to_quantised(config: ExportConfig) -> str:
         raise InputError(f"--data {spec} has {len(ids)} tokens: {2 * SEQ_LEN} are needed at least.")
     dtype = checkpoint_dtype(load_config(source))
     model = load_model(source, dtype="float32")
+    nn.Module.to(model, device)
     measured = segments[-held:]
     before = _perplexity(model, measured)
     linears = quantised_linears_of(model)
     made = quantise_(model, linears, kind, segments[:-held], dtype)
+    nn.Module.to(model, "cpu")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     after, size = _write(config, output, model, tokenizer, made, kind, measured)
@@ -166,13 +170,17 @@ def quantise_(
         few = {name: linear for name, linear in portion.items() if grid_of(kind, linear.in_features).bits == 4}
         moments = Moments(few)
         if few:  # 8 bits are near enough without
-            with moments.watching(), torch.inference_mode(), autocast("cpu", compute_dtype("auto")):
-                for some in segments.split(4):
+            narrow = autocast(model.device.type, compute_dtype("auto", model.device))
+            with moments.watching(), torch.inference_mode(), narrow:
+                for some in segments.to(model.device).split(4):
                     model(input_ids=some, use_cache=False, logits_to_keep=1)
         for name, linear in portion.items():
             grid = grid_of(kind, linear.in_features)
-            made[name] = Quantised(grid, *quantise(linear.weight, moments.get(name), grid, dtype))
-            linear.weight.data = made[name].weight.to(linear.weight.dtype)
+            second = moments.get(name)
+            made[name] = Quantised(
+                grid, *quantise(linear.weight.cpu(), None if second is None else second.cpu(), grid, dtype)
+            )
+            linear.weight.data = made[name].weight.to(linear.weight)
     return made
 
 
@@ -272,8 +280,8 @@ def _card(base: Path, folder: Path, output: Path, kind: str) -> None:
 
 
 def _perplexity(model: nn.Module, segments: Tensor) -> float:
-    ids = segments.reshape(-1)
-    return perplexity(model, ids, seq_len=segments.shape[1], dtype=compute_dtype("auto")).perplexity
+    ids, dtype = segments.reshape(-1), compute_dtype("auto", next(model.parameters()).device)
+    return perplexity(model, ids, seq_len=segments.shape[1], dtype=dtype).perplexity
 
 
 def _data_of(folder: Path) -> str:

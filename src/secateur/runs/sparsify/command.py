@@ -22,7 +22,7 @@ from ...checkpoint.export import ExportReport, Finish, round_, write_checkpoint
 from ...config.formats import LAYERED, STOCK
 from ...evaluation.perplexity import Perplexity
 from ...models.benchmark import parameter_count
-from ...models.devices import compute_dtype, name_of, widened
+from ...models.devices import dtype_of, name_of, widened
 from ...models.memory import WRITE_LATER, memory_for
 from ...models.stored import checkpoint_dtype
 from ...sparsity.walk import sparsify_layers
@@ -65,7 +65,7 @@ def _sparsify(job: SparsifyJob, progress: Progress, tracking: Tracking) -> dict[
     for note in job.notes:
         progress.message(note)
     set_seed(config.seed)
-    dtype = compute_dtype(config.dtype)
+    dtype = dtype_of(config)
     base = load_base(job, dtype, experts_apart=False)
     progress.message(f"model {config.model}: {parameter_count(base):,} parameters, computing in {name_of(dtype)}")
     dense = measure(base, job, dtype, progress)

@@ -18,6 +18,7 @@ from ...config.lora import RecoveryOptions
 from ...models.surgery import lora_factors, lora_layers, merged, removals
 from ...pruning.schedule import Schedule
 from ...system.errors import InputError
+from ...system.machine.devices import own_randomness
 from ..callback import is_over, plain_optimizer
 
 
@@ -68,8 +69,7 @@ def restart_lora_(
         init: as PEFT's `init_lora_weights`.
         columns: of linears that were sliced: A is drawn for all that there were, so that masks come to the same.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), own_randomness(next(model.parameters()).device):
         torch.manual_seed(seed)
         for path, layer in lora_layers(model).items():
             lora = lora_factors(layer)

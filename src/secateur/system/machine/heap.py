@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGEST = 2**30
 """Bytes above which a tensor still gets pages of its own."""
@@ -19,7 +20,7 @@ SET_BY_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 @contextmanager
-def freed_pages_kept() -> Iterator[None]:
+def freed_pages_kept(device: torch.device = CPU) -> Iterator[None]:
     """Inside, glibc keeps freed memory for the next tensor; at the end it hands back what it can.
 
     By default it hands large pieces back at once, and the kernel clears each page anew when it is asked for again: a
@@ -27,7 +28,7 @@ def freed_pages_kept() -> Iterator[None]:
     while training on a CPU: a loader that takes and frees large tensors of many sizes would leave holes. Other C
     libraries are left as they are, and so is a heap that the environment has an own word on.
     """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") and not torch.cuda.is_available() else None
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") and device.type == "cpu" else None
     if libc is None or not hasattr(libc, "mallopt") or any(name in os.environ for name in SET_BY_USER):
         yield
         return
