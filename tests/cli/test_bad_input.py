@@ -21,6 +21,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM
 from secateur.cli import main
 from secateur.data.embedded import stdlib_docs
 from secateur.evaluation.local_tasks import definitions
+from secateur.system.machine.devices import accelerator
 
 TRAIN = ["--steps", "12", "--seq-len", "32", "--batch-size", "4", "--frequency", "2", "--dtype", "float32"]
 PRUNE = ["prune", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--sparsity", "0.4", *TRAIN]
@@ -181,6 +182,13 @@ YAMLS = {
     "a boolean with a tag": ("tag.yaml", "not valid YAML"),
 }
 
+ABSENT = "xpu" if accelerator() == "mps" else "mps"
+DEVICES = {
+    "cuba": "--device is 'cuba'. Did you mean 'cuda'? Choose from: auto, cpu, cuda, mps, xpu",
+    "cuda:-1": "--device is 'cuda:-1': give cuda or a number with it, such as cuda:1",
+    ABSENT: f"--device {ABSENT}: this PyTorch ({torch.__version__}) is built without it",
+}
+
 
 def table() -> dict[str, tuple[list[str], str]]:
     """Each case for every command that takes such a thing."""
@@ -199,6 +207,10 @@ def table() -> dict[str, tuple[list[str], str]]:
         for name, words in (("short.txt", "is a file"), ("short.txt/out", ""), ("loop.txt", "loop of links")):
             given = changed(COMMANDS[command], {"output": "{t}/" + name})
             found[f"{command}: output at {name}"] = (given, words)
+    for command in (name for name in COMMANDS if name != "report"):
+        form = {"format": "compressed-tensors"} if command == "export" else {}
+        for name, words in DEVICES.items():
+            found[f"{command}: the device {name}"] = (changed(COMMANDS[command], {"device": name, **form}), words)
     for command, flag in (("eval", "output"), ("sample", "output"), ("bench", "output"), ("plan", "json")):
         for place in ("{t}", "{t}/short.txt/out.json", "{t}/hollow/none/out.json", "/proc/out.json"):
             found[f"{command}: a record at {place}"] = (changed(COMMANDS[command], {flag: place}), f"--{flag} ")
@@ -425,6 +437,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a learning rate beyond floats": ([*prune(), "--config", "{t}/float.yaml"], "--lr is a int beyond any measure"),
     "steps of 4,000 digits": (prune(steps="9" * 4000), "--steps is '999"),
     # other commands
+    "export: a device where nothing is computed": (
+        [*COMMANDS["export"], "--device", "cpu"], "--device cpu goes with --format compressed-tensors, which",
+    ),
     "export: sizes of layers that are none": (["export", "--model", "{t}/sizes", "--output", "{o}"], "must give every"),
     "sample: a prompt file that is a pipe": (
         ["sample", "--model", "{m}", "--prompt-file", "{t}/pipe.txt"], "is a pipe or a device",

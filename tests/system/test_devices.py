@@ -94,7 +94,8 @@ def test_several_processes_on_a_kind_that_cannot_talk(monkeypatch) -> None:
     Machine(monkeypatch, "mps")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="--device mps: several processes cannot train on it together: use --device c"):
-        device_called("auto")
+        device_called("mps")
+    assert device_called("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(("visible", "own"), [(None, "1"), ("4,6", "6"), ("GPU-a,GPU-b", "GPU-b")])

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # What Apple's GPUs cannot compute yet, PyTorch then computes on the CPU; it reads this when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     debug = "--debug" in arguments
     config: Any = None
     forget()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..system.errors import NumericsError
+from ..system.machine.devices import doubled
 
 AGAIN = 10
 """What the damping is multiplied by where a matrix is still not positive definite."""
@@ -24,7 +25,7 @@ def damped_cholesky(second: Tensor, damping: float, level: float | Tensor, what:
     Raises:
         NumericsError: not finite, or not positive definite even so.
     """
-    wide = second.double()
+    wide = doubled(second)
     for times in (1, AGAIN):
         damped = wide + torch.diag_embed((times * damping * level) * wide.new_ones(len(wide)))
         factor, info = torch.linalg.cholesky_ex(damped)

@@ -15,6 +15,7 @@ from ..models.surgery import LoraFactors, lora_factors
 from ..parallel.distributed import average_, processes
 from ..parallel.sharding import gathered, local_rows
 from ..system.errors import InputError
+from ..system.machine.devices import doubled
 from .base import CRITERIA, Criterion, Evidence, sum_members
 
 BLOCK_ENTRIES = 1 << 18
@@ -55,7 +56,7 @@ def entry_sums(
     left = torch.cat([grad_b, b], dim=1)
     right = torch.cat([a - eta * grad_a, grad_a])
     if stand_in is not None:
-        left, right = (t.to(dtype) for t in stand_in)
+        left, right = (t.to(b) for t in stand_in)
     sums = b.new_zeros(rows if dim == 0 else columns)
     step = max(1, (BLOCK_ENTRIES if b.device.type == "cpu" else GPU_BLOCK_ENTRIES) // columns)
     for start in range(0, rows, step):
@@ -77,7 +78,7 @@ def projected(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: flo
     ∂B·A′ + B′·(∂A − s·Bᵀ·∂B·A′) with A′ = (A·Aᵀ)⁺·A / s and B′ = B·(Bᵀ·B)⁺ / s. At B = 0 it is G·P_A.
     Rows of B and columns of A without gradient belong to units that are masked: they span nothing.
     """
-    a, b, grad_a, grad_b = (t.detach().double() for t in (a, b, grad_a, grad_b))
+    a, b, grad_a, grad_b = (doubled(t.detach()) for t in (a, b, grad_a, grad_b))
     if grad_a.any():  # at B = 0 it says nothing of columns
         a = a * grad_a.any(0)
     b = b * grad_b.any(1, keepdim=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..architecture.units import Pool
 from ..config.pruning import ScoringOptions
 from ..models.surgery import merged_weight
+from ..system.machine.devices import doubled
 from .base import CRITERIA, Criterion, Evidence
 from .cholesky import damped_cholesky
 
@@ -39,13 +40,14 @@ def removal_cost(
     Raises:
         NumericsError: C is not finite.
     """
-    diagonal = second.diagonal().double()
+    diagonal = doubled(second.diagonal())
     if not diagonal.any():  # an expert that was never chosen
         return diagonal.new_zeros(len(index))
     level = diagonal[diagonal > 0].mean()  # columns that a mask has zeroed are not there
     inverse = torch.cholesky_inverse(damped_cholesky(second, damping, level, what))
+    index = index.to(inverse.device)
     blocks = inverse[index.unsqueeze(2), index.unsqueeze(1)]  # (units, s, s)
-    columns = weight.double()[:, index].movedim(1, 0)  # (units, out, s)
+    columns = doubled(weight)[:, index].movedim(1, 0)  # (units, out, s)
     solved = torch.linalg.solve(blocks, columns.transpose(1, 2))  # (units, s, out)
     return (columns.transpose(1, 2) * solved).sum((1, 2))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..system.errors import InputError
+from ..system.machine.devices import doubled
 from ..system.registry import Registry
 from .recovery import rise_of_each
 
@@ -88,18 +89,18 @@ def sparsegpt(evidence: RankEvidence) -> Tensor:
 def wanda(evidence: RankEvidence) -> Tensor:
     """‖b_j‖·‖z_j‖."""
     assert evidence.second_z is not None
-    return evidence.b.double().norm(dim=0) * evidence.second_z.double().diagonal().sqrt()
+    return doubled(evidence.b).norm(dim=0) * doubled(evidence.second_z).diagonal().sqrt()
 
 
 def taylor(evidence: RankEvidence) -> Tensor:
     """LLM-Pruner's first-order score: Σ|∂L/∂w · w| over a_j and b_j."""
     assert evidence.taylor is not None
-    return evidence.taylor.double()
+    return doubled(evidence.taylor)
 
 
 def magnitude(evidence: RankEvidence) -> Tensor:
     """‖b_j‖·‖a_j‖."""
-    return evidence.b.double().norm(dim=0) * evidence.a.double().norm(dim=1)
+    return doubled(evidence.b).norm(dim=0) * doubled(evidence.a).norm(dim=1)
 
 
 def random(evidence: RankEvidence) -> Tensor:

@@ -1,11 +1,12 @@
 """Scoring one layer's components, and what those that stay do when others go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..models.surgery import LoraFactors
+from ..system.machine.devices import precise
 from .criteria import RankCriterion, RankEvidence
 from .layers import last_update_norm
 from .recovery import compensation, damped, inverse_of, newton_step, rise_of_set
@@ -35,6 +36,10 @@ class LayerNow:
     optimizer: torch.optim.Optimizer | None
     """The one that trains it: a Newton step is no longer than its last update."""
 
+    def precisely(self) -> "LayerNow":
+        """The same, what is known of it where there is float64."""
+        return replace(self, known={name: found.to(precise(found.device)) for name, found in self.known.items()})
+
     def inverse(self, curvature: str) -> Tensor:
         """(r, r) of a curvature's average, damped."""
         return inverse_of(self.known[curvature], self.damping, f"step {self.step}, {self.path}")
@@ -48,13 +53,14 @@ class LayerNow:
 
 def score(layer: LayerNow, criterion: RankCriterion, recovery: str, seed: int) -> Tensor:
     """(r,) scores of the components, higher stays."""
+    layer, place = layer.precisely(), precise(layer.lora.a.device)
     lora, known = layer.lora, layer.known
     moves = criterion.second_order and recovery == "newton+compensate"
-    everything = torch.arange(lora.a.shape[0], device=lora.a.device)
+    everything = torch.arange(lora.a.shape[0], device=place)
     evidence = RankEvidence(
         path=layer.path,
-        a=lora.a.detach(),
-        b=lora.b.detach(),
+        a=lora.a.detach().to(place),
+        b=lora.b.detach().to(place),
         inverse_a=layer.inverse("curvature_a") if criterion.second_order else None,
         inverse_b=layer.inverse("curvature_b") if criterion.second_order else None,
         taylor=known.get("taylor"),
@@ -69,8 +75,9 @@ def score(layer: LayerNow, criterion: RankCriterion, recovery: str, seed: int) -
 
 def recover_(layer: LayerNow, criterion: RankCriterion, recovery: str, stay: Tensor, gone: Tensor) -> None:
     """Rewrite the columns that stay of the factor whose predicted rise is lower; both would correct twice."""
-    lora = layer.lora
-    factors = {"b": lora.b.detach(), "a": lora.a.detach().T}
+    layer, place = layer.precisely(), precise(layer.lora.a.device)
+    lora, stay, gone = layer.lora, stay.to(place), gone.to(place)
+    factors = {"b": lora.b.detach().to(place), "a": lora.a.detach().to(place).T}
     if criterion.curvature == "activations":
         inverses = {"b": layer.inverse("second_z")}
     else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..system.errors import NumericsError
+from ..system.machine.devices import doubled
 
 
 def inverse_of(curvature: Tensor, damping: float, whose: str) -> Tensor:
@@ -33,7 +34,7 @@ def inverse_of(curvature: Tensor, damping: float, whose: str) -> Tensor:
 
 def damped(curvature: Tensor, damping: float) -> Tensor:
     """H + damping·mean(diag H)·I, in float64: one step's GᵀG has lower rank than r."""
-    wide = curvature.double()
+    wide = doubled(curvature)
     mean = wide.diagonal().mean()
     # Without any gradient yet, every direction is alike.
     scale = torch.where(mean > 0, mean, torch.ones_like(mean))

@@ -165,7 +165,9 @@ def _started(python: str, source: str, arguments: list[str]) -> str:
         environment.pop("PYTHONPATH", None)
     command = [python, "-W", "ignore", "-c", source, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
+        )
     except (OSError, ValueError) as error:  # a NUL in its name is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise InputError(

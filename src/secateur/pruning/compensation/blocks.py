@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...system.machine.devices import doubled
 from .layerwise import Call, replaced
 
 EXACT = 0.02
@@ -62,20 +63,20 @@ def block_of(layer: nn.Module, call: Call, hidden: Tensor, o: nn.Module, down: n
         with ExitStack() as stack:
             stack.enter_context(replaced(o, of_o))
             stack.enter_context(replaced(down, of_down))
-            return call(layer, given).double()
+            return doubled(call(layer, given))
 
     nothing, x, u, v = torch.zeros_like(hidden), some(), some(), some()
     attention = _branch(lambda y: output(nothing, y, nothing), u)
     ffn = _branch(lambda y: output(nothing, nothing, y), v)
     if attention is None or ffn is None:
         return None
-    expected = x.double() + attention.adds(u.double()) + ffn.adds(v.double())
+    expected = doubled(x) + attention.adds(doubled(u)) + ffn.adds(doubled(v))
     return Block(attention, ffn) if _close(output(x, u, v), expected) else None
 
 
 def _branch(layer: Callable[[Tensor], Tensor], y: Tensor) -> Branch | None:
     """What becomes of y on its way to the output."""
-    made, wide = layer(y), y.double()
+    made, wide = layer(y), doubled(y)
     factor = (made * wide).sum() / wide.square().sum()
     unit = Branch(torch.ones((), dtype=torch.float64), normed=True).adds(wide)
     gain = (made * unit).sum((0, 1)) / unit.square().sum((0, 1))

@@ -91,7 +91,7 @@ def _key(inputs: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """All that the layers are told of a batch: nothing depends on its tokens but the hidden states."""
     rest = sorted((name, value) for name, value in inputs.items() if name != "input_ids")
     shape = tuple(inputs["input_ids"].shape) if "input_ids" in inputs else ()
-    return shape, *((name, tuple(value.shape), value.double().cpu().numpy().tobytes()) for name, value in rest)
+    return shape, *((name, tuple(value.shape), value.cpu().double().numpy().tobytes()) for name, value in rest)
 
 
 def _record(

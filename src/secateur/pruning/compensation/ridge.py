@@ -9,6 +9,7 @@ from torch import Tensor
 from ...criteria.base import wide
 from ...parallel.distributed import sum_
 from ...system.errors import NumericsError
+from ...system.machine.devices import doubled
 
 RIDGES = (0.1, 0.3, 1.0)
 """λ, relative to the mean diagonal of X Xᵀ, from which one is chosen for each linear. No larger one: tokens of
@@ -117,5 +118,5 @@ def solved(second: Tensor, cross: Tensor, ridge: float) -> Tensor:
     scale = damped.diagonal().rsqrt()  # columns of one size: rounding then counts for least
     factor, info = torch.linalg.cholesky_ex(damped * scale * scale.unsqueeze(1))
     if int(info):  # rounding made it singular
-        return solved(second.double(), cross.double(), max(ridge, 1e-12) * 10).to(cross)
+        return solved(doubled(second), doubled(cross), max(ridge, 1e-12) * 10).to(cross)
     return torch.cholesky_solve((cross * scale).T, factor).T * scale

@@ -16,6 +16,7 @@ from ...criteria.cholesky import damped_cholesky
 from ...models.surgery import lora_factors, merged_weight
 from ...parallel.sharding import assign_, gathered
 from ...system.errors import InputError
+from ...system.machine.devices import doubled
 
 NEEDS = {
     "none": frozenset[str](),
@@ -98,7 +99,7 @@ def refit_coefficients(second: Tensor, stay: Tensor, go: Tensor, ridge: float) -
     Raises:
         NumericsError: C is not finite.
     """
-    wide = second.double()
+    wide = doubled(second)
     kept, both = wide[stay][:, stay], wide[stay][:, go]
     level = kept.diagonal().mean()
     if not level:  # an expert that was never chosen: nothing is known that could take over

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...architecture.units import Member, Pool
 from ...parallel.distributed import processes, sum_, wire
+from ...system.machine.devices import precise
 from ..compensation.calibration import Calibration
 from ..compensation.layerwise import at_rest
 
@@ -74,7 +75,7 @@ class Fitness:
             p = wanted[part].to(found.device, wide).log_softmax(-1)
             q = found[part].to(wide).log_softmax(-1)
             each = (p.exp() * (p - q)).sum(-1)
-            total += each[counts[part]].sum(dtype=torch.float64).cpu()
+            total += each[counts[part]].to(precise(each.device)).sum(dtype=torch.float64).cpu()
             if logits is not None:
                 gradient[part] = ((q.exp() - p.exp()) * counts[part].unsqueeze(-1)).to(gradient.dtype)
         return float(total), gradient

@@ -106,13 +106,14 @@ def device_called(name: str) -> torch.device:
     check_number(name)
     kind, _, index = name.partition(":")
     there = accelerator()
+    talks = launched() == 1 or there is None or kind_of(torch.device(there)).together is not None
     if kind == "auto":
-        kind = there or "cpu"
+        kind = there if there and talks else "cpu"
     if kind == "cpu":
         return torch.device("cpu")
     if kind != there:
         raise InputError(f"--device {name}: {_why_absent(kind)}. Here there is {_found(there)}: use --device auto.")
-    if launched() > 1 and KINDS[kind].together is None:
+    if not talks:
         raise InputError(f"--device {kind}: several processes cannot train on it together: use --device cpu, or one.")
     number = int(index) if index else own_device()
     if number >= count():
@@ -235,9 +236,14 @@ def own_randomness(device: torch.device) -> Iterator[None]:
             _module(device).set_rng_state(there, device)
 
 
+def precise(device: torch.device) -> torch.device:
+    """Where what a device has is computed in float64: there, or on the CPU."""
+    return device if kind_of(device).float64() else torch.device("cpu")
+
+
 def doubled(tensor: Tensor) -> Tensor:
     """The tensor in float64: where it is, or on the CPU where its device has none."""
-    return tensor.double() if kind_of(tensor.device).float64() else tensor.cpu().double()
+    return tensor.to(precise(tensor.device)).double()
 
 
 def multiplies_into_float32(tensor: Tensor) -> bool:
