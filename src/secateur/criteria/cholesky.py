@@ -52,7 +52,7 @@ def inverse_factor(second: Tensor, damping: float, what: str) -> tuple[Tensor, T
     Raises:
         NumericsError: not finite, or not positive definite.
     """
-    second = second.double().clone()
+    second = doubled(second).clone()
     dead = second.diagonal() == 0
     second.diagonal()[dead] = 1
     level = second.diagonal().mean()

@@ -208,7 +208,7 @@ def outcome(
         "kind": "sparsify",
         "status": "done",
         "config": asdict(job.config),
-        "environment": environment(),
+        "environment": environment(device_of(job.config)),
         "data": {"training": job.data, "evaluation": job.eval_info, **token_counts(job)},
         "dense": {"parameters": parameters, **source_bytes(job, parameters), "perplexity": dense},
         "pruned": {"parameters": parameters, "bytes": report.bytes, "perplexity": after},
