@@ -22,7 +22,7 @@ from ...checkpoint.export import ExportReport, Finish, round_, write_checkpoint
 from ...config.formats import LAYERED, STOCK
 from ...evaluation.perplexity import Perplexity
 from ...models.benchmark import parameter_count
-from ...models.devices import dtype_of, name_of, widened
+from ...models.devices import device_of, dtype_of, name_of, widened
 from ...models.memory import WRITE_LATER, memory_for
 from ...models.stored import checkpoint_dtype
 from ...sparsity.walk import sparsify_layers
