@@ -16,7 +16,7 @@ with installed():
 print("FOUND" + json.dumps([codes, WRONG]))
 """
 LOOPS = """
-import json, sys
+import json, sys, traceback
 import torch
 from peft import LoraConfig, get_peft_model
 from accelerator import NAME, WRONG, installed
@@ -27,7 +27,7 @@ IDS = torch.randint(3, 99, (2, 24), generator=torch.Generator().manual_seed(1))
 
 def adapted(device):
     torch.manual_seed(0)
-    model = tiny_llama(layers=2, hidden=32, ffn=24)
+    model = tiny_llama(layers=2, hidden=32, ffn=24, bias=True)
     model.set_attn_implementation("eager")
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     return torch.nn.Module.to(model, device)
@@ -58,7 +58,10 @@ def pruned(device, options):
 found = []
 with installed():
     for options in json.loads(sys.argv[1]):
-        found.append([pruned("cpu", options), pruned(NAME, options), list(WRONG)])
+        try:
+            found.append([pruned("cpu", options), pruned(NAME, options), list(WRONG)])
+        except Exception:  # what else goes wrong is to be seen, too
+            found.append([[], [], [*WRONG, traceback.format_exc()]])
         WRONG.clear()
 print("FOUND" + json.dumps(found))
 """
