@@ -9,6 +9,7 @@ import traceback
 from contextlib import contextmanager
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
@@ -124,13 +125,53 @@ class Anywhere(TorchDispatchMode):
         return computed(func, args, kwargs or {})
 
 
+class FromData(TorchFunctionMode):
+    """What makes a tensor of numbers, or numbers of a tensor, goes past `Anywhere`: it is done by way of the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.tolist and isinstance(args[0], Remote):
+            return args[0].cpu().tolist()
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Remote):
+            kwargs.setdefault("device", args[0].device)
+            kwargs.setdefault("dtype", args[0].dtype)
+            func, args = torch.tensor, args[1:]
+        if func in (torch.tensor, torch.as_tensor) and is_there(kwargs.get("device")):
+            return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])
+        return func(*args, **kwargs)
+
+
+LIBRARIES: list[torch.library.Library] = []
+
+
+def beneath() -> None:
+    """What PyTorch's own C++ asks of a device, past Python's modes: room, and to be copied to."""
+    library = torch.library.Library("aten", "IMPL")
+    LIBRARIES.append(library)  # else it goes with the function
+
+    def empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+        return Remote(torch.empty(size, dtype=dtype, device="cpu", memory_format=memory_format))
+
+    def empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
+        return Remote(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+    def copy(source, target, non_blocking=False):
+        held, to = (each.held if isinstance(each, Remote) else each for each in (source, target))
+        to.copy_(held)
+        return target
+
+    for name, kernel in (("empty.memory_format", empty), ("empty_strided", empty_strided), ("_copy_from", copy)):
+        library.impl(name, kernel, "PrivateUse1")
+
+
 @contextmanager
 def installed():
     """A machine with such a device, and none of another kind."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
+    beneath()
     torch.accelerator.synchronize = lambda device=None: None  # nothing is under way
     from secateur.system.machine import devices
 
     devices.KINDS[NAME] = devices.KINDS["mps"]
-    with Anywhere():
+    with Anywhere(), FromData():
         yield

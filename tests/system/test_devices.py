@@ -15,7 +15,7 @@ from secateur.parallel.distributed import join, part_ways
 from secateur.system.errors import InputError
 from secateur.system.launcher import launched
 from secateur.system.machine import devices
-from secateur.system.machine.devices import check_number, device_called, doubled, kind_of, own_randomness
+from secateur.system.machine.devices import check_number, device_called, doubled, kind_of, own_randomness, precise
 from secateur.system.records import environment
 from secateur.training import trainer
 from secateur.training.job import check_device
@@ -152,11 +152,11 @@ def test_what_a_device_has_is_not(monkeypatch) -> None:
 def test_sums_in_float64_where_a_device_has_none(monkeypatch) -> None:
     value = torch.full((2,), 1 / 3)
     assert torch.equal(doubled(value), value.double())
+    without = torch.device("meta")
     monkeypatch.setitem(devices.KINDS, "meta", devices.KINDS["mps"])
-    moved = []
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor.device.type) or value)
-    assert doubled(value.to("meta")).dtype == torch.float64
-    assert moved == ["meta"]
+    assert (precise(without), precise(value.device)) == (torch.device("cpu"), value.device)
+    with pytest.raises(NotImplementedError, match="out of meta tensor"):
+        doubled(value.to(without))  # brought over, of which there is nothing
 
 
 def test_another_device_where_the_first_has_no_room(monkeypatch) -> None:
