@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama
+from tiny import CHECKPOINTING, tiny_llama
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS, SGD, Adafactor, AdamW
 from transformers.optimization import Adafactor as OldAdafactor
@@ -109,7 +109,7 @@ def test_two_passes_before_a_backward_keep_their_own_masks_under_checkpointing(r
         model = adapted()
         if checkpointing:
             model.enable_input_require_grads()
-            model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+            getattr(model.get_base_model(), f"{CHECKPOINTING}_enable")({"use_reentrant": reentrant})
             model.config.use_cache = False
         pruner = pruner_for(model, criterion="wanda")
         optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)

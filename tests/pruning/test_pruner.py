@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import CHECKPOINTING, tiny_llama, tiny_tokenizer
 from transformers import Trainer, TrainerState, TrainingArguments, get_cosine_schedule_with_warmup
 from trl import SFTConfig, SFTTrainer
 
@@ -163,7 +163,7 @@ def test_every_loop_makes_the_same_cuts(tmp_path) -> None:
     pruners["sft"] = pruner_for(model)
     SFTTrainer(
         model=model,
-        args=SFTConfig(**options, max_length=LENGTH, packing=False, activation_checkpointing=False),
+        args=SFTConfig(**options, max_length=LENGTH, packing=False, **{CHECKPOINTING: False}),
         train_dataset=data.remove_columns("labels"),
         processing_class=tiny_tokenizer(),
         callbacks=[PruningCallback(pruners["sft"])],

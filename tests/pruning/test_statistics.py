@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_llama
+from tiny import CHECKPOINTING, tiny_llama
 
 from secateur import Pruner
 from secateur.architecture.discovery import find_units
@@ -322,7 +322,7 @@ def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
     for path, moments in evidence.moments.items():
         torch.testing.assert_close(other.moments[path].square, moments.square, rtol=RTOL, atol=1e-9)
     gates, _ = collected(setting, "gate", one_batch)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     model.enable_input_require_grads()
     checkpointed, again = collected(setting, "gate", one_batch)
     for name, score in gates.items():
