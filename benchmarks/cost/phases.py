@@ -23,7 +23,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,18 @@ SMALL = {
 """What takes the place of a case whose model is fixed."""
 
 
+def started(arguments: list[str], terminal: int, environment: dict[str, str]) -> Callable[[], int]:
+    """A command in a terminal; what waits for its exit code."""
+    command = [sys.executable, "-m", "secateur", *arguments]
+    return subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment).wait
+
+
 def frames(
-    arguments: list[str], columns: int = COLUMNS, lines: int = LINES, **environment: str
+    arguments: list[str],
+    columns: int = COLUMNS,
+    lines: int = LINES,
+    start: Callable[[list[str], int, dict[str, str]], Callable[[], int]] = started,
+    **environment: str,
 ) -> Iterator[tuple[float, pyte.Screen]]:
     """Run a command in a terminal: again and again the seconds since the start, and the screen as it is from then on.
 
@@ -72,9 +82,8 @@ def frames(
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     own = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
     own |= {"TERM": "xterm-256color"} | environment
-    command = [sys.executable, "-m", "secateur", *arguments]
-    started = time.perf_counter()
-    child = subprocess.Popen(command, stdin=writer, stdout=writer, stderr=writer, env=own)
+    begun = time.perf_counter()
+    wait = start(arguments, writer, own)
     os.close(writer)
     screen = pyte.Screen(columns, lines)
     stream, decoder = pyte.Stream(screen), codecs.getincrementaldecoder("utf-8")("replace")
@@ -85,10 +94,10 @@ def frames(
                 stream.feed(decoder.decode(os.read(reader, 65536)))
             except OSError:  # the other end is closed
                 break
-        yield time.perf_counter() - started, screen
+        yield time.perf_counter() - begun, screen
     os.close(reader)
-    screen.exit_code = child.wait()
-    yield time.perf_counter() - started, screen
+    screen.exit_code = wait()
+    yield time.perf_counter() - begun, screen
 
 
 def watch(arguments: list[str]) -> tuple[int, list[tuple[str, float]]]:
