@@ -107,7 +107,7 @@ def test_nothing_of_a_cell_is_lost_or_obeyed(header, rows, columns, align) -> No
 
 
 def test_words_are_drawn_in_a_terminal_alone(monkeypatch, capsys) -> None:
-    words = Words("Sizes:", TABLE, "warning: [red]that[/] is \x1b[31mso\u202e")
+    words = Words("Sizes:", "", TABLE, "warning: [red]that[/] is \x1b[31mso\u202e")
     tell(words)
     piped = capsys.readouterr().out
     with terminal(monkeypatch, 60) as stream:
@@ -120,6 +120,7 @@ def test_words_are_drawn_in_a_terminal_alone(monkeypatch, capsys) -> None:
     assert lines[3].split() == ["smollm2-135m-instruct", "134,515,008", "31.20", "±", "0.22"]
     assert lines[5] == r"warning: [red]that[/] is so\u202e"
     assert b"\x1b[33mwarning" in sent
+    assert re.search(rb"Sizes:\S*\r\n\r\n", sent)  # the empty line
     assert b"\x1b[31m" not in sent
     assert b"as they are: a command to copy must not be cut\r\n" in sent
 

@@ -112,7 +112,7 @@ def _complain(words: str) -> None:
     err = Escaping(sys.stderr)
     if is_terminal(sys.stderr) and words.startswith(ERROR):
         lines = list(prose(words))
-        lines[0].renderable.stylize("bold red", 0, len(ERROR))
+        lines[0].stylize("bold red", 0, len(ERROR))
         console = console_of(sys.stderr, columns_of(sys.stderr))
         for line in lines:
             console.print(line)

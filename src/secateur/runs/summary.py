@@ -14,7 +14,7 @@ NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER, 
 
 def run_summary(result: dict[str, Any]) -> Words:
     """Before and after, and what the other allocations would have removed."""
-    return Words("", _before_and_after(result), "", *_notes(result), "", _alternatives(result))
+    return Words("", _before_and_after(result), "", *_notes(result), "", *_alternatives(result))
 
 
 def adapt_summary(result: dict[str, Any]) -> str:
@@ -166,14 +166,15 @@ def _quantised_note(held: dict[str, Any]) -> str:
     return f"trained on the base in {held['load_in']}{had}; before and after are of weights that are not quantised"
 
 
-def _alternatives(result: dict[str, Any]) -> str:
+def _alternatives(result: dict[str, Any]) -> list[str | Table]:
     chosen = result["config"]["allocation"]
-    lines = ["Importance that each allocation removes at this sparsity (from the scores, not trained):"]
-    for name, lost in result["alternatives"].items():
-        share = f"{lost:6.2%}" if isinstance(lost, float) else "  n/a "
-        mark = "  <- this run" if name == chosen else ""
-        lines.append(f"  {name:10} {share}  {NEEDS[name]}{mark}")
-    return "\n".join(lines)
+    rows = [
+        (f"  {name}", f"{lost:.2%}" if isinstance(lost, float) else "n/a",
+         NEEDS[name] + ("  <- this run" if name == chosen else ""))
+        for name, lost in result["alternatives"].items()
+    ]  # fmt: skip
+    words = "Importance that each allocation removes at this sparsity (from the scores, not trained):"
+    return [words, Table(("", "", ""), rows, align="lrl")]
 
 
 def _change(before: float, after: float) -> str:

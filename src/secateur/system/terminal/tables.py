@@ -118,14 +118,15 @@ def console_of(stream: TextIO, columns: int) -> "Console":
 
 
 def prose(text: str) -> "Iterable[Any]":
-    """Lines that are broken between words, each under its own indentation: rich's `Padding` around `Text`."""
+    """Lines that are broken between words, each under its own indentation: rich's `Text`, or `Padding` around it."""
     from rich.padding import Padding
     from rich.text import Text
 
     for line in safe(text).expandtabs().split("\n"):
         said = line.lstrip(" ")
         style = "yellow" if said.startswith(WARNING) else "bold" if said == line and said.endswith(":") else ""
-        yield Padding(Text(said, style=style, overflow="fold"), (0, 0, 0, len(line) - len(said)), expand=False)
+        part = Text(said, style=style, overflow="fold")
+        yield Padding(part, (0, 0, 0, len(line) - len(said)), expand=False) if len(said) < len(line) else part
 
 
 def drawn(table: Table, columns: int) -> "Iterable[RenderableType]":
