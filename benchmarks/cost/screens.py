@@ -30,7 +30,6 @@ SIZES = ((60, ""), (80, ""), (140, ""), (80, "1"))
 """Columns, and NO_COLOR."""
 LINES = 120
 RECORD_TEXT = (Path(__file__).parents[2] / "docs/results/quickstart.json").read_text(encoding="utf-8")
-QUICKSTART = "secateur quickstart"
 TRAIN = "--data stdlib-docs:train --eval-tokens 1024 --seq-len 128 --batch-size 4 --sparsity 0.2 --attention none"
 COMMANDS = {
     "error": f"prune --model {MODEL} --data notes.txt --output small --sparsty 0.2",
@@ -124,7 +123,7 @@ def main() -> None:
         small_model(Path("model"))
     for name in given.names or COMMANDS:
         arguments = COMMANDS[name].split()
-        title = "secateur " + COMMANDS[name].split(" --data")[0].split(" --device")[0] if arguments else QUICKSTART
+        title = f"secateur {arguments[0] if arguments else name}"
         if name == "compare":  # the first time it trains; then it says what is recorded
             list(frames(arguments, 80, LINES, forked))
         for columns, colourless in SIZES:
