@@ -151,6 +151,16 @@ def joined(stretches: list[tuple[str, float]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def silences(stretches: list[tuple[str, float]]) -> list[str]:
+    """Where there was no live line for so long: what was there before and after."""
+    names = ["the start", *(words for words, _ in stretches), "the end"]
+    return [
+        f"{seconds:.1f} s between {names[number]} and {names[number + 2]}"
+        for number, (words, seconds) in enumerate(stretches)
+        if not words and seconds >= SILENT_SECONDS
+    ]
+
+
 def table(records: dict[str, dict[str, Any]]) -> str:
     """What docs/results/terminal.md says: phases of two seconds and more, the longest stretch without a live line."""
     rows = [
@@ -195,6 +205,7 @@ def main() -> None:
             "exit_code": code,
             "seconds": round(sum(seconds for _, seconds in stretches), 1),
             "longest_silence": round(max((s for words, s in stretches if not words), default=0.0), 2),
+            "silences": silences(stretches),
             "phases": joined(stretches),
         }
         known |= {name: record}
