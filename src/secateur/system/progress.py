@@ -120,13 +120,13 @@ class Progress:
     ) -> None:
         """Show where the run is after `step`; `state` says how much has gone."""
         width = len(str(self.total_steps))
-        parts = [f"step {step:{width}}/{self.total_steps}", f"loss {loss:.3f}", state, f"{tokens_per_s:.0f} tok/s"]
-        parts += [f"{human_seconds(seconds_left)} left", f"lr {lr:.1e}"]
-        if self.live:
-            self.screen.show(Line(tuple(parts), step, self.total_steps))
+        parts = [f"step {step:{width}}/{self.total_steps}", f"loss {loss:.3f}", state]
+        speed, left, rate = f"{tokens_per_s:.0f} tok/s", f"{human_seconds(seconds_left)} left", f"lr {lr:.1e}"
+        if self.live:  # where there is little room, the last go
+            self.screen.show(Line((*parts, left, speed, rate), step, self.total_steps))
         elif step in (1, self.total_steps) or time.monotonic() - self._shown_at >= self.every_seconds:
             self._shown_at = time.monotonic()
-            self.screen.message("  ".join(parts))
+            self.screen.message("  ".join([*parts, speed, left, rate]))
         if step == self.total_steps:
             self.close()
 

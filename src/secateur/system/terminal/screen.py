@@ -68,12 +68,14 @@ class Screen:
         return self._live
 
     def message(self, text: str) -> None:
-        """A line of its own."""
-        if self._live is None:
+        """A line of its own, in a terminal broken between words."""
+        if self.is_live:
+            console = self._on()
+            console.width = max(1, columns_of(self.stream))
+            console.print(safe(text), overflow="fold")
+        else:
             self.stream.write(safe(text) + "\n")
             self.stream.flush()
-        else:
-            self._live.console.print(safe(text), soft_wrap=True, markup=False, emoji=False)
 
     def show(self, line: Line) -> None:
         """Let `line` be the one that lives."""
@@ -115,18 +117,23 @@ class Screen:
         live.update(drawn(self._shown[-1], columns), refresh=True)
 
     def _started(self) -> "Live":
-        from rich.console import Console
         from rich.live import Live
+
+        # What is printed goes to stdout, which may be a file; what others write to stderr goes above the line.
+        self._live = Live(console=self._on(), redirect_stdout=False, vertical_overflow="crop")
+        atexit.register(self.close)  # the cursor is hidden until then
+        self._live.start()
+        return self._live
+
+    def _on(self) -> "Console":
+        """What draws on the stream."""
+        from rich.console import Console
 
         if self._console is None:
             file: Any = self.stream
             plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
             self._console = Console(file=file, force_terminal=True, force_jupyter=False, **plain)
-        # What is printed goes to stdout, which may be a file; what others write to stderr goes above the line.
-        self._live = Live(console=self._console, redirect_stdout=False, vertical_overflow="crop")
-        atexit.register(self.close)  # the cursor is hidden until then
-        self._live.start()
-        return self._live
+        return self._console
 
 
 SCREENS: list[Screen] = []
