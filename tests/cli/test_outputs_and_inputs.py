@@ -99,7 +99,8 @@ def test_a_step_that_was_left_out_does_not_count(tmp_path) -> None:
     config = SimpleNamespace(eval_steps=0, eval_data=None)
     job = SimpleNamespace(work=tmp_path, tokens_per_step=10, total_steps=3, blocks=blocks, config=config)
     watched = SimpleNamespace(steps_done=lambda: 0, facts=dict, words=str)
-    recording = RecordingCallback(watched, job, SimpleNamespace(update=lambda *args, **kwargs: None), lambda: None)
+    shown = SimpleNamespace(begin=lambda step: None, update=lambda *args, **kwargs: None)
+    recording = RecordingCallback(watched, job, shown, lambda: None)
     state = SimpleNamespace(max_steps=3, global_step=1)
     for norm in (1.5, float("nan"), 2.5):
         recording.on_log(None, state, None, logs={"loss": 1.0, "learning_rate": 0.1, "grad_norm": norm})

@@ -114,11 +114,7 @@ class RecordingCallback(TrainerCallback):
         self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
         self._seconds_per_step = 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.progress.begin(self.watched.steps_done())
+        progress.begin(watched.steps_done())  # Trainer takes its time before the first step
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
