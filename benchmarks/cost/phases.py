@@ -209,7 +209,8 @@ def main() -> None:
             "phases": joined(stretches),
         }
         known |= {name: record}
-        path.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(known, indent=2, ensure_ascii=False).replace(given.out, "OUT")
+        path.write_text(text + "\n", encoding="utf-8")
         print(table({name: record}), f"\nexit code {code}\n", flush=True)
     print(table(json.loads(path.read_text(encoding="utf-8"))))
 
