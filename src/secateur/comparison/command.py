@@ -41,6 +41,7 @@ from ..system.locks import locked
 from ..system.output import check_output
 from ..system.progress import Progress, human_seconds, phase
 from ..system.records import environment, write_json
+from ..system.terminal.tables import Words, tell
 from ..training.checkpoints import find_latest, work_folder
 from ..training.finetune import load_base, load_original
 from ..training.job import make_work, open_model
@@ -72,7 +73,7 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
         check_spec(spec)
     warnings = _same_source(comparison)
     for warning in warnings:
-        print(f"warning: {warning}", flush=True)
+        tell(Words(f"warning: {warning}"))
     if any(cell.config.dry_run for cell in cells):
         return rehearsed({cell.name: prepare(_placed(cell, folder)) for cell in cells if cell.kind == "prune"}, share)
     with locked(folder) if share.number == 0 else nullcontext():
