@@ -12,6 +12,7 @@ from ..config.files.recipes import CLASSES, build_values, read_with_recipe
 from ..config.options import flag, known_options
 from ..system.errors import InputError, all_faults, faults_of
 from ..system.places import check_options_kept
+from ..system.progress import STARTING, phase
 from ..system.registry import did_you_mean
 from ..system.version import VERSION
 from .commands import COMMANDS, Command
@@ -77,7 +78,8 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
 def _config_of(command: Command, name: str, given: dict[str, Any]) -> Any:
     file = given.pop("config", None)
     if command.options[0] is CompareConfig:
-        from ..comparison.grid import build_comparison
+        with phase(STARTING):
+            from ..comparison.grid import build_comparison
 
         return build_comparison(given, file)
     config: Any = build_values(command.options[0], read_with_recipe(given, file, name))

@@ -83,12 +83,13 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
 def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Sequence[str]) -> str:
     settings, cells = comparison.settings, comparison.cells
     missing = [cell for cell in cells if not _was_run(folder, cell)]
-    jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
-    texts, measured = _check_texts(comparison)
-    if not settings.allow_different:
-        check_inputs(folder, cells, texts)
-        if missing:
-            _check_budgets(cells, jobs, folder)
+    with phase("checking the cells"):
+        jobs = {cell.name: prepare(_placed(cell, folder)) for cell in missing}
+        texts, measured = _check_texts(comparison)
+        if not settings.allow_different:
+            check_inputs(folder, cells, texts)
+            if missing:
+                _check_budgets(cells, jobs, folder)
     if share.number == 0:
         for cell in missing:
             (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
@@ -181,11 +182,12 @@ def _trained_small(job: PruneJob, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     if job.config.load_in is not None:
         pruner.restore(job.source, trust_remote_code=job.config.trust_remote_code)
     pruner.close()
-    shapes = pruner.units.shapes_after(pruner.keep)
-    tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)
-    small = build_small(base.config, pruner.units.family, shapes, tensors, torch.float32, job.config.model_class)
-    round_(small, checkpoint_dtype(job.model_config))
-    nn.Module.to(widened(small, dtype), device)
+    with phase("merging and slicing"):
+        shapes = pruner.units.shapes_after(pruner.keep)
+        tensors = merged_and_sliced(model, pruner.live, pruner.live_keep)
+        small = build_small(base.config, pruner.units.family, shapes, tensors, torch.float32, job.config.model_class)
+        round_(small, checkpoint_dtype(job.model_config))
+        nn.Module.to(widened(small, dtype), device)
     assert dense - parameter_count(small) == pruner.removed_params
     return small, _details(pruner)
 
@@ -210,6 +212,7 @@ def _details(pruner: Pruner) -> dict[str, Any]:
     }
 
 
+@phase("hashing the weights")
 def _weights_sha256(model: nn.Module) -> str:
     """Of all parameters and buffers, in the order of their names."""
     digest = hashlib.sha256()

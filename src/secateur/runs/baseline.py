@@ -13,7 +13,7 @@ from ..checkpoint.export import round_
 from ..models.devices import device_of, widened
 from ..models.original import restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
-from ..system.progress import Progress
+from ..system.progress import Progress, phase
 from ..training.checkpoints import step_of
 from ..training.finetune import add_lora, load_base
 from ..training.guard import DivergenceWatch, NumericsGuard
@@ -72,6 +72,7 @@ def train_dense(job: PruneJob, dtype: torch.dtype, progress: Progress) -> nn.Mod
         restore_(model, {}, job.source, trust=job.config.trust_remote_code)
         model = with_plain_lora(model)
         nn.Module.to(model, device_of(job.config))
-    merged: PreTrainedModel = model.merge_and_unload()
+    with phase("merging LoRA"):
+        merged: PreTrainedModel = model.merge_and_unload()
     round_(merged, checkpoint_dtype(job.model_config))
     return widened(merged, dtype)
