@@ -95,14 +95,14 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
             (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
         tidy(folder, cells)
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
-    print(f"{len(cells)} cells, {len(missing)} to run", end="", flush=True)
+    words = f"{len(cells)} cells, {len(missing)} to run"
     if missing and share.number == 0:
         records = [recorded(folder, cell) for cell in cells if cell.kind != "dense"]
         known = [seconds for record in records if record and (seconds := record.get("total_seconds"))]
         seconds = estimated_seconds(missing, jobs, known, measured)
         if seconds is not None:
-            print(f", about {human_seconds(seconds / share.of)}", end="", flush=True)
-    print(flush=True)
+            words += f", about {human_seconds(seconds / share.of)}"
+    print(words, flush=True)
     mine = missing[share.number :: share.of]
     for count, cell in enumerate(mine, 1):
         print(f"\n== {cell.name} ({count} of {len(mine)})", flush=True)
@@ -238,12 +238,10 @@ def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
     Raises:
         InputError: one is too short for a segment.
     """
-    found: dict[str, str] = {}
-    kinds = {}
+    found, kinds, measured = dict[str, str](), dict[Any, PruneConfig](), 0
     for config in (cell.config for cell in comparison.cells):
         length = config.eval_seq_len or config.seq_len
         kinds[config.model, config.trust_remote_code, config.eval_tokens, length, config.bos] = config
-    measured = 0
     for model, trust, tokens, length, bos in kinds:
         tokenizer = load_tokenizer(resolve_model(model), trust_remote_code=trust)
         lengths = []
@@ -283,13 +281,11 @@ def _check_budgets(cells: Sequence[Cell], jobs: dict[str, PruneJob], folder: Pat
 def _keep_metrics(job: PruneJob) -> float | None:
     """Put the run's metrics beside the cell's record; returns the median seconds of an optimiser step."""
     found = [path for folder in (job.work, job.output) if (path := folder / "metrics.jsonl").exists()]
-    seconds = None
+    lines = found[0].read_text(encoding="utf-8") if found else ""
     if found:
-        lines = found[0].read_text(encoding="utf-8")
         (job.output.parent / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        if lines:  # one-shot may score in all steps and train in none
-            seconds = median(json.loads(line)["seconds"] for line in lines.splitlines())
-    return seconds
+    # One-shot may score in all steps and train in none.
+    return median(json.loads(line)["seconds"] for line in lines.splitlines()) if lines else None
 
 
 def _same_source(comparison: Comparison) -> list[str]:
