@@ -122,7 +122,9 @@ class Anywhere(TorchDispatchMode):
     """Sees the operations that have no tensor of the device yet: what makes one there."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return computed(func, args, kwargs or {})
+        with self:  # in inference mode operations come whole that autograd takes apart
+            parts = func.decompose(*args, **kwargs or {})
+        return computed(func, args, kwargs or {}) if parts is NotImplemented else parts
 
 
 class FromData(TorchFunctionMode):

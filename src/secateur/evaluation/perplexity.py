@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..models.devices import autocast
-from ..parallel.distributed import processes, sum_
+from ..parallel.distributed import processes, sum_, wire
 from ..system.errors import InputError, NumericsError, all_faults
 from ..system.launcher import rank
 from .figures import LEAST_PAIRS, NOISE
@@ -138,8 +138,8 @@ def segment_nlls(
     finally:
         model.train(was_training)
     total = torch.cat(losses)
-    if spread:
-        total = total.to(device)
+    if spread and of > 1:
+        total = total.to(wire())
         sum_(total)  # each entry is one process's figure and zeros
         total = total.cpu()
     for number, loss in enumerate(total.tolist()):
