@@ -44,6 +44,8 @@ CASES |= {
     "gate-search": ("gate", "none", "shrink"),  # its fitness is of what all processes hold together
     "rank-gradient": ("rank-gradient", "none", "shrink"),
     "rank-sparsegpt": ("rank-sparsegpt", "none", "shrink"),  # averages what the processes saw of activations
+    "gate-layers": ("gate", "none", "shrink"),
+    "loss-layers": ("loss", "none", "mask"),
     "nan-gate-lstsq": ("gate", "lstsq", "shrink"),  # the step of the second cut has no finite gradient
     "nan-obs-lstsq": ("obs", "lstsq", "mask"),
 }
@@ -97,8 +99,8 @@ def norms_in_float64() -> Iterator[None]:
         yield
 
 
-def adapted(**options: object) -> nn.Module:
-    return with_lora(tiny_llama(layers=2, dtype=torch.float64, **options))
+def adapted(layers: int = 2) -> nn.Module:
+    return with_lora(tiny_llama(layers=layers, dtype=torch.float64))
 
 
 def with_lora(base: nn.Module) -> nn.Module:
@@ -117,7 +119,7 @@ def at_cut(pruner: Pruner | RankPruner) -> dict[str, torch.Tensor]:
 
 def train(name: str, criterion: str, compensate: str, way: str, weight: str = "") -> dict[str, torch.Tensor]:
     """Train a tiny model; what was so at each cut, and the weights at the end."""
-    model = adapted()
+    model = adapted(layers=4) if name.endswith("-layers") else adapted()
     beside = name.startswith("beside")
     if beside:
         units = find_units(model.get_base_model(), FAMILIES["llama"])
@@ -131,6 +133,7 @@ def train(name: str, criterion: str, compensate: str, way: str, weight: str = ""
         pruner = Pruner(
             model, sparsity=0.4, criterion=criterion, compensate=compensate, shrink=way == "shrink", **times,
             **(searched if name.endswith("-search") else {}),
+            **({"units": "layers", "calibration_tokens": 16 * LENGTH} if name.endswith("-layers") else {}),
         )  # fmt: skip
     if name == "units" and rank() == 1:
         pruner.scorer.criterion = CRITERIA["random"]

@@ -63,6 +63,7 @@ def test_a_result_that_cannot_be_measured_stays(place, tmp_path, capsys, monkeyp
         ["--allocation", "global", "--train-also", "norms,gains"],
         ["--load-in", "8bit", "--train-also", "norms,gains"],
         ["--load-in", "4bit"],
+        ["--units", "layers", "--load-in", "8bit"],
         ["--load-in", "8bit", "--criterion", "learned"],
     ],
     ids=lambda more: " ".join(more) or "plain",

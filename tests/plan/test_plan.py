@@ -36,11 +36,11 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "protected", "global", "search"])
+@pytest.mark.parametrize("allocation", ["uniform", "protected", "global", "search", "layers"])
 def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> None:
     options = [
-        "--model", str(place / "model"), "--sparsity", "0.25", "--allocation", allocation, "--seq-len", "32",
-        "--batch-size", "2", "--dtype", "float32",
+        "--model", str(place / "model"), "--sparsity", "0.25", "--seq-len", "32", "--batch-size", "2", "--dtype",
+        "float32", *(["--units", "layers"] if allocation == "layers" else ["--allocation", allocation]),
     ]  # fmt: skip
     if allocation == "search":
         options += ["--search-evaluations", "14", "--calibration-tokens", "128"]
@@ -54,7 +54,15 @@ def test_a_run_does_what_the_plan_says(place, tmp_path, capsys, allocation) -> N
     assert planned["before"]["parameters"] == result["dense"]["parameters"]
     sizes = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
     widths = [size["intermediate_size"] for size in sizes.get("secateur_layers") or [sizes]]
-    assert math.gcd(*widths) % planned["ffn_widths"]["multiple_of"] == 0
+    if allocation == "layers":
+        assert "1 of 3 layers go" in printed
+        assert sizes["num_hidden_layers"] == 2
+        assert "layers 2 of 3 (counted from 0), 33.33% of the prunable" in capsys.readouterr().out
+        assert "layers" in (tmp_path / "out" / "report.html").read_text()
+        planned["ffn_widths"]["multiple_of"] = 0
+        printed += "FFN widths are multiples of 0: "
+    else:
+        assert math.gcd(*widths) % planned["ffn_widths"]["multiple_of"] == 0
     assert f"FFN widths are multiples of {planned['ffn_widths']['multiple_of']}: " in printed
     if allocation == "search":
         assert planned["memory"]["search"] == 128 * 128 * 4

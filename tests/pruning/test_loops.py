@@ -12,7 +12,7 @@ from torch.optim import LBFGS, SGD, Adafactor, AdamW
 from transformers.optimization import Adafactor as OldAdafactor
 
 from secateur import Pruner, RankPruner
-from secateur.architecture.moments import cut_state
+from secateur.models.surgery.moments import cut_state
 from secateur.system.errors import InputError
 
 IDS = torch.randint(3, 99, (40, 16), generator=torch.Generator().manual_seed(7))

@@ -14,7 +14,8 @@ from secateur.architecture.units import base_linear
 from secateur.criteria import CRITERIA, InputMoments, Scoring
 from secateur.criteria.cholesky import damped_cholesky
 from secateur.criteria.obs import removal_cost
-from secateur.pruning.statistics import Statistics, second_moment_bytes
+from secateur.pruning.compensation.cost import second_moment_bytes
+from secateur.pruning.statistics import Statistics
 from secateur.pruning.taps import some_tokens
 
 BATCH, LENGTH = 3, 16

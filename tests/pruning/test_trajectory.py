@@ -77,7 +77,7 @@ def test_shrinking_is_masking_over_50_steps(criterion) -> None:
 
 @pytest.mark.parametrize(
     ("criterion", "shrink", "compensate"),
-    [(name, True, "none") for name in CRITERIA if name not in ("random", "magnitude")]
+    [(name, True, "none") for name in CRITERIA if name not in ("random", "magnitude", "influence", "loss")]
     + [("lora", False, "none"), ("gate", True, "lstsq")],
 )
 def test_layers_computed_twice_count_once(criterion, shrink, compensate) -> None:

@@ -1,32 +1,41 @@
 """Finding the prunable units in a model, by the layout of its family."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
+from ..config.pruning import BLOCKS, LAYERS, WIDTH
 from ..system.errors import InputError
+from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent, layer_pool
 from .experts import ExpertList, unstack_experts
 from .families import FAMILIES, Family
-from .layout import LayerShape, Part, kv_heads_of, linear_sizes, parts
+from .layout import LayerShape, kv_heads_of, linear_sizes, parts
 from .quantised import entries
-from .stock import resized_config
-from .units import Linear, Member, Place, Pool, Units, base_linear, sides_of
+from .stock import is_whole, resized_config
+from .units import Linear, Member, Place, Pool, Units, base_linear, pool_of, sides_of
 
 
-def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Units:
+def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds: Collection[str] = WIDTH) -> Units:
     """The prunable units of a base model (LoRA layers may wrap its linears).
 
     Sizes come from the linears' own shapes, so layers may differ (an earlier run's result).
 
     Args:
         attention: `auto` (KV groups where the family can lose some), `kv_group`, `query_head` or `none`.
+        kinds: heads and channels, `layers` or `blocks`.
     Raises:
-        InputError: a linear of the family's layout is not there, or its heads cannot be pruned.
+        InputError: a linear of the family's layout is not there, or its heads or layers cannot be pruned.
     """
-    attention = attention_kind(family, attention)
     family = _variant(model, family)
+    if LAYERS in kinds:
+        check_depth(model, family)
+        attention = "none"
+    if BLOCKS in kinds:
+        check_blocks_go(family)
+        attention = attention if len(kinds) > 1 else "none"
+    attention = attention_kind(family, attention)
     pools: list[Pool] = []
     places: list[Place] = []
     shapes: list[LayerShape] = []
@@ -35,21 +44,30 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
         heads: list[Pool] = []
         for number, layer in enumerate(_submodule(model, stack.layers, "").children()):
             place = Place(f"{stack.layers}.{number}", stack)
+            if isinstance(layer, Skipped):
+                params.append((0, 0))
+                places.append(place)
+                shapes.append(LayerShape(0, 0, 0, 0))
+                continue
             linears = _linears(layer, place)
             shape = _layer_shape(layer, stack, linears, place.prefix)
-            if attention != "none":
+            if attention != "none" and shape.heads:
                 heads.append(_head_pool(attention, len(places), place, linears, shape))
-            ffn = _ffn_pools(len(places), layer, place, linears, shape)
-            if stack.head_bias is None and attention != "none":
-                pools.append(heads.pop())
-            pools += ffn
-            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears)
+            inner = [heads.pop()] if stack.head_bias is None and heads else []
+            if "channels" in kinds:
+                inner += _ffn_pools(len(places), layer, place, linears, shape)
+            pools += inner
+            if LAYERS in kinds:
+                pools.append(layer_pool(len(places), layer, place, linears, shape))
+            elif BLOCKS in kinds:
+                pools += block_pools(len(places), layer, place, linears, shape, inner)
+            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears if path in linears)
             params.append((attention_params, sum(map(_parameters, linears.values())) - attention_params))
             places.append(place)
             shapes.append(shape)
         if heads:
             pools.append(_together(model, stack, heads))
-    if family.experts is not None and not any(shape.ffn for shape in shapes):
+    if family.experts is not None and not any(shape.ffn or shape.gone for shape in shapes):
         raise InputError(
             f"no layer of the model has the experts ({family.experts}) that the {family.name} layout names: "
             "pass another --family."
@@ -59,11 +77,16 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto") -> Uni
 
 
 def check_text_model(config: PreTrainedConfig) -> None:
-    """Refuse a text model that lies inside another one, whose config is about both.
+    """Refuse a text model that lies inside another one, whose config is about both, or that lacks blocks.
 
     Raises:
         InputError: how to take it out.
     """
+    if not is_whole(config):
+        raise InputError(
+            f"model {str(config._name_or_path)!r}: some layers have no attention or no FFN (--units blocks), and "
+            "it is not trained again: take the model that it was made from."
+        )
     inner = config.get_text_config(decoder=True)
     if inner is config or config.model_type in FAMILIES:
         return
@@ -140,7 +163,8 @@ def _variant(model: nn.Module, family: Family) -> Family:
     """The layout that the model has, of those that its type may have."""
     while family.otherwise is not None:
         stack = family.stacks[0] if family.stacks else family
-        layer = _submodule(model, f"{stack.layers}.0", "")
+        layers = _submodule(model, stack.layers, "").children()
+        layer = next(layer for layer in layers if not isinstance(layer, Skipped))
         if all(_has(layer, path.format(0)) for path in stack.ffn_linears):
             break
         family = family.otherwise
@@ -158,7 +182,8 @@ def _has(module: nn.Module, path: str) -> bool:
 def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
     """Path in the layer -> linear: those of attention, then of the FFN or of every expert."""
     family = place.family
-    paths = [*family.attention_linears, *family.ffn_linears]
+    paths = [] if is_absent(layer, family.attention) else [*family.attention_linears]
+    paths += [] if family.mlp_in and is_absent(layer, family.mlp_out) else [*family.ffn_linears]
     if family.experts is not None:
         paths = list(family.attention_linears)
         if _has(layer, family.experts):
@@ -175,11 +200,12 @@ def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
 def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
     attention = _submodule(layer, family.attention, prefix)
     head_dim = int(getattr(attention, family.head_dim_at))
-    heads = sides_of(linears[family.o])[1] // head_dim
-    kv_heads = kv_heads_of(family, heads, head_dim, sides_of(linears[family.k])[0])
+    there = family.o in linears
+    heads = sides_of(linears[family.o])[1] // head_dim if there else 0
+    kv_heads = kv_heads_of(family, heads, head_dim, sides_of(linears[family.k])[0]) if there else 0
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
     shape = LayerShape(heads, kv_heads, sides_of(out)[1] if out is not None else 0, head_dim)
-    whole = kv_heads > 0 and heads % kv_heads == 0
+    whole = not there or (kv_heads > 0 and heads % kv_heads == 0)
     for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
         whole &= path not in linears or sides_of(linears[path])[dim] == size
     if not whole:
@@ -194,8 +220,8 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
 def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
     heads = {part.role: part for part in parts(place.family, shape, "attention")}
     if kind == "kv_group":
-        return _pool(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
-    return _pool(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
+        return pool_of(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
+    return pool_of(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
 
 
 def _ffn_pools(
@@ -206,34 +232,13 @@ def _ffn_pools(
     if not shape.ffn:
         return []
     if family.experts is None:
-        return [_pool(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
+        return [pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
     experts = layer.get_submodule(family.experts)
     numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
     return [
-        _pool(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
+        pool_of(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
         for expert, name in enumerate(numbers)
     ]
-
-
-def _pool(
-    number: int,
-    kind: str,
-    place: Place,
-    linears: dict[str, Linear],
-    chosen: Sequence[Part],
-    units: int,
-    sets: int = 1,
-    part: str = "",
-) -> Pool:
-    """Units that each own the same number of heads or channels of every part."""
-    members, unit_params = [], 0
-    for piece in chosen:
-        linear = linears[piece.linear]
-        shape = sides_of(linear)
-        index = piece.index.reshape(units, -1)
-        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, shape[piece.dim]))
-        unit_params += index.shape[1] * (shape[1 - piece.dim] + (piece.dim == 0 and linear.bias is not None))
-    return Pool((number,), kind, tuple(members), unit_params, sets, part)
 
 
 def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:

@@ -64,6 +64,8 @@ class Family:
     """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
     head_bias: str | None = None
     """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
+    in_tuple: bool = False
+    """Layers return their hidden states in a tuple."""
     otherwise: "Family | None" = None
     """The layout of models that have other modules than this one under the same model type."""
 
@@ -228,6 +230,7 @@ FAMILIES.register(
         ffn="n_inner",
         head_dim=None,
         attributes={"num_attention_heads": "heads"},
+        in_tuple=True,
     ),
 )
 _FALCON = Family(
@@ -247,6 +250,7 @@ _FALCON = Family(
     attributes={},
     no_heads="its attention takes the size of a head from the width over the heads, and alibi's slopes from their "
     "number: the FFN takes all",
+    in_tuple=True,
 )
 FAMILIES.register("falcon", _FALCON)
 FAMILIES.register(
@@ -269,6 +273,7 @@ FAMILIES.register(
         attributes={},
         no_heads="each head's slope (alibi) follows from its number among all heads, so fewer heads would get other "
         "slopes: the FFN takes all",
+        in_tuple=True,
     ),
 )
 

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from ..system.errors import InputError
+from .depth import ABSENT_SOURCE
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, parts
-from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of
+from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of, is_whole
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -32,7 +33,7 @@ _SOURCE = '''"""{stock} with layers of different sizes. Written by secateur; nee
 import copy
 
 from transformers import {body}, {stock}
-
+{absent}
 
 def resized(linear, rows=None, columns=None):
     """A linear like this one with another number of outputs (rows) or inputs (columns)."""
@@ -90,14 +91,17 @@ class DeciLMConfig({config}):
 
 Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
+_ABSENT = f"from typing import Any\n\nfrom torch import Tensor, nn\nfrom transformers import Cache\n\n\n{ABSENT_SOURCE}"
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
 
 
 def modeling_source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file for layers of different sizes on top of a config's stock class."""
-    stock = stock_class_of(config)
+    stock, whole = stock_class_of(config), is_whole(config)
+    lines = _resizing(family) if whole else _resizing_what_is_there(family)
     return _SOURCE.format(
+        absent="" if whole else _ABSENT,
         stock=stock.__name__,
         body=body_class_of(config).__name__,
         body_layers=family.layers.removeprefix(f"{stock.base_model_prefix}."),
@@ -106,7 +110,7 @@ def modeling_source(config: PreTrainedConfig, family: Family) -> str:
         layers=family.layers,
         attention=family.attention,
         head_dim=family.head_dim_at,
-        lines="\n".join(f"        {line}" for line in _resizing(family)),
+        lines="\n".join(f"        {line}" for line in lines),
     )
 
 
@@ -123,15 +127,32 @@ def decilm_file(config: PreTrainedConfig, source: str) -> str:
     return source.replace(imported, more) + classes
 
 
-def _resizing(family: Family) -> list[str]:
+def _resizing_what_is_there(family: Family) -> list[str]:
+    """The same, where some layers have no attention or no FFN: what stands in their place has no weights."""
+    attention, last = family.attention, family.o.removeprefix(f"{family.attention}.")
+    none = [f"    layer.{path} = NoLinear(layer.{path}, 0)" for path in dict.fromkeys(family.mlp_in)]
+    return [
+        "if heads:",
+        *(f"    {line}" for line in _resizing(family, "attention")),
+        "else:",
+        f'    layer.{attention} = NoAttention(attention, "{last}")',
+        "if ffn:",
+        *(f"    {line}" for line in _resizing(family, "ffn")),
+        "else:",
+        *none,
+        f"    layer.{family.mlp_out} = NoLinear(layer.{family.mlp_out})",
+    ]
+
+
+def _resizing(family: Family, roles: str = "attention ffn") -> list[str]:
     """The statements that give a layer its sizes."""
     lines = []
-    for name, size in family.attributes.items():
+    for name, size in family.attributes.items() if "attention" in roles else ():
         if name.startswith("config."):
             lines.append("attention.config = copy.copy(attention.config)")
         lines.append(f"attention.{name} = {_SIZES[size]}")
     lengths: dict[tuple[str, int], list[str]] = {}
-    for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else "attention ffn"):
+    for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else roles):
         lengths.setdefault((part.linear, part.dim), []).append(_LENGTHS.get(part.role, "ffn"))
     for (path, dim), terms in lengths.items():
         side = ("rows", "columns")[dim]
@@ -244,7 +265,8 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
     head_dim = head_dim_of(config, layered_family(config))
     try:
         listed = [[int(size[key]) for key in SIZE_KEYS] for size in cast(list[dict[str, int]], sizes)]
-        if len(listed) != config.num_hidden_layers or not all(heads > 0 < kv_heads for heads, kv_heads, _ in listed):
+        good = all(heads > 0 < kv_heads or not (heads or kv_heads) for heads, kv_heads, _ in listed)
+        if len(listed) != config.num_hidden_layers or not good:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(

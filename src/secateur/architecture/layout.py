@@ -9,6 +9,11 @@ from torch import Tensor
 from ..system.errors import all_faults
 from .families import Family
 
+LAYER, ATTENTION_BLOCK, FFN_BLOCK = WHOLE_KINDS = ("layer", "attention_block", "ffn_block")
+"""The kinds of unit that are all of something: a layer, its attention, its FFN."""
+INSIDE = {"kv_group": ATTENTION_BLOCK, "query_head": ATTENTION_BLOCK, "ffn": FFN_BLOCK}
+"""Kind of unit -> the block that it is in."""
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -19,15 +24,25 @@ class LayerShape:
     ffn: int
     head_dim: int
 
+    @property
+    def gone(self) -> bool:
+        """Whether the layer is gone: one without attention and FFN has its biases and its place still."""
+        return not self.head_dim
+
     def without(self, kind: str, removed: int) -> "LayerShape":
         """The shape after `removed` units of `kind` are gone from this layer."""
         heads, kv_heads, ffn = self.heads, self.kv_heads, self.ffn
-        if kind == "ffn":
+        if kind == LAYER and removed:
+            return LayerShape(0, 0, 0, 0)
+        if kind in WHOLE_KINDS:
+            heads, kv_heads = (0, 0) if removed and kind == ATTENTION_BLOCK else (heads, kv_heads)
+            ffn = 0 if removed and kind == FFN_BLOCK else ffn
+        elif kind == "ffn":
             ffn -= removed
         elif kind == "query_head":
             heads -= removed
         else:
-            heads -= removed * (heads // kv_heads)
+            heads -= removed * (heads // max(1, kv_heads))
             kv_heads -= removed
         return LayerShape(heads, kv_heads, ffn, self.head_dim)
 
@@ -43,7 +58,7 @@ class LayerShape:
         return {
             "heads": self.heads,
             "kv_heads": self.kv_heads,
-            "groups": self.heads // self.kv_heads,
+            "groups": self.heads // max(1, self.kv_heads),
             "width": self.heads * self.head_dim,
         }
 
@@ -82,10 +97,16 @@ def check_layout(family: Family) -> None:
     all_faults(faults)
 
 
-def common_shape(shapes: tuple[LayerShape, ...]) -> LayerShape | None:
-    """The one shape of layers that are alike, None if they differ; layers without an FFN go with any."""
+def common_shape(shapes: tuple[LayerShape, ...], *, in_part: bool = False) -> LayerShape | None:
+    """The one shape of layers that are alike, None if they differ; layers that are gone go with any.
+
+    Args:
+        in_part: so do layers of which the layout names no FFN (`Family.alike_only`).
+    """
+    shapes = tuple(shape for shape in shapes if not shape.gone)
     wide = LayerShape(shapes[0].heads, shapes[0].kv_heads, max(shape.ffn for shape in shapes), shapes[0].head_dim)
-    alike = all(shape.key() in (wide.key(), (wide.heads, wide.kv_heads, 0)) for shape in shapes)
+    others = [(wide.heads, wide.kv_heads, 0)] * in_part
+    alike = all(shape.key() in (wide.key(), *others) for shape in shapes)
     return wide if alike else None
 
 
@@ -150,7 +171,7 @@ def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
     if not family.interleaved:
         return queries, keys + heads * size, keys + (heads + kv_heads) * size
     # Query head h attends with KV head h // n_rep, so a group's query heads come first, then its key, then its value.
-    n_rep = heads // kv_heads
+    n_rep = heads // max(1, kv_heads)
     groups = torch.arange(kv_heads * (n_rep + 2) * size).view(kv_heads, n_rep + 2, size)
     return groups[:, :n_rep].reshape(heads, size), groups[:, n_rep], groups[:, n_rep + 1]
 

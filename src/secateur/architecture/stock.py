@@ -84,6 +84,12 @@ def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_c
     return Verdict()
 
 
+def is_whole(config: PreTrainedConfig) -> bool:
+    """Whether every layer has an attention and an FFN: of a checkpoint with layers that differ some may have none."""
+    sizes: list[dict[str, int]] = getattr(config, LAYERS_KEY, None) or []
+    return all(all(size.values()) for size in sizes)
+
+
 def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
     """Entries of a head of the stock model."""
     told = getattr(config, family.head_dim, None) if family.head_dim else None

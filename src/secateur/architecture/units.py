@@ -6,6 +6,7 @@ a KV group (a KV head with its query heads) or a query head. The units of one ki
 secateur (scores, masks, slicing, parameter counts) is computed from these index tables.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,9 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ..system.errors import InputError
 from .families import Family
-from .layout import LayerShape
+from .layout import LAYER, WHOLE_KINDS, LayerShape, Part
 from .quantised import bits_of, dequantised
 
+GAIN = "unit_gain"
+"""Name of the parameter that scales units (`models.surgery.gains`), at a linear or at the LoRA layer around it."""
 ATTENTION_KINDS = ("kv_group", "query_head")
 Linear = nn.Linear | Conv1D
 
@@ -56,7 +59,8 @@ class Pool:
     layers: tuple[int, ...]
     """The layers whose shape changes."""
     kind: str
-    """`ffn`, `kv_group` or `query_head`."""
+    """`ffn`, `kv_group`, `query_head`, or of `WHOLE_KINDS`: the one unit of a pool is all of a layer, of its attention
+    or of its FFN."""
     members: tuple[Member, ...]
     unit_params: int
     """Weights and biases that go with one unit."""
@@ -65,6 +69,8 @@ class Pool:
     (query heads of each KV head)."""
     part: str = ""
     """Which part of the layer, where it has several pools of a kind."""
+    path: str = ""
+    """Of the layer that is the one unit, where it is one (`LAYER`)."""
 
     @property
     def layer(self) -> int:
@@ -84,9 +90,28 @@ class Pool:
         members = (Member(m.linear, m.dim, m.index[units], m.size, m.scored) for m in self.members)
         return replace(self, members=tuple(members))
 
+    def without(self, left: Mapping[tuple[str, int], Tensor]) -> "Pool":
+        """The pool of a block of which units of its own are masked: less their entries.
+
+        Args:
+            left: (linear, dim) -> the positions that are not, where some are.
+        """
+        if self.kind not in WHOLE_KINDS or not any((m.linear, m.dim) in left for m in self.members):
+            return self
+        members = []
+        for m in self.members:
+            there = left.get((m.linear, m.dim), m.index)
+            members.append(Member(m.linear, m.dim, m.index[:, torch.isin(m.index[0], there)], m.size, m.scored))
+        return replace(self, members=tuple(members))
+
     @property
     def gates(self) -> tuple[Member, ...]:
-        """The linears whose inputs carry the units: zeroing their columns removes them (Eqs. 12, 13)."""
+        """The linears whose inputs carry the units: zeroing their columns removes them (Eqs. 12, 13).
+
+        None of a layer: what removes it is that its output is what came in.
+        """
+        if self.kind == LAYER:
+            return ()
         return tuple(member for member in self.members if member.dim == 1 and member.scored)
 
     def __str__(self) -> str:
@@ -122,7 +147,10 @@ class Units:
 
     @property
     def prunable_params(self) -> int:
-        """Parameters of every prunable linear: the denominator of sparsity."""
+        """Parameters of every prunable linear, or of all layers or blocks where these go: the denominator of
+        sparsity."""
+        if self.of_kind(*WHOLE_KINDS):
+            return sum(pool.size * pool.unit_params for pool in self.pools)
         return sum(self.attention_params) + sum(self.ffn_params)
 
     def of_kind(self, *kinds: str) -> tuple[Pool, ...]:
@@ -182,3 +210,24 @@ def sides_of(linear: Linear | nn.Embedding) -> tuple[int, int]:
         return int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
     rows, columns = weight_of(linear).shape
     return int(rows), int(columns)
+
+
+def pool_of(
+    number: int,
+    kind: str,
+    place: Place,
+    linears: dict[str, Linear],
+    chosen: Sequence[Part],
+    units: int,
+    sets: int = 1,
+    part: str = "",
+) -> Pool:
+    """Units that each own the same number of heads or channels of every part."""
+    members, unit_params = [], 0
+    for piece in chosen:
+        linear = linears[piece.linear]
+        shape = sides_of(linear)
+        index = piece.index.reshape(units, -1)
+        members.append(Member(f"{place.prefix}.{piece.linear}", piece.dim, index, shape[piece.dim]))
+        unit_params += index.shape[1] * (shape[1 - piece.dim] + (piece.dim == 0 and linear.bias is not None))
+    return Pool((number,), kind, tuple(members), unit_params, sets, part)

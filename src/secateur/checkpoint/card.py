@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..architecture.layered import MODULE, source_hash
+from ..config.pruning import UNITS
 from ..criteria import CRITERIA
 from ..data.embedded import BASE_MODEL, EMBEDDED_MODEL
 from ..models.adapter import rank_words
@@ -240,7 +241,8 @@ def _what_was_done(result: dict[str, Any]) -> str:
     criterion = config["criterion"]
     paper = "with [LoRAPrune](https://arxiv.org/abs/2305.18403) " if criterion == "lora" else ""
     meaning = f" ({CRITERIA[criterion].summary})" if criterion != "lora" and criterion in CRITERIA else ""
-    allocation = f"allocation `{config['allocation']}`"
+    units, usual = config.get("units", UNITS[0]), f"allocation `{config['allocation']}`"
+    allocation = usual if units == UNITS[0] else f"units `{units}`, {usual}"
     if (tokens := data.get("calibration_tokens")) is not None:
         refit = "no refit" if config["compensate"] == "none" else f"refit `{config['compensate']}`"
         held += f", with LoRA ({_lora_words(result)}) merged" if result.get("adapter") else ""

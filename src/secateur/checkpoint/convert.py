@@ -29,6 +29,7 @@ from .padding import padded_shape, padded_state
 from .probe import default_probe
 from .serving.decilm import DECILM_SAYS, check_decilm, decilm_shapes
 from .serving.engines import VLLM_ENGINE, serving_block
+from .serving.layouts import check_whole
 from .tokenizer_files import copied_files
 
 
@@ -89,6 +90,7 @@ def open_layered(config: ExportConfig, otherwise: str) -> Layered:
     old = load_config(source)
     if not old.to_dict().get(LAYERS_KEY):
         raise InputError(f"--model {config.model}: its layers are alike, {otherwise}.")
+    check_whole(old, config.model)
     return Layered(source, old, layered_family(old), layered_shapes(old))
 
 

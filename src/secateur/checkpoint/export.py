@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architecture.depth import kept_layers, without_layers
 from ..architecture.families import Family
 from ..architecture.layered import code_map, layer_sizes, layered_class, stock_class_of
 from ..architecture.layout import LayerShape, common_shape
@@ -131,7 +132,10 @@ def small_class(
     config: PreTrainedConfig, family: Family, shapes: tuple[LayerShape, ...], model_class: str
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """Class and config of a model of the given layer shapes: stock where they are alike, else layered."""
-    alike = common_shape(shapes)
+    kept = kept_layers(shapes)
+    if len(kept) < len(shapes):
+        config, shapes = without_layers(config, kept), tuple(shapes[number] for number in kept)
+    alike = common_shape(shapes, in_part=family.alike_only)
     if alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
         new_config = resized_config(config, family, alike, model_class)
         cls = stock_class_of(new_config)
@@ -143,8 +147,8 @@ def small_class(
                 f"class: use it with --allocation uniform, or with export --format {others}."
             )
         new_config = resized_config(config, family, None)
-        cls = layered_class(new_config, family)
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
+        cls = layered_class(new_config, family)
         if family.name != config.model_type:
             setattr(new_config, FAMILY_KEY, family.name)
         new_config.auto_map = code_map(new_config)

@@ -6,11 +6,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..architecture.depth import kept_layers
 from ..architecture.quantised import bits_of, dequantised, was_conv1d
 from ..architecture.units import Units, gain_of
 from ..models.original import as_trained, check_same, check_unchanged, original_tensors, sliced_as
 from ..models.source import ModelSource
 from ..models.surgery import is_embedding, lora_factors, lora_layers, merged, plain, removals
+from ..models.surgery.naming import original_name
 from ..parallel.sharding import is_sharded
 
 Sides = dict[tuple[str, int], Tensor]
@@ -47,8 +49,10 @@ def merged_from_shards(
         removals(units, keep),
         {plain(path): module for path, module in base.named_modules()},
     )
-    with original_tensors(source, names, trust) as read:
-        for name in names:
+    kept = kept_layers(units.shapes_after(keep))
+    formerly = {name: original_name(name, units, kept) for name in names}
+    with original_tensors(source, list(formerly.values()), trust) as read:
+        for small_name, name in formerly.items():
             path, _, leaf = name.rpartition(".")
             linear = layers[path].get_base_layer() if path in layers else modules[path]
             turned = leaf == "weight" and (isinstance(linear, Conv1D) or was_conv1d(linear))
@@ -69,4 +73,4 @@ def merged_from_shards(
             if leaf == "weight" and (gain := gain_of(modules[path])) is not None:
                 value = value * gain
             value = sliced_as(value, path, stay)
-            yield name, value.T if turned else value
+            yield small_name, value.T if turned else value

@@ -12,7 +12,7 @@ from typing import ClassVar
 from .formats import FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, convertible
 from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
-from .pruning import PruningOptions
+from .pruning import UNITS, PruningOptions
 from .run import DEVICE_HELP, RunConfig, device_faults, load_in_faults
 from .sizes import target_faults
 
@@ -101,6 +101,8 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
         if self.distill and self.shrinks:
             found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")
+        if self.init_rank is not None and self.units != UNITS[0]:
+            found.append(f"--init-rank prunes the adapter of what --units {self.units} removes: leave one out.")
         if self.init_rank is not None and self.init_rank < self.rank:
             found.append(f"--init-rank {self.init_rank} is below --rank {self.rank}: the adapter's rank only falls.")
         if self.init_rank is not None and (self.schedule == "one-shot" or self.adapter):

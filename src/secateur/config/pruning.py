@@ -1,10 +1,19 @@
 """How units are scored, how many of them go from where, and what a cut does: the options of a `Pruner`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from .options import Options, Seeded, at_least, below_one, option
+from .options import Options, Seeded, at_least, below_one, flag, option
 from .schedule import ScheduleOptions
 
+WIDTH = ("heads", "channels")
+LAYERS, BLOCKS = "layers", "blocks"
+UNITS = (",".join(WIDTH), ",".join((*WIDTH, BLOCKS)), BLOCKS, LAYERS)
+"""What can be removed: heads and channels, with them or alone whole attention and FFN blocks, or whole layers."""
+OF_WIDTH = (
+    "attention", "round_to", "attention_sparsity", "floor", "across_layers", "search_evaluations", "search_minutes",
+    "compensate", "allocation",
+)  # fmt: skip
+"""Options that are about heads and channels; `--allocation protected` is about layers, too."""
 SEARCH_EVALUATIONS = 120
 """How many allocations a search looks at where nothing bounds it."""
 
@@ -62,6 +71,13 @@ class BudgetOptions(Options):
     sparsity: float | None = option(
         "fraction of the parameters of the prunable linears to remove; default: 0.2", None, group="pruning"
     )
+    units: str = option(
+        "what is removed: attention heads and FFN channels, whole attention and FFN blocks (beside them or alone), or "
+        "whole layers",
+        UNITS[0],
+        group="pruning",
+        choices=UNITS,
+    )
     attention: str = option(
         "attention unit: a KV head with its query heads, query heads only, or none; auto: KV groups where the "
         "architecture can lose some",
@@ -82,10 +98,12 @@ class BudgetOptions(Options):
         choices=("uniform", "protected", "global", "search"),
     )
     protect_first: int | None = option(
-        "layers left alone at the start (protected: a tenth of the layers; global, search: 0)", None, group="pruning"
+        "layers left alone at the start (protected: a tenth of the layers; global, search, --units layers: 0)",
+        None,
+        group="pruning",
     )
     protect_last: int | None = option(
-        "layers left alone at the end (protected: 1; global, search: 0)", None, group="pruning"
+        "layers left alone at the end (protected: 1; global, search, --units layers: 0)", None, group="pruning"
     )
     floor: float | None = option(
         "global, search: fraction of each layer's units that always stays; default: 0.3, less above a sparsity of 0.5: "
@@ -120,10 +138,54 @@ class BudgetOptions(Options):
         choices=("keep", "mistral"),
     )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is removed, each kind by itself."""
+        return tuple(self.units.split(","))
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether layers or blocks go, each as a whole, and nothing else."""
+        return self.units in (BLOCKS, LAYERS)
+
+    def _mixed_faults(self) -> list[str]:
+        """What does not go where blocks compete with heads and channels."""
+        found = []
+        if self.allocation != "global":
+            found.append(
+                f"--units {self.units} ranks blocks, heads and channels of all layers against each other: add "
+                "--allocation global."
+            )
+        if self.attention_sparsity is not None or self.across_layers not in (None, "raw"):
+            found.append(
+                f"--attention-sparsity and --across-layers part what --units {self.units} ranks together: leave them "
+                "out."
+            )
+        return found
+
+    def _whole_faults(self) -> list[str]:
+        """What is about heads and channels, where whole layers or blocks go."""
+        found = []
+        if self.allocation not in ("uniform", "protected"):
+            found.append(
+                f"--allocation {self.allocation} says how much each layer loses of its heads and channels: with "
+                f"--units {self.units} leave it out, or use protected, which keeps the first and the last layers."
+            )
+        defaults = {each.name: each.default for each in fields(BudgetOptions) if each.name in OF_WIDTH}
+        return found + [
+            f"{flag(name)} is about heads and channels: with --units {self.units} leave it out."
+            for name, default in defaults.items()
+            if getattr(self, name) != default and name != "allocation"
+        ]
+
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         found = at_least(self, "round_to", 1) + at_least(self, "protect_first", 0) + at_least(self, "protect_last", 0)
         found += below_one(self, "attention_sparsity") + below_one(self, "floor")
+        if self.takes_whole:
+            return found + self._whole_faults()
+        if BLOCKS in self.kinds:
+            found += self._mixed_faults()
         if self.allocation == "uniform" and (self.protect_first or self.protect_last):
             found.append(
                 "--protect-first/--protect-last leave layers unlike the others, which --allocation uniform "
@@ -164,8 +226,8 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         choices=("none", "lstsq", "sequential", "bias"),
     )
     calibration_tokens: int = option(
-        "sequential: fit to, search: compare on, without training (--steps 0): score on so many tokens of the training "
-        "data",
+        "sequential: fit to, search: compare on, loss: measure on, without training (--steps 0): score on so many "
+        "tokens of the training data",
         8192,
         group="pruning",
     )
@@ -182,6 +244,11 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         found = groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1) + at_least(self, "cuts", 1)
         if self.schedule == "one-shot" and (self.cuts or 1) > 1:
             found.append(f"--schedule one-shot makes one cut and --cuts asks for {self.cuts}: use --schedule linear.")
+        if self.units != UNITS[0] and self.compensate != "none":
+            found.append(
+                f"--compensate {self.compensate} lets the heads and channels that stay take over: with "
+                f"--units {self.units} use none."
+            )
         if self.criterion == "projected" and self.compensate == "sequential":
             found.append(
                 "--compensate sequential does nothing beside --criterion projected, which hides units before they are "

@@ -1,6 +1,6 @@
 """The interface of a criterion, and what criteria share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.units import Member, Pool
-from ..config.pruning import ScoringOptions
+from ..config.pruning import BLOCKS, LAYERS, UNITS, ScoringOptions
 from ..system.errors import InputError, all_faults
 from ..system.machine.devices import multiplies_into_float32
 from ..system.registry import Registry, did_you_mean
@@ -119,12 +119,18 @@ class Evidence:
     input of o or down. Of a criterion that `changes` it is the step's, else the moving average."""
     moments: Mapping[str, InputMoments] = field(default_factory=dict)
     """`input_moments`, `second_moments`: path of o or down -> moving averages over its input's tokens."""
+    influence: Mapping[str, Tensor] = field(default_factory=dict)
+    """`influence`: pool of a layer -> (1,) mean over the step's tokens of 1 - cos(hidden states before, after)."""
+    loss_without: Mapping[str, Tensor] = field(default_factory=dict)
+    """`loss_without`: pool of a layer -> (1,) by how much the loss in nats a token is higher without it."""
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """`masks`: pool -> (units,) latents z that the criterion's `masks` rule has learned."""
 
 
-NEEDS = ("lora_grad", "weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments", "masks")
-"""What a criterion may ask to see; see `Evidence`."""
+OF_LAYERS = ("influence", "loss_without")
+OF_INPUTS = ("input_moments", "second_moments", "masks")
+NEEDS = ("lora_grad", "weight_grad", "batch_weight_grad", "gate_grad", *OF_INPUTS, *OF_LAYERS)
+"""What a criterion may ask to see; see `Evidence`. Some of it there is of whole layers only, some of none."""
 
 
 Look = Callable[[Tensor, Tensor, Tensor, ScoringOptions], Tensor]
@@ -197,6 +203,33 @@ class Criterion:
             if getattr(self, name) not in words
         ]
         all_faults(faults)
+
+    def check_units(self, name: str, kinds: Collection[str]) -> None:
+        """Whether it scores what is to be removed.
+
+        Args:
+            kinds: heads and channels, or layers.
+        Raises:
+            InputError: it does not.
+        """
+        units = ",".join(kinds)
+        if units != UNITS[0] and (found := [need for need in OF_INPUTS if need in self.needs]):
+            others = [each for each, criterion in CRITERIA.items() if not criterion.needs & set(OF_INPUTS)]
+            raise InputError(
+                f"--criterion {name} scores heads and channels, by {found[0].replace('_', ' ')}: with --units {units} "
+                f"use one of {', '.join(sorted(others))}."
+            )
+        if units not in (UNITS[0], LAYERS, BLOCKS) and self.across_layers != "raw":
+            raise InputError(
+                f"--criterion {name}: its scores of blocks and of heads are on no one scale, and --units {units} ranks "
+                "them together: use gate, lora or taylor."
+            )
+        if LAYERS not in kinds and "influence" in self.needs:
+            raise InputError(f"--criterion {name} scores whole layers: add --units layers, or use another criterion.")
+        if units == UNITS[0] and "loss_without" in self.needs:
+            raise InputError(
+                f"--criterion {name} scores layers and blocks: add --units layers or blocks, or use another criterion."
+            )
 
     def options(self, name: str, scoring: ScoringOptions) -> ScoringOptions:
         """`scoring` with this criterion's own choices where the user left them open.

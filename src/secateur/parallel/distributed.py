@@ -233,6 +233,16 @@ def sum_(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def summed(numbers: list[float]) -> list[float]:
+    """Each number, added up over the processes: all hold the same, and choose alike."""
+    if processes() == 1:
+        return numbers
+    found = torch.tensor(numbers, dtype=torch.float64, device=wire())
+    sum_(found)
+    everyone: list[float] = found.tolist()
+    return everyone
+
+
 def largest(number: int) -> int:
     """The largest of the processes' numbers: what one of them was told, all know."""
     if processes() == 1:

@@ -1,6 +1,6 @@
 """`secateur plan`: what a run would do and take, from the model's configuration alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architecture.families import family_of
-from ..architecture.layout import LayerShape
+from ..architecture.layout import ATTENTION_BLOCK, LAYER, WHOLE_KINDS, LayerShape
 from ..architecture.mixtures import family_names_apart
 from ..architecture.stock import accepts
 from ..architecture.units import Units
@@ -30,11 +30,11 @@ from ..models.loading import load_config
 from ..models.original import check_quantisable
 from ..models.source import resolve_model
 from ..models.stored import checkpoint_dtype
+from ..pruning.allocation.depth import layer_words
 from ..pruning.budget import Budget
-from ..pruning.compensation.cost import refit_bytes
+from ..pruning.compensation.cost import refit_bytes, second_moment_bytes
 from ..pruning.compensation.single import NEEDS
 from ..pruning.search.cost import search_bytes
-from ..pruning.statistics import second_moment_bytes
 from ..system.machine.devices import check_quantises, total_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
@@ -42,7 +42,7 @@ from ..training.prepare import PlannedBudget, lora_names, plan_budget
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
 from .text import plan_text
-from .timing import time_record
+from .timing import time_record, units_gone
 
 
 def plan(config: PlanConfig) -> str:
@@ -96,9 +96,10 @@ def plan(config: PlanConfig) -> str:
         "sparsity": budget.sparsity,
         "units": layer_units(units),
         "ffn_widths": ffn_widths(budget, model_config),
+        "layers": layer_words(budget),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
-        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, budget.quota),
+        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, layers_gone(budget)),
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
         "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
         "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
@@ -199,33 +200,47 @@ def ffn_widths(budget: Budget, model_config: PreTrainedConfig) -> dict[str, Any]
 
 def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[int]:
     """KV heads that a stock checkpoint with equal layers can have, in the proportion to query heads that it has now."""
+    if units.of_kind(*WHOLE_KINDS):
+        return []
     shape = units.shapes[0]
     return [
         shape.kv_heads - gone for gone in range(shape.kv_heads) if not gone or legal(shape.without("kv_group", gone))
     ]
 
 
-def size_of(units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quota: dict[str, int]) -> dict[str, int]:
+def size_of(
+    units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quota: Mapping[str, float]
+) -> dict[str, int]:
     """Parameters, bytes on disk, and FLOPs of one forward pass of `seq_len` tokens through the decoder's linears.
 
     Args:
         quota: units that are gone from each pool; where it is not known which go (global allocation) attention's own
             products are counted in full.
     """
-    removed = sum(quota.get(pool.name, 0) * pool.unit_params for pool in units.pools)
-    widths = 0
+    whole = {
+        pool.name: units.attention_params[pool.layer] + units.ffn_params[pool.layer] for pool in units.of_kind(LAYER)
+    }
+    removed = sum(quota.get(pool.name, 0) * whole.get(pool.name, pool.unit_params) for pool in units.pools)
+    widths = 0.0
     for pool in units.pools:
         shape = units.shapes[pool.layer]
-        if pool.kind == "ffn":
+        if pool.kind in (LAYER, ATTENTION_BLOCK) and not units.of_kind("ffn"):
+            widths += (1 - quota.get(pool.name, 0)) * shape.heads * shape.head_dim
+        elif pool.kind == "ffn":
             widths += shape.heads * shape.head_dim
-        elif pool.name in quota:
-            widths -= (shape.heads - shape.without(pool.kind, quota[pool.name]).heads) * shape.head_dim
-    linear = units.prunable_params - removed
+        elif pool.name in quota and pool.kind not in WHOLE_KINDS:
+            widths -= (shape.heads - shape.without(pool.kind, int(quota[pool.name])).heads) * shape.head_dim
+    linear = sum(units.attention_params) + sum(units.ffn_params) - removed
     return {
         "parameters": parameters,
         "bytes": parameters * dtype.itemsize,
-        "decoder_flops": 2 * seq_len * linear + 4 * seq_len**2 * widths,
+        "decoder_flops": round(2 * seq_len * linear + 4 * seq_len**2 * widths),
     }
+
+
+def layers_gone(budget: Budget) -> Mapping[str, float]:
+    """Pool name -> units that are gone, as far as that is known; of layers the mean."""
+    return units_gone(budget) if budget.units.of_kind(*WHOLE_KINDS) else budget.quota
 
 
 def _is_legal(config: PlanConfig, model_config: PreTrainedConfig, shape: LayerShape) -> bool:

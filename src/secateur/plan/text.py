@@ -43,8 +43,11 @@ def _units(record: dict[str, Any]) -> Blocks:
         lines.append(
             f"  {found['layers']} layers x {sizes} {kind} units of {found['parameters_per_unit']:,} parameters"
         )
-    heads = ", ".join(map(str, record["legal_kv_heads"]))
-    lines.append(f"  KV heads that a stock checkpoint may have: {heads}")
+    if record["layers"]:
+        lines.append(f"  {record['layers']}")
+    if record["legal_kv_heads"]:
+        heads = ", ".join(map(str, record["legal_kv_heads"]))
+        lines.append(f"  KV heads that a stock checkpoint may have: {heads}")
     if step := record["ffn_widths"]["multiple_of"]:
         lines.append(f"  FFN widths are multiples of {step}: {record['ffn_widths']['words']}")
     return lines

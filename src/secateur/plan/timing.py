@@ -16,7 +16,7 @@ from ..models.devices import name_of
 from ..pruning.budget import Budget
 from ..pruning.compensation.cost import refit_flops
 from ..pruning.schedule import make_schedule
-from ..pruning.search.cost import search_flops
+from ..pruning.search.cost import ablation_flops, search_flops
 from ..system.progress import phase
 from ..system.records import counted
 from ..training.flops import ModelSizes, Workload, run_flops, step_flops
@@ -57,8 +57,7 @@ def time_record(
     first = step_flops(sizes, budget.units, {}, config.first_rank, work)
     last = step_flops(sizes, budget.units, gone, config.rank, work)
     flops = {"first_step": first.total, "last_step": last.total - last.scoring}
-    if config.compensate == "sequential":
-        flops["cut"] = refit_flops(budget.units, sizes.head[1], -(-config.calibration_tokens // config.devices))
+    flops |= _cut_flops(config, budget, sizes)
     if config.allocation == "search":
         flops["search"] = _search_flops(config, budget, sizes)
     steps = config.scoring_steps(config.devices) if config.untrained else config.steps
@@ -85,6 +84,16 @@ def time_record(
         "flops_by_part": {"first_step": asdict(first), "last_step": asdict(replace(last, scoring=0.0))},
         "seconds": {name: count / (speed * TRAINING_EFFICIENCY) for name, count in flops.items()},
     }
+
+
+def _cut_flops(config: PlanConfig, budget: Budget, sizes: ModelSizes) -> dict[str, float]:
+    """Of what a cut looks at beside scores, if anything."""
+    tokens = -(-config.calibration_tokens // config.devices)
+    if config.compensate == "sequential":
+        return {"cut": refit_flops(budget.units, sizes.head[1], tokens)}
+    if "loss_without" in CRITERIA[config.criterion].needs:
+        return {"cut": ablation_flops(budget.units, sizes.head, tokens)}
+    return {}
 
 
 def _search_flops(config: PlanConfig, budget: Budget, sizes: ModelSizes) -> float:

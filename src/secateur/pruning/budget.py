@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..architecture.layout import INSIDE
 from ..architecture.units import Pool, Units
 from ..config.options import part_of
 from ..config.pruning import BudgetOptions
@@ -91,10 +92,12 @@ class Budget:
         """Pool name -> (units,) bool: what might stay. Where layers compete, the first one loses all it can."""
         first = min((pool.layer for pool in self.units.pools if pool.name in self.least), default=None)
         keep = {}
+        blocks = {(pool.layer, pool.kind) for pool in self.units.pools if pool.name in self.least}
         for pool in self.units.pools:
             gone = self.quota.get(pool.name, 0)
             if pool.name in self.least and pool.layer == first:
                 gone = (pool.size - self.least[pool.name]) // pool.sets * pool.sets
+                gone = pool.size if (pool.layer, INSIDE.get(pool.kind)) in blocks else gone
             mask = torch.ones(pool.sets, pool.size // pool.sets, dtype=torch.bool)
             mask[:, : gone // pool.sets] = False
             keep[pool.name] = mask.flatten()
@@ -131,17 +134,28 @@ class Budget:
     ) -> None:
         """Cut the lowest-ranked units of all layers until `params` parameters of these pools are gone."""
         gone = sum(int((~kept[pool.name]).sum()) * pool.unit_params for pool in pools)
-        finest = min(pool.unit_params * pool.sets for pool in pools)
+        inside = _inside(pools)
+        finest = min(pool.unit_params * pool.sets for number, pool in enumerate(pools) if number not in inside)
         ranked = [
             (score, number, count)
             for number, pool in enumerate(pools)
             for score, count in self._candidates(pool, pools, scores, kept[pool.name])
+            if number not in inside
         ]
+        left = [int(kept[pool.name].sum()) for pool in pools]
+        for number, own in inside.items():
+            if left[number]:  # a block, worth its score for each parameter that is left of it
+                whole = sum(left[each] * pools[each].unit_params for each in (number, *own))
+                ranked.append((float(scores[pools[number].name]) / whole, number, 1))
         take = [0] * len(pools)
         for _, number, count in sorted(ranked):
-            cost = count * pools[number].unit_params
+            if take[number] + count > left[number]:
+                continue  # its block is gone
+            taken = {number: count} | {each: left[each] - take[each] for each in inside.get(number, ())}
+            cost = sum(units * pools[each].unit_params for each, units in taken.items())
             if gone + cost <= params + finest / 2:  # one too large to fit leaves its place to smaller ones
-                take[number] += count
+                for each, units in taken.items():
+                    take[each] += units
                 gone += cost
         for pool, count in zip(pools, take, strict=True):
             _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
@@ -177,6 +191,18 @@ class Budget:
             return (per_parameter - per_parameter.mean()) / spread.clamp_min(torch.finfo(torch.float64).tiny)
         mean = sum(float(scores[p.name].sum()) for p in layer) / sum(p.size * p.unit_params for p in layer)
         return per_parameter / max(mean, torch.finfo(torch.float32).tiny)
+
+
+def _inside(pools: list[Pool]) -> dict[int, list[int]]:
+    """Position of a block that has heads or channels as units of their own -> positions of these."""
+    found = {}
+    for number, block in enumerate(pools):
+        own = [
+            each for each, pool in enumerate(pools) if pool.layer == block.layer and INSIDE.get(pool.kind) == block.kind
+        ]
+        if own:
+            found[number] = own
+    return found
 
 
 def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.discovery import check_class
 from ..architecture.families import BUILT_IN, Family
-from ..architecture.moments import check_states
+from ..architecture.layout import WHOLE_KINDS
 from ..architecture.units import Pool, Units
 from ..checkpoint.dry import check_export, empty_copy
 from ..config.options import with_given
@@ -23,6 +23,8 @@ from ..config.pruning import PruningOptions, ScoringOptions
 from ..config.schedule import ScheduleOptions
 from ..criteria import CRITERIA, Criterion
 from ..criteria.masks import NO_SEARCHED_MASKS
+from ..models.surgery.moments import check_states
+from ..parallel.sharding import is_sharded
 from ..system.errors import InputError, NumericsError
 from .allocation import shape_by_quota
 from .budget import Budget
@@ -241,7 +243,18 @@ def criterion_of(options: PruningOptions) -> Criterion:
             f"what is registered as {options.criterion!r} is a {type(found).__name__}: register a "
             "secateur.criteria.Criterion(function, summary, needs={...})."
         )
+    found.check_units(options.criterion, options.kinds)
     return found
+
+
+def check_not_sharded(base: nn.Module, units: Units) -> None:
+    """Refuse to take whole layers or blocks out of a model whose layers lie in several processes.
+
+    Raises:
+        InputError: they do.
+    """
+    if units.of_kind(*WHOLE_KINDS) and any(map(is_sharded, base.modules())):
+        raise InputError("the base is sharded, and no layer or block of it can go: prune heads and channels.")
 
 
 def nothing_known(step: int) -> NumericsError:
@@ -266,7 +279,7 @@ def check_sizes(
     empty = empty_copy(base, units)
     if empty is None:
         return  # its modules were put there by hand: what it is written as is not known from its class
-    if options.allocation == "uniform":
+    if options.allocation == "uniform" and budget.quota:
         check_class(config, units.family, shape_by_quota(units, budget.quota), options.model_class)
     check_export(empty, units, budget.example(), options.model_class)
 

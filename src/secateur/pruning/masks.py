@@ -7,34 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architecture.units import Pool
+from ..architecture.depth import entering, layer_prefixes, with_states
+from ..architecture.units import Units
 from ..system.errors import InputError
 
 
 class Masks:
-    """Input masks of a model's `o` and `down` (LoRAPrune Eqs. 12, 13)."""
+    """Input masks of a model's `o` and `down` (LoRAPrune Eqs. 12, 13); what comes out of a layer that is out is what
+    came in.
 
-    def __init__(self, pools: tuple[Pool, ...], modules: Mapping[str, nn.Module]) -> None:
-        self._pools = pools
+    Args:
+        modules: path -> linear of a unit.
+        layers: path -> layer that is a unit.
+    """
+
+    def __init__(self, units: Units, modules: Mapping[str, nn.Module], layers: Mapping[str, nn.Module]) -> None:
+        self._pools, self._prefixes = units.pools, layer_prefixes(units)
         self._masks: dict[str, Tensor] = {}
+        self._skipped: set[str] = set()
         self._on = True
-        self._hooks = [
-            modules[gate.linear].register_forward_pre_hook(self._hook(gate.linear))
-            for pool in pools
-            for gate in pool.gates
+        self._hooks: list[Any] = [
+            modules[path].register_forward_pre_hook(self._hook(path))
+            for path in dict.fromkeys(gate.linear for pool in units.pools for gate in pool.gates)
+        ]
+        self._hooks += [
+            layer.register_forward_hook(self._layer_hook(path), with_kwargs=True) for path, layer in layers.items()
         ]
 
     def update(self, keep: Mapping[str, Tensor]) -> None:
         """1 at entries of units that stay, else 0."""
-        for pool in self._pools:
-            kept = keep[pool.name]
-            for gate in pool.gates:
-                if kept.all():
-                    self._masks.pop(gate.linear, None)
-                    continue
-                mask = torch.zeros(gate.size)
-                mask[gate.entries(kept)] = 1
-                self._masks[gate.linear] = mask
+        self._skipped = {path for name, path in self._prefixes.items() if not keep[name].all()}
+        self._masks = {}
+        for pool in (pool for pool in self._pools if not keep[pool.name].all()):
+            for gate in pool.gates:  # heads and their block have the same
+                mask = self._masks.setdefault(gate.linear, torch.ones(gate.size))
+                mask[gate.entries(~keep[pool.name])] = 0
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -64,10 +71,19 @@ class Masks:
         hook.masks = self  # type: ignore[attr-defined]
         return hook
 
+    def _layer_hook(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if path not in self._skipped or not self._on:
+                return None
+            return with_states(output, entering(args, kwargs))
+
+        hook.masks = self  # type: ignore[attr-defined]
+        return hook
+
     @property
     def hide(self) -> bool:
         """Whether any unit is out."""
-        return bool(self._masks)
+        return bool(self._masks or self._skipped)
 
 
 def check_unmasked(modules: Iterable[nn.Module]) -> None:
@@ -77,7 +93,7 @@ def check_unmasked(modules: Iterable[nn.Module]) -> None:
         InputError: there are some.
     """
     # Gains that are trained (`models.surgery.gains`) hide nothing: they are sliced and folded with the weights.
-    hooks = [hook for module in modules for hook in module._forward_pre_hooks.values()]
+    hooks = [hook for each in modules for hook in (*each._forward_pre_hooks.values(), *each._forward_hooks.values())]
     if any(masks.hide for hook in hooks if (masks := getattr(hook, "masks", None)) is not None):
         raise InputError(
             "another pruner's masks hide units of this model, or scale them: export that pruner's result, and prune "

@@ -9,11 +9,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..architecture.depth import layer_prefixes
 from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists
 from ..architecture.families import Family
 from ..architecture.likeness import family_for
 from ..architecture.units import Member, Pool, Units, base_linear, sides_of
+from ..config.pruning import PruningOptions
 from ..criteria import InputMoments
 from ..models.original import check_cuttable, restore_
 from ..models.source import ModelSource
@@ -22,6 +24,7 @@ from ..models.surgery import check_mergeable, removals, shrink_
 from ..parallel.sharding import assign_, check_in_memory, gathered
 from ..system.errors import InputError
 from ..system.voice import speaks_python
+from .checks import check_not_sharded, criterion_of
 from .compensation.calibration import NONE_GIVEN, Calibration, calibration_of
 from .compensation.sequence import refit_in_sequence
 from .compensation.single import check_compensation, compensate_, rewritten_by
@@ -40,6 +43,7 @@ class PrunedModel:
         live: the units as they physically are in the model now.
         living: pools of the units that are left, where they are in the model now.
         modules: path -> linear of a unit, as it is in the model now.
+        layers: path -> layer that is a unit, likewise.
         masks: where cuts mask.
         calibration: what is refitted, or searched, on.
         calibrated_for: the option that asks for it, if any.
@@ -47,24 +51,26 @@ class PrunedModel:
         InputError: an unsupported model or adapter; weights that cannot be cut or rewritten.
     """
 
-    def __init__(
-        self, model: nn.Module, *, family: str | Family | None, attention: str, shrink: bool, compensate: str
-    ) -> None:
+    def __init__(self, model: nn.Module, options: PruningOptions, *, family: str | Family | None) -> None:
         self.model = model
-        base = self.base
+        base, shrink, compensate = self.base, options.shrink, options.compensate
         untie_(base)
-        self._find_units = partial(find_units, base, family_for(base, base.config.model_type, family), attention)
+        layout = family_for(base, base.config.model_type, family)
+        self._find_units = partial(find_units, base, layout, options.attention, options.kinds)
         self.units = self.live = self._find_units()
         self.shrink, self.compensate = shrink, compensate
         self._look_up_modules()
-        check_unmasked(self.modules.values())
+        check_unmasked(base.modules())
         check_in_memory(base)
+        check_not_sharded(base, self.units)
         check_mergeable(model)
         check_cuttable(self.modules, shrink=shrink, compensate=compensate)
         check_compensation(compensate, self.units, self.modules)
         self.masks: Masks | None = None
         self.calibration: Calibration | None = None
         self.calibrated_for = "compensate='sequential'" if compensate == "sequential" else ""
+        if "loss_without" in criterion_of(options).needs:
+            self.calibrated_for = f"criterion={options.criterion!r}"
         self.living: tuple[Pool, ...] = self.units.pools
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}
 
@@ -99,7 +105,7 @@ class PrunedModel:
     def put_masks_on(self) -> None:
         """Where cuts mask: every unit has its place in a mask from here on, and none is out."""
         if not self.shrink:
-            self.masks = Masks(self.units.pools, self.modules)
+            self.masks = Masks(self.units, self.modules, self.layers)
 
     def cut_(
         self,
@@ -129,11 +135,14 @@ class PrunedModel:
                 )  # fmt: skip
         if self.masks is not None:
             self.masks.update(keep)
-            self.living = tuple(pool.only(keep[pool.name]) for pool in self.units.pools)
+            left = removals(self.units, keep)
+            pools = (pool.only(keep[pool.name]) for pool in self.units.pools if keep[pool.name].any())
+            self.living = tuple(pool.without(left) for pool in pools)
         else:
             shrink_(self.model, self.live, stay, optimizer)
             self.live = self._find_units()
             self.living = self.live.pools
+            self._look_up_modules()
         return stay
 
     def _losing(self, before: dict[str, Tensor], stay: dict[str, Tensor]) -> Iterator[tuple[Member, Tensor, Tensor]]:
@@ -171,7 +180,7 @@ class PrunedModel:
         self._look_up_modules()
         if self.masks is not None:
             self.masks.remove()
-            self.masks = Masks(self.units.pools, self.modules)
+            self.masks = Masks(self.units, self.modules, self.layers)
             self.masks.update(self.keep)
 
     def close(self) -> None:
@@ -181,7 +190,8 @@ class PrunedModel:
 
     def _look_up_modules(self) -> None:
         base = self.base
-        self.modules = {path: base.get_submodule(path) for path in self.units.linears}
+        self.modules = {path: base.get_submodule(path) for path in self.live.linears}
+        self.layers = {path: base.get_submodule(path) for path in layer_prefixes(self.live).values()}
 
 
 class Shown:

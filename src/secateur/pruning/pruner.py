@@ -85,10 +85,9 @@ class Pruner(Shown):
         check_model(model)
         if self.replaces:
             watch_for_wrappers_(model)
-        self.pruned = PrunedModel(
-            model, family=family, attention=options.attention, shrink=options.shrink, compensate=options.compensate
-        )
-        self.allocator, criterion = Allocator(self.pruned, options), criterion_of(options)
+        criterion = criterion_of(options)
+        self.pruned = PrunedModel(model, options, family=family)
+        self.allocator = Allocator(self.pruned, options)
         check_sizes(self.pruned.base, self.units, self.budget, options, family)
         if "lora_grad" in criterion.needs:  # also of a linear that `score_linears` does not score by
             covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]

@@ -13,6 +13,7 @@ from ..criteria import Evidence
 from ..criteria.mask_training import MaskTraining
 from ..parallel.sharding import is_sharded
 from ..system.errors import InputError, NumericsError
+from .ablation import loss_without
 from .averages import Averages
 from .budget import Budget
 from .checks import check_scores, criterion_of
@@ -51,7 +52,7 @@ class Scorer:
             pruned.model, self.criterion.needs, self.scoring, past, at_cuts, budget.spared, look=self.criterion.look,
             keeps=not self.criterion.changes,
         )  # fmt: skip
-        self.statistics.attach(pruned.living, pruned.modules)
+        self.statistics.attach(pruned.living, pruned.modules, pruned.layers)
         dtype = torch.float64 if pruned.base.dtype == torch.float64 else torch.float32
         self.averages = Averages(
             {pool.name: pool.size for pool in pruned.units.pools}, ema=options.ema, alike=alike,
@@ -124,6 +125,8 @@ class Scorer:
         evidence = self.statistics.evidence(self.pruned.modules)
         if self.masks is not None:
             evidence = replace(evidence, masks=self.masks.latents(self.pruned.living))
+        if "loss_without" in self.criterion.needs:
+            evidence = replace(evidence, loss_without=loss_without(self.pruned))
         return {pool: self._scores_of(pool, evidence) for pool in self.pruned.living}
 
     def _score(self, step: int) -> None:
@@ -172,7 +175,7 @@ class Scorer:
         if self._renews:
             self._from = self._step
             self.statistics.renew()
-        self.statistics.attach(self.pruned.living, self.pruned.modules)
+        self.statistics.attach(self.pruned.living, self.pruned.modules, self.pruned.layers)
         self.put_masks_on()
 
     def put_masks_on(self) -> None:

@@ -7,6 +7,7 @@ nothing is kept that training does not keep anyway.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from ..criteria.base import Evidence, InputMoments, Look, scored_members, switch
 from ..models.surgery import merged_weight
 from ..parallel.distributed import average_
 from ..system.errors import InputError
-from .taps import Pass, Passes, some_tokens, tap
+from .taps import Pass, Passes, layer_tap, moments_of, tap
+
+NONE: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 class Statistics:
@@ -26,7 +29,8 @@ class Statistics:
 
     Args:
         model: its `attention_mask` argument says which tokens count, whether the model is called or a part of it.
-        needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `input_moments`, `second_moments` (see `Evidence`).
+        needs: of `weight_grad`, `batch_weight_grad`, `gate_grad`, `influence`, `input_moments`, `second_moments` (see
+            `Evidence`).
         scoring: how gradients are reduced, and over which linears.
         ema: weight λ of the past in the moving average of moments; the first 1/(1 − λ) steps count alike.
         at_cuts: what is needed besides, of pools that lose units.
@@ -46,7 +50,7 @@ class Statistics:
         look: Look = switch,
         keeps: bool = False,
     ) -> None:
-        known = {"weight_grad", "batch_weight_grad", "gate_grad", "input_moments", "second_moments"}
+        known = {"weight_grad", "batch_weight_grad", "gate_grad", "influence", "input_moments", "second_moments"}
         self.needs = (needs | at_cuts) & known
         self._everywhere = needs & known
         self._spared = spared
@@ -62,8 +66,10 @@ class Statistics:
         self._watched: list[str] = []
         self.forget_step()
 
-    def attach(self, pools: Iterable[Pool], modules: Mapping[str, nn.Module]) -> None:
-        """Watch these pools' linears; again after each cut, as positions change."""
+    def attach(
+        self, pools: Iterable[Pool], modules: Mapping[str, nn.Module], layers: Mapping[str, nn.Module] = NONE
+    ) -> None:
+        """Watch these pools' linears (and layers that are units); again after each cut, as positions change."""
         self.detach()
         if not self.needs:
             return
@@ -76,6 +82,12 @@ class Statistics:
                     tap = self._input_tap(pool, gate, needs, own := modules[gate.linear])
                     self._handles.append(own.register_forward_pre_hook(tap))
                     self._watched.append(pool.name if "gate_grad" in needs else gate.linear)
+        for pool in (pool for pool in pools if pool.path and self.needs & {"gate_grad", "influence"}):
+            compares, own = "influence" in self.needs, layers[pool.path]
+            observe = self._compared if compares else self._contributed
+            hook = layer_tap(own, self._passes, pool.path, partial(observe, pool.name), compares=compares)
+            self._handles.append(own.register_forward_hook(hook, with_kwargs=True))
+            self._watched.append(pool.name)
         if self.needs & {"weight_grad", "batch_weight_grad"}:
             dims: dict[str, set[int]] = {}
             for pool in pools:
@@ -102,7 +114,7 @@ class Statistics:
             InputError: no gradient came through a linear that is watched.
         """
         self.steps += 1
-        noticed = {*self._seen, *self._gates, *self._weight_grads, *(path for path, _ in self._terms)}
+        noticed = {*self._seen, *self._gates, *self._influence, *self._weight_grads, *(path for path, _ in self._terms)}
         for name in self._watched:
             if name not in noticed:
                 raise InputError(
@@ -135,6 +147,7 @@ class Statistics:
             weight_grads=self._weight_grads,
             gates=self.gates if self.keeps else {name: value / count for name, value in self._gates.items()},
             moments=self.moments,
+            influence={name: total / tokens.clamp_min(1) for name, (total, tokens) in self._influence.items()},
         )
 
     def forget_step(self) -> None:
@@ -143,6 +156,7 @@ class Statistics:
         self._sequences = 0
         self._seen: dict[str, InputMoments] = {}
         self._gates: dict[str, Tensor] = {}
+        self._influence: dict[str, tuple[Tensor, Tensor]] = {}
         self._terms: dict[tuple[str, int], Tensor] = {}
         self._weight_grads: dict[str, Tensor] = {}
 
@@ -218,7 +232,7 @@ class Statistics:
                 sums = self._looked(x, gradient, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if needs & {"input_moments", "second_moments"}:
-                seen = self._input_moments(x, passed, "second_moments" in needs)
+                seen = moments_of(x, passed, self.steps, second="second_moments" in needs)
                 self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -231,17 +245,18 @@ class Statistics:
 
         return hook
 
-    def _input_moments(self, x: Tensor, passed: Pass, second: bool) -> InputMoments:
-        """Sums over some of the tokens (batch, tokens, columns) that count."""
-        flat, mask = x.detach().flatten(0, -2), passed.mask
-        alone = len(flat) != passed.tokens  # an expert has its own number of tokens
-        where, count = some_tokens(len(flat), x.shape[-2], self.steps, alone=alone)
-        flat = flat[where]
-        if mask is None or mask.shape != x.shape[:-1]:
-            return InputMoments.of(flat, second, count)
-        # As weights, since picking tokens by a mask would wait for the device.
-        weights = mask.flatten()[where].to(flat)
-        return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))
+    def _contributed(self, pool: str, passed: Pass, added: Tensor, gradient: Tensor) -> None:
+        """What a layer added to the hidden states: the gradient of a switch on it."""
+        self._count(passed)
+        width = torch.arange(added.shape[-1], device=added.device).unsqueeze(0)
+        self._gates[pool] = self._gates.get(pool, 0) + self._looked(added, gradient, width)
+
+    def _compared(self, pool: str, passed: Pass, distance: Tensor, gradient: Tensor) -> None:
+        """How far a layer turned the hidden states of each token."""
+        self._count(passed)
+        counts = torch.ones_like(distance) if passed.mask is None else passed.mask.to(distance)
+        total, tokens = self._influence.get(pool, (distance.new_zeros(1), distance.new_zeros(1)))
+        self._influence[pool] = total + (distance * counts).sum(), tokens + counts.sum()
 
     def _looked(self, x: Tensor, gradient: Tensor, columns: Tensor) -> Tensor:
         """(units, ...) what the criterion's look makes of a micro-batch."""
@@ -282,8 +297,3 @@ class Statistics:
             return tap(output, self._by_sequence(args[0], passed), partial(observe, passed))
 
         return hook
-
-
-def second_moment_bytes(pools: Iterable[Pool]) -> int:
-    """Bytes of the second moments of these pools' inputs: width² floats each."""
-    return sum(4 * gate.size**2 for pool in pools for gate in pool.gates)

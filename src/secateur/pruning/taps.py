@@ -11,6 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..architecture.depth import entering, leaving, with_states
+from ..criteria.base import InputMoments, wide
 from ..parallel.distributed import processes
 from ..system.launcher import rank
 
@@ -44,6 +46,28 @@ def tap(value: Tensor, seen: Tensor, observe: Observe) -> Tensor:
     """`value`; in the backward pass, `observe(seen, ∂L/∂value)` is called."""
     result: Tensor = _Tap.apply(value, seen, observe)
     return result
+
+
+def layer_tap(
+    own: nn.Module, passes: "Passes", path: str, observe: Callable[["Pass", Tensor, Tensor], None], *, compares: bool
+) -> Callable[..., Any]:
+    """A forward hook, with keywords, that sees what a layer adds to the hidden states.
+
+    Args:
+        own: the layer: a copy of the model has its hooks, too.
+        observe: is called with the pass, what is seen and ∂L/∂output (batch, tokens, width).
+        compares: what is seen is 1 - cos(input, output) of each token, (batch, tokens), in the place of output - input.
+    """
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        states = leaving(output)
+        if module is not own or not (torch.is_grad_enabled() and states.requires_grad):
+            return None
+        before, after = entering(args, kwargs).detach(), states.detach()
+        seen = 1 - nn.functional.cosine_similarity(wide(before), wide(after), dim=-1) if compares else after - before
+        return with_states(output, tap(states, seen, partial(observe, passes.of(path))))
+
+    return hook
 
 
 class Pass:
@@ -145,3 +169,20 @@ def some_tokens(tokens: int, seq_len: int, step: int, *, alone: bool = False) ->
     if first >= everyone:
         first = 0
     return slice((first - number * tokens) % stride, None, stride), len(range(first, everyone, stride)) / of
+
+
+def moments_of(x: Tensor, passed: Pass, step: int, *, second: bool) -> InputMoments:
+    """Sums over some of the tokens (batch, tokens, columns) that count.
+
+    Args:
+        step: optimiser steps before this one.
+    """
+    flat, mask = x.detach().flatten(0, -2), passed.mask
+    alone = len(flat) != passed.tokens  # an expert has its own number of tokens
+    where, count = some_tokens(len(flat), x.shape[-2], step, alone=alone)
+    flat = flat[where]
+    if mask is None or mask.shape != x.shape[:-1]:
+        return InputMoments.of(flat, second, count)
+    # As weights, since picking tokens by a mask would wait for the device.
+    weights = mask.flatten()[where].to(flat)
+    return InputMoments.of(flat * weights.unsqueeze(1), second, weights.sum(dtype=torch.float32))

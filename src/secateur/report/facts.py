@@ -11,6 +11,9 @@ WORDS = {
     "ffn": ("FFN channels", "FFN channel"),
     "kv_group": ("KV groups", "KV group"),
     "query_head": ("query heads", "query head"),
+    "layer": ("layers", "layer"),
+    "attention_block": ("attention blocks", "attention block"),
+    "ffn_block": ("FFN blocks", "FFN block"),
 }
 """Kind of unit, as the last part of a pool's name -> words for many and for one."""
 
@@ -49,7 +52,8 @@ def subtitle(run: Run) -> str:
         pattern, method = text(config, "pattern") or "?", text(config, "method") or "?"
         parts.append(f"{share:.0%} of the layers' weights are zero ({pattern}), by {method}")
     if criterion := text(config, "criterion"):
-        parts.append(f"criterion {criterion}, allocation {text(config, 'allocation') or '?'}")
+        units = f"units {units}, " if (units := text(config, "units") or "heads,channels") != "heads,channels" else ""
+        parts.append(f"criterion {criterion}, {units}allocation {text(config, 'allocation') or '?'}")
     if (tokens := number(data, "calibration_tokens")) is not None:
         parts.append(f"no training, cuts: {number(config, 'cuts') or 1:.0f}, each by {tokens:,.0f} tokens")
     elif (trained := number(data, "trained_tokens")) is not None:

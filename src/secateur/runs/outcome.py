@@ -16,6 +16,7 @@ from ..architecture.experts import Dropped, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
 from ..config.files.rerun import rerun_text
+from ..config.pruning import UNITS
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
 from ..models.devices import device_of, name_of
@@ -101,7 +102,7 @@ def outcome(
         **({"search": asdict(pruner.allocator.record)} if pruner.allocator.record else {}),
         "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
-        "alternatives": alternatives(pruner),
+        "alternatives": alternatives(pruner) if pruner.options.units == UNITS[0] else {},
         "export": report.to_dict() | {"folder": str(job.output)},
     }
 

@@ -29,6 +29,7 @@ from ..models.devices import device_of, dtype_of, name_of, widened, with_room
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.stored import checkpoint_dtype
 from ..models.surgery import removals
+from ..pruning.allocation.depth import layer_words
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner
 from ..system.errors import OutOfMemoryError, out_of_memory
@@ -215,8 +216,8 @@ def fine_tune_and_prune(
             Teacher(model, pruner, recovery.beside.parameters), job.config.distill, job.config.distill_temperature
         )
     if job.checkpoint is not None:
-        check_resumable(model, job.checkpoint)
         pruner.load(job.checkpoint)  # the shapes first, then Trainer loads weights into them
+        check_resumable(model, job.checkpoint)
         recovery.load(job.checkpoint)
         if rank_pruner is not None:
             rank_pruner.load(job.checkpoint)
@@ -280,15 +281,18 @@ def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Pr
         when = f"by {counted(len(cuts), 'cut')}, each by {tokens:,} tokens, without training"
     progress.message(
         f"target: {pruner.budget.sparsity:.1%} of {units.prunable_params:,} prunable parameters "
-        f"({job.config.allocation}), {when}"
+        f"({job.config.units if job.config.takes_whole else job.config.allocation}), {when}"
     )
     if job.target.parameters is not None:
         progress.message(
             f"({job.target.words}: {dense_parameters - pruner.budget.removed_params:,} parameters will stay of "
             f"{dense_parameters:,})"
         )
+    if layers := layer_words(pruner.budget):
+        progress.message(f"({layers})")
     if abs(pruner.budget.sparsity - job.target.sparsity) > 1e-3:
-        progress.message(f"(asked for {job.target.sparsity:.1%}; --round-to {job.config.round_to} snaps the widths)")
+        why = "whole layers" if layers else f"--round-to {job.config.round_to} snaps the widths"
+        progress.message(f"(asked for {job.target.sparsity:.1%}; {why})")
     if step := pruner.budget.ffn_step:
         words = width_words(step, job.model_config.get_text_config().hidden_size)
         progress.message(f"FFN widths are multiples of {step}: {words}")

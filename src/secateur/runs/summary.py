@@ -14,7 +14,8 @@ NEEDS = {"uniform": FORMATS[STOCK].reader, "protected": LATER, "global": LATER, 
 
 def run_summary(result: dict[str, Any]) -> Words:
     """Before and after, and what the other allocations would have removed."""
-    return Words("", _before_and_after(result), "", *_notes(result), "", *_alternatives(result))
+    alternatives = ["", *_alternatives(result)] if result["alternatives"] else []
+    return Words("", _before_and_after(result), "", *_notes(result), *alternatives)
 
 
 def adapt_summary(result: dict[str, Any]) -> str:
@@ -113,8 +114,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
     """The conditions without which the figures are no figures."""
     sparsity, data = result["sparsity"], result["data"]
     notes = [
-        f"removed: {sparsity['reached']:.2%} of the prunable parameters ({sparsity['model']:.1%} of the model), "
-        + _training(result),
+        f"removed: {_layers(result)}{sparsity['reached']:.2%} of the prunable parameters "
+        f"({sparsity['model']:.1%} of the model), " + _training(result),
     ]
     if speed := result["speed"].get("pruned"):
         notes.append(
@@ -151,6 +152,12 @@ def _notes(result: dict[str, Any]) -> list[str]:
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
     )
     return notes
+
+
+def _layers(result: dict[str, Any]) -> str:
+    """Which layers are gone, where whole ones are."""
+    gone = [str(number) for number, shape in enumerate(result["shapes"]) if not any(shape.values())]
+    return f"layers {', '.join(gone)} of {len(result['shapes'])} (counted from 0), " if gone else ""
 
 
 def _training(result: dict[str, Any]) -> str:

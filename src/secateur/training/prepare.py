@@ -123,7 +123,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     schedule = make_schedule(config, job.total_steps)
     restart_steps(config, schedule, job.total_steps)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
-    notes = (f"attention heads stay: {reason}",) if reason and config.attention != "none" else ()
+    about_heads = config.attention != "none" and not config.takes_whole
+    notes = (f"attention heads stay: {reason}",) if reason and about_heads else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     reach = (planned.unreached,) if planned.unreached else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *_idle_options(config))}
@@ -159,6 +160,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     Raises:
         InputError: it cannot be reached, with the nearest that can; a model of another kind or layout.
     """
+    criterion = CRITERIA[config.criterion]
+    criterion.check_units(config.criterion, config.kinds)
     if model_config.is_encoder_decoder:
         raise InputError(
             f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
@@ -182,12 +185,11 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         )
     if config.experts is not None:
         check_expert_count(model_config, family, config.experts)
-    units = find_units(empty, family, config.attention)
+    units = find_units(empty, family, config.attention, config.kinds)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
     target = resolve_target(config, *sizes)
-    criterion = CRITERIA[config.criterion]
     legal = partial(accepts, model_config, family, model_class=config.model_class)
     try:
         budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)

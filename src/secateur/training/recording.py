@@ -185,4 +185,7 @@ def rank_cut_words(cut: RankCut) -> str | None:
     return f"cut after step {cut.step}: {gone:,} rank components gone, rank now {sum(ranks) / len(ranks):.1f}"
 
 
-WORDS = {"ffn": "FFN channels", "kv_group": "KV groups", "query_head": "query heads"}
+WORDS = {
+    "ffn": "FFN channels", "kv_group": "KV groups", "query_head": "query heads", "layer": "layers",
+    "attention_block": "attention blocks", "ffn_block": "FFN blocks",
+}  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ...architecture.stock import is_whole
 from ...config.formats import FORMATS, LAYERED, PADDED, STOCK, VLLM
 from .layouts import SAME
 
@@ -60,12 +61,13 @@ TAKE_IT = "Engines that take results like this one:"
 
 
 def serving(folder: Path | str, config: PreTrainedConfig, format: str) -> dict[str, str]:
-    """Engine, and what is known of it -> the command that serves a result; none that is not known to."""
+    """Engine, and what is known of it -> the command that serves a result; none that is not known to, as of layers
+    without attention or FFN."""
     kind = STOCK if format == PADDED else format
     return {
         f"{engine.name} ({engine.note})": engine.started_with(folder, format) + _option(engine, config, kind)
         for engine in ENGINES
-        if config.model_type in engine.takes.get(kind, ())
+        if config.model_type in engine.takes.get(kind, ()) and is_whole(config)
     }
 
 

@@ -39,7 +39,7 @@ from ...system.progress import megabytes, phase
 from ..comparing import logits_of
 from ..probe import default_probe
 from .agreement import Agreement, GgufReport, agreement
-from .layouts import check_layers
+from .layouts import check_depth
 from .llama_cpp import CONVERT, QUANTISE, READ, EngineError, check_engine, run_engine
 
 LAYERED_CLASS = "SecateurLayersForCausalLM"
@@ -155,9 +155,9 @@ def _check_source(source: ModelSource) -> None:
 
 def _sizes(model_config: PreTrainedConfig, source: ModelSource) -> list[tuple[int, int, int]] | None:
     """(query heads, KV heads, channels) of each layer; None where they are alike."""
+    check_depth(model_config, source.name)
     if not model_config.to_dict().get(LAYERS_KEY):
         return None
-    check_layers(model_config, source.name)
     return [shape.key() for shape in layered_shapes(model_config)]
 
 

@@ -77,7 +77,7 @@ def heads_of_layers(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
     named = {"num_attention_heads": family.heads, "num_key_value_heads": family.kv_heads}
     keys = {name: key for name, key in named.items() if key is not None}
     own = {
-        str(number): {key: size[name] for name, key in keys.items() if size[name] != getattr(config, key)}
+        str(number): {key: size[name] for name, key in keys.items() if size[name] not in (0, getattr(config, key))}
         for number, size in enumerate(getattr(config, LAYERS_KEY))
     }
     differing = {number: sizes for number, sizes in own.items() if sizes}

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-from ...architecture.stock import window_of
+from ...architecture.stock import LAYERS_KEY, window_of
 from ...system.errors import InputError
 
 SAME = ("llama", "mistral", "qwen2")
@@ -19,6 +19,57 @@ WHY_NOT = {
     "olmo2": "it norms each sub-layer's output",
     "phi3": "its projections lie in one linear each",
 }
+
+
+def check_whole(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a model with layers that have no attention or no FFN, which no other form holds here.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for number, size in enumerate(getattr(config, LAYERS_KEY, None) or ()):
+        if not all(size.values()):
+            what = "FFN" if size["num_attention_heads"] else "attention"
+            raise InputError(
+                f"model {name!r}: its layer {number} has no {what}, which the layered form alone can say: load it in "
+                "transformers, or prune with --units layers, whose result is a stock checkpoint."
+            )
+
+
+PERIODS = {"gemma2": (2,), "gemma3_text": range(2, 100), "smollm3": (4,)}
+"""Model types -> every how-manieth layer is unlike the others in llama.cpp, which reads no list of them."""
+
+
+def check_period(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a model whose layers with a window, or without rotary positions, come at other distances than llama.cpp
+    takes for granted, as they do when layers have gone.
+
+    Raises:
+        InputError: names the key that says so.
+    """
+    periods = PERIODS.get(config.model_type)
+    key = "no_rope_layers" if config.model_type == "smollm3" else "layer_types"
+    listed = getattr(config, key, None)
+    if periods is None or not listed:
+        return
+    others = [kind in ("full_attention", 0) for kind in listed]
+    if not any([(number + 1) % period == 0 for number in range(len(others))] == others for period in periods):
+        raise InputError(
+            f"model {name!r}: llama.cpp takes each so-manieth layer of a {config.model_type} for another kind, and by "
+            f"its {key} the kinds come otherwise, as where layers have gone: serve it with transformers or vLLM."
+        )
+
+
+def check_depth(config: PreTrainedConfig, name: str) -> None:
+    """As `check_whole`, `check_period` and, where layers differ, `check_layers`.
+
+    Raises:
+        InputError: likewise.
+    """
+    check_whole(config, name)
+    check_period(config, name)
+    if getattr(config, LAYERS_KEY, None):
+        check_layers(config, name)
 
 
 def check_layers(config: PreTrainedConfig, name: str) -> None:

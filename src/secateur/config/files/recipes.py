@@ -20,6 +20,7 @@ from ...system.terminal.tables import Table, Words
 from ..adapt import AdaptConfig
 from ..options import build, option, read_options
 from ..prune import PruneConfig
+from ..pruning import OF_WIDTH, UNITS
 from ..speed import PlanConfig
 
 C = TypeVar("C")
@@ -131,6 +132,8 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
             f"--recipe {recipe.name} is for {', '.join(recipe.commands)}, not for {command}: choose from {fitting}."
         )
     displaced = set(TARGETS) if any(name in values for name in TARGETS) else set()
+    if (units := values.get("units", UNITS[0])) != UNITS[0]:
+        displaced |= {"compensate"} if "," in str(units) else set(OF_WIDTH)
     return {key: value for key, value in recipe.options.items() if key not in displaced} | values
 
 

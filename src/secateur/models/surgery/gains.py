@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...architecture.units import Member, Units, base_linear
+from ...architecture.units import GAIN, Member, Units, base_linear
 
-NAME = "unit_gain"
-"""Of the parameter, at the linear or at the LoRA layer around it."""
+NAME = GAIN
 
 
 class Gain:

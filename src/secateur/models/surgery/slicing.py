@@ -1,7 +1,7 @@
 """Slicing a model and what its optimiser keeps. Knows units; knows no criterion and no schedule."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,28 +10,37 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ...architecture.depth import kept_layers, take_out_
 from ...architecture.experts import expert_lists, stack_experts
-from ...architecture.layout import LayerShape
-from ...architecture.moments import cut_state
+from ...architecture.layout import WHOLE_KINDS, LayerShape
 from ...architecture.quantised import bits_of, is_quantised, slice_
-from ...architecture.units import Units, base_linear, gain_of, sides_of
+from ...architecture.units import Pool, Units, base_linear, gain_of, sides_of
 from ...parallel.sharding import gathered, is_sharded, resharded
 from ...system.errors import InputError
 from .gains import NAME as GAIN
 from .gains import slice_gain_
 from .lora import is_embedding, lora_factors, lora_layers, merged_weight, plain
+from .moments import cut_state
+from .naming import names_gone, renumbered
 
 
 def removals(units: Units, keep: dict[str, Tensor]) -> dict[tuple[str, int], Tensor]:
-    """(linear, dim) -> ascending positions that stay, for every linear that loses some."""
+    """(linear, dim) -> ascending positions that stay, for every linear that loses some; those of layers and
+    blocks that go are none."""
     stay: dict[tuple[str, int], Tensor] = {}
     for pool in units.pools:
-        if keep[pool.name].all():
+        if not _is_cut(pool, keep):
             continue
         for member in pool.members:
             mask = stay.setdefault((member.linear, member.dim), torch.ones(member.size, dtype=torch.bool))
             mask[member.entries(~keep[pool.name])] = False
     return {side: mask.nonzero().flatten() for side, mask in stay.items()}
+
+
+def _is_cut(pool: Pool, keep: dict[str, Tensor]) -> bool:
+    """Whether some of its units go and some stay: with a block go all, which are not sliced."""
+    kept = keep[pool.name]
+    return pool.kind not in WHOLE_KINDS and bool(kept.any()) and not kept.all()
 
 
 def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -43,8 +52,9 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
     Args:
         keep: pool name -> (units,) bool; what stays.
     """
+    kept = kept_layers(units.shapes_after(keep))
     tensors = _sliced(model, units, keep)
-    return stack_experts(tensors, units.family) if expert_lists(model) else tensors
+    return renumbered(stack_experts(tensors, units.family) if expert_lists(model) else tensors, units, kept)
 
 
 def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -55,11 +65,14 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
     transposed = {plain(path) for path, module in base.named_modules() if isinstance(module, Conv1D)}
     transposed |= {f"{path}.base_layer" for path, layer in wrapped.items() if is_embedding(layer)}
     gains = {plain(path): gain for path, module in base.named_modules() if (gain := gain_of(module)) is not None}
+    gone, biases = names_gone(units, keep)
     for name, tensor in base.state_dict().items():
         path, _, leaf = plain(name).rpartition(".")
         turned = leaf == "weight" and path in transposed
         path = path.removesuffix(".base_layer")
         if ".lora_" in name or leaf == GAIN:
+            continue
+        if f"{path}.".startswith(gone) and f"{path}.{leaf}" not in biases:
             continue
         if path in wrapped and leaf == "weight":
             value = merged_weight(wrapped[path])
@@ -93,14 +106,16 @@ def shrink_(
     swapped: dict[Tensor, Sliced] = {}
     for (path, dim), index in removals(units, keep).items():
         _slice_linear_(base.get_submodule(path), dim, index, swapped)
-    for pool in (pool for pool in units.pools if not keep[pool.name].all()):
+    for pool in (pool for pool in units.pools if _is_cut(pool, keep)):
         for gate in pool.gates:
             if pair := slice_gain_(base.get_submodule(gate.linear), gate, keep[pool.name]):
                 swapped[pair[0]] = Sliced(pair[1], 0, keep[pool.name].nonzero().flatten())
+    whole = [pool for pool in units.of_kind(*WHOLE_KINDS) if not keep[pool.name].all()]
+    dropped = [parameter for pool in whole for parameter in take_out_(base, units, pool)]
     if optimizer is not None:
-        swap_parameters_(optimizer, {old: new for old, new in swapped.items() if old.requires_grad})
+        swap_parameters_(optimizer, {old: new for old, new in swapped.items() if old.requires_grad}, dropped)
     for place, before, after in zip(units.places, units.shapes, units.shapes_after(keep), strict=True):
-        if before.heads != after.heads:
+        if before.heads != after.heads and after.heads:
             attention = base.get_submodule(f"{place.prefix}.{place.family.attention}")
             _tell_sizes_(attention, place.family.attributes, after)
     check_shapes(base, optimizer)
@@ -188,16 +203,21 @@ def _slice_sharded_(module: nn.Module, dim: int, index: Tensor) -> nn.Linear:
     return small
 
 
-def swap_parameters_(optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced]) -> None:
-    """Put sliced parameters and moments where the optimiser has the old ones."""
+def swap_parameters_(
+    optimizer: torch.optim.Optimizer, swapped: dict[Tensor, Sliced], dropped: Collection[Tensor] = ()
+) -> None:
+    """Put sliced parameters and moments where the optimiser has the old ones, and forget those that were dropped."""
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    if not swapped.keys() <= held:
+    gone = set(dropped)
+    if lacking := (swapped.keys() | gone) - held:
         raise InputError(
-            f"the optimiser given to step() lacks {len(swapped.keys() - held)} of the LoRA parameters to slice: "
+            f"the optimiser given to step() lacks {len(lacking)} of the LoRA parameters to slice: "
             "pass the one that trains the model."
         )
     for group in optimizer.param_groups:
-        group["params"] = [swapped[p].parameter if p in swapped else p for p in group["params"]]
+        group["params"] = [swapped[p].parameter if p in swapped else p for p in group["params"] if p not in gone]
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
     for old, sliced in swapped.items():
         if old in optimizer.state:
             state = optimizer.state.pop(old)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ...architecture.layout import LayerShape, common_shape
+from ...architecture.layout import WHOLE_KINDS, LayerShape, common_shape
 from ...architecture.stock import Verdict
 from ...architecture.units import ATTENTION_KINDS, Pool, Units
 from ...system.errors import InputError
 from ..budget import Budget, BudgetGoal
+from .depth import whole_budget, with_blocks
 from .reach import TOLERANCE, Unreachable, check_reached, check_something_goes, ffn_quota, params_of
 
 Legal = Callable[[LayerShape], Verdict]
@@ -25,19 +26,21 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
     Raises:
         InputError: the target cannot be reached, with the nearest sparsities that can.
     """
+    if options.takes_whole:
+        return whole_budget(units, options, open_layers(units, options))
     options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple))
-    open_layers = _open_layers(units, options)
+    losing = open_layers(units, options)
     if units.family.alike_only and options.allocation != "uniform":
         raise InputError(
             f"--allocation {options.allocation}: a {units.family.name} has one size in its config for layers of every "
             "kind, so all lose alike: use --allocation uniform."
         )
-    if options.allocation == "uniform" and common_shape(units.shapes) is None:
+    if options.allocation == "uniform" and common_shape(units.shapes, in_part=units.family.alike_only) is None:
         raise InputError(
             "--allocation uniform: the model's layers differ in size already, so no equal cut makes them "
             "alike: use --allocation global or protected."
         )
-    pools = [pool for pool in units.pools if pool.layer in open_layers]
+    pools = [pool for pool in units.pools if pool.layer in losing]
     if (heads := units.of_kind("query_head")) and all(pool.size == pool.sets for pool in heads):
         raise InputError(
             f"--attention query_head: the model has as many KV heads as query heads ({heads[0].size}), so a query "
@@ -52,7 +55,8 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
         )
     goal = options.sparsity * units.prunable_params
     if options.allocation in ("global", "search"):
-        return _global_budget(units, options, attention, ffn, goal)
+        budget = _global_budget(units, options, attention, ffn, goal)
+        return with_blocks(budget, [pool for pool in pools if pool.kind in WHOLE_KINDS])
     quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= ffn_quota(ffn, goal - taken, options.round_to)
@@ -63,7 +67,7 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
     return budget
 
 
-def _open_layers(units: Units, options: BudgetGoal) -> range:
+def open_layers(units: Units, options: BudgetGoal) -> range:
     """The layers that may lose units."""
     count = len(units.shapes)
     protected = options.allocation == "protected"
@@ -147,7 +151,7 @@ def _with_remedy(units: Units, refusal: str) -> str:
 
 def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
     """What layers that are alike come to when each pool loses its quota."""
-    shape = common_shape(units.shapes)
+    shape = common_shape(units.shapes, in_part=units.family.alike_only)
     assert shape is not None, "uniform allocation was refused for these"
     for kind, gone in {pool.kind: quota[pool.name] for pool in units.pools}.items():
         shape = shape.without(kind, gone)
@@ -201,7 +205,7 @@ def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn
         most = taken + spare["ffn"]
     if len(pot) == 1 or not pot[ATTENTION_KINDS]:
         check_something_goes(units, options, ffn if len(pot) > 1 else attention + ffn, least, goal)
-    if goal > most:
+    if goal > most and not units.of_kind(*WHOLE_KINDS):  # blocks go below the floor
         how = f"with a floor of {floors['ffn']:.3g}"
         raise Unreachable(options.sparsity, (most / units.prunable_params,), how, "Stay within that, or lower --floor.")
     return Budget(units, {}, pot, least, options.round_to, options.across_layers)

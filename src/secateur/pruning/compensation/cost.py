@@ -1,8 +1,8 @@
-"""What a refit in sequence takes, from sizes alone: `plan` counts it."""
+"""What compensation takes, from sizes alone: `plan` counts it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
-from ...architecture.units import Units
+from ...architecture.units import Pool, Units
 
 PASSES = 2.4
 """Forward passes over the layers that a token goes through: the whole model, the cut one as far as o, and all of it."""
@@ -38,3 +38,8 @@ def refit_flops(units: Units, outputs: int, tokens: int) -> float:
 def _inputs(units: Units) -> Collection[int]:
     """Columns of each o and down."""
     return [gate.size for pool in units.pools for gate in pool.gates]
+
+
+def second_moment_bytes(pools: Iterable[Pool]) -> int:
+    """Bytes of the second moments of these pools' inputs: width² floats each."""
+    return sum(4 * gate.size**2 for pool in pools for gate in pool.gates)

@@ -1,4 +1,4 @@
-"""What a search takes, from sizes alone: `plan` counts it."""
+"""What a search takes, and the loss without each layer, from sizes alone: `plan` counts it."""
 
 from ...architecture.units import Units
 from .evolution import FEW, OFFSPRING, SURVIVORS
@@ -17,6 +17,15 @@ def search_bytes(vocabulary: int, tokens: int, itemsize: int) -> int:
         itemsize: bytes of a logit.
     """
     return vocabulary * tokens * itemsize
+
+
+def ablation_flops(units: Units, head: tuple[int, int], tokens: int) -> float:
+    """FLOPs of the loss without each layer or block that is a unit, at one cut, and of the whole model's.
+
+    Args:
+        head: (vocabulary, width) of the output layer.
+    """
+    return 2.0 * tokens * (units.prunable_params + head[0] * head[1]) * (1 + len(units.pools))
 
 
 def search_flops(units: Units, head: tuple[int, int], tokens: int, evaluations: int) -> float:

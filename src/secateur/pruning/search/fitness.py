@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...architecture.units import Member, Pool
-from ...parallel.distributed import processes, sum_, wire
+from ...parallel.distributed import summed
 from ...system.machine.devices import precise
 from ..compensation.calibration import Calibration
 from ..compensation.layerwise import at_rest
@@ -35,7 +35,7 @@ class Fitness:
         self._batches, self._dtype = calibration.batches, calibration.dtype
         self._counts = [_counted(batch) for batch in self._batches]
         self._switches: dict[str, Tensor] = {}
-        self.tokens = [int(total) for total in _summed([float(counts.sum()) for counts in self._counts])]
+        self.tokens = [int(total) for total in summed([float(counts.sum()) for counts in self._counts])]
         """Of each batch, over all processes: those that are no padding."""
         with at_rest(model, self._dtype):
             self._wanted = [self._logits(number).cpu() for number in range(len(self._batches))]
@@ -46,7 +46,7 @@ class Fitness:
         p is the model as it is, q the one of which only the units marked in `keep`, pool name -> (units,), are left.
         """
         with at_rest(self._model, self._dtype), self._masked(keep):
-            return _summed([self._divergence(number)[0] for number in batches])
+            return summed([self._divergence(number)[0] for number in batches])
 
     def slopes(self, keep: Mapping[str, Tensor], batches: Sequence[int]) -> dict[str, Tensor]:
         """Pool name -> (units,) ∂ΣKL/∂m of a switch m on each unit, 1 at those that are left and 0 at the others."""
@@ -60,7 +60,7 @@ class Fitness:
                 found = torch.autograd.grad(logits, switches, gradient, allow_unused=True)
                 for sum_of, each in zip(total, found, strict=True):
                     sum_of += 0 if each is None else each
-        flat = _summed(torch.cat(total).tolist())
+        flat = summed(torch.cat(total).tolist())
         return dict(zip(self._switches, torch.tensor(flat).split([len(each) for each in total]), strict=True))
 
     def _divergence(self, number: int, logits: Tensor | None = None) -> tuple[float, Tensor]:
@@ -119,13 +119,3 @@ def _counted(batch: Mapping[str, Tensor]) -> Tensor:
     if mask is not None and mask.dim() == 2:
         return mask.bool().flatten()
     return torch.ones(batch["input_ids"].numel(), dtype=torch.bool)
-
-
-def _summed(numbers: list[float]) -> list[float]:
-    """Each number, added up over the processes: all hold the same, and choose alike."""
-    if processes() == 1:
-        return numbers
-    found = torch.tensor(numbers, dtype=torch.float64, device=wire())
-    sum_(found)
-    everyone: list[float] = found.tolist()
-    return everyone

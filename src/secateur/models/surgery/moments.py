@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..system.errors import InputError
+from ...system.errors import InputError
 
 BLOCK = 256
 """Entries that share a scale in bitsandbytes' 8-bit optimisers."""
