@@ -50,7 +50,7 @@ CASES = {
     "report": "report {out}/quickstart {out}/prune",
     "padded": "export --model {out}/prune --format padded --output {out}/padded --overwrite",
     "int4": "export --model {out}/quickstart --format compressed-tensors --quantise int4 --output {out}/q4 --overwrite",
-    "gguf": "export --model {out}/quickstart --format gguf --quantise q4_k_m --engine {engine} "
+    "gguf": "export --model {out}/quickstart --format gguf --quantise Q4_K_M --engine {engine} "
     "--output {out}/q.gguf --overwrite",
 }
 """Name -> a command; `{out}` is the folder of the results, `{model}` the model, `{data}` the folder of the tasks' rows,
