@@ -229,7 +229,7 @@ def _placed(cell: Cell, folder: Path) -> PruneConfig:
     """
     output = folder / cell.name / "checkpoint"
     begun = not cell.config.overwrite and find_latest(work_folder(output))[0] is not None
-    return PruneConfig(**{**asdict(cell.config), "output": str(output), "overwrite": True, "resume": begun})
+    return replace(cell.config, output=str(output), overwrite=True, resume=begun)
 
 
 def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
