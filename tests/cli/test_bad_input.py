@@ -478,6 +478,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     "report: no run": (["report", "{t}/hollow"], "has no result.json"),
     "report: a damaged run": (["report", "{t}/damaged"], "not valid JSON"),
     "report: no folder": (["report", "{t}/none"], "not a folder"),
+    "report: a comparison": (["report", "{t}/grid"], "is a comparison: give the folders of its runs"),
+    "report: one of two is none": (["report", "{t}/run", "{t}/hollow"], "has no result.json"),
+    "report: several on a page that is there": (
+        ["report", "{t}/run", "{t}/other run", "--output", "{t}/short.txt"], "pass --overwrite",
+    ),
+    "report: one run twice": (["report", "{t}/run", "{t}/run"], "is given more than once"),
     "compare: no text": (
         ["compare", "--model", "{m}", "--data", "{d}", "--output", "{o}", "--evaluate-on", "{t}/none.txt", *TRAIN],
         "none.txt",
@@ -528,9 +534,10 @@ def bad_files(folder: Path) -> None:
         (folder / name).write_bytes(content)
     os.mkfifo(folder / "pipe.txt")
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
-    for name in ("hollow", "full", "damaged", "run", "long", "formats"):
+    for name in ("hollow", "full", "damaged", "run", "other run", "long", "formats", "grid"):
         (folder / name).mkdir()
-    for name in ("run", "long"):
+    (folder / "grid" / "comparison.json").write_text("{}")
+    for name in ("run", "other run", "long"):
         (folder / name / "result.json").write_text("{}")
     (folder / "long" / "metrics.jsonl").write_text('{"loss": ' + "9" * 5000 + "}")
     (folder / "formats" / "a.txt").write_text("fine")

@@ -143,6 +143,35 @@ def test_dark_and_phone(tmp_path) -> None:
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_several_runs_in_the_dark_on_a_phone_and_by_keyboard(tmp_path) -> None:
+    """A link leads to its run's page; nothing scrolls sideways but tables and plots in their frames."""
+    folders = [write_run(tmp_path / name) for name in ("one", "a-run-with-a-name-that-is-rather-long-" * 2)]
+    folders += adapted(tmp_path / "adapter")
+    [own] = write_report([str(folders[0])])
+    [page] = write_report([str(folder) for folder in folders], tmp_path / "all.html")
+    seen = "[...document.querySelectorAll('.key line')].map(e => getComputedStyle(e).stroke).join()"
+    with Browser() as browser:
+        browser.open(page)
+        browser.screenshot(tmp_path / "light.png")
+        light = browser.evaluate(seen)
+        assert len(set(light.split(", "))) > 3, light
+        for width in (380, 1600):
+            browser.screenshot(tmp_path / f"{width}.png", width=width, scheme="dark")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate(seen) != light
+        frames = "[...document.querySelectorAll('.scroll, .canvas, pre')].filter(e => e.tabIndex < 0).length"
+        assert browser.evaluate(frames) == 0, "what scrolls can be reached by keyboard"
+        said = browser.evaluate("[...document.querySelectorAll('[role=img]')].map(e => e.ariaLabel).join()")
+        assert "Training loss, nats per token (running mean), over optimiser steps: one from 3.9" in said
+        for _ in range(20):
+            browser.press("Tab")
+            if browser.evaluate("document.activeElement.textContent") == "one":
+                break
+        assert browser.evaluate("document.activeElement.href") == own.resolve().as_uri()
+        assert browser.requests == [page.resolve().as_uri()]
+        assert browser.complaints == []
+
+
 def test_a_page_that_fetches_would_be_seen(tmp_path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<img src='https://example.invalid/x.png'><script>console.error('no')</script>")

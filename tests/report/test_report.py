@@ -11,9 +11,9 @@ import pytest
 from secateur.cli import main
 from secateur.evaluation.figures import SEVEN_TASKS
 from secateur.report import plots, write_report
-from secateur.report.facts import Scores, layers_over_time
 from secateur.report.quality import headline, measures
 from secateur.report.runs import load_runs
+from secateur.report.units import Scores, layers_over_time
 from secateur.system.errors import InputError
 from secateur.system.records import FORMAT
 

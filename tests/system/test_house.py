@@ -15,7 +15,6 @@ WIDEST = 16
 LONGEST_MODULE, LONGEST_FUNCTION = 300, 60
 LONGER = {
     "architecture/families.py": (370, "a table: an entry for each family, with what it cannot do and why"),
-    "report/facts.py": (323, "a function for each fact of the page, none of them longer than 25 lines"),
     "plan/footprint.py: training_footprint": (75, "fifteen arguments, each with its sentence, and twelve figures"),
     "checkpoint/streaming.py: export_streamed": (80, "fifteen options, most of which its docstring explains"),
     "plan/command.py: plan": (78, "one record, whose parts stand in the order in which they are printed"),

@@ -23,6 +23,7 @@ def from_cell(
     result = {key: value for key, value in cell.items() if key not in ("sparsity", "perplexity", "units", "kind")}
     result |= {
         "config": config,
+        "cell": cell.get("kind"),
         "data": {"training": cell.get("training_data")},
         "pruned": {"parameters": cell.get("parameters")},
         "dense": {"parameters": dense.get("parameters")},

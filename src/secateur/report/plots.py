@@ -9,7 +9,6 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -19,14 +18,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from ..system.progress import human_count
-from .facts import Scores
 from .runs import number
+from .units import Scores
 
 INK, MUTED, LINE, GONE = "#1b2430", "#5b6675", "#d7dce3", "#b8501a"
-SERIES = ("#0b62a8", "#b8501a", "#22775a", "#86509b", "#806200", "#4f6070")
+SERIES = ("#0b62a8", "#b8501a", "#1b7a50", "#4a1263", "#948a3a", "#76859a")
 """Told apart with colour-blind eyes too; series differ in line style as well."""
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES = ("", "7 3", "9 3 2 3", "2 3", "11 2", "6 2 2 2 2 2")
+"""The same styles in SVG."""
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES, 1)}
 RC: Any = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
@@ -58,18 +58,9 @@ LAYOUT: Any = "constrained"
 """Margins that fit what stands in them."""
 FEW_UNITS = 64
 """A layer with at most so many units has each of them drawn."""
+NAME = 28
+"""Characters of the longest name in a plot."""
 Draw = Callable[[Figure], None]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A model in the plot of quality against size."""
-
-    name: str
-    parameters: float
-    value: float
-    run: int | None
-    """Which run, for its colour; None: the dense model."""
 
 
 def svg(draw: Draw, name: str, size: tuple[float, float], *, inline: bool) -> str:
@@ -132,12 +123,12 @@ def training(metrics: Sequence[dict[str, Any]], cut_steps: Sequence[int], figure
     for axes in (upper, lower):
         for step in cut_steps:
             axes.axvline(step, color=LINE, linewidth=1, zorder=0)
-    steps, losses = _series(metrics, "loss")
+    steps, losses = series(metrics, "loss")
     upper.plot(steps, losses, color=SERIES[0], linewidth=1, alpha=0.45)
     upper.plot(steps, smoothed(losses), color=SERIES[0], linewidth=2)
     upper.set_title("Training loss (nats per token; bold: running mean)")
-    ranks = _series(metrics, "rank")
-    known = ranks if ranks[0] else _series(metrics, "sparsity")
+    ranks = series(metrics, "rank")
+    known = ranks if ranks[0] else series(metrics, "sparsity")
     lower.plot(*known, color=SERIES[1], linewidth=2, drawstyle="steps-post")
     lower.set_title("Mean rank of the adapter" if ranks[0] else "Sparsity (share of the prunable parameters gone)")
     if not ranks[0]:
@@ -150,50 +141,15 @@ def training(metrics: Sequence[dict[str, Any]], cut_steps: Sequence[int], figure
 def evaluations(metrics: Sequence[dict[str, Any]], figure: Figure) -> None:
     """Perplexity on the evaluation text over steps."""
     axes = figure.subplots()
-    axes.plot(*_series(metrics, "eval_perplexity"), color=SERIES[2], linewidth=2, marker="o", markersize=4)
+    axes.plot(*series(metrics, "eval_perplexity"), color=SERIES[2], linewidth=2, marker="o", markersize=4)
     axes.set_title("Perplexity on the evaluation text while training")
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def losses(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], figure: Figure) -> None:
-    """Smoothed training loss of several runs."""
-    axes = figure.subplots()
-    for i, (name, metrics) in enumerate(runs):
-        steps, values = _series(metrics, "loss")
-        axes.plot(steps, smoothed(values), label=name, **_look(i), linewidth=2)
-    axes.set_title("Training loss (nats per token, running mean)")
-    axes.set_xlabel("optimiser step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=3)
-
-
-def quality(points: Sequence[Point], label: str, share: bool, figure: Figure) -> None:
-    """Quality against size; a logarithmic axis where figures differ by more than three times.
-
-    Args:
-        share: the figures are shares of 1, shown in percent.
-    """
-    axes = figure.subplots()
-    for point in points:
-        colour = MUTED if point.run is None else _look(point.run)["color"]
-        axes.plot(
-            point.parameters, point.value, marker="o" if point.run is not None else "D", markersize=8, color=colour,
-            markerfacecolor=colour if point.run is not None else "none", linestyle="none",
-        )  # fmt: skip
-        where = (point.parameters, point.value)
-        axes.annotate(point.name, where, xytext=(8, 6), textcoords="offset points", color=INK)
-    axes.set_title(label)
-    axes.set_xlabel("parameters")
-    values = [point.value for point in points]
-    if not share and min(values) > 0 and max(values) > 3 * min(values):
-        axes.set_yscale("log")
-        _plain_log(axes, "{:,.0f}")
-    if share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.margins(x=0.25, y=0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_count(value)))
+def shortened(name: str) -> str:
+    """A name that fits beside others: its middle left out where it is long."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]} … {name[-NAME // 2 + 3 :]}"
 
 
 def score_histogram(layers: Sequence[Scores], word: str, figure: Figure) -> None:
@@ -234,7 +190,7 @@ def score_layers(layers: Sequence[Scores], word: str, figure: Figure) -> None:
     else:
         _bands(axes, layers)
     axes.set_yscale("log")
-    _plain_log(axes, "{:.0e}")
+    plain_log(axes, "{:.0e}")
     axes.set_title(f"Scores of {word} just before the first cut, by layer")
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -255,7 +211,7 @@ def _bands(axes: Axes, layers: Sequence[Scores]) -> None:
         axes.plot(*zip(*cut, strict=True), color=GONE, linewidth=2, linestyle="--", label="threshold")
 
 
-def _plain_log(axes: Axes, form: str) -> None:
+def plain_log(axes: Axes, form: str) -> None:
     """Labels at 1, 2 and 5 times each power of ten, without mathematical typesetting (which `RC` turns off)."""
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
@@ -268,15 +224,20 @@ def smoothed(values: Sequence[float], window: int = 9) -> list[float]:
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def _series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the lines that have a number under `key`."""
     pairs = [(number(line, "step"), number(line, key)) for line in metrics]
     known = [(step, value) for step, value in pairs if step is not None and value is not None]
     return [step for step, _ in known], [value for _, value in known]
 
 
-def _look(index: int) -> dict[str, Any]:
-    return {"color": SERIES[index % len(SERIES)], "linestyle": STYLES[index % len(STYLES)]}
+def look(index: int) -> dict[str, Any]:
+    """Colour and dashes of the run of this number; no two of the first 36 have both in common."""
+    return {"color": SERIES[index % len(SERIES)], "linestyle": STYLES[style_number(index)]}
+
+
+def style_number(index: int) -> int:
+    return (index + index // len(SERIES)) % len(STYLES)
 
 
 def _quantiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:

@@ -36,11 +36,21 @@ def options(run: Run) -> list[tuple[str, str, bool]]:
 
 
 def differing(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """(flag, value in each run) of the options that are not the same in all runs, the output folder left out."""
+    """(flag, value in each run) of the options that are not the same in all runs, the output folder left out.
+
+    One that a run's command does not have, or its version did not, differs where another run has set it.
+    """
     configs = [dict(items(run.result, "config")) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config if key not in ("output", "overwrite"))
+    keys = dict.fromkeys(key for config in configs for key in config if key not in ("output", "overwrite", "recipe"))
     shown = {key: [_shown(config[key]) if key in config else "" for config in configs] for key in keys}
-    return [(flag(key), values) for key, values in shown.items() if len(set(values)) > 1]
+    return [(flag(key), values) for key, values in shown.items() if _differs(key, runs, configs)]
+
+
+def _differs(key: str, runs: list[Run], configs: list[dict[str, Any]]) -> bool:
+    known = [(_verb(run), config) for run, config in zip(runs, configs, strict=True) if key in config]
+    if len({_shown(config[key]) for _, config in known}) > 1:
+        return True
+    return len(known) < len(configs) and any(_was_set(verb, key, config[key], config) for verb, config in known)
 
 
 def _verb(run: Run) -> str:

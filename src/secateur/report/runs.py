@@ -13,6 +13,7 @@ from ..system.terminal.streams import safe
 from ..training.checkpoints import FAILURE, RUN, work_folder
 from .cells import from_cell, is_cell
 
+COMPARISON = "comparison.json"
 LARGEST = 1e30
 """Beyond every count, size and time there can be."""
 EXTRA_RECORDS = ("eval*.json", "sample*.json")
@@ -44,6 +45,11 @@ def load_runs(folders: Sequence[str], records: Sequence[str] = ()) -> list[Run]:
     shared = [_extra(Path(path)) for path in records]
     names = _names([Path(folder) for folder in folders])
     return [_load_run(Path(folder), name, shared) for folder, name in zip(folders, names, strict=True)]
+
+
+def load_run(folder: Path) -> Run:
+    """One run. Errors as of `load_runs`."""
+    return _load_run(folder, printable(folder.resolve().name), [])
 
 
 def at(record: Any, *path: str | int) -> Any:
@@ -86,16 +92,16 @@ def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
     if not (folder / "result.json").is_file():
         return _load_unfinished(folder, name, shared)
     units, ranks, metrics = folder / "units.json", folder / "ranks.json", folder / "metrics.jsonl"
-    result = _read_object(folder / "result.json")
-    removed = _read_object(units) if units.is_file() else {}
+    result = read_object(folder / "result.json")
+    removed = read_object(units) if units.is_file() else {}
     if ranks.is_file():
-        removed = joined_units(removed, rank_units(_read_object(ranks)))
+        removed = joined_units(removed, rank_units(read_object(ranks)))
     own = sorted({path for pattern in EXTRA_RECORDS for path in folder.glob(pattern) if path.is_file()})
     extras = [_extra(path) for path in own]
     notices = _notices(result)
     if is_cell(result):
         dense = folder.parent / "dense" / "result.json"
-        result, removed, measured = from_cell(result, _read_object(dense) if dense.is_file() else {}, folder)
+        result, removed, measured = from_cell(result, read_object(dense) if dense.is_file() else {}, folder)
         extras = [*measured, *extras]
     return Run(
         folder=folder,
@@ -110,7 +116,7 @@ def _load_run(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
 
 def _extra(path: Path) -> dict[str, Any]:
     """A record of `eval` or `sample`, with its file's name."""
-    return _read_object(path) | {"file": path.name}
+    return read_object(path) | {"file": path.name}
 
 
 def _load_unfinished(folder: Path, name: str, shared: list[dict[str, Any]]) -> Run:
@@ -119,14 +125,17 @@ def _load_unfinished(folder: Path, name: str, shared: list[dict[str, Any]]) -> R
     if not (work / RUN).is_file():
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder: give the output folder of a run.")
+        if (folder / COMPARISON).is_file():
+            raise InputError(f"{folder} is a comparison: give the folders of its runs, which are in it.")
         raise InputError(f"{folder} has no result.json, and no run works at it: give the output folder of a run.")
-    run, metrics, failure = _read_object(work / RUN), work / "metrics.jsonl", work / FAILURE
+    run, metrics, failure = read_object(work / RUN), work / "metrics.jsonl", work / FAILURE
     lines = _read_lines(metrics, whole=False) if metrics.is_file() else []
     step = next((int(found) for line in reversed(lines) if (found := number(line, "step")) is not None), 0)
-    notice = f"This run has no result: its records end at step {step}."
+    notice, status = f"This run has no result: its records end at step {step}.", "no result"
     if failure.is_file():
-        notice = f"This run failed after step {step}: {text(_read_object(failure), 'reason') or 'no reason was noted'}"
-    result = {"config": at(run, "options"), "data": {"training": at(run, "data")}}
+        status = "failed"
+        notice = f"This run failed after step {step}: {text(read_object(failure), 'reason') or 'no reason was noted'}"
+    result = {"config": at(run, "options"), "data": {"training": at(run, "data")}, "status": status}
     return Run(folder=work, name=name, result=result, metrics=lines, extras=shared, notices=(notice,))
 
 
@@ -181,10 +190,17 @@ def _pool_name(path: str, position: int) -> str:
 def _names(folders: list[Path]) -> list[str]:
     """The folders' last names; whole paths where these would not tell them apart."""
     last = [folder.resolve().name for folder in folders]
-    return [safe(str(folder) if last.count(name) > 1 else name) for folder, name in zip(folders, last, strict=True)]
+    return [
+        printable(str(folder) if last.count(name) > 1 else name) for folder, name in zip(folders, last, strict=True)
+    ]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, its strings free of control sequences.
+
+    Raises:
+        InputError: it is none, or of a newer version.
+    """
     value = _parse(_read(path), str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object: give a file that secateur wrote.")
@@ -213,18 +229,22 @@ def _read(path: Path) -> str:
 def _parse(source: str, place: str) -> Any:
     remedy = "was the run's record cut short?"
     try:
-        return _cleaned(parse_json(source, place, remedy, parse_constant=lambda _: None))
+        return cleaned(parse_json(source, place, remedy, parse_constant=lambda _: None))
     except RecursionError:
         raise InputError(f"{place} is not valid JSON (nested too deeply): {remedy}") from None
 
 
-def _cleaned(value: Any) -> Any:
+def printable(words: str) -> str:
+    """Without control sequences, and without what UTF-8 has no bytes for (half a surrogate pair is legal in JSON)."""
+    return safe(words).encode("utf-8", "replace").decode("utf-8")
+
+
+def cleaned(value: Any) -> Any:
     """The same JSON with control sequences taken out of all strings."""
     if isinstance(value, str):
-        # Half a surrogate pair is legal in JSON and cannot be written as UTF-8.
-        return safe(value).encode("utf-8", "replace").decode("utf-8")
+        return printable(value)
     if isinstance(value, dict):
-        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+        return {cleaned(key): cleaned(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cleaned(item) for item in value]
+        return [cleaned(item) for item in value]
     return value
