@@ -17,13 +17,28 @@ if TYPE_CHECKING:
     from .criteria import CRITERIA, Scoring
     from .pruning.pruner import Pruner
     from .ranks import RankPruner
+    from .results import (
+        AdaptResult,
+        CompareResult,
+        EvalResult,
+        PruneResult,
+        adapt,
+        compare,
+        eval,
+        load_result,
+        prune,
+    )
     from .system.errors import SecateurError
     from .training.callback import PruningCallback
 
 __all__ = [
     "CRITERIA",
     "FAMILIES",
+    "AdaptResult",
+    "CompareResult",
+    "EvalResult",
     "Family",
+    "PruneResult",
     "Pruner",
     "PruningCallback",
     "PruningOptions",
@@ -32,6 +47,11 @@ __all__ = [
     "Scoring",
     "SecateurError",
     "__version__",
+    "adapt",
+    "compare",
+    "eval",
+    "load_result",
+    "prune",
     "unstack_experts",
     "unused_experts",
 ]
@@ -39,7 +59,11 @@ __all__ = [
 _HOME = {
     "CRITERIA": "criteria",
     "FAMILIES": "architecture",
+    "AdaptResult": "results",
+    "CompareResult": "results",
+    "EvalResult": "results",
     "Family": "architecture",
+    "PruneResult": "results",
     "Pruner": "pruning",
     "PruningCallback": "training",
     "PruningOptions": "config",
@@ -47,6 +71,11 @@ _HOME = {
     "RankPruner": "ranks",
     "Scoring": "criteria",
     "SecateurError": "system",
+    "adapt": "results",
+    "compare": "results",
+    "eval": "results",
+    "load_result": "results",
+    "prune": "results",
     "unstack_experts": "architecture",
     "unused_experts": "architecture",
 }

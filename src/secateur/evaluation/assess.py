@@ -66,7 +66,14 @@ class Findings:
 
 
 def evaluate_models(config: EvalConfig) -> str:
-    """One model or two on the same text and tasks; returns what to print, writes `--output`.
+    """`secateur eval`: what to print. Errors as of `evaluated`."""
+    return evaluated(config)[1]
+
+
+def evaluated(config: EvalConfig) -> tuple[dict[str, Any], str]:
+    """One model or two on the same text and tasks: the record, which `--output` gets too, and what to print.
+
+    In processes other than the first both are empty.
 
     Raises:
         InputError: before any weights are loaded, for all that can be known then.
@@ -87,7 +94,7 @@ def evaluate_models(config: EvalConfig) -> str:
     asked = {subject.name: _asked(rows, subject, config) for subject in subjects} if rows else {}
     findings = _measure_all(subjects, text, tasks, rows, asked, config)
     if rank() > 0:
-        return ""  # the first process writes and prints
+        return {}, ""  # the first process writes and prints
     warnings = [*find_warnings(subjects, text), *(rows.notes if rows else ()), *_row_overlaps(findings)]
     warnings += [f"{name}: {line}" for name, found in findings.items() for line in found.warnings]
     difference, task_differences = _differences(list(findings.values()), alike=text is not None and text.cut_alike)
@@ -98,21 +105,21 @@ def evaluate_models(config: EvalConfig) -> str:
     figures = {name: found.tasks for name, found in findings.items()}
     lines += task_lines(figures, task_differences, average) if tasks or rows else []
     words = Words(*lines, *(f"warning: {line}" for line in warnings))
+    record = {
+        "config": config,
+        "data": text.info if text else None,
+        "models": {name: found.to_dict() for name, found in findings.items()},
+        "folders": {name: os.path.realpath(name) for name in findings if Path(name).exists()},
+        "paired": difference.to_dict() if difference else None,
+        "paired_tasks": task_differences,
+        "paired_average": average,
+        "overlap": [overlap.to_dict() for overlap in text.overlaps] if text else [],
+        "warnings": warnings,
+        "environment": environment(device),
+    }
     if config.output:
-        record = {
-            "config": config,
-            "data": text.info if text else None,
-            "models": {name: found.to_dict() for name, found in findings.items()},
-            "folders": {name: os.path.realpath(name) for name in findings if Path(name).exists()},
-            "paired": difference.to_dict() if difference else None,
-            "paired_tasks": task_differences,
-            "paired_average": average,
-            "overlap": [overlap.to_dict() for overlap in text.overlaps] if text else [],
-            "warnings": warnings,
-            "environment": environment(device),
-        }
         write_told(Path(config.output), record, words)
-    return words
+    return record, words
 
 
 def _measure_all(
