@@ -13,7 +13,7 @@ from ..report.runs import cleaned
 from ..system.errors import InputError
 from ..system.launcher import launched
 from ..system.places import check_options_kept
-from ..system.progress import Progress
+from ..system.progress import Progress, phase
 from ..system.records import plain
 from ..system.voice import speaks_python
 from .compared import CompareResult
@@ -110,7 +110,8 @@ def _train(config: Any, prepare: Callable[[Any], Any], run: Callable[[Any, Progr
     result = finished(config)
     if result is None:
         check_hub(config)
-        job = prepare(going_on(config))
+        with phase("checking the run"):
+            job = prepare(going_on(config))
         result = run(job, Progress(job.total_steps))
     if config.push_to_hub:
         print(closing_lines(result, config))
