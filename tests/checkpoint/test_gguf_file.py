@@ -154,3 +154,9 @@ def test_widths_say_what_they_allow() -> None:
     assert width_words(256, 4096) == "every quantisation of llama.cpp"
     assert "576, is no multiple of 256" in width_words(256, 576)
     assert {kind.block for kind in QUANTISATIONS.values()} == {32, 256}
+
+
+def test_a_model_that_knows_nothing_can_be_compared_too() -> None:
+    """Where no token is likely, nothing likely differs; the divergence is that of all tokens."""
+    flat = torch.zeros(1, 2, 50_000)
+    assert agreement(flat, flat, torch.tensor([[0, 1]])).largest == 0.0

@@ -59,10 +59,10 @@ def agreement(found: Tensor, expected: Tensor, ids: Tensor) -> Agreement:
     """Two models' (1, tokens, vocabulary) logits on the same ids, as far as both vocabularies go: one may be padded."""
     both = min(found.shape[-1], expected.shape[-1])
     q, p = (each[0, :, :both].double().log_softmax(-1) for each in (found, expected))
-    likely = p > math.log(1e-4)
+    likely = p > math.log(1e-4)  # none, where a model of random weights knows nothing
     nll = [-each[:-1].gather(1, ids[0, 1:, None]).mean() for each in (q, p)]
     return Agreement(
-        largest=float((q - p)[likely].abs().max()),
+        largest=max((q - p)[likely].abs().tolist(), default=0.0),
         kl=float((p.exp() * (p - q)).sum(-1).mean()),
         top1=float((q.argmax(-1) == p.argmax(-1)).double().mean()),
         perplexity=float(nll[0].exp()),
