@@ -376,6 +376,13 @@ CASES: dict[str, tuple[list[str], str]] = {
     "sparsify: a rank to fall": (sparsify(init_rank="16"), "--init-rank 16: sparsify prunes no ranks"),
     "sparsify: a start that fills zeros": (sparsify(lora_init="pissa"), "--lora-init pissa fills the base's zeros"),
     "sparsify: a method": (sparsify(method="sparse-gpt"), "Did you mean 'sparsegpt'"),
+    "sparsify: groups for what is learnt": (
+        sparsify(method="pst", steps="4"), "--pattern 2:4: pst chooses from a whole matrix",
+    ),
+    "sparsify: zeros to learn without training": (sparsify(method="pst", pattern="0.5"), "training: give --steps"),
+    "sparsify: another scaling than 1": (
+        sparsify(method="pst", pattern="0.5", steps="4", alpha="4"), "--alpha does not go with --method pst",
+    ),
     "sparsify: no training and dropout": (sparsify(dropout="0.1"), "--dropout goes with training: give --steps"),
     "sparsify: no training and epochs": (sparsify(epochs="2"), "--epochs: sparsify trains for --steps"),
     "sparsify: no training and no pattern": ([*sparsify(), "--no-keep-pattern"], "is about LoRA's merge: give --steps"),

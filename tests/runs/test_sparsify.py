@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from secateur.cli import main
 from secateur.runs.baseline import WatchedSteps
+from secateur.sparsity.pst import PstCallback
 from tests.runs.test_adapt import QUESTIONS
 
 
@@ -137,3 +138,40 @@ def test_it_computes_what_a_stock_reader_reads(place, tmp_path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     masks = [p == 0 for n, p in model.named_parameters() if n.endswith("proj.weight")]
     assert all((mask.sum(1) == int(0.6 * mask.shape[1])).all() for mask in masks)
+
+
+PST = ("--method", "pst", "--pattern", "0.5", "--steps", "10", "--save-steps", "2", "--lr", "1e-2", "--rank", "4")
+
+
+def test_zeros_that_are_learnt(place, tmp_path, capsys) -> None:
+    assert main(command(place, tmp_path / "out", *PST)) == 0
+    plain = weights(place / "model")
+    for name, tensor in weights(tmp_path / "out").items():
+        if name.endswith("proj.weight"):
+            assert int((tensor == 0).sum()) == tensor.numel() // 2
+            smallest = plain[name].float().abs().flatten().topk(tensor.numel() // 2, largest=False).indices
+            assert tensor.flatten()[smallest].any()  # something else than magnitude was learnt
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["export"]["merge_kl"] < 1e-6  # what was trained is what is written
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["sparsity"] == 0
+    assert 0 < lines[3]["sparsity"] < 0.5
+    assert lines[-1]["sparsity"] == 0.5
+
+
+def test_learnt_zeros_resumed(place, tmp_path, monkeypatch, capsys) -> None:
+    assert main(command(place, tmp_path / "whole", *PST)) == 0
+    real = PstCallback.on_step_end
+
+    def dying(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PstCallback, "on_step_end", dying)
+    assert main(command(place, tmp_path / "out", *PST)) == 130
+    monkeypatch.undo()
+    assert main(command(place, tmp_path / "out", "--resume", *PST)) == 0
+    assert "resuming from checkpoint-6" in capsys.readouterr().err
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())

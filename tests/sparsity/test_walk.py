@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from live import LiveBytes
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 from torch import nn
@@ -138,3 +139,17 @@ def test_a_model_in_memory() -> None:
             sparsify_(model, [{"input_ids": ids}], **changes)
     with pytest.raises(InputError, match="merge an adapter first"):
         sparsify_(get_peft_model(model, LoraConfig(target_modules="all-linear")), [{"input_ids": ids}])
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+def test_memory_that_is_said_is_enough(method) -> None:
+    model, pattern = tiny_llama(layers=2, hidden=256, ffn=512), parse_pattern("2:4")
+    layers = sparse_layers(model, pattern)
+    ids = torch.randint(3, 99, (16, 32), generator=torch.Generator().manual_seed(1))
+    batches = [{"input_ids": part} for part in ids.split(2)]
+    with LiveBytes(model.parameters()) as live:
+        before = live.now
+        sparsify_layers(model, layers, pattern, method, batches)
+    most = live.peak - before
+    said = walk.walk_bytes(model, layers, method, ids.numel())
+    assert 0.3 * said < most < 1.02 * said

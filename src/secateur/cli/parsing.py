@@ -21,7 +21,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMMON = frozenset(
     {"model", "data", "output", "sparsity", "target_params", "recipe", "config", "criterion", "allocation", "steps"}
     | {"epochs", "batch_size", "seq_len", "lr", "rank", "init_rank", "compensate", "eval_data", "save_steps", "resume"}
-    | {"overwrite", "dry_run", "response_only", "merge"}
+    | {"overwrite", "dry_run", "response_only", "merge", "pattern", "method"}
 )
 """Options of the commands that train which `--help` shows; `--help-all` shows every one."""
 FEW = 20

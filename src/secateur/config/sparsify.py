@@ -13,7 +13,10 @@ METHODS = {
     "sparsegpt": "by the inverse Hessian, and the weights that stay make up for those that go (arXiv:2301.00774)",
     "wanda": "|W| times the norm of its input, row by row (arXiv:2306.11695)",
     "magnitude": "|W|",
+    "pst": "learnt while LoRA trains, step by step more, by scores of a low rank (arXiv:2205.11005)",
 }
+LEARNT = "pst"
+"""The method whose zeros come about in training."""
 OF_TRAINING = ("resume", "save_steps", "eval_steps", "report_to", "dropout", "targets", "lora_plus", "rslora", "alpha")
 """Options that ask for something of the training."""
 
@@ -111,6 +114,8 @@ class SparsifyConfig(RunConfig):
             found.append(f"--init-rank {self.init_rank}: sparsify prunes no ranks: give --rank alone.")
         if self.lora_init in ("pissa", "olora"):
             found.append(f"--lora-init {self.lora_init} fills the base's zeros: leave it out.")
+        if self.method == LEARNT:
+            return found + self._learnt_faults()
         if self.steps == 0:
             found += [
                 f"{flag(name)} goes with training: give --steps, or leave it out."
@@ -119,4 +124,23 @@ class SparsifyConfig(RunConfig):
             ]
             found += ["--no-keep-pattern is about LoRA's merge: give --steps."] * (not self.keep_pattern)
             found += ["--epochs: sparsify trains for --steps: give these."] * (self.epochs != 1)
+        return found
+
+    def _learnt_faults(self) -> list[str]:
+        """What does not go with zeros that are learnt."""
+        found = []
+        if ":" in str(self.pattern):
+            found.append(f"--pattern {self.pattern}: {LEARNT} chooses from a whole matrix: give a share, such as 0.5.")
+        if self.steps == 0:
+            found.append(f"--method {LEARNT} learns the zeros in training: give --steps.")
+        found += [
+            f"{flag(name)} does not go with --method {LEARNT}, whose LoRA has scaling 1, is on every linear and is "
+            "masked as the weight is: leave it out."
+            for name in ("alpha", "rslora", "lora_plus", "dropout", "targets")
+            if getattr(self, name)
+        ]
+        if self.lora_init != "default":
+            found.append(f"--lora-init {self.lora_init}: {LEARNT} has a start of its own: leave it out.")
+        if not self.keep_pattern:
+            found.append(f"--no-keep-pattern: --method {LEARNT} trains the zeros themselves: leave it out.")
         return found

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.families import Family
 from ..architecture.quantised import is_quantised
-from ..config.sparsify import METHODS, parse_pattern
+from ..config.sparsify import LEARNT, METHODS, parse_pattern
 from ..system.errors import InputError
 from ..system.registry import did_you_mean
 from ..system.voice import speaks_python
@@ -46,8 +46,9 @@ def sparsify_(
         NumericsError: an activation overflowed.
     """
     wanted = parse_pattern(pattern)
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}. {did_you_mean(method, METHODS)}Choose from: {', '.join(METHODS)}.")
+    known = [name for name in METHODS if name != LEARNT]
+    if method not in known:
+        raise InputError(f"method is {method!r}. {did_you_mean(method, known)}Choose from: {', '.join(known)}.")
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model is a {type(model).__name__}: give a plain model; merge an adapter first.")
     if is_quantised(model):

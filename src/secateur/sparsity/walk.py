@@ -130,7 +130,7 @@ def walk_bytes(model: PreTrainedModel, layers: Sequence[SparseLayer], method: st
         model: its weights may be on the meta device.
         tokens: of all batches together.
     """
-    if method == "magnitude":
+    if method not in ("sparsegpt", "wanda"):
         return 0
     width, most = model.config.get_text_config().hidden_size, 0
     states = 2 * 4 * tokens * width  # of a layer's input and output, in float32
@@ -139,6 +139,6 @@ def walk_bytes(model: PreTrainedModel, layers: Sequence[SparseLayer], method: st
         weights = sum(5 * rows * columns for rows, columns in sides)  # as changed, in float32, and which stay
         widest = max(columns for _, columns in sides)
         moments = sum(4 * columns**2 for _, columns in sides)
-        moments = min(moments, max(MOST_BYTES, 4 * widest**2)) + 4 * 8 * widest**2  # factors are made in float64
+        moments = min(moments, max(MOST_BYTES, 4 * widest**2)) + 6 * 8 * widest**2  # factors are made in float64
         most = max(most, weights + (moments if method == "sparsegpt" else 0))
     return states + most

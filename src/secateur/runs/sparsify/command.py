@@ -20,11 +20,13 @@ from ...checkpoint.card import sparse_card
 from ...checkpoint.comparing import MOST_KL, compare_logits, in_precision, logits_of, wide_of
 from ...checkpoint.export import ExportReport, Finish, round_, write_checkpoint
 from ...config.formats import LAYERED, STOCK
+from ...config.sparsify import LEARNT
 from ...evaluation.perplexity import Perplexity
 from ...models.benchmark import parameter_count
 from ...models.devices import device_of, dtype_of, name_of, widened
 from ...models.memory import WRITE_LATER, memory_for
 from ...models.stored import checkpoint_dtype
+from ...sparsity.pst import Pst, PstCallback
 from ...sparsity.walk import sparsify_layers
 from ...system.locks import locked
 from ...system.progress import Progress, phase
@@ -71,16 +73,17 @@ def _sparsify(job: SparsifyJob, progress: Progress, tracking: Tracking) -> dict[
     dense = measure(base, job, dtype, progress)
     make_work(job)
     (job.work / "metrics.jsonl").touch()  # of a run without steps, too
-    pruning = time.perf_counter()
-    keep = zeros_(base, job, dtype, progress)
+    pruning, learnt = time.perf_counter(), config.method == LEARNT
+    keep = {} if learnt else zeros_(base, job, dtype, progress)
     seconds = {"sparsify_seconds": time.perf_counter() - pruning}
     untrained, training = None, time.perf_counter()
     model: nn.Module = base
     if job.total_steps:
-        if (untrained := measure(base, job, dtype, progress)) is not None:
+        untrained = None if learnt else measure(base, job, dtype, progress)
+        if untrained is not None:
             progress.message(f"perplexity {untrained.perplexity:.2f} before training")
-        tracking.before = untrained
-        model = train(base, job, dtype, progress, tracking)
+        tracking.before = dense if learnt else untrained
+        model, keep = train(base, keep, job, dtype, progress, tracking)
         seconds["train_seconds"] = time.perf_counter() - training
     small, merge = merged(model, keep, job)
     round_(small, checkpoint_dtype(job.model_config))
@@ -136,32 +139,40 @@ def zeros_(base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress
 
 
 def train(
-    base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress: Progress, tracking: Tracking
-) -> PeftModel:
-    """LoRA over the base with its zeros, as `prune` trains it."""
-    config = job.config
-    model = add_lora(base, config, job.linears)
+    base: PreTrainedModel,
+    keep: dict[str, Tensor],
+    job: SparsifyJob,
+    dtype: torch.dtype,
+    progress: Progress,
+    tracking: Tracking,
+) -> tuple[PeftModel, dict[str, Tensor]]:
+    """LoRA over the base with its zeros, as `prune` trains it; or with zeros that it learns. And which weights stay."""
+    config, learnt = job.config, job.config.method == LEARNT
+    model = add_lora(base, config, job.linears, scaling=1.0 if learnt else None)
+    pst = Pst(model, config.zeros.share) if learnt else None
     if job.checkpoint is not None:
         check_resumable(model, job.checkpoint)
-    watched = WatchedSteps(step_of(job.checkpoint) if job.checkpoint else 0, config.zeros.text)
+    done = step_of(job.checkpoint) if job.checkpoint else 0
+    steps = WatchedSteps(done, config.zeros.text) if pst is None else PstCallback(pst, job.total_steps, done)
     guard, watch = NumericsGuard(config.on_nan, progress), DivergenceWatch(progress)
-    tracking.begin(watched)
+    tracking.begin(steps)
     evaluate: Callable[[], Perplexity | None] = lambda: measure(model, job, dtype, progress)  # noqa: E731
     noted: Callable[[], dict[str, Any]] = lambda: guard.note() | watch.note()  # noqa: E731
-    recording = RecordingCallback(watched, job, progress, evaluate, noted, tracking.step)
+    recording = RecordingCallback(steps, job, progress, evaluate, noted, tracking.step)
     with Interruption(job.output, saved=job.checkpoint is not None) as interruption, closing(recording):
         saving = SavingCallback(every_run=config.save_steps > 0)
-        callbacks = [guard, watch, watched, recording, saving, interruption]
+        callbacks = [guard, watch, steps, recording, saving, interruption]
         rates = Rates(lora_rates(config, config.lr))
         run_trainer(model, job, dtype, callbacks, checkpoint=job.checkpoint, rates=rates)
-    interruption.check(watched.done)
-    return model
+    interruption.check(steps.steps_done())
+    return model, keep if pst is None else pst.keep()
 
 
 def merged(model: nn.Module, keep: dict[str, Tensor], job: SparsifyJob) -> tuple[PreTrainedModel, tuple[float, float]]:
     """What is to be written, in float32 at least, and how far it is from what was trained (KL, largest |Δlogit|).
 
-    With the pattern kept, LoRA's part where zeros are is dropped, and the two differ by what it did.
+    With the pattern kept, LoRA's part where zeros are is dropped, and the two differ by what it did. Zeros that were
+    learnt are those that were trained with.
     """
     if not isinstance(model, PeftModel):
         assert isinstance(model, PreTrainedModel)
@@ -170,7 +181,8 @@ def merged(model: nn.Module, keep: dict[str, Tensor], job: SparsifyJob) -> tuple
     with in_precision(model, wide):
         trained = logits_of(model, ids)
     small = merged_model(model, keep if job.config.keep_pattern else {})
-    allowed = float("inf") if job.config.keep_pattern else MOST_KL[wide]
+    dropped = job.config.keep_pattern and job.config.method != LEARNT
+    allowed = float("inf") if dropped else MOST_KL[wide]
     with in_precision(small, wide):
         return small, compare_logits("the merged", logits_of(small, ids), "the trained", trained, allowed)
 

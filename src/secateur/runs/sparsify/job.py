@@ -8,11 +8,12 @@ from ...architecture.building import empty_model
 from ...architecture.discovery import check_text_model
 from ...architecture.families import family_of
 from ...checkpoint.dry import check_config
-from ...config.sparsify import SparsifyConfig
+from ...config.sparsify import LEARNT, SparsifyConfig
 from ...models.benchmark import parameter_count
 from ...models.coverage import planned_lora
 from ...models.stored import checkpoint_dtype
 from ...sparsity.layers import SparseLayer, sparse_layers
+from ...sparsity.pst import pst_bytes
 from ...sparsity.walk import walk_bytes
 from ...system.errors import InputError
 from ...system.launcher import launched
@@ -31,7 +32,7 @@ class SparsifyJob(Job):
     @property
     def calibration_rows(self) -> list[int]:
         """Sequences of the data that are looked at, at even distances."""
-        if self.config.method == "magnitude":
+        if self.config.method in ("magnitude", LEARNT):
             return []
         wanted = -(-self.config.calibration_tokens // self.config.seq_len)
         count = min(wanted, len(self.blocks))
@@ -82,8 +83,11 @@ def _plan(config: SparsifyConfig, model_config: PreTrainedConfig) -> tuple[tuple
     layers = sparse_layers(empty, config.zeros, config.family)
     check_config(empty.config)
     size = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
+    beside = "while layers are pruned"
     walk = walk_bytes(empty, layers, config.method, config.calibration_tokens)
+    if config.method == LEARNT:
+        beside, walk = "for scores and masks in training", pst_bytes(empty, layers)
     if config.steps != 0:
         planned_lora(empty, config, lora_config(config, lora_names(layers)))  # uses it up
     words = f"memory: {human_bytes(size)} for the model"
-    return layers, size, words + (f", at most {human_bytes(walk)} beside it while layers are pruned" if walk else "")
+    return layers, size, words + (f", about {human_bytes(walk)} beside it {beside}" if walk else "")
