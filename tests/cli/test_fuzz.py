@@ -19,6 +19,7 @@ from secateur.config.adapt import AdaptConfig
 from secateur.config.evaluation import EvalConfig
 from secateur.config.options import build, known_options
 from secateur.config.prune import ExportConfig, PruneConfig
+from secateur.config.sparsify import SparsifyConfig
 from secateur.data.documents import read_documents
 from secateur.report.page import run_page
 from secateur.report.runs import load_runs
@@ -106,12 +107,13 @@ def test_any_bytes(folder, content) -> None:
             assert name in str(error)
 
 
-OPTIONS = sorted({name for cls in (PruneConfig, AdaptConfig, EvalConfig, ExportConfig) for name in known_options(cls)})
+CLASSES = (PruneConfig, AdaptConfig, SparsifyConfig, EvalConfig, ExportConfig)
+OPTIONS = sorted({name for cls in CLASSES for name in known_options(cls)})
 
 
 @fuzz
 @given(
-    cls=st.sampled_from([PruneConfig, AdaptConfig, EvalConfig, ExportConfig]),
+    cls=st.sampled_from(CLASSES),
     options=st.dictionaries(st.sampled_from(OPTIONS) | st.text(max_size=8), JSON, max_size=6),
     plausible=st.booleans(),
 )
