@@ -141,9 +141,9 @@ def test_a_model_in_memory() -> None:
         sparsify_(get_peft_model(model, LoraConfig(target_modules="all-linear")), [{"input_ids": ids}])
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
 def test_memory_that_is_said_is_enough(method) -> None:
-    model, pattern = tiny_llama(layers=2, hidden=256, ffn=512), parse_pattern("2:4")
+    model, pattern = tiny_llama(layers=2, hidden=128, ffn=256), parse_pattern("2:4")
     layers = sparse_layers(model, pattern)
     ids = torch.randint(3, 99, (16, 32), generator=torch.Generator().manual_seed(1))
     batches = [{"input_ids": part} for part in ids.split(2)]
@@ -152,4 +152,4 @@ def test_memory_that_is_said_is_enough(method) -> None:
         sparsify_layers(model, layers, pattern, method, batches)
     most = live.peak - before
     said = walk.walk_bytes(model, layers, method, ids.numel())
-    assert 0.3 * said < most < 1.02 * said
+    assert 0.25 * said < most < 1.02 * said

@@ -124,21 +124,23 @@ def _check_called(moments: Moments, layer: SparseLayer, portion: Iterable[str]) 
 
 
 def walk_bytes(model: PreTrainedModel, layers: Sequence[SparseLayer], method: str, tokens: int) -> int:
-    """The most that `sparsify_layers` holds beside the model: hidden states, moments, one layer's weights.
+    """The most that `sparsify_layers` holds beside the model: which weights stay, hidden states, moments, one layer's
+    weights.
 
     Args:
         model: its weights may be on the meta device.
         tokens: of all batches together.
     """
+    layered = [[sides_of(_linear(model, path)) for path in layer.linears] for layer in layers]
+    stay = sum(rows * columns for sides in layered for rows, columns in sides)
+    choosing = 24 * max(rows * columns for sides in layered for rows, columns in sides)  # scores, ranks, ties
     if method not in ("sparsegpt", "wanda"):
-        return 0
-    width, most = model.config.get_text_config().hidden_size, 0
-    states = 2 * 4 * tokens * width  # of a layer's input and output, in float32
-    for layer in layers:
-        sides = [sides_of(_linear(model, path)) for path in layer.linears]
-        weights = sum(5 * rows * columns for rows, columns in sides)  # as changed, in float32, and which stay
-        widest = max(columns for _, columns in sides)
-        moments = sum(4 * columns**2 for _, columns in sides)
-        moments = min(moments, max(MOST_BYTES, 4 * widest**2)) + 6 * 8 * widest**2  # factors are made in float64
-        most = max(most, weights + (moments if method == "sparsegpt" else 0))
-    return states + most
+        return stay + choosing
+    states = 2 * 4 * tokens * model.config.get_text_config().hidden_size  # of a layer's input and output, in float32
+    most = 0
+    for sides in layered:
+        changed, widest = sum(4 * rows * columns for rows, columns in sides), max(columns for _, columns in sides)
+        moments = min(sum(4 * columns**2 for _, columns in sides), max(MOST_BYTES, 4 * widest**2))
+        factors = 6 * 8 * widest**2  # of the Hessian and its inverse, in float64
+        most = max(most, changed + (moments + factors if method == "sparsegpt" else 0))
+    return stay + choosing + states + most
