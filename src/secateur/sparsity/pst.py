@@ -43,11 +43,11 @@ class Through(torch.autograd.Function):
     """1 where a score is among those that stay, else 0; the gradient goes to the scores as if that were nothing."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, share: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, scores: Tensor, share: float) -> Tensor:
         return stays(scores, Pattern(share), by_row=False).to(scores.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -73,7 +73,7 @@ class Pst:
             layer.register_forward_hook(self._masked)
 
     def _add_scores(self, layer: nn.Module, lora: LoraFactors) -> None:
-        (adapter,) = layer.active_adapters  # type: ignore[union-attr, misc]
+        (adapter,) = layer.active_adapters  # type: ignore[misc]
         (rows, rank), (_, columns) = lora.b.shape, lora.a.shape
         sizes: dict[str, tuple[int, ...]] = {
             "p": (rows, rank), "q": (rank, columns), "r": (rows,), "c": (columns,)
@@ -108,7 +108,7 @@ def effective(layer: nn.Module) -> Tensor:
 
 def scores_of(layer: nn.Module, weight: Tensor) -> Tensor:
     """S = |W_e| + P·Q + R·1ᵀ + 1·Cᵀ, (out, in): α₁ = α₂ = 1."""
-    (adapter,) = layer.active_adapters  # type: ignore[union-attr, misc]
+    (adapter,) = layer.active_adapters  # type: ignore[misc]
     p, q, r, c = (layer.get_submodule(PREFIX + part)[adapter].to(weight) for part in PARTS)  # type: ignore[index]
     return weight.abs() + p @ q + r.unsqueeze(1) + c.unsqueeze(0)
 
@@ -116,7 +116,7 @@ def scores_of(layer: nn.Module, weight: Tensor) -> Tensor:
 def masked_weight(layer: nn.Module, share: float) -> Tensor:
     """M ⊙ W_e of a LoRA layer, (out, in); its gradient reaches U, V and the scores."""
     weight = effective(layer)
-    mask: Tensor = Through.apply(scores_of(layer, weight), share)  # type: ignore[no-untyped-call]
+    mask: Tensor = Through.apply(scores_of(layer, weight), share)
     return mask * weight
 
 
@@ -148,6 +148,9 @@ class PstCallback(TrainerCallback):
 
     def words(self) -> str:
         return f"{self.pst.now:.1%} zero"
+
+    def sizes(self) -> dict[str, float]:
+        return {}
 
 
 def pst_bytes(model: PreTrainedModel, layers: Sequence[SparseLayer]) -> int:
