@@ -43,7 +43,7 @@ ONE = {"": ""}
 CELLS: dict[str, tuple[str, dict[str, str]]] = {
     # name: the command without model, data and output, and its rates
     "dense": ("", ONE),
-    "dense + LoRA": (f"adapt --init-rank 8 --rank 8 --merge {TRAIN}", RATES),
+    "dense + LoRA": (f"adapt --init-rank 8 --rank 8 --alpha 16 --merge {TRAIN}", RATES),
     "LoRAPrune": (f"{UNITS} --criterion lora --allocation protected", HIGH),
     "LLM-Pruner": (f"{UNITS} --recipe llm-pruner", HIGH),
     "best": (f"{UNITS} --recipe best", HIGH),
