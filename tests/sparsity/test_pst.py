@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_the_written_out_graph() -> None:
     free = {name: value.detach().clone().requires_grad_() for name, value in own.items()}
     weight = layer.get_base_layer().weight.detach() + free["u"] @ free["v"]
     scores = weight.abs() + free["p"] @ free["q"] + free["r"][:, None] + free["c"][None]
-    gone = sorted((float(s), place) for place, s in enumerate(scores.flatten()))[: int(0.4 * scores.numel())]
+    gone = sorted((float(s), place) for place, s in enumerate(scores.detach().flatten()))[: int(0.4 * scores.numel())]
     mask = torch.ones(scores.numel(), dtype=torch.float64)
     mask[[place for _, place in gone]] = 0
     mask = mask.view_as(scores) + scores - scores.detach()  # the gradient of a mask is its score's
