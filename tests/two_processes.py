@@ -99,8 +99,8 @@ def norms_in_float64() -> Iterator[None]:
         yield
 
 
-def adapted(layers: int = 2) -> nn.Module:
-    return with_lora(tiny_llama(layers=layers, dtype=torch.float64))
+def adapted(layers: int = 2, **options: bool) -> nn.Module:
+    return with_lora(tiny_llama(layers=layers, dtype=torch.float64, **options))
 
 
 def with_lora(base: nn.Module) -> nn.Module:

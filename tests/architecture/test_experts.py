@@ -294,7 +294,7 @@ def test_a_list_of_experts_is_written_as_one(tmp_path) -> None:
     dense = logits_of(model, IDS)
     units = find_units(model, LISTED, "kv_group")
     keep = {pool.name: torch.arange(pool.size) >= pool.size // 3 for pool in units.pools}
-    masks = Masks(units.pools, {path: model.get_submodule(path) for path in units.linears})
+    masks = Masks(units, {path: model.get_submodule(path) for path in units.linears}, {})
     masks.update(keep)
     expected = logits_of(model, IDS)
     tensors = merged_and_sliced(model, units, keep)

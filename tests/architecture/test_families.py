@@ -219,7 +219,7 @@ def test_layers_that_differ_and_their_padded_form(name, attention) -> None:
         stay = max(1, round(per_set * (0.5 + 0.2 * pool.layer)))
         scores = torch.rand(pool.sets, per_set, generator=generator)
         keep[pool.name] = (scores.argsort(1).argsort(1) < stay).flatten()
-    masks = Masks(units.pools, {path: base.get_submodule(path) for path in units.linears})
+    masks = Masks(units, {path: base.get_submodule(path) for path in units.linears}, {})
     masks.update(keep)
     expected = logits_of(base, IDS)
     scale = expected.abs().max()
@@ -461,7 +461,7 @@ def test_a_llama_with_scaled_frequencies_becomes_a_mistral() -> None:
     base = tiny("llama/rope")
     units = find_units(base, FAMILIES["llama"], "kv_group")
     keep = {pool.name: torch.arange(pool.size) > 0 for pool in units.pools}
-    masks = Masks(units.pools, {path: base.get_submodule(path) for path in units.linears})
+    masks = Masks(units, {path: base.get_submodule(path) for path in units.linears}, {})
     masks.update(keep)
     expected = logits_of(base, IDS)
     shapes, tensors = units.shapes_after(keep), merged_and_sliced(base, units, keep)

@@ -158,7 +158,7 @@ def test_sliced_8_bit_is_masked_8_bit(place) -> None:
         keep[pool.name][torch.randperm(pool.size, generator=generator)[: pool.size // 2]] = False
     dense = model(ids()).logits
     modules = {path: base.get_submodule(path) for path in units.linears}
-    masks = Masks(units.pools, modules)
+    masks = Masks(units, modules, {})
     masks.update(keep)
     found = {}
     for way in ("masked", "sliced"):

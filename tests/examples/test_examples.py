@@ -160,7 +160,7 @@ def test_on_the_real_model_as_a_user_runs_it(name, tmp_path, capsys) -> None:
 
 def test_each_is_short_says_what_it_costs_and_stands_in_the_table() -> None:
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert len(NAMES) == 6
+    assert len(NAMES) == 7
     for name in NAMES:
         source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         assert len(source.splitlines()) < 60, name

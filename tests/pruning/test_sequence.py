@@ -207,7 +207,7 @@ def test_every_family(name, monkeypatch) -> None:
         keep = some_gone(units, share=1 / 3)
         errors = {}
         start = {key: value.clone() for key, value in base.state_dict().items()}
-        masks = Masks(units.pools, {path: base.get_submodule(path) for path in units.linears})
+        masks = Masks(units, {path: base.get_submodule(path) for path in units.linears}, {})
         for way in ("none", "stream", "own output"):
             if way == "own output":
                 monkeypatch.setattr(sequence, "block_of", lambda *given: None)

@@ -14,7 +14,7 @@ from secateur.training.trainer import training_arguments
 def rates(total: int, **options: object) -> list[float]:
     """The rate of each optimiser step, relative to its peak."""
     config = PruneConfig(model="m", data="d", output="o", lr=1.0, **options)  # type: ignore[arg-type]
-    args = training_arguments(config, total, torch.float32, Path("work"))
+    args = training_arguments(config, total, torch.float32, Path("work"), torch.device("cpu"))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     schedule = get_scheduler(
         args.lr_scheduler_type, optimizer, int(args.warmup_steps), total, args.lr_scheduler_kwargs or {}
