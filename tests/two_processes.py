@@ -185,7 +185,7 @@ def train_own(name: str) -> dict[str, torch.Tensor]:
         else:
             wrapped, pruner = model, None if name == "given" else pruner_of(model)
             if launched() > 1:
-                join()
+                join(torch.device("cpu"))
                 wrapped = DistributedDataParallel(model)
             pruner = pruner or pruner_of(wrapped)
             optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)

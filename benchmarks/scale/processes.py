@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur import Pruner
+from secateur.models.devices import default_device
 from secateur.parallel.distributed import average_gradients_, barrier, join, leave, processes
 from secateur.parallel.sharding import shard_base
 from secateur.system.launcher import rank
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--time", type=Path, help="compare two ways of averaging gradients, and write this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    join()
+    join(default_device())
     if options.time:
         compare_ways(options.time, options.layers, options.hidden)
         leave()
