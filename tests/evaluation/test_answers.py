@@ -12,6 +12,7 @@ from secateur.data.documents import read_documents
 from secateur.data.forms.tally import Tally
 from secateur.data.labels import Labeller
 from secateur.data.packing import IGNORED
+from secateur.evaluation.answers import Rows, row_name
 from secateur.models.benchmark import generate_batch, generate_text
 
 QUESTIONS = [f"is {word} good?" for word in ("tea", "a very long rainy day", "bread", "an ox", "x", "no sleep at all")]
@@ -110,8 +111,6 @@ def test_prompts_of_a_batch_are_continued_as_alone():
     ],
 )
 def test_what_stands_behind_the_mark_counts(said, key):
-    from secateur.evaluation.answers import Rows
-
     assert Rows("", (), (), (), "####").key(said) == key
 
 
@@ -129,3 +128,8 @@ def test_rows_that_cannot_be_answered_are_named_before_any_weight_is_read(place,
     path = write(place / "bad.jsonl", [row])
     assert main(["eval", "--model", str(place / "model"), "--answers", str(path), *more]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_rows_and_a_task_of_one_name_are_two_figures() -> None:
+    assert row_name("there/piqa.jsonl", ("piqa",)) == "piqa (rows)"
+    assert row_name("there/piqa.jsonl", ("boolq",)) == "piqa"

@@ -150,9 +150,10 @@ def measure_rows(
     )  # fmt: skip
 
 
-def row_name(spec: str) -> str:
-    """What the figure is called: the file's name without its type."""
-    return Path(spec).name.split(".")[0] or spec
+def row_name(spec: str, tasks: Sequence[str] = ()) -> str:
+    """What the figure is called: the file's name without its type, told from a task of that name."""
+    name = Path(spec).name.split(".")[0] or spec
+    return f"{name} (rows)" if name in tasks else name
 
 
 def _losses(model: nn.Module, asked: Asked, batch_size: int, dtype: torch.dtype, told: Told) -> Tensor:

@@ -150,7 +150,7 @@ def _measure_all(
             if rows:
                 told = Progress(0).counting(f"answering {rows.spec}", "answers")
                 figure = measure_rows(model, subject.tokenizer, rows, asked[subject.name], config, dtype, told)
-                found.tasks[row_name(rows.spec)] = figure
+                found.tasks[row_name(rows.spec, config.task_names)] = figure
             if tasks:
                 more, found.warnings = run_tasks(model, subject.tokenizer, tasks, dtype)
                 found.tasks |= more
