@@ -15,7 +15,7 @@ from secateur.models.benchmark import parameter_count
 from secateur.models.surgery import merged_and_sliced, shrink_
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
-from tests.architecture.test_families import IDS, tiny
+from tests.architecture.rows import IDS, tiny
 
 NAMES = ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "gpt2", "opt", "gptj", "granite", "olmo"]
 GONE = {(0, "attention_block"), (1, "ffn_block"), (2, "attention_block"), (2, "ffn_block")}

@@ -16,7 +16,7 @@ from secateur.models.benchmark import parameter_count
 from secateur.models.surgery import merged_and_sliced, shrink_
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
-from tests.architecture.test_families import IDS, TYPES, tiny
+from tests.architecture.rows import IDS, TYPES, tiny
 
 NAMES = [name for name in TYPES if not FAMILIES[name.split("/")[0]].stacks]
 FIRST = ("qwen2/layer_types", "qwen3/layer_types", "qwen2_moe")

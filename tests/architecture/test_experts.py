@@ -28,7 +28,7 @@ from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.finetune import load_base, without_weights
 from secateur.training.prepare import plan_budget, prepare
-from tests.architecture.test_families import IDS, SIZES, TYPES, tiny
+from tests.architecture.rows import IDS, SIZES, TYPES, tiny
 
 MOE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 

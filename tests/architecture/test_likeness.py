@@ -10,7 +10,7 @@ from secateur.architecture.likeness import family_for
 from secateur.config.prune import PruneConfig
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget
-from tests.architecture.test_families import SIZES
+from tests.architecture.rows import SIZES
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WIDE: dict[str, object] = {"head_dim": None, "hidden_size": 96}

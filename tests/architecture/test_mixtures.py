@@ -22,7 +22,7 @@ from secateur.runs.adapt import prepare_adapt
 from secateur.system.errors import InputError
 from secateur.training.finetune import add_lora, check_resumable
 from secateur.training.prepare import lora_names, plan_budget, prepare
-from tests.architecture.test_families import IDS, tiny
+from tests.architecture.rows import IDS, tiny
 
 MOE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 

@@ -31,7 +31,8 @@ from secateur.pruning.allocation import make_budget
 from secateur.pruning.budget import budget_goal
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget
-from tests.architecture.test_families import CASES, SIZES, tiny
+from tests.architecture.rows import SIZES, tiny
+from tests.architecture.test_families import CASES
 
 ALLOCATIONS = ("uniform", "protected", "global")
 

@@ -18,7 +18,7 @@ from secateur import Pruner
 from secateur.architecture.families import FAMILIES
 from secateur.cli import main
 from secateur.criteria import CRITERIA
-from tests.architecture.test_families import IDS, SIZES
+from tests.architecture.rows import IDS, SIZES
 from tests.docs.pages import PAGES, Block, blocks, commands, text_of
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 

@@ -12,7 +12,7 @@ from secateur.models import coverage
 from secateur.plan import footprint
 from secateur.training.finetune import lora_config
 from secateur.training.prepare import lora_names
-from tests.architecture.test_families import SIZES, TYPES
+from tests.architecture.rows import SIZES, TYPES
 
 KINDS = {
     "llama": {},

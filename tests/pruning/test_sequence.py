@@ -18,7 +18,7 @@ from secateur.pruning.compensation.ridge import RIDGES, Sums
 from secateur.pruning.compensation.sequence import refit_in_sequence
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
-from tests.architecture.test_families import TYPES, tiny
+from tests.architecture.rows import TYPES, tiny
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
 

@@ -15,7 +15,7 @@ from secateur.sparsity.choice import by_magnitude, by_sparsegpt, by_wanda
 from secateur.sparsity.layers import sparse_layers
 from secateur.sparsity.walk import sparsify_layers
 from secateur.system.errors import InputError
-from tests.architecture.test_families import tiny
+from tests.architecture.rows import tiny
 
 
 def sparsified(model, method, text="2:4", **options):

@@ -25,7 +25,7 @@ from secateur.training.prepare import lora_names, prepare
 from secateur.training.recovery.beside import Beside, parts_of
 from secateur.training.recovery.rates import LORA, Rates, lora_rates
 from secateur.training.recovery.restart import columns_left, restart_lora_, restart_steps
-from tests.architecture.test_families import SIZES, TYPES
+from tests.architecture.rows import SIZES, TYPES
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 IDS = torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(3))

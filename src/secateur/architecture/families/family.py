@@ -1,0 +1,121 @@
+"""What is known of an architecture's layout: module paths, and the config's words for sizes."""
+
+from dataclasses import dataclass, field
+
+from ...config.formats import FORMATS, STOCK
+from ...system.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Module paths of one architecture. Projection paths are relative to a decoder layer.
+
+    A linear that holds several projections is named once for each of them: `q`, `k` and `v` all
+    `attn.qkv_proj`, or `mlp_in` twice `mlp.gate_up_proj`.
+    """
+
+    name: str
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    interleaved: bool = False
+    """How one linear holds q, k and v: all of q, all of k, all of v; or, interleaved, each KV head's q, k and v."""
+    transposed: bool = False
+    """The linears are `Conv1D`, whose weights are stored (in, out)."""
+    mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    """Linears whose rows are FFN channels."""
+    mlp_out: str = "mlp.down_proj"
+    """The linear whose columns are the same channels."""
+    heads: str | None = "num_attention_heads"
+    """Config keys of the sizes that pruning changes; the next two likewise. None: the config has no such key."""
+    kv_heads: str | None = "num_key_value_heads"
+    ffn: str | None = "intermediate_size"
+    ffn_multiple: int = 1
+    """What the FFN's width must be a multiple of for transformers' kernels."""
+    ffn_of_width: int = 4
+    """Where `ffn` is None: the FFN's width over the model's."""
+    head_dim: str | None = "head_dim"
+    """Config key of the size of a head. None: it is the width over the heads, so a stock checkpoint has all of them."""
+    head_dim_derived_if: str | None = None
+    """Config key that, when it is set, makes a part of the attention take the size of a head from the width."""
+    head_dim_at: str = "head_dim"
+    """Attribute of the attention module that holds the size of a head."""
+    attributes: dict[str, str] = field(default_factory=lambda: {"num_key_value_groups": "groups"})
+    """Attribute of the attention module -> the size it holds (`LayerShape.sizes`); `config.KEY`: its config's."""
+    no_heads: str | None = None
+    """Why attention heads cannot be pruned, and what can be done instead; None: they can."""
+    twin: str | None = None
+    """A model type with the same function and weights whose config accepts any head count."""
+    experts: str | None = None
+    """The list of a layer's experts; `{}` in the FFN's paths is an expert's number. A layer without is left alone."""
+    router: str = ""
+    """The module that chooses experts: `weight` has a row for each, `num_experts` counts them."""
+    num_experts: str = "num_experts"
+    """Config key of the number of experts."""
+    stacks: tuple["Family", ...] = ()
+    """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
+    head_bias: str | None = None
+    """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
+    in_tuple: bool = False
+    """Layers return their hidden states in a tuple."""
+    otherwise: "Family | None" = None
+    """The layout of models that have other modules than this one under the same model type."""
+
+    @property
+    def attention_linears(self) -> tuple[str, ...]:
+        """The linears of a layer's attention, in order of use, each once."""
+        return tuple(dict.fromkeys((self.q, self.k, self.v, self.o)))
+
+    @property
+    def ffn_linears(self) -> tuple[str, ...]:
+        """The linears of a layer's FFN, in order of use, each once; none in a layer of attention alone."""
+        return tuple(dict.fromkeys((*self.mlp_in, self.mlp_out))) if self.mlp_in else ()
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """All linears of a layer that count, in order of use."""
+        own = () if self.stacks else self.attention_linears + self.ffn_linears
+        return own + tuple(dict.fromkeys(path for stack in self.stacks for path in stack.linears))
+
+    @property
+    def alike_only(self) -> bool:
+        """Whether all layers must lose alike: one size in the config stands for places that differ in kind."""
+        return bool(self.stacks or self.experts)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of units that can go."""
+        grouped = self.kv_heads is not None
+        return (*(() if self.no_heads else ("kv_group", *(("query_head",) if grouped else ()))), "ffn")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else a user should know: one line each."""
+        derived = self.head_dim_derived_if
+        found = {
+            f"no heads: {self.no_heads}": self.no_heads,
+            f"with {derived} in its config no head goes in stock format": derived,
+            "whole experts, before training: --experts (stock)": self.experts,
+            f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
+            "from Python only: the commands train causal language models": self.stacks,
+        }
+        return tuple(note for note, holds in found.items() if holds)
+
+    @property
+    def formats(self) -> dict[str, tuple[str, ...]]:
+        """Kind of unit -> how a model without some can be written, of `FORMATS`."""
+        if self.alike_only:
+            return dict.fromkeys(self.kinds, (STOCK,))
+        own = tuple(name for name, format in FORMATS.items() if name != STOCK and format.of_any_family)
+        heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim, self.ffn))
+        return {kind: channels if kind == "ffn" else heads for kind in self.kinds}
+
+
+FAMILIES: Registry[Family] = Registry(
+    "model type",
+    "To prune another architecture of a known layout, pass --family with one of these; to add a layout, see "
+    "docs/add-a-family.md.",
+)
