@@ -9,8 +9,9 @@ of these the one with the lowest perplexity on held-out C4 is in the table. What
 test and of PTB test, in segments of 1,024, as in training_free.py. The forward pass is timed on 1 x 1,024 tokens, in
 turn with the dense model. Each cell is a process of its own, whose peak of resident memory is noted.
 
-A run whose record is there is not run again, so a stopped one goes on; `--cells` picks some. Some 6 minutes a run that
-trains on one core with AMX, 2 for one that does not.
+A run whose record is there is not run again, so a stopped one goes on; `--cells` picks some. The first rate of every
+cell comes before the second of any, so a stopped one has a whole table. Some 6 minutes a run that trains on one core
+with AMX, 2 for one that does not. What a step takes of memory is in cost.py's memory part, where PST is a case, too.
 """
 
 import argparse
@@ -37,7 +38,7 @@ TRAIN = "--steps 150 --batch-size 2 --seq-len 256 --seed 1"
 LOOK = "--seq-len 1024 --batch-size 2 --calibration-tokens 32768 --seed 1"
 BOTH = f"{TRAIN} --calibration-tokens 32768"
 UNITS = f"prune --sparsity 0.5 --frequency 5 {TRAIN}"
-RATES = {"": "", "1e-3": "--lr 1e-3", "2e-3": "--lr 2e-3"}
+RATES = {"1e-3": "--lr 1e-3", "2e-3": "--lr 2e-3"}
 HIGH = {"2e-3": "--lr 2e-3", "4e-3": "--lr 4e-3"}
 ONE = {"": ""}
 CELLS: dict[str, tuple[str, dict[str, str]]] = {
@@ -73,14 +74,19 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    for name in () if given.table else given.cells:
+    for name, rate in () if given.table else in_order(given.cells):
         command, rates = CELLS[name]
-        for rate, flags in rates.items():
-            place = given.output / f"{slug(name)}{f'-lr{rate}' if rate else ''}.json"
-            if not place.exists():
-                print(f"== {name} {rate}", flush=True)
-                write_json(place, run(name, f"{command} {flags}".split(), given.eval_tokens), result=True)
+        place = given.output / f"{slug(name)}{f'-lr{rate}' if rate else ''}.json"
+        if not place.exists():
+            print(f"== {name} {rate}", flush=True)
+            write_json(place, run(name, f"{command} {rates[rate]}".split(), given.eval_tokens), result=True)
     print(table([json.loads(path.read_text("utf-8")) for path in sorted(given.output.glob("*.json"))]))
+
+
+def in_order(names: list[str]) -> list[tuple[str, str]]:
+    """Cells and rates: every cell at its first rate, then at its second."""
+    runs = [(number, name, rate) for name in names for number, rate in enumerate(CELLS[name][1])]
+    return [(name, rate) for _, name, rate in sorted(runs, key=lambda run: run[0])]
 
 
 def run(name: str, words: list[str], eval_tokens: int) -> dict[str, Any]:
