@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint examples docs docs-serve reliability deploy-engines deploy-test clean
+.PHONY: quickstart test families-test lint examples docs docs-serve reliability deploy-engines deploy-test clean
 .PHONY: dist test-lowest test-latest
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
@@ -28,6 +28,10 @@ lint: $(READY)
 # Two tests at a time, each on one thread: tiny models gain nothing from more.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Every kind of unit of every family; make test has of each what no other test of it shows.
+families-test: $(READY)
+	SECATEUR_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/architecture/test_families.py
 
 # The examples and the notebook on the real model, as a user runs them.
 $(VENV)/.ready-notebook: $(READY)

@@ -1,0 +1,45 @@
+"""A row for each registered model type: a tiny model from its real config class."""
+
+import torch
+from transformers import AutoConfig
+
+from secateur.architecture.experts import unstack_experts
+from secateur.architecture.layered import stock_class_of
+
+from . import basic, dense, encoder_decoders, hybrids, latent, mixtures
+from .sizes import SIZES, SOFT_CAPS
+
+__all__ = ["IDS", "SIZES", "SOFT_CAPS", "TYPES", "tiny"]
+
+TYPES: dict[str, dict[str, object]] = {
+    name: row
+    for module in (basic, dense, mixtures, latent, hybrids, encoder_decoders)
+    for name, row in module.TYPES.items()
+}
+"""Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""
+IDS = torch.arange(3, 40).unsqueeze(0)
+
+
+def tiny(name: str, layers: int | None = None):
+    """A wide random model: norms and the like around their own start, everything else of standard deviation 0.2.
+
+    Args:
+        layers: how many, where the row does not say it.
+    """
+    model_type = name.split("/")[0]
+    count = {"num_hidden_layers": layers} if layers else {}
+    given = {**SIZES, **count, **TYPES[name]}
+    if model_type == "t5":
+        given = {"num_layers": layers or 3, **TYPES[name]}
+    options = {k: v for k, v in given.items() if v is not None or k == "bos_token_id"}
+    config = AutoConfig.for_model(model_type, **options)
+    model = stock_class_of(config)._from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            # T5 does not scale attention scores: with wider ones its softmax is a switch, and rounding throws it.
+            values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type == "t5" else 0.2)
+            own = "norm" in path or "ln_" in path or (parameter.dim() == 1 and not path.endswith("bias"))
+            parameter.copy_(parameter + values if own else values)
+    unstack_experts(model)
+    return model.eval()

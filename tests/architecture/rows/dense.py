@@ -1,0 +1,3 @@
+"""Decoders with one FFN a layer."""
+
+TYPES: dict[str, dict[str, object]] = {}

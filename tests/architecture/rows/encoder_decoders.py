@@ -1,0 +1,8 @@
+"""Encoder-decoders."""
+
+from .sizes import T5
+
+TYPES: dict[str, dict[str, object]] = {
+    "t5": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5/plain": {**T5, "feed_forward_proj": "relu"},
+}  # fmt: skip

@@ -1,0 +1,3 @@
+"""Hybrids: some layers have no attention."""
+
+TYPES: dict[str, dict[str, object]] = {}

@@ -1,0 +1,3 @@
+"""Latent attention: keys and values of low rank."""
+
+TYPES: dict[str, dict[str, object]] = {}
