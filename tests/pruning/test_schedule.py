@@ -9,7 +9,7 @@ from secateur.pruning.schedule import Schedule, make_schedule
 from secateur.system.errors import InputError
 
 
-def schedule_of(kind: str, start: float | int, end: float | int, frequency: int, total: int) -> Schedule:
+def schedule_of(kind: str, start: float | int, end: float | int, frequency: float | int, total: int) -> Schedule:
     options = ScheduleOptions(schedule=kind, prune_start=start, prune_end=end, frequency=frequency)
     return make_schedule(options, total)
 
@@ -43,6 +43,15 @@ def test_one_shot_cuts_once() -> None:
 def test_fractions_and_steps_are_told_apart() -> None:
     schedule = schedule_of("linear", 5, 0.5, 10, 40)
     assert (schedule.start, schedule.end) == (5, 20)
+
+
+@pytest.mark.parametrize("total", [*range(40, 160), 700, 1000, 2929])
+def test_a_frequency_may_be_a_fraction_of_the_run(total: int) -> None:
+    """Three cuts whatever the run's length, no small one on top for what rounding left."""
+    cuts = schedule_of("linear", 0.1, 0.6, 0.17, total).cuts()
+    assert len(cuts) == 3
+    assert cuts == schedule_of("linear", 0.1, 0.6, -(-17 * total // 100), total).cuts()
+    assert schedule_of("linear", 0.1, 0.6, 1.0, total).cuts() == cuts[-1:]
 
 
 def test_bad_bounds_name_the_steps() -> None:

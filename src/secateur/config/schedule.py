@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .options import Options, at_least, option, step_faults
+from .options import Options, option, step_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,15 @@ class ScheduleOptions(Options):
         group="schedule",
     )
     prune_end: float | int = option("last cut: a fraction (0.6) or a step (60)", 0.6, group="schedule")
-    frequency: int = option("optimiser steps between cuts", 10, group="schedule")
+    frequency: float | int = option(
+        "optimiser steps between cuts: a number (10), or a fraction of the run (0.17: three cuts)",
+        10,
+        group="schedule",
+    )
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
-        return at_least(self, "frequency", 1) + step_faults(self, "prune_start") + step_faults(self, "prune_end")
+        every, found = self.frequency, step_faults(self, "prune_start") + step_faults(self, "prune_end")
+        if every <= 0 or (every > 1 and every != int(every)):
+            found.append(f"--frequency is {every}: give at least 1, in whole steps, or a fraction of the run.")
+        return found

@@ -29,7 +29,7 @@ class Schedule:
     kind: str
     start: int
     end: int
-    frequency: int = ScheduleOptions.frequency
+    frequency: int = 10
     share: float = 0.0
 
     def progress(self, step: int) -> float:
@@ -102,7 +102,13 @@ def make_schedule(options: ScheduleOptions, total_steps: int) -> Schedule:
             f"{total_steps} steps: move them apart, or make the run longer."
         )
     all_faults(faults)
-    return Schedule(kind, first, last, options.frequency)
+    return Schedule(kind, first, last, _apart(options.frequency, total_steps))
+
+
+def _apart(frequency: float | int, total_steps: int) -> int:
+    """Steps between cuts, of which the option may say a fraction of the run; rounded up, so none comes on top."""
+    share = isinstance(frequency, float) and frequency <= 1
+    return max(1, math.ceil(round(frequency * total_steps, 6))) if share else int(frequency)
 
 
 def _spread(kind: str, cuts: int, total_steps: int) -> Schedule:
