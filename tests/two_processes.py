@@ -40,6 +40,7 @@ CASES |= {
     "gate-lstsq": ("gate", "lstsq", "shrink"),
     "gate-sequential": ("gate", "sequential", "shrink"),
     "learned": ("learned", "none", "mask"),
+    "compresso": ("compresso", "none", "shrink"),
     "projected-lstsq": ("projected", "lstsq", "shrink"),
     "gate-search": ("gate", "none", "shrink"),  # its fitness is of what all processes hold together
     "rank-gradient": ("rank-gradient", "none", "shrink"),

@@ -18,6 +18,7 @@ from secateur.architecture.units import base_linear
 from secateur.criteria import InputMoments
 from secateur.models.devices import autocast, compute_dtype, default_device
 from secateur.ranks import RankPruner
+from secateur.sparsity.pst import Pst
 from secateur.training.finetune import checkpoint_layers
 from secateur.training.loss import causal_lm_loss
 
@@ -31,11 +32,14 @@ CASES: dict[str, dict[str, Any] | None] = {
     "taylor-accumulated, off-loaded": {"criterion": "taylor-accumulated", "scoring": Scoring(offload=True)},
     "obs": {"criterion": "obs"},
     "gate + lstsq": {"criterion": "gate", "compensate": "lstsq"},
+    "compresso": {"criterion": "compresso", "allocation": "global"},
+    "PST": None,
 }
-"""Name -> options of the pruner that watches every step; None: LoRA alone."""
+"""Name -> options of the pruner that watches every step; None: LoRA alone, or PST's scores and masks beside it."""
 NOTES = {
     "magnitude": "scored at cuts only",
     "obs": "second moments at every step, scored at cuts",
+    "PST": "scores and masks of every weight at every step",
     "gate + lstsq": "second moments at every step",
 }
 """What a case's steps do not have, or have beside the scores, in tables."""
@@ -141,6 +145,10 @@ class Stepper:
     def watched(self, name: str) -> Iterator[None]:
         """Inside, the case's pruner scores the steps, which is checked at the end; afterwards its hooks are off."""
         options = CASES[name]
+        if name == "PST":
+            with self.scored():
+                yield
+            return
         self.pruner = pruner = make_pruner(self.model, options) if options else None
         try:
             yield
@@ -150,6 +158,20 @@ class Stepper:
             if pruner:
                 pruner.close()
             self.pruner = None
+
+    @contextmanager
+    def scored(self) -> Iterator[None]:
+        """Inside, PST masks half of the weights, by scores that are trained, too."""
+        pst = Pst(self.model, 0.5)
+        pst.now = pst.share
+        self.optimizer.add_param_group({"params": pst.parameters()})
+        try:
+            yield
+            assert any(self.optimizer.state[parameter] for parameter in pst.parameters()), "no score was trained"
+        finally:
+            for parameter in self.optimizer.param_groups.pop()["params"]:
+                self.optimizer.state.pop(parameter, None)
+            pst.close()
 
     def warm_up(self) -> None:
         """A step without pruner and without learning."""

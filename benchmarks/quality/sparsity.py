@@ -47,6 +47,14 @@ CELLS: dict[str, tuple[str, dict[str, str]]] = {
     "dense + LoRA": (f"adapt --init-rank 8 --rank 8 --alpha 16 --merge {TRAIN}", RATES),
     "LoRAPrune": (f"{UNITS} --criterion lora --allocation protected", HIGH),
     "LLM-Pruner": (f"{UNITS} --recipe llm-pruner", HIGH),
+    "Compresso": (
+        f"prune --sparsity 0.5 {TRAIN} --criterion compresso --allocation global --targets q_proj,v_proj --alpha 8 "
+        "--prune-start 0 --prune-end 0.7 --frequency 100000", HIGH,
+    ),
+    "Compresso, LoRA on all": (
+        f"prune --sparsity 0.5 {TRAIN} --criterion compresso --allocation global --prune-start 0 --prune-end 0.7 "
+        "--frequency 100000", HIGH,
+    ),
     "best": (f"{UNITS} --recipe best", HIGH),
     "training-free": (f"prune --steps 0 --sparsity 0.5 {LOOK}", ONE),
     "magnitude 2:4": (f"sparsify --method magnitude --pattern 2:4 {LOOK}", ONE),
@@ -62,6 +70,8 @@ CELLS: dict[str, tuple[str, dict[str, str]]] = {
         f"sparsify --method sparsegpt --pattern 2:4 --no-keep-pattern {BOTH}", RATES,
     ),
     "SparseGPT 50 % + LoRA, pattern kept": (f"sparsify --method sparsegpt --pattern 0.5 {BOTH}", RATES),
+    "Wanda 2:4 + LoRA, masked": (f"sparsify --method wanda --pattern 2:4 --mask-lora {BOTH}", RATES),
+    "SparseGPT 2:4 + LoRA, masked": (f"sparsify --method sparsegpt --pattern 2:4 --mask-lora {BOTH}", RATES),
     "PST 50 %": (f"sparsify --method pst --pattern 0.5 {TRAIN}", RATES),
 }  # fmt: skip
 

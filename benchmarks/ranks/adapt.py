@@ -55,6 +55,8 @@ NOISE = (0.1, 0.2, 0.5, 1.0)
 
 GIVEN = {"init_rank": 64, "rank": 8, "basis": "given"}
 TURNED = {"init_rank": 64, "rank": 8, "basis": "singular"}
+LAST = {"init_rank": 64, "rank": 8, "schedule": "one-shot", "prune_start": 80, "recovery": "none"}
+"""Trained whole, and cut once after the last step."""
 CONTENDERS: dict[str, dict[str, Any]] = {
     "lora-8": {"rank": 8},
     "gradient": GIVEN,
@@ -73,8 +75,13 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "gradient, alpha 2r, by rank": GIVEN | {"scaling": 2.0, "follows": True},
     "gradient, singular, by rank": TURNED | {"follows": True},
     "gradient, singular, alpha 2r, by rank": TURNED | {"scaling": 2.0, "follows": True},
+    "truncated after training": LAST | {"basis": "singular", "criterion": "magnitude"},
+    "truncated after training, weighted": LAST | {"basis": "weighted", "criterion": "wanda"},
 }
-"""`scaling` is that of the end; with `follows` it is lower at the start, as 1/√r (`--scaling rank`)."""
+"""`scaling` is that of the end; with `follows` it is lower at the start, as 1/√r (`--scaling rank`).
+
+Truncated: what the first 8 singular values leave of a trained adapter of rank 64, or of its outputs.
+"""
 FINAL_2 = {"init_rank": 64, "rank": 2, "follows": True}
 SMALLER: dict[str, dict[str, Any]] = {
     "lora-2, alpha 2r": {"rank": 2, "scaling": 2.0},
@@ -233,7 +240,7 @@ def adapted(base: Any, given: dict[str, Any], steps: int) -> PeftModel:
 
 def train(model: PeftModel, task: Task, given: dict[str, Any], rate: float, seed: int) -> dict[str, Any]:
     """One run; -> loss of the last ten steps, seconds, and the steps with a cut."""
-    names = ("criterion", "recovery", "allocation", "basis", "prune_end", "k1", "k2")
+    names = ("criterion", "recovery", "allocation", "basis", "schedule", "prune_start", "prune_end", "k1", "k2")
     options = {name: given[name] for name in names if name in given}
     options["scaling"] = "rank" if given.get("follows") else "fixed"
     pruner = None

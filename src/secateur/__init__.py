@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         CompareResult,
         EvalResult,
         PruneResult,
+        SparsifyResult,
         adapt,
         compare,
         eval,
         load_result,
         prune,
+        sparsify,
     )
     from .system.errors import SecateurError
     from .training.callback import PruningCallback
@@ -46,12 +48,14 @@ __all__ = [
     "RankPruner",
     "Scoring",
     "SecateurError",
+    "SparsifyResult",
     "__version__",
     "adapt",
     "compare",
     "eval",
     "load_result",
     "prune",
+    "sparsify",
     "unstack_experts",
     "unused_experts",
 ]
@@ -71,11 +75,13 @@ _HOME = {
     "RankPruner": "ranks",
     "Scoring": "criteria",
     "SecateurError": "system",
+    "SparsifyResult": "results",
     "adapt": "results",
     "compare": "results",
     "eval": "results",
     "load_result": "results",
     "prune": "results",
+    "sparsify": "results",
     "unstack_experts": "architecture",
     "unused_experts": "architecture",
 }

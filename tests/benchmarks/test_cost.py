@@ -16,14 +16,14 @@ TINY = ["--shape", "tiny", "--batch", "1", "--seq-len", "16", "--rounds", "1", "
 def test_every_part_of_the_cost_benchmark_adds_rows_to_the_file(tmp_path, capsys) -> None:
     file = tmp_path / "cost.json"
     parts = ["--parts", "steps", "schedule", "ranks", "inference", "profile", "--steps", "4"]
-    cost.main([*TINY, *parts, "--cases", "plain LoRA", "lora", "obs", "gate + lstsq", "--json", str(file)])
+    cost.main([*TINY, *parts, "--cases", "plain LoRA", "lora", "obs", "gate + lstsq", "PST", "--json", str(file)])
     # Later calls leave earlier rows where they are.
     cost.main([*TINY, "--parts", "steps", "--cases", "magnitude", "--json", str(file)])
     cost.main([*TINY, "--parts", "memory", "--cases", "shrinking", "--json", str(file)])
     ((_, found),) = json.loads(file.read_text()).items()
     assert set(found) == set(cost.PARTS)
     steps, memory = found["steps"]["rows"], found["memory"]["rows"]
-    assert list(steps) == ["plain LoRA", "lora", "obs", "gate + lstsq", "magnitude"]
+    assert list(steps) == ["plain LoRA", "lora", "obs", "gate + lstsq", "PST", "magnitude"]
     assert list(memory) == ["shrinking"]
     assert memory["shrinking"]["peak_of_cuts_bytes"] > 0, memory
     assert list(found["profile"]["rows"]) == ["lora, freed pages handed back", "plain LoRA", "lora"]

@@ -64,7 +64,7 @@ def test_a_result_that_cannot_be_measured_stays(place, tmp_path, capsys, monkeyp
         ["--load-in", "8bit", "--train-also", "norms,gains"],
         ["--load-in", "4bit"],
         ["--units", "layers", "--load-in", "8bit"],
-        ["--load-in", "8bit", "--criterion", "learned"],
+        ["--load-in", "8bit", "--criterion", "compresso"],
     ],
     ids=lambda more: " ".join(more) or "plain",
 )
@@ -93,6 +93,8 @@ def test_a_transposed_linear_with_bias(place, tmp_path, capsys) -> None:
     GPT2LMHeadModel(config).save_pretrained(place / "gpt2", max_shard_size="60kB")
     for file in (place / "model").glob("token*"):
         (place / "gpt2" / file.name).write_bytes(file.read_bytes())
+    assert main(command(place, tmp_path / "masks", "--criterion", "compresso", model="gpt2")) == 2
+    assert "the FFN of a gpt2 has no gate (transformer.h.0.mlp.c_fc alone)" in capsys.readouterr().err
     for name, streamed in (("memory", []), ("streamed", ["--stream-export"])):
         assert main(command(place, tmp_path / name, *streamed, model="gpt2")) == 0
     whole, parts = tensors(tmp_path / "memory"), tensors(tmp_path / "streamed")

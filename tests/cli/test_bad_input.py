@@ -384,6 +384,13 @@ CASES: dict[str, tuple[list[str], str]] = {
         sparsify(method="pst", pattern="0.5", steps="4", alpha="4"), "--alpha does not go with --method pst",
     ),
     "sparsify: no training and dropout": (sparsify(dropout="0.1"), "--dropout goes with training: give --steps"),
+    "sparsify: no training and masked LoRA": ([*sparsify(), "--mask-lora"], "--mask-lora goes with training"),
+    "sparsify: zeros kept and filled": (
+        [*sparsify(steps="4"), "--mask-lora", "--no-keep-pattern"], "--no-keep-pattern fills them: leave one out",
+    ),
+    "sparsify: masked LoRA and dropout": (
+        [*sparsify(steps="4", dropout="0.1"), "--mask-lora"], "leave --dropout 0.1 out",
+    ),
     "sparsify: no training and epochs": (sparsify(epochs="2"), "--epochs: sparsify trains for --steps"),
     "sparsify: no training and no pattern": ([*sparsify(), "--no-keep-pattern"], "is about LoRA's merge: give --steps"),
     "no training on 8 bits with a refit": (untrained(load_in="8bit"), "--compensate is from --recipe training-free"),
@@ -400,6 +407,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a rate of masks below zero": (prune(criterion="learned", mask_lr="-1"), "--mask-lr is -1.0"),
     "masks for no size": (prune(criterion="learned", allocation="search"), "learns masks towards a size"),
     "masks in float16": (prune(criterion="projected", dtype="float16"), "projected learns masks, whose gradients"),
+    "a refit to noise": (prune(criterion="compresso", compensate="lstsq"), "scales at random: use none"),
     "nothing to refit": (prune(criterion="projected", compensate="sequential"), "use --compensate lstsq"),
     "negative learning rate": (prune(lr="-1"), "--lr is -1.0"),
     "dropout 1": (prune(dropout="1"), "--dropout is 1"),

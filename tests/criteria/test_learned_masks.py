@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_the_graph_written_out(criterion) -> None:
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(len(masks._z), generator=generator, dtype=torch.float64) * 0.4 + 0.3
     hidden = (torch.rand(len(start), generator=generator) < 0.5).double()
-    masks._z.data, masks._projection = start.clone(), hidden
+    masks._z.data, masks._beside = start.clone(), hidden
     masks._multipliers.data += torch.tensor([0.7, 0.3], dtype=torch.float64)
     masks._penalties.data += 5.0
     masks._place()
@@ -188,7 +188,7 @@ def test_a_projection_is_what_the_budget_allows_and_the_best_of_all_that_are() -
     pruner.schedule = type(pruner.schedule)("linear", 0, 1)  # all is due after the step
     masks.began = True
     pruner.scorer.observe(1, pruner.schedule)
-    shown = masks._projection.bool()
+    shown = masks._beside.bool()
     p = probability(masks._z.detach())
     stays = pool.size - pruner.budget.quota[pool.name]
     best = max(combinations(range(10), stays), key=lambda chosen: float(p[list(chosen)].sum()))
@@ -242,7 +242,7 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(InputError, match="another pruner's masks hide units"):
         Pruner(model, criterion="gate", sparsity=0.4, total_steps=STEPS)
     model(ids := batches()[0], labels=ids).loss.backward()
-    column = masks_of(pruner)._columns[pruner.units.of_kind("ffn")[0].gates[0].linear]
+    column = masks_of(pruner)._held[pruner.units.of_kind("ffn")[0].gates[0].linear, 1]
     column.grad[0] = torch.nan
     before = masks_of(pruner)._z.detach().clone()
     with pytest.raises(NumericsError, match=r"step 1: the gradient of the masks of layer\.0\.\w+ is not finite"):
@@ -264,6 +264,6 @@ def test_projected_scores_begin_in_the_order_of_gate() -> None:
             pruner.model.zero_grad()
     masks, hidden = masks_of(projected), 1 - projected.schedule.due(3)
     shown = gate.budget.select(gate.scores, gate.keep, 1 - hidden)
-    assert torch.equal(masks._projection.bool(), torch.cat([shown[name] for name in masks._sizes]))
-    assert not masks._projection.all()
+    assert torch.equal(masks._beside.bool(), torch.cat([shown[name] for name in masks._sizes]))
+    assert not masks._beside.all()
     assert float(masks._z.detach().std()) == pytest.approx(1.0)

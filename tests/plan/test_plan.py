@@ -188,9 +188,9 @@ def test_a_refit_in_sequence_counts(place, tmp_path, capsys) -> None:
     assert flops["cut"] > 90000 * 2 * 2 * many["prunable_parameters"]
 
 
-@pytest.mark.parametrize("criterion", ["learned", "projected"])
+@pytest.mark.parametrize("criterion", ["learned", "projected", "compresso"])
 def test_what_masks_learn_from_is_what_a_step_keeps(place, bare, tmp_path, criterion) -> None:
-    """Beside a plain step: the inputs of o and down once more, and the masks themselves."""
+    """Beside a plain step: what masks are put on once more (inputs, or outputs), and the masks themselves."""
 
     def kept() -> int:
         seen: dict[int, int] = {}
@@ -207,7 +207,7 @@ def test_what_masks_learn_from_is_what_a_step_keeps(place, bare, tmp_path, crite
 
     plain = kept()
     pruner = Pruner(bare, sparsity=0.25, total_steps=100, prune_start=0.1, criterion=criterion)
-    masks = sum(column.nbytes for column in pruner.scorer.masks._columns.values())
+    masks = sum(column.nbytes for column in pruner.scorer.masks._held.values())
     found = kept() - plain - masks
     pruner.close()
     memory = planned_memory(place, tmp_path, "--criterion", criterion)["memory"]

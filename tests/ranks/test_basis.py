@@ -6,8 +6,9 @@ from peft import PeftModel
 from tiny import tiny_llama
 
 from secateur.models.surgery import lora_factors
+from secateur.pruning.taps import some_tokens
 from secateur.ranks import RankPruner
-from secateur.ranks.basis import singular, turn_
+from secateur.ranks.basis import singular, turn_, weighted
 from secateur.ranks.layers import Averages, second_moment
 from secateur.system.errors import InputError
 from tests.pruning.test_pruner import rows
@@ -108,6 +109,59 @@ def test_a_cut_by_magnitude_is_the_best_of_its_rank() -> None:
     for layer, full in zip(lora_layers_of(model), before, strict=True):
         left, values, right = torch.linalg.svd(full)
         torch.testing.assert_close(delta(layer), left[:, :3] * values[:3] @ right[:3], rtol=1e-8, atol=1e-8)
+
+
+def test_a_weighted_truncation_is_the_closed_form() -> None:
+    """No matrix of rank k misses less of E‖B·A·x‖² than U_k·U_kᵀ·B·A, U of B·A·C^½; nor does one near it."""
+    torch.manual_seed(0)
+    a, b = torch.randn(6, 20, dtype=torch.float64), torch.randn(30, 6, dtype=torch.float64)
+    x = torch.randn(500, 20, dtype=torch.float64) * torch.logspace(-2, 1, 20, dtype=torch.float64)
+    moment = x.T @ x / len(x)
+    turn = weighted(a, b, a @ moment @ a.T)
+    torch.testing.assert_close(turn.b @ turn.a, b @ a)
+    torch.testing.assert_close(turn.forth @ a, turn.a)
+    torch.testing.assert_close(b @ turn.back, turn.b)
+    assert float(turn.a.norm()) == pytest.approx(float(a.norm()))
+    root = torch.linalg.cholesky(moment)
+    left, values, right = torch.linalg.svd(b @ a @ root)
+    best = left[:, :2] * values[:2] @ right[:2] @ torch.linalg.inv(root)
+    found = turn.b[:, :2] @ turn.a[:2]
+    torch.testing.assert_close(found, best, rtol=1e-7, atol=1e-7)
+
+    def missed(delta):
+        return float(((b @ a - delta) @ root).square().sum())
+
+    assert missed(found) == pytest.approx(float(values[2:].square().sum()))
+    plain, strengths, directions = torch.linalg.svd(b @ a)
+    assert missed(found) < 0.9 * missed(plain[:, :2] * strengths[:2] @ directions[:2]), "the weights matter"
+    for _ in range(20):
+        near = (turn.b[:, :2] + 1e-3 * torch.randn(30, 2).double()) @ (turn.a[:2] + 1e-3 * torch.randn(2, 20).double())
+        assert missed(near) > missed(found)
+
+
+def test_a_cut_of_the_weighted_basis_by_wanda_is_that_truncation() -> None:
+    model, optimizer, ids = grown()
+    layers = lora_layers_of(model)
+    before, inputs = [delta(layer) for layer in layers], {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, at=at: inputs.update({at: args[0].flatten(0, 1).detach()}))
+        for at, layer in enumerate(layers)
+    ]
+    pruner = RankPruner(
+        model, rank=3, total_steps=1, schedule="one-shot", prune_start=1, criterion="wanda", recovery="none",
+        basis="weighted",
+    )  # fmt: skip
+    optimizer.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    pruner.observe()
+    pruner.step(optimizer)
+    for hook in hooks:
+        hook.remove()
+    for at, (layer, full) in enumerate(zip(layers, before, strict=True)):
+        looked_at, _ = some_tokens(len(inputs[at]), ids.shape[1], 0)
+        left, _, _ = torch.linalg.svd(full @ inputs[at][looked_at].T, full_matrices=False)
+        torch.testing.assert_close(delta(layer), left[:, :3] @ left[:, :3].T @ full, rtol=1e-6, atol=1e-7)
+    assert not pruner._activations.watching
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "sparsegpt", "magnitude"])

@@ -126,6 +126,30 @@ def test_adapt_returns_an_adapter(place) -> None:
     assert any(list(line.get_ydata()) == [line["rank"] for line in found.metrics] for line in lower.lines)
 
 
+def test_sparsify_returns_what_its_folder_says(place) -> None:
+    given = {"model": place / "model", "data": place / "text.txt", "eval_data": str(place / "other.txt"), "seq_len": 32}
+    found = secateur.sparsify(output=place / "zeros", pattern="2:4", method="wanda", calibration_tokens=320, **given)
+    assert isinstance(found, secateur.SparsifyResult)
+    assert secateur.load_result(place / "zeros") == found
+    stock = AutoModelForCausalLM.from_pretrained(place / "zeros")
+    linears = [weight for name, weight in stock.named_parameters() if name.endswith("_proj.weight")]
+    assert found.zeros == sum(int((weight == 0).sum()) for weight in linears)
+    assert found.share == found.zeros / sum(weight.numel() for weight in linears) == 0.5
+    assert found.share_of_model == found.zeros / stock.num_parameters()
+    assert (found.parameters, found.method, found.pattern) == (stock.num_parameters(), "wanda", "2:4")
+    assert found.perplexity == found.record["pruned"]["perplexity"]["perplexity"] != found.dense_perplexity
+    assert (found.steps, found.metrics, found.untrained_perplexity) == (0, (), None)
+    assert torch.equal(found.model()(ids()).logits, stock(ids()).logits)
+    assert "wanda 2:4, 50.00% zeros, perplexity" in repr(found)
+    assert "<table>" in found._repr_html_()
+    trained = secateur.sparsify(output=place / "pst", pattern=0.3, method="pst", steps=4, batch_size=2, **given)
+    assert trained.share == pytest.approx(0.3, abs=1e-3)
+    losses = [line["loss"] for line in trained.metrics]
+    assert any(list(line.get_ydata()) == losses for axes in trained.plot().axes for line in axes.lines)
+    with pytest.raises(InputError, match="mask_lora goes with training"):
+        secateur.sparsify(output=place / "no", mask_lora=True, **given)
+
+
 def test_eval_returns_its_record(place, pruned) -> None:
     given = {"model": place / "small", "against": place / "model", "data": place / "other.txt", "seq_len": 64}
     found = secateur.eval(**given, dtype="float32", output=place / "eval.json")
@@ -219,7 +243,7 @@ def test_what_a_record_lacks_is_none(tmp_path) -> None:
 
 BAD = {
     "nothing": (lambda at: at / "none", "there is no such folder or file: give the output folder"),
-    "an empty folder": (lambda at: at, "holds no result: give the output folder of prune, adapt or compare"),
+    "an empty folder": (lambda at: at, "holds no result: give the output folder of prune, adapt, sparsify or compare"),
     "a run that goes on": (lambda at: unfinished(at / "run"), "has no result yet: its run has not ended"),
     "its working folder": (lambda at: Path(f"{unfinished(at / 'run')}.run"), "has no result yet"),
     "no JSON": (lambda at: written(at / "eval.json", "{"), "eval.json is not valid JSON"),
@@ -234,7 +258,7 @@ BAD = {
         "has no object at config",
     ),
     "a result of another command": (
-        lambda at: write_run(at / "run", {**records(), "kind": "sparsify"}), "is a result of sparsify, for whose",
+        lambda at: write_run(at / "run", {**records(), "kind": "dream"}), "is a result of dream, for whose",
     ),
     "a newer version": (
         lambda at: write_run(at / "run", {**records(), "environment": {"record_format": FORMAT + 1}}),

@@ -107,6 +107,16 @@ def test_the_merge_is_that_of_the_trained_adapter(place, tmp_path) -> None:
             torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=1e-4)
 
 
+def test_lora_that_is_masked_in_training_loses_nothing_when_it_is_merged(place, tmp_path, capsys) -> None:
+    found = {}
+    for name, more in {"masked": ("--mask-lora",), "not": ()}.items():
+        assert main(command(place, tmp_path / name, "--steps", "6", "--lr", "2e-2", *more)) == 0
+        found[name] = json.loads((tmp_path / name / "result.json").read_text())["export"]["merge_kl"]
+        assert all((mask.sum(2) == 2).all() for mask in zeros(tmp_path / name).values())
+    assert found["masked"] < 1e-5 < 1e-4 < found["not"]
+    assert "for masked LoRA in training" in capsys.readouterr().err
+
+
 def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, capsys) -> None:
     more = ("--steps", "6", "--save-steps", "2", "--lr", "1e-2", "--dropout", "0.2")
     assert main(command(place, tmp_path / "whole", *more)) == 0

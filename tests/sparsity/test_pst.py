@@ -35,11 +35,17 @@ def test_the_start_is_that_of_the_authors() -> None:
     with torch.no_grad(), model.disable_adapter():
         plain = tiny_llama(layers=1, hidden=16, ffn=24, bias=True, dtype=torch.float64)(input_ids=ids).logits
     torch.testing.assert_close(model(input_ids=ids).logits, plain)
+    assert sum(parameter.numel() for parameter in pst.parameters()) > 0
     layer = pst.layers["model.layers.0.mlp.up_proj"]
     gone = ~pst.keep()["model.layers.0.mlp.up_proj"]
     weight = layer.get_base_layer().weight.abs()
     assert int(gone.sum()) == int(0.4 * gone.numel())
     assert weight[gone].max() < weight[~gone].min()
+    pst.now = 0.4
+    assert not torch.equal(model(input_ids=ids).logits, plain)
+    pst.close()
+    torch.testing.assert_close(model(input_ids=ids).logits, plain)
+    assert not any(PREFIX in name for name, _ in model.named_parameters())
 
 
 def test_the_gradient_is_that_of_the_written_out_graph() -> None:

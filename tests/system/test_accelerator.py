@@ -116,7 +116,7 @@ def test_commands_on_a_device_do_as_on_the_cpu(place) -> None:
 
 NAMES = ("pruned/units", "adapter/ranks", "pruned/result")
 CASES = [
-    *({"criterion": name} for name in ("taylor", "gate", "taylor-accumulated", "learned")),
+    *({"criterion": name} for name in ("taylor", "gate", "taylor-accumulated", "learned", "compresso")),
     {"criterion": "obs", "compensate": "lstsq", "shrink": False},
     {"criterion": "wanda", "compensate": "bias", "allocation": "global"},
     {"criterion": "lora", "normalize": "linear", "allocation": "search", "search_evaluations": 20},

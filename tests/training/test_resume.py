@@ -70,6 +70,7 @@ WAYS = {
     "blocks": {"units": "blocks", "criterion": "gate", "sparsity": 0.4},
     "masked layers": {"units": "layers", "criterion": "loss", "shrink": False, "distill": 0.5, "sparsity": 0.5},
     "masks and LoRA": {"criterion": "learned", "allocation": "global", "distill": 0.5, "shrink": False},
+    "masks with noise": {"criterion": "compresso", "allocation": "global"},
     "masks alone": {"criterion": "projected", "schedule": "one-shot"},
     "pissa, distilled": {"lora_init": "pissa", "distill": 0.5, "shrink": False, "criterion": "gate"},
 }  # fmt: skip

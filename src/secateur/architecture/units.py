@@ -204,6 +204,20 @@ def gain_of(module: nn.Module) -> Tensor | None:
     return torch.stack([gain.to(gains[0]) for gain in gains]).prod(0) if gains else None
 
 
+def folded(module: nn.Module, leaf: str, value: Tensor) -> Tensor:
+    """A linear's `weight` (out, in) or `bias` (out,) with the gains in it that hooks multiply its input and output by.
+
+    Those of the output say so by their attribute `row_gain`.
+    """
+    if leaf == "weight" and (gain := gain_of(module)) is not None:
+        value = value * gain.to(value.device)
+    for hook in module._forward_hooks.values() if leaf in ("weight", "bias") else ():
+        if hasattr(hook, "row_gain"):
+            gain = hook.row_gain.to(value.device)
+            value = value * (gain.unsqueeze(1) if leaf == "weight" else gain)
+    return value
+
+
 def sides_of(linear: Linear | nn.Embedding) -> tuple[int, int]:
     """(out, in) of a linear, without reading its weight."""
     if bits_of(linear):

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.depth import kept_layers
 from ..architecture.quantised import bits_of, dequantised, was_conv1d
-from ..architecture.units import Units, gain_of
+from ..architecture.units import Units, folded
 from ..models.original import as_trained, check_same, check_unchanged, original_tensors, sliced_as
 from ..models.source import ModelSource
 from ..models.surgery import is_embedding, lora_factors, lora_layers, merged, plain, removals
@@ -70,7 +70,5 @@ def merged_from_shards(
                     value = as_trained(name, held, value)
             if path in layers and leaf == "weight":
                 value = merged(value, lora_factors(layers[path]))
-            if leaf == "weight" and (gain := gain_of(modules[path])) is not None:
-                value = value * gain
-            value = sliced_as(value, path, stay)
+            value = sliced_as(folded(modules[path], leaf, value), path, stay)
             yield small_name, value.T if turned else value

@@ -51,7 +51,8 @@ class ScoringOptions(Seeded):
         "taylor-accumulated: keep the weights' gradients in the host's memory", False, group="criterion"
     )
     mask_lr: float | None = option(
-        "learned, projected: learning rate of the masks; default: 0.02 and 0.01, more where they train for few steps",
+        "learned, projected, compresso: learning rate of the masks; default: 0.02, 0.01 and 0.1, more where they train "
+        "for few steps",
         None,
         group="criterion",
     )
@@ -248,6 +249,10 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
             found.append(
                 f"--compensate {self.compensate} lets the heads and channels that stay take over: with "
                 f"--units {self.units} use none."
+            )
+        if self.criterion == "compresso" and self.compensate != "none":
+            found.append(
+                f"--compensate {self.compensate} fits to inputs that --criterion compresso scales at random: use none."
             )
         if self.criterion == "projected" and self.compensate == "sequential":
             found.append(

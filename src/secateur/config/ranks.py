@@ -36,10 +36,11 @@ class RankOptions(ScheduleOptions, Seeded):
         choices=("uniform", "global"),
     )
     basis: str = option(
-        "components that a cut chooses from: given, as they are trained; singular, the adapter's singular directions",
+        "components that a cut chooses from: given, as they are trained; singular, the adapter's singular directions; "
+        "weighted, those of what it makes of its inputs",
         "given",
         group="pruning",
-        choices=("given", "singular"),
+        choices=("given", "singular", "weighted"),
     )
     prune_start: float | int = option(
         "cuts begin after this, the first --frequency steps later: a fraction (0.1) or a step (10)",

@@ -79,6 +79,12 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         group="training",
     )
     response_only: bool = option("loss on the response tokens only", False, group="training")
+    system_prompt: str | None = option(
+        "before each conversation or prompt of the training data, as its system turn: a text, or collaborative, which "
+        "tells the model that it is being pruned (after Compresso)",
+        None,
+        group="data",
+    )
     packing: str = option(
         "documents of a sequence: joined into one text, or separate: positions, attention, labels stay within each",
         "joined",
@@ -132,6 +138,8 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
                 f"--batch-size {self.batch_size} does not split into --accumulation {self.accumulation} "
                 "equal micro-batches: choose a divisor."
             )
+        if self.system_prompt is not None and not self.system_prompt.strip():
+            found.append("--system-prompt is empty: give a text, or leave it out.")
         if self.resume and self.overwrite:
             found.append("--resume goes on with a run and --overwrite starts it anew: leave one out.")
         for name in self.report_to:

@@ -17,7 +17,10 @@ METHODS = {
 }
 LEARNT = "pst"
 """The method whose zeros come about in training."""
-OF_TRAINING = ("resume", "save_steps", "eval_steps", "report_to", "dropout", "targets", "lora_plus", "rslora", "alpha")
+OF_TRAINING = (
+    "resume", "save_steps", "eval_steps", "report_to", "dropout", "targets", "lora_plus", "rslora", "alpha",
+    "mask_lora",
+)  # fmt: skip
 """Options that ask for something of the training."""
 
 
@@ -84,6 +87,11 @@ class SparsifyConfig(RunConfig):
     keep_pattern: bool = option(
         "merge LoRA into the weights that stay alone; --no-keep-pattern fills the zeros", True, group="lora"
     )
+    mask_lora: bool = option(
+        "mask LoRA as the weights are in every step: what is trained is what is merged, for a product B·A each time",
+        False,
+        group="lora",
+    )
     output: str = option("folder for the checkpoint and its records", group="output")
 
     def __post_init__(self) -> None:
@@ -114,6 +122,10 @@ class SparsifyConfig(RunConfig):
             found.append(f"--init-rank {self.init_rank}: sparsify prunes no ranks: give --rank alone.")
         if self.lora_init in ("pissa", "olora"):
             found.append(f"--lora-init {self.lora_init} fills the base's zeros: leave it out.")
+        if self.mask_lora and not self.keep_pattern:
+            found.append("--mask-lora keeps the zeros, and --no-keep-pattern fills them: leave one out.")
+        if self.mask_lora and self.dropout:
+            found.append(f"--mask-lora makes one product of weight and LoRA: leave --dropout {self.dropout:g} out.")
         if self.method == LEARNT:
             return found + self._learnt_faults()
         if self.steps == 0:
@@ -136,7 +148,7 @@ class SparsifyConfig(RunConfig):
         found += [
             f"{flag(name)} does not go with --method {LEARNT}, whose LoRA has scaling 1, is on every linear and is "
             "masked as the weight is: leave it out."
-            for name in ("alpha", "rslora", "lora_plus", "dropout", "targets")
+            for name in ("alpha", "rslora", "lora_plus", "dropout", "targets", "mask_lora")
             if getattr(self, name)
         ]
         if self.lora_init != "default":

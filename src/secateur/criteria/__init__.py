@@ -4,7 +4,7 @@ A criterion turns what it needs into one score per unit of a pool; the pruner av
 and never asks how they were made. Higher means keep.
 """
 
-from . import depth, gate, learned, lora, magnitude, obs, projected, random, taylor, wanda
+from . import compresso, depth, gate, learned, lora, magnitude, obs, projected, random, taylor, wanda
 from .base import CRITERIA, Criterion, Evidence, InputMoments, Look, Scoring, sum_gates, sum_members, switch
 from .masks import MaskRule
 
@@ -16,6 +16,7 @@ __all__ = [
     "Look",
     "MaskRule",
     "Scoring",
+    "compresso",
     "depth",
     "gate",
     "learned",

@@ -1,4 +1,4 @@
-"""Masks in training: on the inputs of o and down, with an optimiser of their own, beside whatever trains the model."""
+"""Masks in training: at o and at the FFN, with an optimiser of their own, beside whatever trains the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..architecture.units import Pool
 from ..parallel.distributed import average_
 from ..system.errors import NumericsError
-from .masks import Constraint, MaskRule, lagrangian
+from .masks import NOISE, Constraint, MaskRule, lagrangian
 
 PAPER_STEPS = 1000
 """Steps in which the multipliers rise to the same height, whatever the run's length (DDP's released code)."""
@@ -28,6 +28,7 @@ class MaskTraining:
         constraints: what is to stay; pools that none is about have no masks.
         rate: learning rate; None for the rule's own.
         dtype: of the latents.
+        seed: of the noise; all processes draw alike.
 
     Attributes:
         steps: updates that were made.
@@ -37,10 +38,10 @@ class MaskTraining:
 
     def __init__(
         self, rule: MaskRule, pools: Iterable[Pool], constraints: Sequence[Constraint], rate: float | None,
-        dtype: torch.dtype,
+        dtype: torch.dtype, seed: int = 0,
     ) -> None:  # fmt: skip
         self.rule, self.steps, self.began, self.trains = rule, 0, False, True
-        self._rate, self._constraints = rate, constraints
+        self._rate, self._constraints, self._seed = rate, constraints, seed
         by_name = {pool.name: pool for pool in pools}
         ordered = [by_name[name] for constraint in constraints for name in constraint.pools]
         self._sizes = {pool.name: pool.size for pool in ordered}
@@ -49,8 +50,9 @@ class MaskTraining:
         self._kept = torch.tensor([constraint.kept for constraint in constraints], dtype=dtype)
         units = len(self._params)
         self._left = torch.ones(units, dtype=torch.bool)
-        self._projection = torch.ones(units, dtype=dtype)
         self._z = nn.Parameter(torch.full((units,), rule.start, dtype=dtype))
+        self._beside = self._noise() if rule.noisy else torch.ones(units, dtype=dtype)
+        """(units,) the projection, or the noise of the step under way."""
         self._multipliers = nn.Parameter(torch.zeros(len(constraints), 2, dtype=dtype))
         self._penalties = nn.Parameter(torch.zeros(len(constraints), dtype=dtype))
         groups: list[dict[str, Any]] = [{"params": [self._z], "betas": rule.betas}]
@@ -58,7 +60,10 @@ class MaskTraining:
             groups += [{"params": [each], "maximize": True} for each in (self._multipliers, self._penalties)]
         self._optimizer = torch.optim.Adam(groups)
         self._living: list[Pool] = []
-        self._columns: dict[str, Tensor] = {}
+        self._held: dict[tuple[str, int], Tensor] = {}
+        """(linear, side) -> what its outputs (0) or inputs (1) are multiplied by in training, entry by entry."""
+        self._still: dict[tuple[str, int], Tensor] = {}
+        """The same without noise."""
         self._hooks: list[Any] = []
         self._on = True
 
@@ -73,11 +78,17 @@ class MaskTraining:
         self._left = torch.cat([keep[name] for name in self._sizes])
         if not self.trains and self.rule.gain is None:
             return
-        for gate in (gate for pool in self._living for gate in pool.gates):
-            self._columns[gate.linear] = torch.ones(gate.size, dtype=self._z.dtype, requires_grad=self.trains)
-            hook = self._hook(gate.linear, own := modules[gate.linear])
+        sides = {(each.linear, each.dim): each.size for pool in self._living for each in self.rule.places(pool)}
+        for side, size in sides.items():
+            own = modules[side[0]]
+            self._held[side] = torch.ones(size, dtype=self._z.dtype, requires_grad=self.trains)
+            self._still[side] = torch.ones(size, dtype=self._z.dtype) if self.rule.noisy else self._held[side].detach()
+            if side[1] == 0:
+                self._hooks.append(own.register_forward_hook(self._row_hook(side, own)))
+                continue
             # What is known of a linear's input is known of the masked one, but for units that a projection only hides:
             # compensation would see nothing of what they did.
+            hook = self._hook(side, own)
             self._hooks.append(own.register_forward_pre_hook(hook, prepend=not self.rule.projects))
         self._place()
 
@@ -99,13 +110,23 @@ class MaskTraining:
                 "--lr, or compute in float32 (--dtype float32)."
             )
         with torch.enable_grad():
-            loss = self.rule.value(self._z, self._projection) @ slopes + self.pressure(share)
+            loss = self.rule.value(self._z, self._beside) @ slopes + self.pressure(share)
             loss.backward()
         self._set_rates(share, steps)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.steps += 1
+        if self.rule.bound is not None:
+            self._z.data.clamp_(-self.rule.bound, self.rule.bound)
+        if self.rule.noisy:
+            self._beside = self._noise()
         self._place()
+
+    def _noise(self) -> Tensor:
+        """(units,) of the step to come, the same whenever it is drawn."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.steps)
+        drawn = torch.rand(len(self._z), generator=generator, dtype=torch.float64)
+        return drawn.clamp(NOISE, 1 - NOISE).to(self._z.dtype)
 
     def pressure(self, share: float) -> Tensor:
         """What drives the masks to the target: the augmented Lagrangian of the expected size; 0 for a projection."""
@@ -113,17 +134,18 @@ class MaskTraining:
             return self._z.new_zeros(())
         scores = self.rule.retention(self._z, share) * self._left
         parts = scores.split(self._group_sizes), self._params.split(self._group_sizes)
-        return lagrangian(*parts, self._kept, self._multipliers, self._penalties)
+        multipliers = self._multipliers * self._multipliers.new_tensor([1.0, float(self.rule.undecided)])
+        return lagrangian(*parts, self.rule.kept(self._kept, share), multipliers, self._penalties)
 
     def expected_size(self, share: float) -> float:
         """Fraction of the maskable parameters that the scores of retention say is there; of a projection, that is."""
         with torch.no_grad():
-            scores = self._projection if self.rule.retention is None else self.rule.retention(self._z, share)
+            scores = self._beside if self.rule.retention is None else self.rule.retention(self._z, share)
             return float((scores * self._left) @ self._params / self._params.sum())
 
     def project(self, keep: Mapping[str, Tensor]) -> None:
         """Pool name -> (units,) bool, what the next forward pass sees."""
-        self._projection = torch.cat([keep[name] for name in self._sizes]).to(self._z.dtype)
+        self._beside = torch.cat([keep[name] for name in self._sizes]).to(self._z.dtype)
         self._place()
 
     def begin(self, gates: Mapping[str, Tensor]) -> None:
@@ -139,17 +161,17 @@ class MaskTraining:
 
     def forget_step(self) -> None:
         """Drop the gradients of a step."""
-        for column in self._columns.values():
-            column.grad = None
+        for held in self._held.values():
+            held.grad = None
 
     def settle(self) -> None:
         """The last cut is made: what stays keeps its scale, or is as it was."""
         if not self.trains:
             return
         self.trains = False
-        for column in self._columns.values():
-            column.requires_grad_(False)
-            column.grad = None
+        for held in self._held.values():
+            held.requires_grad_(False)
+            held.grad = None
         self._place()
         if self.rule.gain is None:
             self.remove()
@@ -181,11 +203,11 @@ class MaskTraining:
         """Take the masks off the model."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._columns = [], {}
+        self._hooks, self._held, self._still = [], {}, {}
 
     def state(self) -> dict[str, Any]:
         """What a later `load` needs, tensors and numbers apart."""
-        tensors = {"z": self._z.detach(), "projection": self._projection}
+        tensors = {"z": self._z.detach(), "beside": self._beside}
         tensors |= {"multipliers": self._multipliers.detach(), "penalties": self._penalties.detach()}
         for name, parameter in self._trained().items():
             held = self._optimizer.state.get(parameter, {})
@@ -196,7 +218,7 @@ class MaskTraining:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` says, with the units that are left in place."""
         tensors, self.steps, self.began = state["masks"], int(state["mask_steps"]), bool(state["mask_began"])
-        self._projection = tensors["projection"].clone()
+        self._beside = tensors["beside"].clone()
         with torch.no_grad():
             for name, parameter in (*self._trained().items(), ("multipliers", self._multipliers)):
                 parameter.copy_(tensors[name])
@@ -226,33 +248,53 @@ class MaskTraining:
         slopes = torch.zeros_like(self._params)
         parts, left = self._by_pool(slopes), self._by_pool(self._left)
         for pool in self._living:
-            for gate in pool.gates:
-                if (gradient := self._columns[gate.linear].grad) is not None:  # None: an expert that was not called
-                    parts[pool.name][left[pool.name]] += gradient[gate.index].sum(1)
+            for each in self.rule.places(pool):
+                if (gradient := self._held[each.linear, each.dim].grad) is not None:  # None: an expert not called
+                    parts[pool.name][left[pool.name]] += gradient[each.index].sum(1)
         self.forget_step()
         return slopes
 
     def _place(self) -> None:
         """Write the masks, as the latents make them now, where the forward pass reads them."""
         with torch.no_grad():
-            if self.trains:
-                values = self.rule.value(self._z, self._projection)
-            else:
-                values = torch.ones_like(self._z) if self.rule.gain is None else self.rule.gain(self._z)
-            parts, left = self._by_pool(values), self._by_pool(self._left)
-            for pool in self._living if self._columns else ():
-                own = parts[pool.name][left[pool.name]].unsqueeze(1)
-                for gate in pool.gates:
-                    self._columns[gate.linear].data[gate.index] = own.expand(-1, gate.index.shape[1])
+            still = torch.ones_like(self._z) if self.rule.gain is None else self.rule.gain(self._z)
+            values = self.rule.value(self._z, self._beside) if self.trains else still
+            self._write(self._held, values)
+            if self.rule.noisy:
+                self._write(self._still, still)
 
-    def _hook(self, path: str, own: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        column = self._columns[path]
+    def _write(self, held: dict[tuple[str, int], Tensor], values: Tensor) -> None:
+        parts, left = self._by_pool(values), self._by_pool(self._left)
+        for pool in self._living if held else ():
+            own = parts[pool.name][left[pool.name]].unsqueeze(1)
+            for each in self.rule.places(pool):
+                held[each.linear, each.dim].data[each.index] = own.expand(-1, each.index.shape[1])
 
+    def _hook(
+        self, side: tuple[str, int], own: nn.Module
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not self._on:
-                return None
-            seen = column if module is own else column.detach()  # a copy of the model has its hooks, too
-            return (args[0] * seen.to(args[0]), *args[1:])
+            seen = self._seen(side, module, own)
+            return None if seen is None else (args[0] * seen.to(args[0]), *args[1:])
 
-        hook.gain, hook.masks = column.detach(), self  # type: ignore[attr-defined]
+        hook.gain, hook.masks = self._still[side], self  # type: ignore[attr-defined]
         return hook
+
+    def _row_hook(self, side: tuple[str, int], own: nn.Module) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            seen = self._seen(side, module, own)
+            return None if seen is None else output * seen.to(output)
+
+        hook.row_gain, hook.masks = self._still[side], self  # type: ignore[attr-defined]
+        return hook
+
+    def _seen(self, side: tuple[str, int], module: nn.Module, own: nn.Module) -> Tensor | None:
+        """What a forward pass is multiplied by."""
+        if not self._on:
+            return None
+        # A layer that is computed twice is in training mode both times, whether gradients are on or not.
+        if self.rule.noisy and not module.training and not torch.is_grad_enabled():
+            return self._still[side]
+        return (
+            self._held[side] if module is own else self._held[side].detach()
+        )  # a copy of the model has its hooks, too

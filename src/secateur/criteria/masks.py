@@ -1,7 +1,7 @@
 """Learned masks: how a unit's mask is made of what is learned of it, and what drives the masks to the target.
 
-A gate (o or down) reads x ⊙ m, with one m for all columns of a unit. What is learned is a latent z per unit. `MaskRule`
-is data: a criterion names one, and `mask_training` trains by it.
+A gate (o or down) reads x ⊙ m, with one m for all columns of a unit; or an FFN's masks are on what gate and up make.
+What is learned is a latent z per unit. `MaskRule` is data: a criterion names one, and `mask_training` trains by it.
 """
 
 import math
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..architecture.units import Member, Pool, Units
+from ..system.errors import InputError
 
 STEEPNESS = 2.4
 """C₀ of the retention score, with which s is 0 at z = 0 and 1 at z = 2μ."""
@@ -21,6 +24,10 @@ TEMPERATURE = 1.5
 """τ of the probability that a unit stays."""
 WARM = 0.1
 """Fraction of the training in which its learning rate rises."""
+CONCRETE = 2 / 3
+"""β, the temperature of a hard-concrete mask."""
+NOISE = 1e-6
+"""How near to 0 and 1 its noise comes."""
 
 NO_SEARCHED_MASKS = (
     "{criterion} learns masks towards a size from the first step on, and --allocation search finds the layers' sizes "
@@ -39,7 +46,7 @@ class MaskRule:
     start: float
     """z before the first step."""
     value: Callable[[Tensor, Tensor], Tensor]
-    """z and the projection (units,) of zeros and ones -> m. Its derivative is the estimator's, straight-through."""
+    """z and, (units,), the projection's zeros and ones or the step's noise -> m. Its derivative is the estimator's."""
     rate: Callable[[int], float]
     """Steps of the masks' training -> learning rate of Adam, where the user does not say (`--mask-lr`)."""
     betas: tuple[float, float]
@@ -53,7 +60,40 @@ class MaskRule:
     """(units,) `evidence.gates` for each of a unit's parameters -> z when the first unit is to be hidden, for a
     criterion that needs `gate_grad` as well; None: what was learned from `start` on."""
     gain: Callable[[Tensor], Tensor] | None = None
-    """z -> what the input of a unit that stays is multiplied by for good; None: by nothing."""
+    """z -> what a unit that stays is multiplied by for good, where its mask was; None: by nothing."""
+    noisy: bool = False
+    """Whether each step draws noise, uniform from 0 to 1; what is evaluated has `gain`."""
+    at_rows: bool = False
+    """Whether an FFN's masks are on what gate and up make, before the activation, and not on what down reads."""
+    bound: float | None = None
+    """How far from 0 a z may be after a step."""
+    warm: float = 0.0
+    """Share of the training over which the target goes from the whole size to its own, along a line."""
+    undecided: bool = True
+    """Whether masks between 0 and 1 are driven apart, by λ₃."""
+
+    def kept(self, kept: Tensor, share: float) -> Tensor:
+        """What is to stay at a share of the training, of what is to stay at its end."""
+        return 1 - (1 - kept) * min(1.0, share / self.warm) if self.warm else kept
+
+    def places(self, pool: Pool) -> tuple[Member, ...]:
+        """Where a pool's masks are: at the inputs of o and down, or at the outputs of gate and up."""
+        if not (self.at_rows and pool.kind == "ffn"):
+            return pool.gates
+        return tuple(member for member in pool.members if member.dim == 0 and member.scored)
+
+    def check_places(self, name: str, units: Units) -> None:
+        """Whether the model has what the masks are put on.
+
+        Raises:
+            InputError: it has not.
+        """
+        bare = next((p for p in units.of_kind("ffn") if self.at_rows and len(self.places(p)) < 2), None)
+        if bare is not None:
+            raise InputError(
+                f"--criterion {name} masks what gate and up make, and the FFN of a {units.family.name} has no gate "
+                f"({bare.members[0].linear} alone): use --criterion learned, or another."
+            )
 
     @property
     def projects(self) -> bool:
@@ -103,6 +143,22 @@ def standard_logarithm(gates: Tensor) -> Tensor:
 def projected_mask(z: Tensor, projection: Tensor) -> Tensor:
     """The projection, with the derivative of σ(z/τ) (GRASPrune's projected straight-through estimator)."""
     return straight_through(projection, probability(z))
+
+
+def hard_concrete(z: Tensor, noise: Tensor) -> Tensor:
+    """m = clip(1.2·σ((logit u + z)/β) − 0.1, 0, 1), u the noise: z is log α (Louizos et al., arXiv:1712.01312)."""
+    stretched = torch.sigmoid((noise.logit() + z) / CONCRETE) * (HIGH - LOW) + LOW
+    return stretched.clamp(0, 1)
+
+
+def open_probability(z: Tensor, share: float) -> Tensor:
+    """P(m > 0) = σ(z − β·log(0.1/1.1)) of a hard-concrete mask: its mean over units is the expected size."""
+    return torch.sigmoid(z - CONCRETE * math.log(-LOW / HIGH))
+
+
+def concrete_gain(z: Tensor) -> Tensor:
+    """σ(0.8·z/β): what a hard-concrete mask is without noise, in Compresso's code."""
+    return torch.sigmoid(0.8 * z / CONCRETE)
 
 
 def warm_cosine(share: float) -> float:

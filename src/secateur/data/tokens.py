@@ -13,6 +13,7 @@ from .documents import read_data, with_split
 from .encoding import around, encode, start_of
 from .endings import ending_ids
 from .forms.document import Document
+from .forms.system import with_system
 from .forms.tally import DROPPED, UNLABELLED, Tally, sentences
 from .labels import IGNORED, NOT_FOUND, Labeller
 from .packing import packed, segmented
@@ -68,6 +69,7 @@ def training_blocks(
     packing: str = "joined",
     seed: int = 0,
     bos: str = "auto",
+    system: str | None = None,
 ) -> Blocks:
     """Documents in an order fixed by `seed`, tokenised, one after the other, cut into blocks of `seq_len` tokens.
 
@@ -75,13 +77,12 @@ def training_blocks(
     an Alpaca-like prompt). `response_only`: labels on the assistant's words and the token that ends them.
     `packing`: `joined` makes one text of them; `separate` begins positions anew in each document, which transformers
     takes for the end of what attention sees, and gives its first token no label. `bos`: what each block begins with
-    (`encoding.start_of`), without a label where it is put there.
+    (`encoding.start_of`), without a label where it is put there. `system`: a prompt before each row (`with_system`).
 
     Raises:
         InputError: `response_only` with plain text, a template that it cannot follow, fewer tokens than one block.
     """
-    read = [read_data(spec) for spec in specs]
-    left_out, documents = Tally().merge(t for _, t in read), [d for found, _ in read for d in found if d.raw.strip()]
+    documents, left_out = _read(specs, system)
     random.Random(seed).shuffle(documents)
     start, bare = start_of(tokenizer, bos), around(tokenizer)[0] if bos == "never" else []
     ids: list[int] = []
@@ -119,6 +120,12 @@ def training_blocks(
         left_out=left_out,
         enders=ending_ids(tokenizer) * any(d.kind == "chat" for d in documents),
     )
+
+
+def _read(specs: Sequence[str], system: str | None) -> tuple[list[Document], Tally]:
+    read = [read_data(spec) for spec in specs]
+    documents = [document for found, _ in read for document in found if document.raw.strip()]
+    return with_system(documents, system) if system else documents, Tally().merge(tally for _, tally in read)
 
 
 def _tokenised(documents: Sequence[Document], labeller: Labeller) -> Iterator[tuple[list[int], list[int]]]:

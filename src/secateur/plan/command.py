@@ -159,13 +159,14 @@ def with_cuts(
 
 
 def with_masks(memory: Footprint, config: PlanConfig, budget: Budget, dtype: torch.dtype) -> Footprint:
-    """The footprint with the inputs of o and down before a learned mask; with checkpointing, of one layer."""
-    if CRITERIA[config.criterion].masks is None:
+    """The footprint with what learned masks are put on, as it is before them; with checkpointing, of one layer."""
+    if (rule := CRITERIA[config.criterion].masks) is None:
         return memory
     layers: dict[int, int] = {}
     for pool in budget.units.pools:
         if pool.name not in budget.spared:
-            layers[pool.layer] = layers.get(pool.layer, 0) + sum(gate.size for gate in pool.gates)
+            sides = {(each.linear, each.dim): each.size for each in rule.places(pool)}
+            layers[pool.layer] = layers.get(pool.layer, 0) + sum(sides.values())
     tokens = config.batch_size // config.accumulation * config.seq_len
     columns = max(layers.values(), default=0) if config.gradient_checkpointing else sum(layers.values())
     return replace(memory, masks=tokens * columns * dtype.itemsize)

@@ -58,7 +58,7 @@ class Footprint:
     moments: int = field(default=0, kw_only=True)
     """Second moments of inputs (`obs`, `--compensate lstsq`): the averages, and the step's own sums."""
     masks: int = field(default=0, kw_only=True)
-    """Inputs of o and down beside the masked ones, where masks are learned (`learned`, `projected`)."""
+    """What learned masks are put on, beside what they make of it."""
     teacher: int = field(default=0, kw_only=True)
     """The dense model's logits (`--distill`)."""
     refit: int = field(default=0, kw_only=True)

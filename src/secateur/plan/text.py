@@ -18,7 +18,7 @@ OPTIONAL = {
     "search": "the model's logits before the first cut, which the search compares with",
     "refit": "what a cut that refits in sequence holds, beyond what a step does",
     "moments": "second moments of the inputs of o and down: averages, and the step's own",
-    "masks": "the inputs of o and down beside the masked ones, from which masks learn",
+    "masks": "what masks are put on, beside what they make of it: they learn from both",
 }
 """Parts that most runs do not have."""
 DEVICE_PARTS = ("weights", "gathered", *PARTS[1:])

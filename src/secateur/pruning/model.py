@@ -58,6 +58,9 @@ class PrunedModel:
         layout = family_for(base, base.config.model_type, family)
         self._find_units = partial(find_units, base, layout, options.attention, options.kinds)
         self.units = self.live = self._find_units()
+        criterion = criterion_of(options)
+        if criterion.masks is not None:
+            criterion.masks.check_places(options.criterion, self.units)
         self.shrink, self.compensate = shrink, compensate
         self._look_up_modules()
         check_unmasked(base.modules())
@@ -69,7 +72,7 @@ class PrunedModel:
         self.masks: Masks | None = None
         self.calibration: Calibration | None = None
         self.calibrated_for = "compensate='sequential'" if compensate == "sequential" else ""
-        if "loss_without" in criterion_of(options).needs:
+        if "loss_without" in criterion.needs:
             self.calibrated_for = f"criterion={options.criterion!r}"
         self.living: tuple[Pool, ...] = self.units.pools
         self.keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in self.units.pools}

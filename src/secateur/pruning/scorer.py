@@ -60,8 +60,8 @@ class Scorer:
         )  # fmt: skip
         self.masks: MaskTraining | None = None
         if self.criterion.masks is not None:
-            pools, rate = pruned.units.pools, self.scoring.mask_lr
-            self.masks = MaskTraining(self.criterion.masks, pools, budget.constraints(), rate, dtype)
+            pools, rate, seed = pruned.units.pools, self.scoring.mask_lr, self.scoring.seed
+            self.masks = MaskTraining(self.criterion.masks, pools, budget.constraints(), rate, dtype, seed)
         self.put_masks_on()
 
     @property

@@ -1,8 +1,9 @@
-"""Turning a LoRA layer into its singular basis: the same function, in components that are ordered by what they do.
+"""Turning a LoRA layer into a singular basis: the same function, in components that are ordered by what they do.
 
 With its usual start the rows of A are random directions, and training hardly turns them. So each of 64 components holds
 about a 64th of what the adapter has learned, and no choice of eight keeps much more than an eighth. Turned, component j
-is the j-th singular direction of B·A. This is not in PrunedLoRA; docs/papers.md has the algebra.
+is the j-th singular direction of B·A, or of B·A·C^½ with C = E[x xᵀ] of its inputs: what of its outputs it makes.
+This is not in PrunedLoRA; docs/papers.md has the algebra.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.surgery import LoraFactors
+from ..system.machine.devices import precise
 from .layers import Averages
 
 DEPENDENT = 1e-2
@@ -18,12 +20,17 @@ DEPENDENT = 1e-2
 a curvature by their inverse square, until it is no curvature any more (seen where training diverges)."""
 
 
+UNSEEN = 1e-8
+"""Eigenvalues of a second moment, relative to the largest, that count as no lower: N divides by their roots."""
+
+
 @dataclass(frozen=True, eq=False)
 class Turn:
     """A' = N·A and B' = B·M with M = N⁻¹ on A's row space, so that B'·A' = B·A."""
 
     a: Tensor
-    """(r, in) A': rows at right angles, each as long as those of A are in the mean (root mean square)"""
+    """(r, in) A': rows as long as those of A in the mean (root mean square), at right angles in their products with
+    each other (`singular`) or with the inputs (`weighted`)"""
     b: Tensor
     """(out, r) B': columns at right angles, the longest first"""
     forth: Tensor
@@ -52,13 +59,38 @@ def singular(a: Tensor, b: Tensor) -> Turn:
     )
 
 
-def turn_(lora: LoraFactors, averages: Averages, optimizer: torch.optim.Optimizer | None) -> None:
+def weighted(a: Tensor, b: Tensor, second_z: Tensor) -> Turn:
+    """The singular basis of B·A·C^½, C = E[x xᵀ]: its first k components are the k that miss least of E‖B·A·x‖².
+
+    C need not be known: the left singular vectors, which are kept, are those of B·F with F·Fᵀ = A·C·Aᵀ = E[z zᵀ].
+
+    Args:
+        a: (r, in).
+        b: (out, r), r at most out.
+        second_z: (r, r) E[z zᵀ] of z = A·x.
+    """
+    place = precise(a.device)
+    values, vectors = torch.linalg.eigh(second_z.to(place))
+    roots = values.clamp_min(values.max() * UNSEEN).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    across, upper = torch.linalg.qr(b.to(place))
+    left, lengths, right = torch.linalg.svd(upper @ (vectors * roots))
+    forth, back = right @ (vectors / roots).T, vectors * roots @ right.T
+    turned = forth @ a.to(place)
+    length = a.to(place).norm() / turned.norm().clamp_min(torch.finfo(turned.dtype).tiny)
+    parts = length * turned, across @ (left * lengths) / length, length * forth, back / length
+    return Turn(*(part.to(a.device) for part in parts))
+
+
+def turn_(
+    lora: LoraFactors, averages: Averages, optimizer: torch.optim.Optimizer | None, basis: str = "singular"
+) -> None:
     """Turn a layer's factors, the averages of its gradients and activations, and its AdamW moments.
 
     First moments turn exactly. Second moments do not, as they hold no products of different components: they are turned
     as if there were none, and each component is then scaled to what `averages` know of its gradient's length.
     """
-    turn = singular(lora.a.detach(), lora.b.detach())
+    a, b = lora.a.detach(), lora.b.detach()
+    turn = singular(a, b) if basis == "singular" else weighted(a, b, averages.tensors["second_z"])
     for parameter, whole, name, dim in (
         (lora.a, turn.back.T, "curvature_a", 0),
         (lora.b, turn.forth, "curvature_b", 1),

@@ -72,10 +72,10 @@ def check_options(options: RankOptions, ranks: list[int]) -> None:
             f"--recovery {options.recovery} with --criterion {options.criterion}: a Newton step goes by the gradients' "
             "curvature and this cut by the activations', and one update cannot follow both: use --recovery compensate."
         )
-    if options.basis == "singular" and criterion.first_order:
+    if options.basis != "given" and criterion.first_order:
         raise InputError(
-            f"--basis singular with --criterion {options.criterion}: an average of |∂L/∂w · w| is known only for the "
-            "components that it was taken of: use --basis given, or another criterion."
+            f"--basis {options.basis} with --criterion {options.criterion}: an average of |∂L/∂w · w| is known only "
+            "for the components that it was taken of: use --basis given, or another criterion."
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config.ranks import RankOptions
 from ..system.errors import InputError
 from ..system.machine.devices import doubled
 from ..system.registry import Registry
@@ -63,6 +64,15 @@ class RankCriterion:
             raise InputError(f"RankCriterion: score is {self.score!r}: give a function of the evidence.")
         if self.curvature not in ("gradient", "activations"):
             raise InputError(f"RankCriterion: curvature is {self.curvature!r}: choose from gradient, activations.")
+
+    def wants_curvature(self, options: RankOptions) -> bool:
+        """Whether the score, the recovery or a turn of the basis uses the gradients' second moments."""
+        recovers = options.recovery != "none" and self.curvature == "gradient"
+        return self.second_order or recovers or options.basis != "given"
+
+    def wants_activations(self, options: RankOptions) -> bool:
+        """Whether the score or the basis goes by z = A x."""
+        return self.activations or options.basis == "weighted"
 
 
 RANK_CRITERIA: Registry[RankCriterion] = Registry("rank criterion")

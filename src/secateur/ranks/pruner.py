@@ -81,7 +81,7 @@ class RankPruner:
         self.schedule: Schedule | None = None
         if total_steps is not None:
             self.begin(total_steps)
-        if self.criterion.activations and self._cuts_ahead:
+        if self.criterion.wants_activations(self.options) and self._cuts_ahead:
             self._activations.attach(model, self.layers)
 
     @property
@@ -135,7 +135,7 @@ class RankPruner:
         check_gradients({path: lora_factors(layer) for path, layer in self.layers.items()}, self.steps_done + 1)
         seen_z = self._activations.take()
         wanted = {
-            "curvature": self._wants_curvature,
+            "curvature": self.criterion.wants_curvature(self.options),
             "gradients": self.options.recovery == "newton+compensate",
             "first_order": self.criterion.first_order,
         }
@@ -146,12 +146,6 @@ class RankPruner:
                 fresh["second_z"] = seen_z[path]
             self._averages[path].mix(fresh, self.options.fisher_decay)
         self._loop.took(self.model)
-
-    @property
-    def _wants_curvature(self) -> bool:
-        """Whether the score or the recovery uses the gradients' second moments."""
-        recovers = self.options.recovery != "none" and self.criterion.curvature == "gradient"
-        return self.criterion.second_order or recovers or self.options.basis == "singular"
 
     def skip(self) -> None:
         """Leave a step out, in place of `observe`."""
@@ -179,9 +173,9 @@ class RankPruner:
         self._check_known()
         before = self.ranks
         self.share()
-        if self.options.basis == "singular":
+        if self.options.basis != "given":
             for path, layer in self.layers.items():
-                turn_(lora_factors(layer), self._averages[path], optimizer)
+                turn_(lora_factors(layer), self._averages[path], optimizer, self.options.basis)
         chosen: dict[str, Tensor] = {}
         for path, gone in self._choose(self.schedule.progress(self.steps_done), optimizer).items():
             if len(gone):
@@ -199,7 +193,8 @@ class RankPruner:
 
     def _check_known(self) -> None:
         """The averages hold something, where something is to be looked up in them, on the layers' devices."""
-        needs = self._wants_curvature or self.criterion.first_order or self.criterion.activations
+        own, options = self.criterion, self.options
+        needs = own.wants_curvature(options) or own.first_order or own.wants_activations(options)
         for path, averages in self._averages.items():
             if needs and not averages.tensors:
                 self._loop.check_observed()

@@ -9,6 +9,7 @@ from ..config.adapt import AdaptConfig
 from ..config.evaluation import EvalConfig
 from ..config.files.recipes import build_values, read_with_recipe
 from ..config.prune import PruneConfig
+from ..config.sparsify import SparsifyConfig
 from ..report.runs import cleaned
 from ..system.errors import InputError
 from ..system.launcher import launched
@@ -19,6 +20,7 @@ from ..system.voice import speaks_python
 from .compared import CompareResult
 from .evaluated import EvalResult, eval_result
 from .loading import load_result
+from .sparsified import SparsifyResult
 from .trained import AdaptResult, PruneResult
 
 C = TypeVar("C")
@@ -62,6 +64,25 @@ def adapt(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Ad
     _train(made, prepare_adapt, run)
     result = load_result(made.output)
     assert isinstance(result, AdaptResult)
+    return result
+
+
+@speaks_python()
+def sparsify(*, config: str | os.PathLike[str] | None = None, **options: Any) -> SparsifyResult:
+    """`secateur sparsify`: put zeros into a model's weights by a pattern, and train LoRA over them.
+
+    `secateur.sparsify(model="./llama", data="c4.jsonl", pattern="2:4", method="wanda", output="./sparse")`. For a model
+    in memory there is `secateur.sparsity.sparsify_`.
+
+    Args and errors as of `prune`; the options are those of `secateur sparsify`.
+    """
+    from ..runs.sparsify.command import sparsify as run
+    from ..runs.sparsify.job import prepare_sparsify
+
+    made = _options(SparsifyConfig, "sparsify", config, options)
+    _train(made, prepare_sparsify, run)
+    result = load_result(made.output)
+    assert isinstance(result, SparsifyResult)
     return result
 
 

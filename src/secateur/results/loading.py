@@ -10,17 +10,19 @@ from ..system.voice import speaks_python
 from ..training.checkpoints import RUN, work_folder
 from .compared import CompareResult, compare_result
 from .evaluated import EvalResult, eval_result
+from .sparsified import SparsifyResult, sparsify_result
 from .trained import AdaptResult, PruneResult, adapt_result, prune_result
 
-WANTED = "give the output folder of prune, adapt or compare, or the JSON file that eval wrote."
+WANTED = "give the output folder of prune, adapt, sparsify or compare, or the JSON file that eval wrote."
+Trained = PruneResult | AdaptResult | SparsifyResult
 
 
 @speaks_python()
-def load_result(place: str | os.PathLike[str]) -> PruneResult | AdaptResult | CompareResult | EvalResult:
-    """What a run left behind, as the object that `prune`, `adapt`, `compare` or `eval` returned.
+def load_result(place: str | os.PathLike[str]) -> Trained | CompareResult | EvalResult:
+    """What a run left behind, as the object that `prune`, `adapt`, `sparsify`, `compare` or `eval` returned.
 
     Args:
-        place: the output folder of `prune`, `adapt`, `quickstart` or `compare`, or the file that `eval` wrote.
+        place: the output folder of `prune`, `adapt`, `sparsify`, `quickstart` or `compare`, or the file of `eval`.
     Raises:
         InputError: it holds no such result, or one that is damaged or of a newer version.
     """
@@ -41,7 +43,7 @@ def load_result(place: str | os.PathLike[str]) -> PruneResult | AdaptResult | Co
     raise InputError(f"{path} holds no result: {WANTED}")
 
 
-def _trained(folder: Path) -> PruneResult | AdaptResult:
+def _trained(folder: Path) -> Trained:
     record = read_object(folder / "result.json")
     if is_cell(record):
         raise InputError(
@@ -52,6 +54,8 @@ def _trained(folder: Path) -> PruneResult | AdaptResult:
     if record.get("kind") == "adapt":
         ranks = folder / "ranks.json"
         return adapt_result(run, read_object(ranks) if ranks.is_file() else {})
+    if record.get("kind") == "sparsify":
+        return sparsify_result(run)
     if record.get("kind") is not None:
         raise InputError(
             f"{folder} is a result of {record['kind']}, for whose figures there is no object: read its "

@@ -224,7 +224,7 @@ def prune_result(run: Run, removed: dict[str, Any]) -> PruneResult:
         cuts=tuple(_cut(cut) for cut in rows(removed, "cuts")),
         format=record.text("export", "format"),
         options=options,
-        **_spent(record, run),
+        **spent(record, run),
     )
 
 
@@ -252,7 +252,7 @@ def adapt_result(run: Run, ranks: dict[str, Any]) -> AdaptResult:
         ranks=whole_numbers(at(ranks, "end")),
         ranks_after={int(number(cut, "step") or 0): whole_numbers(at(cut, "ranks")) for cut in rows(ranks, "cuts")},
         options=options,
-        **_spent(record, run),
+        **spent(record, run),
     )
 
 
@@ -276,7 +276,7 @@ def plotted(run: Run) -> "Figure":
     return shown.drawn(draw)
 
 
-def _spent(record: Record, run: Run) -> dict[str, Any]:
+def spent(record: Record, run: Run) -> dict[str, Any]:
     """Steps, tokens and times, which all that train have alike, and the records themselves."""
     return {
         "steps": record.whole("data", "steps"),

@@ -64,13 +64,14 @@ class Pst:
         self.share, self.now = share, 0.0
         """At the end, and at the step under way."""
         self.layers: dict[str, nn.Module] = lora_layers(model)
+        self._hooks: list[Any] = []
         for layer in self.layers.values():
             lora = lora_factors(layer)
             with torch.no_grad():
                 lora.b.normal_()
                 lora.a.zero_()
             self._add_scores(layer, lora)
-            layer.register_forward_hook(self._masked)
+            self._hooks.append(layer.register_forward_hook(self._masked))
 
     def _add_scores(self, layer: nn.Module, lora: LoraFactors) -> None:
         (adapter,) = layer.active_adapters  # type: ignore[misc]
@@ -89,6 +90,20 @@ class Pst:
             weight = masked_weight(layer, self.now)
         bias = base_linear(layer).bias
         return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def close(self) -> None:
+        """Take scores and masks off the model; LoRA's factors stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self.layers.values():
+            for part in PARTS:
+                delattr(layer, PREFIX + part)
+        self._hooks = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        """P, Q, R and C of all layers."""
+        parts = (layer.get_submodule(PREFIX + part) for layer in self.layers.values() for part in PARTS)
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def keep(self) -> dict[str, Tensor]:
         """Path of a linear -> (out, in) bool, which of its weights stay at the end."""

@@ -141,7 +141,7 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     with phase("reading and tokenising the training data"):
         blocks = training_blocks(
             config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
-            seed=config.seed, bos=config.bos,
+            seed=config.seed, bos=config.bos, system=config.system_prompt,
         )  # fmt: skip
     require_batches(blocks, config.batch_size * launched())
     _check_vocabulary(blocks, model_config, config.model)

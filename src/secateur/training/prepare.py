@@ -186,6 +186,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     if config.experts is not None:
         check_expert_count(model_config, family, config.experts)
     units = find_units(empty, family, config.attention, config.kinds)
+    if criterion.masks is not None:
+        criterion.masks.check_places(config.criterion, units)
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize

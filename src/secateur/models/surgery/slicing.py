@@ -14,7 +14,7 @@ from ...architecture.depth import kept_layers, take_out_
 from ...architecture.experts import expert_lists, stack_experts
 from ...architecture.layout import WHOLE_KINDS, LayerShape
 from ...architecture.quantised import bits_of, is_quantised, slice_
-from ...architecture.units import Pool, Units, base_linear, gain_of, sides_of
+from ...architecture.units import Pool, Units, base_linear, folded, sides_of
 from ...parallel.sharding import gathered, is_sharded, resharded
 from ...system.errors import InputError
 from .gains import NAME as GAIN
@@ -64,7 +64,7 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
     wrapped = lora_layers(base)
     transposed = {plain(path) for path, module in base.named_modules() if isinstance(module, Conv1D)}
     transposed |= {f"{path}.base_layer" for path, layer in wrapped.items() if is_embedding(layer)}
-    gains = {plain(path): gain for path, module in base.named_modules() if (gain := gain_of(module)) is not None}
+    modules = {plain(path): module for path, module in base.named_modules()}
     gone, biases = names_gone(units, keep)
     for name, tensor in base.state_dict().items():
         path, _, leaf = plain(name).rpartition(".")
@@ -79,8 +79,7 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
         else:
             whole = gathered(tensor.detach())
             value = whole.T if turned else whole
-        if path in gains and leaf == "weight":
-            value = value * gains[path].to(value.device)
+        value = folded(modules[path], leaf, value)
         for dim in (0, 1):
             if (path, dim) in stay and dim < value.dim():
                 value = value.index_select(dim, stay[path, dim].to(value.device))

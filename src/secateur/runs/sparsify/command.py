@@ -26,6 +26,7 @@ from ...models.benchmark import parameter_count
 from ...models.devices import device_of, dtype_of, name_of, widened
 from ...models.memory import WRITE_LATER, memory_for
 from ...models.stored import checkpoint_dtype
+from ...sparsity.masked import keep_pattern_
 from ...sparsity.pst import Pst, PstCallback
 from ...sparsity.walk import sparsify_layers
 from ...system.locks import locked
@@ -150,6 +151,8 @@ def train(
     config, learnt = job.config, job.config.method == LEARNT
     model = add_lora(base, config, job.linears, scaling=1.0 if learnt else None)
     pst = Pst(model, config.zeros.share) if learnt else None
+    if config.mask_lora:
+        keep_pattern_(model, keep)
     if job.checkpoint is not None:
         check_resumable(model, job.checkpoint)
     done = step_of(job.checkpoint) if job.checkpoint else 0
@@ -171,8 +174,8 @@ def train(
 def merged(model: nn.Module, keep: dict[str, Tensor], job: SparsifyJob) -> tuple[PreTrainedModel, tuple[float, float]]:
     """What is to be written, in float32 at least, and how far it is from what was trained (KL, largest |Δlogit|).
 
-    With the pattern kept, LoRA's part where zeros are is dropped, and the two differ by what it did. Zeros that were
-    learnt are those that were trained with.
+    With the pattern kept, LoRA's part where zeros are is dropped, and the two differ by what it did. With zeros that
+    were learnt, or LoRA that was masked, it did nothing there.
     """
     if not isinstance(model, PeftModel):
         assert isinstance(model, PreTrainedModel)
@@ -181,7 +184,7 @@ def merged(model: nn.Module, keep: dict[str, Tensor], job: SparsifyJob) -> tuple
     with in_precision(model, wide):
         trained = logits_of(model, ids)
     small = merged_model(model, keep if job.config.keep_pattern else {})
-    dropped = job.config.keep_pattern and job.config.method != LEARNT
+    dropped = job.config.keep_pattern and job.config.method != LEARNT and not job.config.mask_lora
     allowed = float("inf") if dropped else MOST_KL[wide]
     with in_precision(small, wide):
         return small, compare_logits("the merged", logits_of(small, ids), "the trained", trained, allowed)

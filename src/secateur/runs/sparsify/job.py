@@ -13,6 +13,7 @@ from ...models.benchmark import parameter_count
 from ...models.coverage import planned_lora
 from ...models.stored import checkpoint_dtype
 from ...sparsity.layers import SparseLayer, sparse_layers
+from ...sparsity.masked import masked_bytes
 from ...sparsity.pst import pst_bytes
 from ...sparsity.walk import walk_bytes
 from ...system.errors import InputError
@@ -87,7 +88,9 @@ def _plan(config: SparsifyConfig, model_config: PreTrainedConfig) -> tuple[tuple
     walk = walk_bytes(empty, layers, config.method, config.calibration_tokens)
     if config.method == LEARNT:
         beside, walk = "for scores and masks in training", pst_bytes(empty, layers)
+    masked = masked_bytes(empty, layers) if config.mask_lora else 0
     if config.steps != 0:
         planned_lora(empty, config, lora_config(config, lora_names(layers)))  # uses it up
     words = f"memory: {human_bytes(size)} for the model"
-    return layers, size, words + (f", about {human_bytes(walk)} beside it {beside}" if walk else "")
+    words += f", about {human_bytes(walk)} beside it {beside}" if walk else ""
+    return layers, size, words + (f", {human_bytes(masked)} for masked LoRA in training" if masked else "")
