@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from adapt_tables import VARIED, best_rates, tables
+from growing import Growing
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
@@ -75,12 +76,14 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "gradient, alpha 2r, by rank": GIVEN | {"scaling": 2.0, "follows": True},
     "gradient, singular, by rank": TURNED | {"follows": True},
     "gradient, singular, alpha 2r, by rank": TURNED | {"scaling": 2.0, "follows": True},
+    "grown and pruned": {"rank": 8, "grows": True},
     "truncated after training": LAST | {"basis": "singular", "criterion": "magnitude"},
     "truncated after training, weighted": LAST | {"basis": "weighted", "criterion": "wanda"},
 }
 """`scaling` is that of the end; with `follows` it is lower at the start, as 1/√r (`--scaling rank`).
 
-Truncated: what the first 8 singular values leave of a trained adapter of rank 64, or of its outputs.
+Grown: components go from layer to layer while the sum of ranks stays (growing.py, after ElaLoRA). Truncated: what the
+first 8 singular values leave of a trained adapter of rank 64, or of its outputs.
 """
 FINAL_2 = {"init_rank": 64, "rank": 2, "follows": True}
 SMALLER: dict[str, dict[str, Any]] = {
@@ -243,7 +246,9 @@ def train(model: PeftModel, task: Task, given: dict[str, Any], rate: float, seed
     names = ("criterion", "recovery", "allocation", "basis", "schedule", "prune_start", "prune_end", "k1", "k2")
     options = {name: given[name] for name in names if name in given}
     options["scaling"] = "rank" if given.get("follows") else "fixed"
-    pruner = None
+    pruner: RankPruner | Growing | None = None
+    if given.get("grows"):
+        pruner = Growing(model, rank=given["rank"], total_steps=task.steps, every=5, seed=seed)
     if "init_rank" in given:
         pruner = RankPruner(model, rank=given["rank"], total_steps=task.steps, frequency=5, seed=seed, **options)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -273,8 +278,8 @@ def train(model: PeftModel, task: Task, given: dict[str, Any], rate: float, seed
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    if pruner:
-        assert set(pruner.ranks.values()) == {given["rank"]} or given.get("allocation") == "global"
+    if pruner and given.get("allocation") != "global" and not given.get("grows"):
+        assert set(pruner.ranks.values()) == {given["rank"]}
     cuts = [cut.step for cut in pruner.cuts] if pruner else []
     return {"train_loss": statistics.fmean(losses[-10:]), "seconds": time.perf_counter() - started, "cuts": cuts}
 
