@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test families-test lint examples docs docs-serve reliability deploy-engines deploy-test clean
+.PHONY: quickstart test test-all families-test style lint examples docs docs-serve reliability deploy-engines
+.PHONY: deploy-test clean
 .PHONY: dist test-lowest test-latest
 
 # Compiled on all cores, where pip takes one; a few files are for newer Pythons and cannot be.
@@ -19,15 +20,22 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/secateur quickstart
 
-lint: $(READY)
+style: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples docs/site
 	$(BIN)/ruff format --check src tests benchmarks examples docs/site
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Two tests at a time, each on one thread: tiny models gain nothing from more.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+lint: style
+	$(BIN)/mypy
+
+# Two tests at a time, each on one thread: tiny models gain nothing from more. The types are checked meanwhile. test-all
+# has every case of those that cross (tests/product.py), where test has some.
+test-all: export SECATEUR_ALL := 1
+test test-all: style
+	mkdir -p build
+	$(BIN)/mypy >build/types.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; cat build/types.txt; exit $$((tests + types))
 
 # Every kind of unit of every family; make test has of each what no other test of it shows.
 families-test: $(READY)

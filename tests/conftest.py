@@ -1,52 +1,72 @@
-"""Shared settings of the tests: one thread (tiny matrices only lose by sharing), our warnings are errors."""
+"""Shared settings of the tests: one thread (tiny matrices only lose by sharing), our warnings are errors.
 
+What takes seconds to import is imported by fixtures: with `-n 2` pytest reads this file in a third process too, which
+runs no test and which the two wait for.
+"""
+
+import functools
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
-
-from zygote import read_back  # noqa: E402
-
-from secateur.checkpoint import verify  # noqa: E402
-from secateur.report import plots  # noqa: E402
-
-FROM_NOTHING = verify.run_python
 
 
 @pytest.fixture(autouse=True, scope="session")
 def what_was_imported_is_no_garbage() -> None:
     """Trainer collects garbage once a run, which goes through all that the libraries made: 0.4 s for any run."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def imports_made_once() -> Iterator[None]:
-    """What is read back is read by a fork of a process that has the libraries."""
+def read_back_by_a_fork() -> Iterator[Callable[..., Any]]:
+    """What is read back is read by a fork of a process that has the libraries; gives what a user has."""
+    from zygote import read_back
+
+    from secateur.checkpoint import verify
+
+    from_nothing = verify.run_python
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "run_python", read_back)
+        yield from_nothing
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plots_are_not_rendered() -> Iterator[None]:
+    """Every run draws its report's plots, and rendering them takes as long as the run: that is tests/report's."""
+    from unrendered import Unrendered
+
+    from secateur.report import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "LAYOUT", "none")
+        patch.setattr(plots, "FigureCanvasSVG", Unrendered)
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
-def plots_have_no_fitted_margins() -> Iterator[None]:
-    """Every run draws its report's plots, and fitting margins takes longer than drawing: that is tests/report's."""
+def gguf_names_are_made_once() -> Iterator[None]:
+    """transformers makes the table of a model's GGUF names anew for each of its modules: 15 s for 32 layers."""
+    import gguf
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "LAYOUT", "none")
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         yield
 
 
 @pytest.fixture
-def from_nothing(monkeypatch) -> None:
+def from_nothing(read_back_by_a_fork, monkeypatch) -> None:
     """What is read back is read as a user's is, by a process that makes its own imports."""
-    monkeypatch.setattr(verify, "run_python", FROM_NOTHING)
+    monkeypatch.setattr("secateur.checkpoint.verify.run_python", read_back_by_a_fork)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
+from product import some_of
 from safetensors.torch import save_file
 from tiny import tiny_llama
 from torch import nn
@@ -34,7 +35,11 @@ STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24
 CUTS = (5, 8, 11)
 CRITERIA_SHOWN = {"lora": "none", "taylor": "none", "gate": "none", "wanda": "none", "obs": "lstsq"}
 """Criterion -> compensation, as the cells of docs/results/distributed.md."""
-CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
+WAYS = some_of(
+    [f"{name}-{way}" for name in CRITERIA_SHOWN for way in ("shrink", "mask")],
+    ["lora-shrink", "lora-mask", "taylor-shrink", "gate-mask", "wanda-mask", "obs-shrink"],
+)
+CASES = {name: (name.split("-")[0], CRITERIA_SHOWN[name.split("-")[0]], name.split("-")[1]) for name in WAYS}
 CASES |= {
     "beside-gate": ("gate", "none", "shrink"),  # gains, norms and weights are trained too, and LoRA begins anew
     "gate-lstsq": ("gate", "lstsq", "shrink"),

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
-from two_processes import CRITERIA_SHOWN, adapted, at_cut, norms_in_float64, with_lora
+from two_processes import CRITERIA_SHOWN, WAYS, adapted, at_cut, norms_in_float64, with_lora
 
 from secateur import Pruner
 from secateur.checkpoint.streaming import export_streamed
@@ -21,7 +21,7 @@ from secateur.training.loss import causal_lm_loss
 
 STEPS, GLOBAL_BATCH, LENGTH = 8, 8, 24
 CUTS = (2, 4, 6)
-CASES = {f"{name}-{way}": (name, how, way) for name, how in CRITERIA_SHOWN.items() for way in ("shrink", "mask")}
+CASES = {name: (name.split("-")[0], CRITERIA_SHOWN[name.split("-")[0]], name.split("-")[1]) for name in WAYS}
 CASES |= {
     "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),
     "gate-sequential-shrink": ("gate", "sequential", "shrink"),

@@ -30,7 +30,8 @@ import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.co
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
 import secateur.report.plots
-secateur.report.plots.LAYOUT = "none"  # as in conftest.py
+from unrendered import Unrendered
+secateur.report.plots.LAYOUT, secateur.report.plots.FigureCanvasSVG = "none", Unrendered  # as in conftest.py
 """
 UNTIL = """
 import os, signal, sys, threading, time

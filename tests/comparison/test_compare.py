@@ -31,6 +31,18 @@ from secateur.training.saving import SavingCallback
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
 
+@pytest.fixture(autouse=True)
+def plots_are_not_drawn(request, monkeypatch) -> None:
+    """They take as long as a cell."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("secateur.comparison.tables.plot_perplexity", lambda rows, path: None)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Plots are drawn after all."""
+
+
 @pytest.fixture
 def inputs(tmp_path):
     """Options of a small grid on a tiny model."""
@@ -218,6 +230,7 @@ def fails_at_once(cell, job, comparison):
     raise NumericsError("not run")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
     flags = flags_of({**inputs, "sparsity": "0.3", "seed": "0,1", "criterion": "gate"})
     assert main(["compare", *flags, "--keep-checkpoints"]) == 0
@@ -294,6 +307,7 @@ def test_texts_of_one_name_stay_apart(inputs, tmp_path) -> None:
     assert "9.00" in text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tables_take_what_is_missing_infinite_or_failed(inputs, tmp_path) -> None:
     given = {**inputs, "criterion": "magnitude,gate,random,wanda", "sparsity": "0.3", "baselines": ()}
     text, _ = written(
@@ -314,6 +328,7 @@ def test_tables_take_what_is_missing_infinite_or_failed(inputs, tmp_path) -> Non
     assert (tmp_path / "grid" / "comparison.png").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_grid_of_failures_has_a_table(inputs, tmp_path) -> None:
     given = {**inputs, "criterion": "magnitude", "sparsity": "0.3", "baselines": ()}
     text, _ = written(tmp_path, given, {"run": {"perplexities": {}, "status": "failed", "reason": "out of memory"}})

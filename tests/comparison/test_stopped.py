@@ -15,7 +15,8 @@ WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and
 
 
 @pytest.fixture
-def given(tmp_path):
+def given(tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.comparison.tables.plot_perplexity", lambda rows, path: None)  # it takes half a cell
     save_tiny(tmp_path / "model", layers=1)
     (tmp_path / "text.txt").write_text(WORDS * 20)
     (tmp_path / "other.txt").write_text(WORDS[::-1] * 20)

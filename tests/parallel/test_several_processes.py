@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from accelerate.commands.launch import launch_command, launch_command_parser
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_llama
@@ -79,19 +80,27 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(place, tmp_path, 
         torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name)
 
 
-def test_adapt_under_accelerate_is_the_run_of_one_process(place, tmp_path) -> None:
-    """`--multi_gpu` is what makes accelerate start more than one process without GPUs, too."""
+def test_adapt_under_accelerate_is_the_run_of_one_process(place, tmp_path, monkeypatch) -> None:
+    """`--multi_gpu` is what makes accelerate start more than one process without GPUs, too. It leaves that to torchrun,
+    in whose place are forks with the environment that it was given."""
     save_tiny(tmp_path / "model", layers=2, dtype=torch.float64)  # a run in float32 widens, and does not narrow
     arguments = ["adapt", "--model", str(tmp_path / "model"), "--data", str(place / "text.txt"), "--steps", "10",
                  "--seq-len", "32", "--frequency", "3", "--dtype", "float32", "--init-rank", "8", "--rank", "2",
                  "--criterion", "sparsegpt", "--lr", "5e-3"]  # fmt: skip
     assert main([*arguments, "--batch-size", "4", "--output", str(tmp_path / "one")]) == 0
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    ended = []
+
+    def forked(given) -> None:
+        assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+        assert given.module
+        ended.append(launch(int(given.nproc_per_node), "-m", given.training_script, *given.training_script_args))
+
+    monkeypatch.setattr("torch.distributed.run.run", forked)
     quiet = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     two = [*arguments, "--batch-size", "2", "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*launcher, *quiet, "-m", "secateur", *two], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
-    )
+    parser = launch_command_parser()
+    launch_command(parser.parse_args(["--multi_gpu", "--num_processes", "2", *quiet, "-m", "secateur", *two]))
+    (done,) = ended
     assert done.returncode == 0, done.stderr[-2000:]
     records = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
     ranks = [json.loads((tmp_path / name / "ranks.json").read_text()) for name in ("one", "two")]

@@ -1,4 +1,4 @@
-"""50 steps in float64 without dropout: masked, shrunk and with layers computed twice, a run goes the same way."""
+"""In float64 without dropout: masked, shrunk and with layers computed twice, a run goes the same way."""
 
 import pytest
 import torch
@@ -15,18 +15,19 @@ STEPS = 50
 CLOSE = {"rtol": 1e-8, "atol": 1e-13}  # the masked sums have zeros in other places; Adam amplifies round-off
 
 
-def trained(criterion, *, shrink, checkpointing, compensate="none"):
-    """The pruner, its model, the optimiser and the losses of 50 steps with seven cuts."""
-    model = adapted(torch.float64, layers=3).train()
+def trained(criterion, *, shrink, checkpointing, compensate="none", steps=STEPS, layers=3):
+    """The pruner, its model, the optimiser and the losses of some steps, with a cut at every tenth of them."""
+    every = steps // 10
+    model = adapted(torch.float64, layers=layers).train()
     if checkpointing:
         checkpoint_layers(model)
     pruner = Pruner(
-        model, sparsity=0.5, total_steps=STEPS, prune_start=6, prune_end=36, frequency=5, criterion=criterion,
-        shrink=shrink, compensate=compensate, scoring=Scoring(),
+        model, sparsity=0.5, total_steps=steps, prune_start=every + 1, prune_end=7 * every + 1, frequency=every,
+        criterion=criterion, shrink=shrink, compensate=compensate, scoring=Scoring(),
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-    schedule = CosineAnnealingLR(optimizer, STEPS)
-    rows = torch.randint(3, 99, (STEPS, 4, 24), generator=torch.Generator().manual_seed(3))
+    schedule = CosineAnnealingLR(optimizer, steps)
+    rows = torch.randint(3, 99, (steps, 4, 24), generator=torch.Generator().manual_seed(3))
     losses = []
     for ids in rows:
         loss = causal_lm_loss(model(input_ids=ids, use_cache=False), ids)
@@ -81,7 +82,7 @@ def test_shrinking_is_masking_over_50_steps(criterion) -> None:
     + [("lora", False, "none"), ("gate", True, "lstsq")],
 )
 def test_layers_computed_twice_count_once(criterion, shrink, compensate) -> None:
-    options = {"shrink": shrink, "compensate": compensate}
+    options = {"shrink": shrink, "compensate": compensate, "steps": 20, "layers": 2}
     twice, once = (trained(criterion, checkpointing=c, **options) for c in (True, False))
     assert once[0].removed_params > 0
     for path in once[0].units.linears:  # the same shapes in both, masked or not: nothing to select

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from secateur.report import plots
 
 
 @pytest.fixture(autouse=True, scope="module")
-def plots_have_fitted_margins() -> Iterator[None]:
+def plots_are_rendered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "LAYOUT", "constrained")
+        patch.setattr(plots, "FigureCanvasSVG", FigureCanvasSVG)
         yield
