@@ -1,7 +1,8 @@
 """Flags, YAML and recipes to a command and its config. Flags are generated from the commands' config dataclasses."""
 
 import argparse
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Container, Iterable
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -42,7 +43,8 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         InputError: every fault that the options have, in one message.
     """
     everything = "--help-all" in arguments
-    parser = make_parser(everything)
+    # Options of the commands that are named alone; a shell that asks for completions names them elsewhere.
+    parser = make_parser(everything, COMMANDS if "_ARGCOMPLETE" in os.environ else arguments)
     argcomplete.autocomplete(parser)  # ends here where a shell asks for completions
     if set(arguments) == {"--version", "--verbose"}:
         return _print_versions, None
@@ -117,11 +119,12 @@ def _print_completion(shell: str) -> int:
     return 0
 
 
-def make_parser(everything: bool = True) -> argparse.ArgumentParser:
+def make_parser(everything: bool = True, named: Container[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of all commands.
 
     Args:
         everything: help lists every option, not those alone that most runs need.
+        named: the commands that get their options.
     """
     parser = _Parser(
         prog="secateur",
@@ -151,7 +154,8 @@ def make_parser(everything: bool = True) -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if not few:
             sub.add_argument("--help-all", action="store_true", help="show every option and exit")
-        _add_options(sub, command.options, few)
+        if name in named:
+            _add_options(sub, command.options, few)
     return parser
 
 

@@ -28,7 +28,6 @@ from ..checkpoint.comparing import wide_of
 from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
 from ..models.stored import checkpoint_dtype
-from ..training.loss import causal_lm_loss
 from ..training.recovery.beside import Beside
 from .kept import Kept, bytes_of
 
@@ -207,7 +206,7 @@ def _sum_bytes(
 
 
 def _fake_step(model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str) -> tuple[Kept, int]:
-    """A forward pass and loss on tensors that have shapes alone.
+    """A forward pass on tensors that have shapes alone; the loss keeps nothing but the logits' gradient.
 
     Returns:
         what the backward pass keeps, and bytes of the logits with their gradient.
@@ -231,7 +230,6 @@ def _fake_step(model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, de
             disable_input_dtype_casting(model),
         ):
             output = functional_call(model, state, kwargs={"input_ids": ids})
-            causal_lm_loss(output, ids)
         return kept, 2 * bytes_of(output.logits)
 
 

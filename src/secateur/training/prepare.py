@@ -1,7 +1,7 @@
 """Everything about a pruning run that can be checked before weights are loaded or time is spent."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -192,7 +192,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
     target = resolve_target(config, *sizes)
-    legal = partial(accepts, model_config, family, model_class=config.model_class)
+    legal = cache(partial(accepts, model_config, family, model_class=config.model_class))  # layers are mostly alike
     try:
         budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)
     except Unreachable as error:
