@@ -23,7 +23,7 @@ from secateur.models.devices import default_device
 from secateur.parallel.sharding import shard_base
 from secateur.training.loss import causal_lm_loss
 
-STEPS, BATCH, CUTS = 8, 2, (3, 5, 7)
+STEPS, BATCH, CUTS = 8, 2, 2
 CLOSE = 1e-3
 """Of a loss, relative: a GPU's products in float32 may take other orders."""
 
@@ -79,14 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
         whole, sharded = (trained(way, given.layers, given.hidden, given.length) for way in (False, True))
     finally:
         dist.destroy_process_group()
-    assert whole["cuts"] == sharded["cuts"] == list(CUTS), (whole["cuts"], sharded["cuts"])
+    assert len(whole["cuts"]) == CUTS, whole["cuts"]
+    assert whole["cuts"] == sharded["cuts"], (whole["cuts"], sharded["cuts"])
     assert whole["gone"] == sharded["gone"], "other units went"
     off = max(abs(a / b - 1) for a, b in zip(sharded["losses"], whole["losses"], strict=True))
     assert off <= CLOSE, f"losses differ by {off:.2g}"
     found = {"backend": backend, "losses_off": off, "whole": whole, "sharded": sharded}
     times = {name: sorted(found[name]["steps_s"])[STEPS // 2] * 1000 for name in ("whole", "sharded")}
     print(
-        f"FSDP2 over one process ({backend}): the same {len(CUTS)} cuts as of a whole base, losses within {off:.1e}; "
+        f"FSDP2 over one process ({backend}): the same {CUTS} cuts as of a whole base, losses within {off:.1e}; "
         f"a step takes {times['sharded']:.1f} ms, whole {times['whole']:.1f} ms."
     )
     if given.json:

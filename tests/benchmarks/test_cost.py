@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from zygote import run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "cost"))
 import cost
@@ -13,7 +14,9 @@ import cost_cases
 TINY = ["--shape", "tiny", "--batch", "1", "--seq-len", "16", "--rounds", "1", "--checkpointing", "off"]
 
 
-def test_every_part_of_the_cost_benchmark_adds_rows_to_the_file(tmp_path, capsys) -> None:
+def test_every_part_of_the_cost_benchmark_adds_rows_to_the_file(tmp_path, capsys, monkeypatch) -> None:
+    # What is alone in a process is alone in a fork.
+    monkeypatch.setattr("cost_memory.subprocess.run", lambda command, **more: run(*command[3:]))
     file = tmp_path / "cost.json"
     parts = ["--parts", "steps", "schedule", "ranks", "inference", "profile", "--steps", "4"]
     cost.main([*TINY, *parts, "--cases", "plain LoRA", "lora", "obs", "gate + lstsq", "PST", "--json", str(file)])

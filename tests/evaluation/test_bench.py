@@ -26,9 +26,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def imports_made_once(monkeypatch) -> None:
-    """What measures memory is forked from a process with its imports, which `spawn` would make for each model."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["secateur.evaluation.bench"])
+    """What measures memory is forked from this process with its imports, which `spawn` would make for each model."""
+    context = multiprocessing.get_context("fork")
     monkeypatch.setattr(bench.multiprocessing, "get_context", lambda method: context)
 
 

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from secateur.evaluation.figures import (
     paired_rows,
     seven_task_average,
 )
-from secateur.evaluation.harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
+from secateur.evaluation.harness import TaskOptions, _manager, check_tasks, run_tasks, tokenizer_faults
 from secateur.evaluation.local_tasks import definitions
 from secateur.evaluation.sandbox import Outcome
 from secateur.system.errors import InputError
@@ -331,6 +334,19 @@ def test_command(rows, tmp_path, capsys) -> None:
     assert "boolq (acc, 6 rows, 0-shot, version 2.0)" in printed
 
 
+@pytest.fixture
+def few_tasks(monkeypatch) -> Iterator[None]:
+    """The harness's index of its own tasks, of one folder of them: reading all takes 9 s."""
+    lm_eval_tasks = pytest.importorskip("lm_eval.tasks")
+    one = Path(lm_eval_tasks.__file__).parent / "hellaswag"
+    few = partial(lm_eval_tasks.TaskManager, include_path=str(one))
+    monkeypatch.setattr(lm_eval_tasks, "TaskManager", lambda include_defaults: few(include_defaults=False))
+    _manager.cache_clear()
+    yield
+    _manager.cache_clear()
+
+
+@pytest.mark.usefixtures("few_tasks")
 def test_refusals(rows, tmp_path, capsys) -> None:
     with pytest.raises(InputError, match="no local task 'pika'. Did you mean 'piqa'?"):
         check_tasks(options(rows, "pika"))

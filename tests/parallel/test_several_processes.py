@@ -181,8 +181,8 @@ def test_eval_on_two_processes_gives_the_same_figures(place, tmp_path, capsys) -
 
 def test_a_comparison_is_spread_over_processes(place, tmp_path) -> None:
     options = ["compare", "--model", str(place / "model"), "--data", str(place / "text.txt"), "--evaluate-on",
-               str(place / "text.txt"), "--sparsity", "0.3", "--criterion", "lora,random", "--steps", "4",
-               "--batch-size", "2", "--seq-len", "32", "--frequency", "2", "--dtype", "float32"]  # fmt: skip
+               str(place / "text.txt"), "--sparsity", "0.3", "--criterion", "lora,random", "--steps", "2",
+               "--batch-size", "2", "--seq-len", "32", "--frequency", "1", "--dtype", "float32"]  # fmt: skip
     found = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
