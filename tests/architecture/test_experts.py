@@ -49,7 +49,7 @@ def test_apart_they_compute_the_same(name) -> None:
     torch.testing.assert_close(logits_of(apart, IDS), expected, rtol=0.0, atol=1e-5 * scale)
     state = {key: value.clone() for key, value in stock.state_dict().items()}
     layers = unstack_experts(stock)
-    assert layers == (2 if name == "qwen2_moe" else 3)  # one of its layers has an ordinary FFN
+    assert layers == (2 if name == "qwen2_moe" else 3)  # one of its layers has an FFN alone
     assert unstack_experts(stock) == 0
     again = dict(stack_experts(stock.state_dict().items(), FAMILIES[name]))
     assert again.keys() == state.keys()

@@ -154,6 +154,7 @@ def test_layers_that_differ_and_their_padded_form(masked) -> None:
         return  # such layers cannot differ
     base = tiny(name, LAYERS)
     units = find_units(base, family, attention)
+    family = units.family  # of several that the type may have
     dense = logits_of(base, IDS)
     generator = torch.Generator().manual_seed(1)
     keep = {}

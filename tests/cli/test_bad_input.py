@@ -421,6 +421,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "resume and overwrite": ([*prune(), "--resume", "--overwrite"], "leave one out"),
     "protection of uniform layers": (prune(protect_first="2"), "--allocation protected"),
     "a teacher without its weights": (prune(distill="0.5"), "--no-shrink"),
+    "which experts, of none": (prune(experts_by="router"), "--experts-by router says which experts --experts takes"),
     "nothing that can be trained": (prune(train_also="heads"), "--train-also heads: choose from"),
     "biases that are not there": (prune(train_also="biases"), "--train-also biases: the model has none"),
     "biases that are rounded": (prune(train_also="biases", load_in="8bit"), "biases: those of --load-in 8bit"),

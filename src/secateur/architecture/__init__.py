@@ -2,14 +2,16 @@
 
 from .discovery import find_units
 from .experts import expert_lists, unstack_experts, unused_experts
-from .families import FAMILIES, Family
+from .families import FAMILIES, Beside, Family, Stacking
 from .units import Member, Pool, Units
 
 __all__ = [
     "FAMILIES",
+    "Beside",
     "Family",
     "Member",
     "Pool",
+    "Stacking",
     "Units",
     "expert_lists",
     "find_units",

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedConfig
 
 from ..system.errors import InputError
 from .families import Family
-from .layout import ATTENTION_BLOCK, FFN_BLOCK, INSIDE, LAYER, LayerShape, parts
+from .layout import ATTENTION_BLOCK, FFN_BLOCK, INSIDE, LAYER, LayerShape, beside_parts, parts
 from .quantised import entries
 from .units import GAIN, Linear, Place, Pool, Units, base_linear, pool_of
 
@@ -21,6 +21,8 @@ NOT_OF_LAYERS = re.compile(r"(token_ids?|architectures|suppress_tokens|keys_to_i
 """Lists of a config that have no entry for each layer, however long they are."""
 PATTERNS = ("sliding_window_pattern", "_sliding_window_pattern")
 """Keys that say which layers have a window by a period, which layers that go break."""
+FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+"""Keys that say how many layers from the first on are of one kind."""
 BY_NUMBER = {
     "scale_attn_by_inverse_layer_idx": "each layer divides its attention by its number",
     "num_kv_shared_layers": "some layers use the keys and values of others",
@@ -137,8 +139,10 @@ def layer_pool(number: int, layer: nn.Module, place: Place, linears: dict[str, L
     """A layer as one unit: it is scored by the linears that it has of the layout, and all of it goes."""
     family = place.family
     chosen = list(parts(family, shape, "attention"))
-    for expert in range((len(linears) - len(family.attention_linears)) // len(family.ffn_linears)):
+    there = {family.mlp_out.format(number) for number in range(len(linears))} & linears.keys()
+    for expert in range(len(there)):
         chosen += parts(family, shape, "ffn", expert)
+    chosen += [part for found in beside_parts(family, shape).values() for part in found]
     pool = pool_of(number, LAYER, place, linears, chosen, 1)
     return replace(pool, unit_params=_own_entries(layer), path=place.prefix)
 
@@ -240,9 +244,15 @@ def without_layers(config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedC
         if isinstance(value, list | tuple) and len(value) == count and not NOT_OF_LAYERS.search(name)
     }
     changes[key] = len(kept)
-    for name in ("max_window_layers", "first_k_dense_replace"):  # so many layers from the first on
+    for name in FIRST_LAYERS:
         if isinstance(first := values.get(name), int):
             changes[name] = sum(number < first for number in kept)
+    if isinstance(scale := values.get("scale_depth"), float | int):  # over the root of the number of layers
+        changes["scale_depth"] = scale * (len(kept) / count) ** 0.5
+    if isinstance(last := values.get("moe_layer_end_index"), int) and last >= 0:
+        changes["moe_layer_end_index"] = sum(number <= last for number in kept) - 1
+    if isinstance(sparse := values.get("moe_layers"), list | tuple):
+        changes["moe_layers"] = [place for place, number in enumerate(kept) if number in sparse]
     if isinstance(dense := values.get("mlp_only_layers"), list | tuple):
         step = int(values.get("decoder_sparse_step") or 1)
         old = {number for number in range(count) if number in dense or (number + 1) % step}

@@ -3,18 +3,19 @@
 from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from ..config.pruning import BLOCKS, LAYERS, WIDTH
 from ..system.errors import InputError
 from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent, layer_pool
-from .experts import ExpertList, unstack_experts
+from .experts import unstack_experts
 from .families import FAMILIES, Family
-from .layout import LayerShape, kv_heads_of, linear_sizes, parts
+from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
+from .pools import by_head, ffn_pools, head_pool, submodule, together
 from .quantised import entries
 from .stock import is_whole, resized_config
-from .units import Linear, Member, Place, Pool, Units, base_linear, pool_of, sides_of
+from .units import Linear, Place, Pool, Units, base_linear, sides_of
 
 
 def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds: Collection[str] = WIDTH) -> Units:
@@ -42,7 +43,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
     params: list[tuple[int, int]] = []
     for stack in family.stacks or (family,):
         heads: list[Pool] = []
-        for number, layer in enumerate(_submodule(model, stack.layers, "").children()):
+        for number, layer in enumerate(submodule(model, stack.layers, "").children()):
             place = Place(f"{stack.layers}.{number}", stack)
             if isinstance(layer, Skipped):
                 params.append((0, 0))
@@ -52,21 +53,22 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
             linears = _linears(layer, place)
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none" and shape.heads:
-                heads.append(_head_pool(attention, len(places), place, linears, shape))
+                heads.append(head_pool(attention, len(places), place, layer, linears, shape))
             inner = [heads.pop()] if stack.head_bias is None and heads else []
             if "channels" in kinds:
-                inner += _ffn_pools(len(places), layer, place, linears, shape)
+                inner += ffn_pools(len(places), layer, place, linears, shape, getattr(model, "config", None))
             pools += inner
             if LAYERS in kinds:
                 pools.append(layer_pool(len(places), layer, place, linears, shape))
             elif BLOCKS in kinds:
                 pools += block_pools(len(places), layer, place, linears, shape, inner)
-            attention_params = sum(_parameters(linears[path]) for path in stack.attention_linears if path in linears)
-            params.append((attention_params, sum(map(_parameters, linears.values())) - attention_params))
+            own = sum(_parameters(linears[path]) for path in stack.attention_linears if path in linears)
+            beside = sum(held.numel() for held in by_head(layer, stack).values()) if shape.heads else 0
+            params.append((own + beside, sum(map(_parameters, linears.values())) - own))
             places.append(place)
             shapes.append(shape)
         if heads:
-            pools.append(_together(model, stack, heads))
+            pools.append(together(model, stack, heads))
     if family.experts is not None and not any(shape.ffn or shape.gone for shape in shapes):
         raise InputError(
             f"no layer of the model has the experts ({family.experts}) that the {family.name} layout names: "
@@ -118,7 +120,7 @@ def check_class(
         )
     unstack_experts(small, family)
     try:
-        found = find_units(small, family, "none").shapes[0]
+        found = common_shape(find_units(small, family, "none").shapes, in_part=family.alike_only)
     except InputError:
         found = None
     if found != wanted:
@@ -149,23 +151,14 @@ def attention_kind(family: Family, attention: str) -> str:
     return attention
 
 
-def _submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        full = f"{prefix}.{path}".lstrip(".")
-        raise InputError(
-            f"the model has no module {full!r}, which its family's layout names: pass another --family."
-        ) from None
-
-
 def _variant(model: nn.Module, family: Family) -> Family:
     """The layout that the model has, of those that its type may have."""
     while family.otherwise is not None:
         stack = family.stacks[0] if family.stacks else family
-        layers = _submodule(model, stack.layers, "").children()
+        layers = submodule(model, stack.layers, "").children()
         layer = next(layer for layer in layers if not isinstance(layer, Skipped))
-        if all(_has(layer, path.format(0)) for path in stack.ffn_linears):
+        named = stack.attention_linears if stack.latent else stack.ffn_linears
+        if all(_has(layer, path.format(0)) for path in named):
             break
         family = family.otherwise
     return family
@@ -186,25 +179,38 @@ def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
     paths += [] if family.mlp_in and is_absent(layer, family.mlp_out) else [*family.ffn_linears]
     if family.experts is not None:
         paths = list(family.attention_linears)
+        for beside in family.beside:
+            if beside.stock and _has(layer, f"{beside.at}.{beside.stock[-1]}"):
+                raise _not_apart(f"{place.prefix}.{beside.at} has linears whose names PEFT takes for stacked experts'")
+            paths += beside.linears if _has(layer, beside.output) else ()
         if _has(layer, family.experts):
             experts = layer.get_submodule(family.experts)
             if not isinstance(experts, nn.ModuleList):
-                raise InputError(
+                raise _not_apart(
                     f"{place.prefix}.{family.experts} holds its experts in tensors of three dimensions, where no LoRA "
-                    "and no mask can reach a channel: call secateur.unstack_experts(model) before LoRA is added."
+                    "and no mask can reach a channel"
                 )
             paths += [path.format(expert) for expert in range(len(experts)) for path in family.ffn_linears]
-    return {path: base_linear(_submodule(layer, path, place.prefix)) for path in paths}
+    return {path: base_linear(submodule(layer, path, place.prefix)) for path in paths}
+
+
+def _not_apart(why: str) -> InputError:
+    return InputError(f"{why}: call secateur.unstack_experts(model) before LoRA is added.")
 
 
 def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
-    attention = _submodule(layer, family.attention, prefix)
+    attention = submodule(layer, family.attention, prefix)
     head_dim = int(getattr(attention, family.head_dim_at))
     there = family.o in linears
-    heads = sides_of(linears[family.o])[1] // head_dim if there else 0
-    kv_heads = kv_heads_of(family, heads, head_dim, sides_of(linears[family.k])[0]) if there else 0
+    nope, value = (int(getattr(attention, name)) for name in family.latent) if family.latent else (0, 0)
+    heads = sides_of(linears[family.o])[1] // (value or head_dim) if there else 0
+    key_rows = sides_of(linears[family.k])[0] if there else 0
+    kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
-    shape = LayerShape(heads, kv_heads, sides_of(out)[1] if out is not None else 0, head_dim)
+    width = sides_of(out)[1] if out is not None else 0
+    widths = {each.name: sides_of(linears[each.output])[1] for each in family.beside if each.output in linears}
+    beside = tuple((name, size) for name, size in sorted(widths.items()) if size)
+    shape = LayerShape(heads, kv_heads, width, head_dim, beside, (nope, value))
     whole = not there or (kv_heads > 0 and heads % kv_heads == 0)
     for (path, dim), size in linear_sizes(family, shape).items() if whole else ():
         whole &= path not in linears or sides_of(linears[path])[dim] == size
@@ -215,42 +221,6 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
             f"the checkpoint does not follow the {family.name} layout."
         )
     return shape
-
-
-def _head_pool(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
-    heads = {part.role: part for part in parts(place.family, shape, "attention")}
-    if kind == "kv_group":
-        return pool_of(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
-    return pool_of(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
-
-
-def _ffn_pools(
-    number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape
-) -> list[Pool]:
-    """The channels of a layer's FFN, or of each of its experts."""
-    family = place.family
-    if not shape.ffn:
-        return []
-    if family.experts is None:
-        return [pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
-    experts = layer.get_submodule(family.experts)
-    numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
-    return [
-        pool_of(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
-        for expert, name in enumerate(numbers)
-    ]
-
-
-def _together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
-    """One pool of the heads of all layers, with the bias by head that they share."""
-    path = f"{stack.layers}.0.{stack.head_bias}"
-    bias = _submodule(model, path, "").weight
-    assert isinstance(bias, Tensor)
-    count = bias.shape[1]
-    shared = Member(path, 1, torch.arange(count).unsqueeze(1), count, scored=False)
-    members = (*(member for pool in heads for member in pool.members), shared)
-    layers = tuple(pool.layer for pool in heads)
-    return Pool(layers, heads[0].kind, members, sum(pool.unit_params for pool in heads) + bias.shape[0])
 
 
 def _parameters(linear: nn.Module) -> int:

@@ -23,7 +23,7 @@ from ..system.errors import InputError
 from .depth import ABSENT_SOURCE
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, parts
-from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of, is_whole
+from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of, is_whole, latent_of
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -152,12 +152,21 @@ def _resizing(family: Family, roles: str = "attention ffn") -> list[str]:
             lines.append("attention.config = copy.copy(attention.config)")
         lines.append(f"attention.{name} = {_SIZES[size]}")
     lengths: dict[tuple[str, int], list[str]] = {}
+    known = _LENGTHS | _latent_lengths(family)
     for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else roles):
-        lengths.setdefault((part.linear, part.dim), []).append(_LENGTHS.get(part.role, "ffn"))
+        lengths.setdefault((part.linear, part.dim), []).append(known.get(part.role, "ffn"))
     for (path, dim), terms in lengths.items():
         side = ("rows", "columns")[dim]
         lines.append(f"layer.{path} = resized(layer.{path}, {side}={' + '.join(terms)})")
     return lines
+
+
+def _latent_lengths(family: Family) -> dict[str, str]:
+    """What of `_LENGTHS` is otherwise with latent attention."""
+    if family.latent is None:
+        return {}
+    nope, value = (f"attention.{name}" for name in family.latent)
+    return {"o": f"heads * {value}", "k": f"kv_heads * {nope}", "v": f"kv_heads * {value}"}
 
 
 def source_hash(source: str) -> str:
@@ -252,7 +261,10 @@ def layered_family(config: PreTrainedConfig) -> Family:
             f"model {config._name_or_path!r}: it was written with the layout {layout!r}, which is not known here: "
             "register it in a script that then calls secateur.cli.main (docs/add-a-family.md)."
         )
-    return family_of(str(config.model_type), layout)
+    family = family_of(str(config.model_type), layout)
+    if family.otherwise is not None and family.otherwise_without and getattr(config, family.otherwise_without) is None:
+        return family.otherwise
+    return family
 
 
 def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
@@ -262,7 +274,8 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
         InputError: the configuration does not give them; as `layered_family`.
     """
     sizes = getattr(config, LAYERS_KEY, None)
-    head_dim = head_dim_of(config, layered_family(config))
+    family = layered_family(config)
+    head_dim, latent = head_dim_of(config, family), latent_of(config, family)
     try:
         listed = [[int(size[key]) for key in SIZE_KEYS] for size in cast(list[dict[str, int]], sizes)]
         good = all(heads > 0 < kv_heads or not (heads or kv_heads) for heads, kv_heads, _ in listed)
@@ -274,4 +287,4 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
             f"{', '.join(SIZE_KEYS)}, and num_hidden_layers is {config.num_hidden_layers}: "
             "the checkpoint is damaged, export it again."
         ) from None
-    return tuple(LayerShape(heads, kv_heads, ffn, head_dim) for heads, kv_heads, ffn in listed)
+    return tuple(LayerShape(heads, kv_heads, ffn, head_dim, latent=latent) for heads, kv_heads, ffn in listed)

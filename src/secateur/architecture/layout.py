@@ -1,7 +1,9 @@
 """Which rows and columns of a layer's linears belong to which head or channel: arithmetic on a family and sizes."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,17 +25,32 @@ class LayerShape:
     kv_heads: int
     ffn: int
     head_dim: int
+    beside: tuple[tuple[str, int], ...] = ()
+    """Name and width of each FFN that is beside the routed experts, or in their place (`Family.beside`)."""
+    latent: tuple[int, int] = (0, 0)
+    """Entries of a head's key that do not depend on the position, and of its value (`Family.latent`)."""
+
+    @property
+    def value_dim(self) -> int:
+        """Entries of a head's value, and so of what `o` reads of it."""
+        return self.latent[1] or self.head_dim
 
     @property
     def gone(self) -> bool:
         """Whether the layer is gone: one without attention and FFN has its biases and its place still."""
         return not self.head_dim
 
-    def without(self, kind: str, removed: int) -> "LayerShape":
-        """The shape after `removed` units of `kind` are gone from this layer."""
+    def without(self, kind: str, removed: int, part: str = "") -> "LayerShape":
+        """The shape after `removed` units of `kind` are gone from this layer.
+
+        Args:
+            part: the FFN beside the routed experts whose channels they are, if so.
+        """
         heads, kv_heads, ffn = self.heads, self.kv_heads, self.ffn
         if kind == LAYER and removed:
             return LayerShape(0, 0, 0, 0)
+        if part:
+            return replace(self, beside=tuple((n, size - removed * (n == part)) for n, size in self.beside))
         if kind in WHOLE_KINDS:
             heads, kv_heads = (0, 0) if removed and kind == ATTENTION_BLOCK else (heads, kv_heads)
             ffn = 0 if removed and kind == FFN_BLOCK else ffn
@@ -44,14 +61,20 @@ class LayerShape:
         else:
             heads -= removed * (heads // max(1, kv_heads))
             kv_heads -= removed
-        return LayerShape(heads, kv_heads, ffn, self.head_dim)
+        return replace(self, heads=heads, kv_heads=kv_heads, ffn=ffn)
 
     def key(self) -> tuple[int, int, int]:
         """(query heads, KV heads, FFN width)."""
         return self.heads, self.kv_heads, self.ffn
 
     def __str__(self) -> str:
-        return f"{self.heads} query heads, {self.kv_heads} KV heads of {self.head_dim} and {self.ffn} channels"
+        beside = "".join(f", {name} {size}" for name, size in self.beside)
+        return f"{self.heads} query heads, {self.kv_heads} KV heads of {self.head_dim} and {self.ffn} channels{beside}"
+
+    def to_dict(self) -> dict[str, int]:
+        """What records say of a layer."""
+        sizes = dict(zip(("heads", "kv_heads", "ffn"), self.key(), strict=True))
+        return sizes | {f"{name}_ffn": size for name, size in self.beside}
 
     def sizes(self) -> dict[str, int]:
         """What attributes of an attention module may hold, by the names that `Family.attributes` uses."""
@@ -101,12 +124,15 @@ def common_shape(shapes: tuple[LayerShape, ...], *, in_part: bool = False) -> La
     """The one shape of layers that are alike, None if they differ; layers that are gone go with any.
 
     Args:
-        in_part: so do layers of which the layout names no FFN (`Family.alike_only`).
+        in_part: so do layers of which the layout names no FFN, or some alone (`Family.alike_only`): the shape has all.
     """
     shapes = tuple(shape for shape in shapes if not shape.gone)
-    wide = LayerShape(shapes[0].heads, shapes[0].kv_heads, max(shape.ffn for shape in shapes), shapes[0].head_dim)
+    widest = Counter[str]()
+    for shape in shapes if in_part else shapes[:1]:
+        widest |= Counter(dict(shape.beside))
+    wide = replace(shapes[0], ffn=max(shape.ffn for shape in shapes), beside=tuple(sorted(widest.items())))
     others = [(wide.heads, wide.kv_heads, 0)] * in_part
-    alike = all(shape.key() in (wide.key(), *others) for shape in shapes)
+    alike = all(shape.key() in (wide.key(), *others) and set(shape.beside) <= set(wide.beside) for shape in shapes)
     return wide if alike else None
 
 
@@ -133,30 +159,61 @@ def parts(family: Family, shape: LayerShape, roles: str = "attention ffn", exper
     """
     found: list[Part] = []
     if "attention" in roles:
-        heads = _blocks(shape.heads, shape.head_dim)
         places = dict(zip("qkv", _qkv(family, shape), strict=True))
         found += [Part(role, getattr(family, role), 0, index) for role, index in places.items()]
-        found.append(Part("o", family.o, 1, heads))
+        found.append(Part("o", family.o, 1, _blocks(shape.heads, shape.value_dim)))
     if "ffn" in roles and family.mlp_in:
-        channels = _blocks(shape.ffn, 1)
-        seen: Counter[str] = Counter()
-        for path in family.mlp_in:  # a path that comes again holds one projection after the other
-            found.append(Part("in", path.format(expert), 0, channels + shape.ffn * seen[path]))
-            seen[path] += 1
-        found.append(Part("out", family.mlp_out.format(expert), 1, channels))
+        paths = [path.format(expert) for path in (*family.mlp_in, family.mlp_out)]
+        found += _ffn_parts(paths, shape.ffn, family.stacking.interleaved)
     return tuple(found)
+
+
+def beside_parts(family: Family, shape: LayerShape) -> dict[str, tuple[Part, ...]]:
+    """Name of each FFN that a layer of this shape has beside the routed experts -> its projections."""
+    widths = dict(shape.beside)
+    there = [beside for beside in family.beside if beside.name in widths]
+    return {beside.name: _ffn_parts([*beside.inputs, beside.output], widths[beside.name]) for beside in there}
+
+
+def _ffn_parts(paths: Sequence[str], width: int, interleaved: bool = False) -> tuple[Part, ...]:
+    """The projections of an FFN, the last of which reads the channels.
+
+    Args:
+        interleaved: a linear that holds several projections has a row of each for a channel, then for the next.
+    """
+    *inputs, output = paths
+    found: list[Part] = []
+    seen: Counter[str] = Counter()
+    for path in inputs:  # a path that comes again holds one projection after the other
+        step, start = (inputs.count(path), seen[path]) if interleaved else (1, width * seen[path])
+        found.append(Part("in", path, 0, _channels(width, step, start)))
+        seen[path] += 1
+    return (*found, Part("out", output, 1, _channels(width, 1, 0)))
+
+
+@lru_cache(maxsize=64)
+def _channels(width: int, step: int, start: int) -> Tensor:
+    """(width, 1): the position of each channel. One tensor for all experts, of which there are many thousands."""
+    return torch.arange(width, device="cpu").unsqueeze(1) * step + start
 
 
 def linear_sizes(family: Family, shape: LayerShape) -> dict[tuple[str, int], int]:
     """(linear, dim) -> how long that side is, for every side that pruning can change."""
     sizes: Counter[tuple[str, int]] = Counter()
-    for part in parts(family, shape):
+    beside = [part for found in beside_parts(family, shape).values() for part in found]
+    for part in (*parts(family, shape), *beside):
         sizes[part.linear, part.dim] += part.index.numel()
     return dict(sizes)
 
 
-def kv_heads_of(family: Family, heads: int, head_dim: int, key_rows: int) -> int:
-    """KV heads of a layer whose key projection lies in a linear of `key_rows` rows."""
+def kv_heads_of(family: Family, heads: int, head_dim: int, key_rows: int, latent: tuple[int, int] = (0, 0)) -> int:
+    """KV heads of a layer whose key projection lies in a linear of `key_rows` rows.
+
+    Args:
+        latent: as `LayerShape.latent`.
+    """
+    if family.latent is not None:
+        return key_rows // sum(latent)
     if family.q == family.k:
         key_rows = (key_rows - heads * head_dim) // 2
     return key_rows // head_dim
@@ -166,6 +223,9 @@ def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
     """(heads or KV heads, head_dim) rows of q, k and v in their linears."""
     heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
     queries, keys = _blocks(heads, size), _blocks(kv_heads, size)
+    if family.latent is not None:  # of each head, the key's entries that do not depend on the position, then the value
+        rows = _blocks(kv_heads, sum(shape.latent))
+        return queries, rows[:, : shape.latent[0]], rows[:, shape.latent[0] :]
     if family.q != family.k:
         return queries, keys, keys
     if not family.interleaved:

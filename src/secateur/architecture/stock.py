@@ -92,9 +92,17 @@ def is_whole(config: PreTrainedConfig) -> bool:
 
 def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
     """Entries of a head of the stock model."""
+    if family.latent is not None:
+        return int(config.qk_head_dim)
     told = getattr(config, family.head_dim, None) if family.head_dim else None
     assert family.heads is not None
     return int(told or config.hidden_size // getattr(config, family.heads))
+
+
+def latent_of(config: PreTrainedConfig, family: Family) -> tuple[int, int]:
+    """`LayerShape.latent` of the stock model."""
+    nope, value = (int(getattr(config, name)) for name in family.latent) if family.latent else (0, 0)
+    return nope, value
 
 
 def window_of(config: PreTrainedConfig) -> int | None:
@@ -114,7 +122,9 @@ def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dic
         InputError: it has no word for them, so the class would build others.
     """
     width = config.hidden_size
-    derived = family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
+    derived = family.latent is None and (
+        family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
+    )
     if derived and shape.heads * shape.head_dim != width:
         raise InputError(
             f"a stock {config.model_type} takes the size of a head from the width over the heads, so with "
@@ -125,10 +135,28 @@ def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dic
     sizes = {
         family.heads: shape.heads,
         family.kv_heads: shape.kv_heads,
-        family.ffn: shape.ffn,
+        family.ffn if shape.ffn or family.experts is None else None: shape.ffn,  # 0: of a layer without experts
         family.head_dim: shape.head_dim,
     }
-    return {key: value for key, value in sizes.items() if key is not None}
+    return {key: value for key, value in sizes.items() if key is not None} | _widths(config, family, shape)
+
+
+def _widths(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dict[str, int]:
+    """Config key -> width, of FFNs beside routed experts.
+
+    Raises:
+        InputError: one key is of several that were cut differently.
+    """
+    widths, found = dict(shape.beside), {family.ffn: shape.ffn} if shape.ffn else {}
+    for beside in (beside for beside in family.beside if beside.name in widths):
+        times, width = int(getattr(config, beside.times or "", 1)), widths[beside.name]
+        if width % times or found.setdefault(beside.ffn, width // times) != width // times:
+            raise InputError(
+                f"a stock {config.model_type} has one size in its config ({beside.ffn}) for its routed experts and its "
+                f"{beside.name} ones, {times} times as wide, so with experts of {shape.ffn} channels these cannot have "
+                f"{width}"
+            )
+    return {key: value for key, value in found.items() if key is not None and key != family.ffn}
 
 
 def _check_twin(values: dict[str, Any], model_class: str) -> None:

@@ -69,6 +69,10 @@ class Pool:
     (query heads of each KV head)."""
     part: str = ""
     """Which part of the layer, where it has several pools of a kind."""
+    beside: bool = False
+    """Whether `part` is an FFN beside the routed experts (`LayerShape.beside`)."""
+    together: int = 1
+    """Units go by whole multiples of this many."""
     path: str = ""
     """Of the layer that is the one unit, where it is one (`LAYER`)."""
 
@@ -158,14 +162,14 @@ class Units:
 
     def shapes_after(self, keep: dict[str, Tensor]) -> tuple[LayerShape, ...]:
         """The layers' shapes when only the units marked in `keep` (pool name -> (units,) bool) stay."""
-        removed: dict[tuple[int, str], int] = {}
+        removed: dict[tuple[int, str, str], int] = {}
         for pool in self.pools:
-            gone = pool.size - int(keep[pool.name].sum())
+            gone, part = pool.size - int(keep[pool.name].sum()), pool.part if pool.beside else ""
             for layer in pool.layers:
-                assert removed.setdefault((layer, pool.kind), gone) == gone, "the experts of a layer lose alike"
+                assert removed.setdefault((layer, pool.kind, part), gone) == gone, "the experts of a layer lose alike"
         shapes = list(self.shapes)
-        for (layer, kind), gone in removed.items():
-            shapes[layer] = shapes[layer].without(kind, gone)
+        for (layer, kind, part), gone in removed.items():
+            shapes[layer] = shapes[layer].without(kind, gone, part)
         return tuple(shapes)
 
     def removed_params(self, keep: dict[str, Tensor]) -> int:

@@ -1,6 +1,7 @@
 """Zero-padding layers of different sizes to equal ones: the same function in a stock class."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,10 +26,10 @@ def padded_shape(
     kv_heads, ffn = max(shape.kv_heads for shape in shapes), max(shape.ffn for shape in shapes)
     if family.ffn is None:
         ffn = family.ffn_of_width * config.hidden_size
-    most = repeats if family.kv_heads is None else 2 * repeats
+    most = repeats if family.kv_heads is None or family.latent else 2 * repeats
     most_kv = max(2 * kv_heads, config.hidden_size // shapes[0].head_dim // repeats)  # where the width says how many
     candidates = [
-        LayerShape(kv * n_rep, kv, ffn, shapes[0].head_dim)
+        replace(shapes[0], heads=kv * n_rep, kv_heads=kv, ffn=ffn)
         for kv in range(kv_heads, most_kv + 1)
         for n_rep in range(repeats, most + 1)
     ]

@@ -207,7 +207,7 @@ def _details(pruner: Pruner) -> dict[str, Any]:
     shapes = pruner.units.shapes_after(pruner.keep)
     return {
         "sparsity": pruner.sparsity,
-        "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
+        "shapes": [shape.to_dict() for shape in shapes],
         "units": units_record(pruner),
     }
 

@@ -44,9 +44,16 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
         group="pruning",
     )
     experts: int | None = option(
-        "mixtures of experts: keep this many in each layer; those with the least routing weight go before training",
+        "mixtures of experts: keep this many in each layer; the others go before training",
         None,
         group="pruning",
+    )
+    experts_by: str = option(
+        "which experts go. reap: the lowest mean of routing weight times the norm of what the expert says, over the "
+        "tokens that it is given (arXiv 2510.13999); router: the lowest sum of routing weights",
+        "reap",
+        group="pruning",
+        choices=("reap", "router"),
     )
     stream_export: bool = option(
         "make the result from the original checkpoint's files, one tensor at a time, and load no dense model for it: "
@@ -99,6 +106,8 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
             found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
         if self.experts is not None and (self.target_params or self.target_bytes):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
+        if self.experts is None and "experts_by" in self.given:
+            found.append(f"--experts-by {self.experts_by} says which experts --experts takes away: give that too.")
         if self.distill and self.shrinks:
             found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")
         if self.init_rank is not None and self.units != UNITS[0]:

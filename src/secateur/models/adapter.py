@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..architecture.experts import expert_lists
-from ..architecture.mixtures import STACKED, for_experts_apart, stacked_shapes
+from ..architecture.experts.lora import STACKED, for_experts_apart, stacked_shapes
 from ..config.adapt import AdaptConfig
 from ..config.options import flag
 from ..config.run import RunConfig

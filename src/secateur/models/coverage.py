@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists
-from ..architecture.mixtures import aims, misread, name_experts_
+from ..architecture.experts.lora import aims, misread, name_experts_
 from ..architecture.quantised import entries
 from ..config.lora import LoraOptions
 from ..system.errors import InputError

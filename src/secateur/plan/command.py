@@ -10,9 +10,9 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from ..architecture.experts.lora import family_names_apart
 from ..architecture.families import family_of
 from ..architecture.layout import ATTENTION_BLOCK, LAYER, WHOLE_KINDS, LayerShape
-from ..architecture.mixtures import family_names_apart
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES

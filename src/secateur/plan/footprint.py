@@ -21,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from ..architecture.building import empty_model
 from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists, unstack_experts
+from ..architecture.experts.lora import name_experts_
 from ..architecture.families import FAMILIES, Family
-from ..architecture.mixtures import name_experts_
 from ..architecture.quantised import quantised_bytes
 from ..checkpoint.comparing import wide_of
 from ..models.coverage import tell_transposed_

@@ -215,10 +215,10 @@ class Statistics:
     def _by_sequence(x: Tensor, passed: Pass) -> Tensor:
         """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
 
-        An expert gets tokens of all sequences together: they count as one.
+        An expert gets tokens of all sequences together: they count as one. A latent vector may come as one head's.
         """
         if x.dim() > 2:
-            return x
+            return x.flatten(1, -2)
         return x.unflatten(0, (passed.batch, -1)) if x.shape[0] == passed.tokens else x.unsqueeze(0)
 
     def _input_tap(
@@ -275,7 +275,7 @@ class Statistics:
         def per_sequence(passed: Pass, x: Tensor, gradient: Tensor) -> None:
             self._count(passed)
             weight = wide(merged_weight(own))
-            for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], -1), strict=True):
+            for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], gradient.shape[-1]), strict=True):
                 term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
                 term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
                 for dim in dims:

@@ -5,7 +5,7 @@ import warnings
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from ..architecture.mixtures import APART, STACKED
+from ..architecture.experts.lora import APART, STACKED
 from ..config.adapt import AdaptConfig
 from ..config.ranks import RankOptions
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model, runs_code
 from ..architecture.discovery import check_text_model
-from ..architecture.mixtures import adaptable
+from ..architecture.experts.lora import adaptable
 from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..checkpoint.comparing import same_after_restoring

@@ -100,7 +100,7 @@ def outcome(
         "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
         **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         **({"search": asdict(pruner.allocator.record)} if pruner.allocator.record else {}),
-        "shapes": [dict(zip(("heads", "kv_heads", "ffn"), shape.key(), strict=True)) for shape in shapes],
+        "shapes": [shape.to_dict() for shape in shapes],
         "speed": _speed(dense, small, pruner, job, dtype),
         "alternatives": alternatives(pruner) if pruner.options.units == UNITS[0] else {},
         "export": report.to_dict() | {"folder": str(job.output)},

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.building import empty_model
 from ..architecture.experts import unstack_experts
-from ..architecture.mixtures import name_experts_
+from ..architecture.experts.lora import name_experts_
 from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..config.lora import LoraOptions
 from ..config.run import RunConfig

@@ -17,7 +17,7 @@ ROUTING_BATCHES = 8
 
 
 def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Dropped | None:
-    """`--experts`: what the router uses least on the first batches goes, before LoRA is added."""
+    """`--experts`: what is worth least on the first batches goes, before LoRA is added."""
     if job.config.experts is None:
         return None
     parameters = parameter_count(base)
@@ -29,7 +29,7 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
             inputs, _ = job.blocks.batch(rows, base.device)
             with torch.inference_mode(), autocast(base.device.type, dtype):
                 base(**inputs)
-    gone = drop_experts(base, job.budget.units.family, job.config.experts)
+    gone = drop_experts(base, job.budget.units.family, job.config.experts, job.config.experts_by)
     progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
     return Dropped(gone, parameters - parameter_count(base))
 

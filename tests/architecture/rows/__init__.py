@@ -17,6 +17,8 @@ TYPES: dict[str, dict[str, object]] = {
     for name, row in module.TYPES.items()
 }
 """Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""
+MEANT = ("bos_token_id", "q_lora_rank")
+"""Keys whose None says something."""
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 
@@ -31,12 +33,13 @@ def tiny(name: str, layers: int | None = None):
     given = {**SIZES, **count, **TYPES[name]}
     if model_type == "t5":
         given = {"num_layers": layers or 3, **TYPES[name]}
-    options = {k: v for k, v in given.items() if v is not None or k == "bos_token_id"}
+    options = {k: v for k, v in given.items() if v is not None or k in MEANT}
     config = AutoConfig.for_model(model_type, **options)
     model = stock_class_of(config)._from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        biases = (pair for pair in model.named_buffers() if pair[0].endswith("bias"))
+        for path, parameter in (*model.named_parameters(), *biases):
             # T5 does not scale attention scores: with wider ones its softmax is a switch, and rounding throws it.
             values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type == "t5" else 0.2)
             own = "norm" in path or "ln_" in path or (parameter.dim() == 1 and not path.endswith("bias"))

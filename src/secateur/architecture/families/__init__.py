@@ -5,10 +5,10 @@ types share it is one line in `FAMILIES`.
 """
 
 from ...system.errors import InputError
-from . import dense, encoder_decoders, mixtures  # noqa: F401 (each registers its families)
-from .family import FAMILIES, Family
+from . import dense, encoder_decoders, latent, mixtures  # noqa: F401 (each registers its families)
+from .family import FAMILIES, Beside, Family, Stacking
 
-__all__ = ["BUILT_IN", "FAMILIES", "Family", "family_of"]
+__all__ = ["BUILT_IN", "FAMILIES", "Beside", "Family", "Stacking", "family_of"]
 
 BUILT_IN = frozenset(FAMILIES)
 """The model types whose layouts are tested here; the others are registered by users."""

@@ -7,6 +7,56 @@ from ...system.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """An FFN that some layers of a mixture have beside their routed experts, or in their place; paths are relative to
+    the layer."""
+
+    name: str
+    """What its pools are called: `shared`, `dense`."""
+    at: str
+    """Its module."""
+    ffn: str
+    """Config key of its width."""
+    times: str | None = None
+    """Config key of the number that its width is of the value under `ffn`; None: one."""
+    stock: tuple[str, str, str] | None = ("gate_proj", "up_proj", "down_proj")
+    """The class's names of its linears, which `unstack_experts` puts others in the place of; None: it has those of
+    `mlp_in` and `mlp_out`, and keeps them."""
+    mlp_in: tuple[str, ...] = ("gate_up", "gate_up")
+    """Names of the linears whose rows are its channels, after `unstack_experts`, and of that whose columns they are."""
+    mlp_out: str = "down"
+    activation: str = "act_fn"
+    """Attribute of its module that is the activation."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of the linears whose rows are its channels."""
+        return tuple(f"{self.at}.{name}" for name in self.mlp_in)
+
+    @property
+    def output(self) -> str:
+        """Path of the linear whose columns they are."""
+        return f"{self.at}.{self.mlp_out}"
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Its linears, in order of use, each once."""
+        return tuple(dict.fromkeys((*self.inputs, self.output)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacking:
+    """How a class holds a layer's experts in one tensor."""
+
+    turned: bool = False
+    """(experts, in, out) instead of (experts, out, in)."""
+    interleaved: bool = False
+    """Gate and up take turns, channel by channel, instead of all of gate before all of up."""
+    own_gate: bool = False
+    """The class says in `_apply_gate` what down reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Module paths of one architecture. Projection paths are relative to a decoder layer.
 
@@ -43,6 +93,13 @@ class Family:
     """Config key that, when it is set, makes a part of the attention take the size of a head from the width."""
     head_dim_at: str = "head_dim"
     """Attribute of the attention module that holds the size of a head."""
+    latent: tuple[str, str] | None = None
+    """Of attention whose keys and values are made from a latent vector: attributes of the module, and keys of the
+    config, for the entries of a key that do not depend on its position, and of a value. `k` and `v` are one linear, in
+    which each head's key comes before its value; heads go alone, and the latent vectors stay as they are."""
+    by_head: tuple[str, ...] = ()
+    """What goes with query heads beside the projections: linears whose rows, and vectors whose entries, are theirs (a
+    gate on what attention gives, a sink). They are not scored, and get no LoRA."""
     attributes: dict[str, str] = field(default_factory=lambda: {"num_key_value_groups": "groups"})
     """Attribute of the attention module -> the size it holds (`LayerShape.sizes`); `config.KEY`: its config's."""
     no_heads: str | None = None
@@ -55,6 +112,12 @@ class Family:
     """The module that chooses experts: `weight` has a row for each, `num_experts` counts them."""
     num_experts: str = "num_experts"
     """Config key of the number of experts."""
+    by_expert: tuple[str, ...] = ()
+    """Further tensors of a layer with an entry for each expert: the router's bias, a correction of its choice."""
+    stacking: Stacking = Stacking()
+    """How the class holds a layer's experts."""
+    beside: tuple[Beside, ...] = ()
+    """FFNs that some layers have beside the routed experts, or in their place."""
     stacks: tuple["Family", ...] = ()
     """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
     head_bias: str | None = None
@@ -63,6 +126,8 @@ class Family:
     """Layers return their hidden states in a tuple."""
     otherwise: "Family | None" = None
     """The layout of models that have other modules than this one under the same model type."""
+    otherwise_without: str | None = None
+    """Config key whose absence says that a model has that layout, where its config says it."""
 
     @property
     def attention_linears(self) -> tuple[str, ...]:
@@ -78,7 +143,8 @@ class Family:
     def linears(self) -> tuple[str, ...]:
         """All linears of a layer that count, in order of use."""
         own = () if self.stacks else self.attention_linears + self.ffn_linears
-        return own + tuple(dict.fromkeys(path for stack in self.stacks for path in stack.linears))
+        further = [part.linears for part in self.stacks] + [part.linears for part in self.beside]
+        return own + tuple(dict.fromkeys(path for linears in further for path in linears))
 
     @property
     def alike_only(self) -> bool:
@@ -88,8 +154,13 @@ class Family:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of units that can go."""
-        grouped = self.kv_heads is not None
+        grouped = self.kv_heads is not None and self.latent is None
         return (*(() if self.no_heads else ("kv_group", *(("query_head",) if grouped else ()))), "ffn")
+
+    @property
+    def _tied(self) -> str:
+        """Which FFNs have to lose channels with the routed experts, in words."""
+        return " and ".join(f"{beside.name} ones lose alike" for beside in self.beside if beside.ffn == self.ffn)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,7 +169,9 @@ class Family:
         found = {
             f"no heads: {self.no_heads}": self.no_heads,
             f"with {derived} in its config no head goes in stock format": derived,
+            "latent attention: the latent vectors keep their sizes": self.latent,
             "whole experts, before training: --experts (stock)": self.experts,
+            f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,
             f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
             "from Python only: the commands train causal language models": self.stacks,
         }
@@ -110,7 +183,7 @@ class Family:
         if self.alike_only:
             return dict.fromkeys(self.kinds, (STOCK,))
         own = tuple(name for name, format in FORMATS.items() if name != STOCK and format.of_any_family)
-        heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim, self.ffn))
+        heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim or self.latent, self.ffn))
         return {kind: channels if kind == "ffn" else heads for kind in self.kinds}
 
 

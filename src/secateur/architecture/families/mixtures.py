@@ -1,27 +1,137 @@
-"""Mixtures of experts."""
+"""Mixtures of experts: routed ones, those beside them, and layers without."""
 
-from .family import FAMILIES, Family
+from dataclasses import replace
 
-for _model_type, _ffn, _count in (
-    ("mixtral", "intermediate_size", "num_local_experts"),
-    ("qwen2_moe", "moe_intermediate_size", "num_experts"),
-    ("qwen3_moe", "moe_intermediate_size", "num_experts"),
-    ("olmoe", "intermediate_size", "num_experts"),
-):
-    FAMILIES.register(
-        _model_type,
-        Family(
-            name=_model_type,
-            # Not `down_proj`: PEFT takes targets of that name for a mixture's stacked experts.
-            mlp_in=("mlp.experts.{}.gate_up", "mlp.experts.{}.gate_up"),
-            mlp_out="mlp.experts.{}.down",
-            ffn=_ffn,
-            ffn_multiple=8,  # its grouped matmul takes rows of whole 16 bytes
-            experts="mlp.experts",
-            router="mlp.gate",
-            num_experts=_count,
-            no_heads="its query and key norms run over the whole width: the experts take all"
-            if _model_type == "olmoe"
-            else None,
+from .family import FAMILIES, Beside, Family, Stacking
+from .latent import LATENT, without_query_rank
+
+MIXTURE = Family(
+    name="mixtral",
+    # Not `down_proj`: PEFT takes targets of that name for a mixture's stacked experts.
+    mlp_in=("mlp.experts.{}.gate_up", "mlp.experts.{}.gate_up"),
+    mlp_out="mlp.experts.{}.down",
+    ffn_multiple=8,  # its grouped matmul takes rows of whole 16 bytes
+    experts="mlp.experts",
+    router="mlp.gate",
+    num_experts="num_local_experts",
+)
+SMALL = replace(MIXTURE, ffn="moe_intermediate_size", num_experts="num_experts")
+DENSE = Beside(name="dense", at="mlp", ffn="intermediate_size")
+"""What layers without experts have."""
+
+
+def _shared(at: str, ffn: str = "moe_intermediate_size", times: str | None = None) -> Beside:
+    return Beside(name="shared", at=f"mlp.{at}", ffn=ffn, times=times)
+
+
+SHARED = _shared("shared_experts", times="n_shared_experts")
+DEEPSEEK = replace(
+    SMALL, num_experts="n_routed_experts", by_expert=("mlp.gate.e_score_correction_bias",), beside=(SHARED, DENSE)
+)
+OWN_SHARED = _shared("shared_expert", "shared_expert_intermediate_size")
+FULL_WIDTH_NORMS = "its query and key norms run over the whole width: the experts take all"
+
+_PLAIN = {
+    "mixtral": MIXTURE,
+    "qwen2_moe": replace(SMALL, beside=(OWN_SHARED, DENSE)),
+    "qwen3_moe": replace(SMALL, beside=(DENSE,)),
+    "mellum": replace(SMALL, beside=(DENSE,)),
+    "olmoe": replace(MIXTURE, num_experts="num_experts", no_heads=FULL_WIDTH_NORMS),
+    "flex_olmo": replace(MIXTURE, num_experts="num_experts", no_heads=FULL_WIDTH_NORMS),
+    "phimoe": replace(MIXTURE, router="mlp.router"),
+    "minimax_m2": replace(MIXTURE, by_expert=("mlp.e_score_correction_bias",), no_heads=FULL_WIDTH_NORMS),
+    "glm4_moe": DEEPSEEK,
+    "dots1": DEEPSEEK,
+    "solar_open": replace(DEEPSEEK, beside=(SHARED,)),
+    "exaone_moe": replace(
+        DEEPSEEK,
+        num_experts="num_experts",
+        beside=(_shared("shared_experts", times="num_shared_experts"), DENSE),
+        attributes={
+            "num_key_value_groups": "groups",
+            "num_attention_heads": "heads",
+            "num_key_value_heads": "kv_heads",
+        },
+    ),
+    "hy_v3": replace(
+        SMALL,
+        by_expert=("mlp.e_score_correction_bias",),
+        beside=(_shared("shared_experts", times="num_shared_experts"), DENSE),
+    ),
+    "cohere2_moe": replace(
+        MIXTURE,
+        num_experts="num_experts",
+        beside=(
+            _shared("shared_experts", "intermediate_size", "num_shared_experts"),
+            replace(DENSE, ffn="prefix_dense_intermediate_size"),
         ),
-    )
+    ),
+    "ernie4_5_moe": replace(
+        SMALL,
+        num_experts="moe_num_experts",
+        by_expert=("mlp.gate.moe_statics.e_score_correction_bias",),
+        beside=(_shared("shared_experts", times="moe_num_shared_experts"), DENSE),
+    ),
+    "hunyuan_v1_moe": replace(
+        MIXTURE,
+        num_experts="num_experts",
+        router="mlp.gate.wg",
+        beside=(_shared("shared_mlp", "intermediate_size"),),
+    ),
+    "afmoe": replace(
+        SMALL,
+        router="mlp.router.gate",
+        by_expert=("mlp.expert_bias",),
+        beside=(_shared("shared_experts", times="num_shared_experts"), DENSE),
+        by_head=("self_attn.gate_proj",),
+    ),
+    "gpt_oss": replace(
+        MIXTURE,
+        router="mlp.router",
+        by_expert=("mlp.router.bias",),
+        by_head=("self_attn.sinks",),
+        stacking=Stacking(turned=True, interleaved=True, own_gate=True),
+    ),
+    "llama4_text": replace(
+        MIXTURE,
+        mlp_in=("feed_forward.experts.{}.gate_up", "feed_forward.experts.{}.gate_up"),
+        mlp_out="feed_forward.experts.{}.down",
+        experts="feed_forward.experts",
+        router="feed_forward.router",
+        stacking=Stacking(turned=True),
+        beside=(
+            Beside(name="shared", at="feed_forward.shared_expert", ffn="intermediate_size", activation="activation_fn"),
+            Beside(name="dense", at="feed_forward", ffn="intermediate_size_mlp", activation="activation_fn"),
+        ),
+    ),
+}
+_GRANITE = replace(
+    MIXTURE,
+    mlp_in=("block_sparse_moe.experts.{}.gate_up", "block_sparse_moe.experts.{}.gate_up"),
+    mlp_out="block_sparse_moe.experts.{}.down",
+    experts="block_sparse_moe.experts",
+    router="block_sparse_moe.router",
+)
+_GRANITE_SHARED = Beside(
+    name="shared",
+    at="shared_mlp",
+    ffn="shared_intermediate_size",
+    stock=None,
+    mlp_in=("input_linear", "input_linear"),
+    mlp_out="output_linear",
+)
+_PLAIN |= {
+    "granitemoe": _GRANITE,
+    "granitemoeshared": replace(_GRANITE, beside=(_GRANITE_SHARED,)),
+    "granitemoe_swa": replace(_GRANITE, beside=(_GRANITE_SHARED,), by_head=("self_attn.sinks",)),
+}
+_WITH_LATENT = {
+    "deepseek_v2": replace(DEEPSEEK, by_expert=()),
+    "deepseek_v3": DEEPSEEK,
+    "glm4_moe_lite": DEEPSEEK,
+    "axk1": DEEPSEEK,
+}
+for _model_type, _family in _PLAIN.items():
+    FAMILIES.register(_model_type, replace(_family, name=_model_type))
+for _model_type, _family in _WITH_LATENT.items():
+    FAMILIES.register(_model_type, without_query_rank(replace(_family, name=_model_type, **LATENT)))

@@ -80,9 +80,9 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
             whole = gathered(tensor.detach())
             value = whole.T if turned else whole
         value = folded(modules[path], leaf, value)
-        for dim in (0, 1):
-            if (path, dim) in stay and dim < value.dim():
-                value = value.index_select(dim, stay[path, dim].to(value.device))
+        for side in ((path, 0), (path, 1), (f"{path}.{leaf}", 0)):  # the last: a vector of its own
+            if side in stay and side[1] < value.dim():
+                value = value.index_select(side[1], stay[side].to(value.device))
         yield f"{path}.{leaf}", value.T if turned else value
 
 
@@ -104,7 +104,12 @@ def shrink_(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     swapped: dict[Tensor, Sliced] = {}
     for (path, dim), index in removals(units, keep).items():
-        _slice_linear_(base.get_submodule(path), dim, index, swapped)
+        parent, _, name = path.rpartition(".")
+        if isinstance(holder := getattr(base.get_submodule(parent), name), nn.Parameter):
+            vector = nn.Parameter(holder.data.index_select(dim, index.to(holder.device)), requires_grad=False)
+            setattr(base.get_submodule(parent), name, vector)
+        else:
+            _slice_linear_(holder, dim, index, swapped)
     for pool in (pool for pool in units.pools if _is_cut(pool, keep)):
         for gate in pool.gates:
             if pair := slice_gain_(base.get_submodule(gate.linear), gate, keep[pool.name]):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 from ...architecture.layout import WHOLE_KINDS, LayerShape, common_shape
 from ...architecture.stock import Verdict
@@ -29,7 +29,7 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
     if options.takes_whole:
         return whole_budget(units, options, open_layers(units, options))
     options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple))
-    losing = open_layers(units, options)
+    losing, legal = open_layers(units, options), cache(legal)
     if units.family.alike_only and options.allocation != "uniform":
         raise InputError(
             f"--allocation {options.allocation}: a {units.family.name} has one size in its config for layers of every "
@@ -153,8 +153,9 @@ def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
     """What layers that are alike come to when each pool loses its quota."""
     shape = common_shape(units.shapes, in_part=units.family.alike_only)
     assert shape is not None, "uniform allocation was refused for these"
-    for kind, gone in {pool.kind: quota[pool.name] for pool in units.pools}.items():
-        shape = shape.without(kind, gone)
+    kinds = {(pool.kind, pool.part if pool.beside else ""): quota[pool.name] for pool in units.pools}
+    for (kind, part), gone in kinds.items():
+        shape = shape.without(kind, gone, part)
     return shape
 
 

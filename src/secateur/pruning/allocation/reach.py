@@ -33,8 +33,9 @@ def ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     share = params / params_of(ffn) if ffn else 0.0
     quota = {}
     for pool in ffn:
-        width = max(round_to, round(pool.size * (1 - share) / round_to) * round_to)
-        quota[pool.name] = pool.size - min(width, pool.size // round_to * round_to)
+        size = pool.size // pool.together
+        width = max(round_to, round(size * (1 - share) / round_to) * round_to)
+        quota[pool.name] = pool.together * (size - min(width, size // round_to * round_to))
     return quota
 
 
@@ -44,7 +45,7 @@ def params_of(pools: list[Pool]) -> int:
 
 def check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
-    step = options.round_to * sum(pool.unit_params for pool in ffn) / budget.units.prunable_params
+    step = options.round_to * sum(pool.together * pool.unit_params for pool in ffn) / budget.units.prunable_params
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
     if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
         return

@@ -16,13 +16,15 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..system.errors import InputError
-from .experts import STOCK_NAMES, Expert, expert_lists, expert_names
-from .families import Family
-from .units import sides_of
+from ...system.errors import InputError
+from ..families import Family
+from ..units import sides_of
+from .apart import STOCK_NAMES, Expert, expert_lists, expert_names, find
 
 APART = re.compile(r"base_model\.model\.(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
 """A factor of one expert's linear, by the name that older versions gave it, or that it has apart."""
+BESIDE = re.compile(r"base_model\.model\.(.+)\.(\w+)\.lora_([AB])\.weight")
+"""A factor of a linear of an FFN beside the experts, by the class's name."""
 STACKED = re.compile(r"base_model\.model\.(.+\.experts)(?:\.base_layer)?\.lora_([AB])\.weight")
 """A factor of all experts of a layer, as PEFT writes it for stacked tensors."""
 HALVES = {"w1": 0, "gate_proj": 0, "w3": 1, "up_proj": 1}
@@ -121,6 +123,9 @@ def for_experts_apart(
         if apart := APART.fullmatch(name):
             path = f"{_place(apart[1], model)}.{apart[2]}.{experts[apart[3] in DOWN]}"
             found.setdefault(path, {}).setdefault(f"{apart[1]}.{apart[2]}.{apart[3]}", {})[apart[4]] = tensor
+        elif (beside := BESIDE.fullmatch(name)) and isinstance(find(model, beside[1]), Expert):
+            path = f"{beside[1]}.{experts[beside[2] in DOWN]}"
+            found.setdefault(path, {}).setdefault(f"{beside[1]}.{beside[2]}", {})[beside[3]] = tensor
         elif stacked := STACKED.fullmatch(name):
             a, b = (tensors[re.sub(r"lora_[AB]", f"lora_{letter}", name)] for letter in "AB")
             for path, leaf, part in _split(_place(stacked[1], model), tensor, stacked[2], a, b, model):
@@ -206,7 +211,8 @@ def _configured(
             raise InputError(f"the adapter has other ranks in some experts ({path}: {rank}): it cannot be loaded here.")
     leaves = {path.rpartition(".")[2] for path in linears}
     named = lora.target_modules if isinstance(lora.target_modules, set | list) else paths
-    targets = sorted(leaves | (set(named) - misread(named, model)))
+    apart = {name for name in named if name in (*HALVES, *WHOLE, *DOWN)}
+    targets = sorted(leaves | (set(named) - apart - misread(named, model)))
     return replace(
         lora, target_modules=targets, target_parameters=None, rank_pattern=ranks, alpha_pattern=alphas,
         init_lora_weights=True,

@@ -1,0 +1,19 @@
+"""Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them."""
+
+from .apart import Expert, ExpertList, expert_lists, expert_names, unstack_experts
+from .dropping import LEAST_TOKENS, Dropped, check_expert_count, drop_experts, unused_experts
+from .stacked import stack_experts
+
+__all__ = [
+    "LEAST_TOKENS",
+    "Dropped",
+    "Expert",
+    "ExpertList",
+    "check_expert_count",
+    "drop_experts",
+    "expert_lists",
+    "expert_names",
+    "stack_experts",
+    "unstack_experts",
+    "unused_experts",
+]

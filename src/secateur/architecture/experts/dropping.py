@@ -1,0 +1,147 @@
+"""Whole experts removed before training: which of them, and a router over those that stay."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...system.errors import InputError
+from ...system.voice import speaks_python
+from ..families import Family
+from .apart import Expert, ExpertList, expert_lists
+
+LEAST_TOKENS = 32
+"""Tokens that an expert of a layer has to have seen on average for means over its tokens to be compared."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Experts that went before training."""
+
+    experts: dict[str, list[int]]
+    """Path of a layer's experts -> their numbers."""
+    parameters: int
+
+
+def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> None:
+    """Refuse a number of experts to keep.
+
+    Raises:
+        InputError: there are no experts; as many as `count` or fewer; fewer than the router chooses for a token; or no
+            whole number for each of the groups that it chooses first.
+    """
+    if family.experts is None:
+        raise InputError(f"--experts {count}: a {config.model_type} has no experts: leave --experts out.")
+    have, least = int(getattr(config, family.num_experts)), int(config.num_experts_per_tok)
+    groups, chosen = groups_of(config)
+    if groups > 1:  # of each chosen group the router adds up the two best scores
+        least = groups * max(2, -(-least // chosen))
+    if not least <= count < have or count % groups:
+        remedy = f"give a number from {least} to {have - groups}" if least < have else "all stay: leave --experts out"
+        of_groups = f" that {groups} divides, since the router chooses among {groups} groups" if groups > 1 else ""
+        raise InputError(
+            f"--experts {count}: the model has {have} experts a layer and chooses {config.num_experts_per_tok} for a "
+            f"token: {remedy}{of_groups}."
+        )
+
+
+def groups_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """Groups of equal size in which a router looks for experts, and how many of them it looks into."""
+    groups = int(getattr(config, "n_group", None) or 1)
+    return groups, int(getattr(config, "topk_group", None) or groups)
+
+
+def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "router") -> dict[str, list[int]]:
+    """Keep the best `count` experts of each layer, and of each group that the router has; before LoRA is added.
+
+    The router loses its rows with them, so its probabilities are over the experts that stay.
+
+    Args:
+        by: `router`: the sum of the weights that the router gave to the expert; `reap`: the mean, over the tokens that
+            it was given, of that weight times the norm of what the expert said (Lasby et al. 2025, arXiv 2510.13999).
+    Returns:
+        path of a layer's experts -> numbers of those that went.
+    Raises:
+        InputError: as `check_expert_count`; nothing counted what the router gives to each, or too little for a mean.
+    """
+    config = model.config
+    check_expert_count(config, family, count)
+    have = int(getattr(config, family.num_experts))
+    lists = expert_lists(model)
+    if not lists or not all((experts.chosen + experts.mass).any() for experts in lists.values()):
+        raise InputError(
+            f"--experts {count}: nothing has counted what the router gives to each expert: call unstack_experts(model) "
+            "first, set `counting` on the lists that expert_lists(model) finds, and run some batches."
+        )
+    scores = _scores(lists, family, count, by)
+    groups, _ = groups_of(config)
+    gone: dict[str, list[int]] = {}
+    for path, experts in lists.items():
+        order = scores[path].view(groups, -1).argsort(dim=1, descending=True, stable=True)
+        places = order + torch.arange(groups).unsqueeze(1) * order.shape[1]
+        stay = places[:, : count // groups].flatten().sort().values
+        gone[path] = sorted(experts.numbers[number] for number in places[:, count // groups :].flatten().tolist())
+        numbers = [experts.numbers[number] for number in stay.tolist()]
+        small = ExpertList((cast(Expert, experts[number]) for number in stay.tolist()), numbers)
+        model.set_submodule(path, small)
+        layer = model.get_submodule(path.removesuffix(f".{family.experts}"))
+        for name in (f"{family.router}.weight", *family.by_expert):
+            _keep_entries_(layer, name, stay, have)
+    for module in model.modules():  # routers, and the model itself for its loss of balance
+        if vars(module).get("num_experts") == have:
+            module.num_experts = count  # type: ignore[assignment]
+    setattr(config, family.num_experts, count)
+    return gone
+
+
+def _scores(lists: dict[str, ExpertList], family: Family, count: int, by: str) -> dict[str, Tensor]:
+    """Path of a layer's experts -> (experts,) what each is worth.
+
+    Raises:
+        InputError: there is no such number of them.
+    """
+    if by == "router":
+        if any(experts.mass.isnan().any() for experts in lists.values()):
+            raise InputError(
+                f"--experts {count}: the router's weights are in what a {family.name}'s experts read already, so they "
+                "cannot be added up: use --experts-by reap."
+            )
+        return {path: experts.mass for path, experts in lists.items()}
+    few = {path: int(experts.chosen.sum()) // len(experts) for path, experts in lists.items()}
+    if few := {path: tokens for path, tokens in few.items() if tokens < LEAST_TOKENS}:
+        path, tokens = next(iter(few.items()))
+        more = f" and {len(few) - 1} other layers" if len(few) > 1 else ""
+        raise InputError(
+            f"--experts {count}: the experts of {path}{more} have seen {tokens} tokens each on average, and their "
+            f"means need {LEAST_TOKENS}: use larger batches (--batch-size, --seq-len), or --experts-by router."
+        )
+    return {path: experts.effect / experts.chosen.clamp_min(1) for path, experts in lists.items()}
+
+
+def _keep_entries_(layer: nn.Module, name: str, stay: Tensor, have: int) -> None:
+    """Leave of a tensor those rows (or columns, where it has no rows for experts) that `stay` has."""
+    path, _, leaf = name.rpartition(".")
+    holder: Any = layer.get_submodule(path)
+    old = getattr(holder, leaf)
+    if old is None:
+        return
+    new = old.data.index_select(0 if old.shape[0] == have else 1, stay.to(old.device))
+    setattr(holder, leaf, nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new)
+    if leaf == "weight" and isinstance(holder, nn.Linear):
+        holder.out_features = len(stay)
+
+
+@speaks_python()
+def unused_experts(model: nn.Module) -> dict[str, list[int]]:
+    """Path of a layer's experts -> numbers of those that no token of the training was given to, before any went.
+
+    With several processes after `share_counts`.
+    """
+    lists = {path.removeprefix("base_model.model."): experts for path, experts in expert_lists(model).items()}
+    found = {
+        path: [number for number, chosen in zip(experts.numbers, experts.chosen.tolist(), strict=True) if not chosen]
+        for path, experts in lists.items()
+    }
+    return {path: numbers for path, numbers in found.items() if numbers}

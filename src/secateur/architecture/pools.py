@@ -1,0 +1,85 @@
+"""The pools of a layer: its heads, with what goes with them, and the channels of each of its FFNs."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..system.errors import InputError
+from .experts import ExpertList
+from .families import Family
+from .layout import LayerShape, beside_parts, parts
+from .units import Linear, Member, Place, Pool, base_linear, pool_of
+
+
+def submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        full = f"{prefix}.{path}".lstrip(".")
+        raise InputError(
+            f"the model has no module {full!r}, which its family's layout names: pass another --family."
+        ) from None
+
+
+def head_pool(
+    kind: str, number: int, place: Place, layer: nn.Module, linears: dict[str, Linear], shape: LayerShape
+) -> Pool:
+    pool = _of_projections(kind, number, place, linears, shape)
+    members, unit_params = list(pool.members), pool.unit_params
+    for path, held in by_head(layer, place.family).items():
+        index = torch.arange(len(held)).view(pool.size, -1)
+        members.append(Member(f"{place.prefix}.{path}", 0, index, len(held), scored=False))
+        unit_params += held.numel() // pool.size
+    return replace(pool, members=tuple(members), unit_params=unit_params)
+
+
+def by_head(layer: nn.Module, family: Family) -> dict[str, Tensor]:
+    """Path in the layer -> what has an entry or a row for each entry of a query head beside the projections."""
+    found: dict[str, Any] = {}
+    for path in family.by_head:
+        place, _, leaf = path.rpartition(".")
+        held = getattr(submodule(layer, place, ""), leaf)
+        found[path] = base_linear(held).weight if isinstance(held, nn.Module) else held
+    return {path: held for path, held in found.items() if held is not None}
+
+
+def _of_projections(kind: str, number: int, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
+    heads = {part.role: part for part in parts(place.family, shape, "attention")}
+    if kind == "kv_group":
+        return pool_of(number, kind, place, linears, [heads[role] for role in "qkvo"], shape.kv_heads)
+    return pool_of(number, kind, place, linears, [heads[role] for role in "qo"], shape.heads, shape.kv_heads)
+
+
+def ffn_pools(
+    number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape, config: Any
+) -> list[Pool]:
+    """The channels of a layer's FFN, or of each of its experts and of each FFN beside them."""
+    family, pools = place.family, []
+    if family.experts is None and shape.ffn:
+        return [pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
+    if family.experts is not None and shape.ffn:
+        experts = layer.get_submodule(family.experts)
+        numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
+        pools += [
+            pool_of(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
+            for expert, name in enumerate(numbers)
+        ]
+    widths, times = dict(shape.beside), {each.name: each.times for each in family.beside}
+    for name, chosen in beside_parts(family, shape).items():
+        pool = pool_of(number, "ffn", place, linears, chosen, widths[name], part=name)
+        pools.append(replace(pool, beside=True, together=int(getattr(config, times[name] or "", 1))))
+    return pools
+
+
+def together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
+    """One pool of the heads of all layers, with the bias by head that they share."""
+    path = f"{stack.layers}.0.{stack.head_bias}"
+    bias = submodule(model, path, "").weight
+    assert isinstance(bias, Tensor)
+    count = bias.shape[1]
+    shared = Member(path, 1, torch.arange(count).unsqueeze(1), count, scored=False)
+    members = (*(member for pool in heads for member in pool.members), shared)
+    layers = tuple(pool.layer for pool in heads)
+    return Pool(layers, heads[0].kind, members, sum(pool.unit_params for pool in heads) + bias.shape[0])
