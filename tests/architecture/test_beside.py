@@ -1,7 +1,10 @@
 """FFNs beside routed experts, routers of every kind, and which experts go."""
 
+import json
+
 import pytest
 import torch
+from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from secateur import Pruner
@@ -18,6 +21,7 @@ from secateur.architecture.families import FAMILIES
 from secateur.architecture.layered import stock_class_of
 from secateur.architecture.stock import resized_config
 from secateur.checkpoint.comparing import logits_of
+from secateur.cli import main
 from secateur.system.errors import InputError
 from tests.architecture.rows import IDS, mixtures, tiny
 
@@ -199,6 +203,32 @@ def test_what_goes_with_heads_beside_the_projections() -> None:
         biases = sum(getattr(attention, f"{part}_proj").bias.numel() for part in "qkv") if name == "gpt_oss" else 0
         assert pool.size * pool.unit_params == own + biases
         assert pool.unit_params > entries
+
+
+def test_the_command_on_a_deepseek(tmp_path, capsys) -> None:
+    """Experts by REAP, then heads, routed and shared channels and dense ones; read back by a fresh process."""
+    stock, _ = stacked("deepseek_v3")
+    stock.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 120)
+    arguments = ["--model", str(tmp_path / "model"), "--sparsity", "0.3", "--steps", "4", "--batch-size", "2"]
+    arguments += ["--seq-len", "32", "--dtype", "float32"]
+    training = ["--data", str(tmp_path / "text.txt"), "--frequency", "1", "--attention-sparsity", "0.333"]
+    training += ["--experts", "3", "--output", str(tmp_path / "out")]
+    assert main(["plan", *arguments]) == 0, capsys.readouterr().err
+    assert main(["prune", *arguments, *training]) == 0, capsys.readouterr().err
+    said = "".join(capsys.readouterr())
+    assert "1 experts gone, 3 stay in each layer" in said
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    dense, moe = result["shapes"]
+    assert dense["dense_ffn"] < 240
+    assert (moe["heads"], moe["shared_ffn"]) == (4, 2 * moe["ffn"])
+    assert result["export"]["format"] == "stock"
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(small).__name__ == "DeepseekV3ForCausalLM"
+    sizes = (small.config.n_routed_experts, small.config.num_attention_heads, small.config.moe_intermediate_size)
+    assert sizes == (3, 4, moe["ffn"])
+    assert len(small.model.layers[1].mlp.gate.e_score_correction_bias) == 3
 
 
 def test_ffns_of_gate_up_and_down_have_to_be_apart() -> None:

@@ -106,7 +106,7 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
             found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
         if self.experts is not None and (self.target_params or self.target_bytes):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
-        if self.experts is None and "experts_by" in self.given:
+        if self.experts is None and self.experts_by != "reap":
             found.append(f"--experts-by {self.experts_by} says which experts --experts takes away: give that too.")
         if self.distill and self.shrinks:
             found.append("--distill needs the dense weights to the end, which shrinking drops: add --no-shrink.")

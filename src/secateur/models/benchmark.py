@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architecture.experts import expert_lists
+from ..architecture.experts import chosen_of, expert_lists
 from ..architecture.quantised import entries
 from ..data.chat import Chat
 from ..data.encoding import encode
@@ -99,8 +99,7 @@ def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[i
     linears = float(sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)))
     for experts in expert_lists(model).values():  # a token goes through as many as the router chooses
         own = sum(m.in_features * m.out_features for m in experts.modules() if isinstance(m, nn.Linear))
-        chosen = int(model.config.num_experts_per_tok)  # type: ignore[union-attr, arg-type]
-        linears -= own * (1 - chosen / len(experts))
+        linears -= own * (1 - chosen_of(model.config) / len(experts))  # type: ignore[arg-type]
     return 2 * seq_len * round(linears) + 4 * seq_len**2 * sum(attention_width or ())
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from ..architecture.experts import chosen_of
 from ..architecture.families import Family
 from ..architecture.units import Units, base_linear, weight_of
 from ..pruning.schedule import Schedule
@@ -91,7 +92,7 @@ class Workload:
 def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     """Sizes of a base model; it may be without weights."""
     layers = list(model.get_submodule(units.family.layers).children())
-    active = int(getattr(model.config, "num_experts_per_tok", None) or 1)
+    active = chosen_of(model.config)  # type: ignore[arg-type]
     linears = {}
     for number, layer in enumerate(layers):
         for path in _paths(units.family, units.family.linears, active):

@@ -34,17 +34,23 @@ def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> 
     """
     if family.experts is None:
         raise InputError(f"--experts {count}: a {config.model_type} has no experts: leave --experts out.")
-    have, least = int(getattr(config, family.num_experts)), int(config.num_experts_per_tok)
-    groups, chosen = groups_of(config)
-    if groups > 1:  # of each chosen group the router adds up the two best scores
-        least = groups * max(2, -(-least // chosen))
+    have, for_token = int(getattr(config, family.num_experts)), chosen_of(config)
+    groups, looked_into = groups_of(config)
+    least = for_token
+    if groups > 1:  # of each the router adds up the two best scores
+        least = groups * max(2, -(-for_token // looked_into))
     if not least <= count < have or count % groups:
         remedy = f"give a number from {least} to {have - groups}" if least < have else "all stay: leave --experts out"
         of_groups = f" that {groups} divides, since the router chooses among {groups} groups" if groups > 1 else ""
         raise InputError(
-            f"--experts {count}: the model has {have} experts a layer and chooses {config.num_experts_per_tok} for a "
+            f"--experts {count}: the model has {have} experts a layer and chooses {for_token} for a "
             f"token: {remedy}{of_groups}."
         )
+
+
+def chosen_of(config: PreTrainedConfig) -> int:
+    """Experts that the router chooses for a token; 1 of a model without."""
+    return int(getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1)
 
 
 def groups_of(config: PreTrainedConfig) -> tuple[int, int]:

@@ -53,6 +53,26 @@ _PLAIN = {
             "num_key_value_heads": "kv_heads",
         },
     ),
+    "aria_text": replace(
+        MIXTURE,
+        num_experts="moe_num_experts",
+        router="mlp.router",
+        stacking=Stacking(turned=True),
+        beside=(_shared("shared_experts", "intermediate_size", "moe_num_shared_experts"),),
+    ),
+    "flint": replace(SMALL, beside=(OWN_SHARED, DENSE), by_head=("self_attn.sinks",)),
+    "kolibri1": replace(
+        SMALL,
+        num_experts="num_local_experts",
+        by_expert=("mlp.gate.e_score_correction_bias",),
+        beside=(_shared("shared_experts", "shared_expert_intermediate_size"),),
+    ),
+    "laguna": replace(
+        SMALL,
+        by_expert=("mlp.gate.e_score_correction_bias",),
+        beside=(_shared("shared_experts", "shared_expert_intermediate_size"), DENSE),
+        no_heads="its config lists the heads of each layer, beside a gate for each head: the FFNs take all",
+    ),
     "hy_v3": replace(
         SMALL,
         by_expert=("mlp.e_score_correction_bias",),
@@ -131,6 +151,7 @@ _WITH_LATENT = {
     "glm4_moe_lite": DEEPSEEK,
     "axk1": DEEPSEEK,
 }
+_PLAIN["deepseek_v32"] = replace(DEEPSEEK, **LATENT)
 for _model_type, _family in _PLAIN.items():
     FAMILIES.register(_model_type, replace(_family, name=_model_type))
 for _model_type, _family in _WITH_LATENT.items():
