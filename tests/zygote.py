@@ -3,7 +3,8 @@
 A process that starts from nothing spends 5 to 15 s on imports. Here a server makes them once and forks for requests:
 `reader()` has torch, transformers and PEFT and reads results back for `checkpoint.verify`, without secateur, as the
 fresh process does, also for the processes of `runner()`, which is forked from it and has secateur too, and is one
-process or several, as torchrun starts them. Tests of the launchers and tests marked `slow` use processes from nothing.
+process or several, as torchrun starts them; forked.py is for what a launcher starts. Tests marked `slow` use processes
+from nothing.
 """
 
 import atexit
@@ -29,6 +30,7 @@ import datasets, zygote
 import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.comparison.command
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
+secateur.checkpoint.verify.start_reader = lambda environment: None
 import secateur.report.plots
 from unrendered import Unrendered
 secateur.report.plots.LAYOUT, secateur.report.plots.FigureCanvasSVG = "none", Unrendered  # as in conftest.py
@@ -76,13 +78,19 @@ def work(task, environment):
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    if "code" in task:
+        with open(task["code"], "w") as file:
+            file.write(str(code))
     os._exit(code)
+
+stay = []
 
 def serve(task):
     if task["stays"]:
         child = os.fork()
         if child == 0:
             work(task, *task["environments"])
+        stay.append(child)
         return child
     running, worst = set(), 0
     for environment in task["environments"]:
@@ -113,6 +121,7 @@ print("listening", flush=True)
 while sys.stdin not in select.select([sys.stdin, place], [], [])[0]:  # which ends with the process that made it
     asking, _ = place.accept()
     with asking, asking.makefile("rw") as line:
+        stay = [child for child in stay if os.waitpid(child, os.WNOHANG)[0] == 0]
         if asked := line.readline():  # none from who only looks whether somebody is here
             line.write(f"{serve(json.loads(asked))}\n")
 """
