@@ -37,6 +37,7 @@ def read_back_by_a_fork() -> Iterator[Callable[..., Any]]:
     from_nothing = verify.run_python
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "run_python", read_back)
+        patch.setattr(verify, "start_reader", lambda environment: None)
         yield from_nothing
 
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,14 +161,65 @@ def fresh_process(source: str, task: dict[str, Any], folder: Path) -> Any:
     return json.loads(lines[-1].removeprefix("RESULT"))
 
 
-def run_python(source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Python `source` in a process of its own, isolated from this one's folder and Python's variables.
+IMPORTS = "import torch, transformers\nfrom transformers import AutoModelForCausalLM\n"
+"""What whoever reads a checkpoint imports; seconds of it."""
+WAITS = """
+import json, sys
+asked = sys.stdin.readline()
+if not asked:
+    sys.exit()
+asked = json.loads(asked)
+sys.argv[1:] = [asked["argument"]]
+exec(compile(asked["source"], "<string>", "exec"), {"__name__": "__main__"})
+"""
+_waiting: list[subprocess.Popen[str]] = []
 
-    What this one has of PYTHONPATH or of the user's packages comes last there: the libraries may lie in them.
+
+@contextmanager
+def reader_waits() -> Iterator[None]:
+    """Inside, a fresh process makes its imports while the checkpoint is made that it will read: `run_python` asks it.
+
+    It is asked once. Where nobody asks, it ends with the block; it also ends with this process, whatever ends that.
     """
-    beyond = [path for path in map(os.path.abspath, filter(None, sys.path)) if path != os.getcwd()]
-    start = f"import sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
-    command = [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", start + source, str(argument)]
+    with scratch() as work:
+        process = start_reader({**os.environ, "HF_MODULES_CACHE": str(work / "modules")})
+        if process is None:
+            yield
+            return
+        _waiting.append(process)
+        try:
+            yield
+        finally:
+            if process in _waiting:
+                _waiting.remove(process)
+            process.kill()
+            process.communicate()
+
+
+def start_reader(environment: dict[str, str]) -> subprocess.Popen[str] | None:
+    """A process that has made its imports, or is about to, and waits to be told what to run."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(_isolated(IMPORTS + WAITS), encoding="utf-8", errors="replace", env=environment, **pipes)
+
+
+def run_python(source: str, argument: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Python `source` in a process of its own, isolated from this one's folder and Python's variables."""
+    if _waiting:
+        process = _waiting.pop()
+        told = json.dumps({"source": source, "argument": str(argument)})
+        out, err = process.communicate(told + "\n")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    command = [*_isolated(source), str(argument)]
     return subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
     )
+
+
+def _isolated(source: str) -> list[str]:
+    """The command that runs it.
+
+    What this process has of PYTHONPATH or of the user's packages comes last there: the libraries may lie in them.
+    """
+    beyond = [path for path in map(os.path.abspath, filter(None, sys.path)) if path != os.getcwd()]
+    start = f"import sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
+    return [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", start + source]

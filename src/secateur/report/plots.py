@@ -168,7 +168,7 @@ def score_histogram(layers: Sequence[Scores], word: str, figure: Figure) -> None
     axes.hist(
         [[min(max(v, low), high) for v in values] for values in sides.values()],
         bins=[low + (high - low) * i / 60 for i in range(61)] if high > low else 1,
-        stacked=True, color=[colours[side] for side in sides], label=list(sides),
+        stacked=True, histtype="stepfilled", color=[colours[side] for side in sides], label=list(sides),
     )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.2, linestyle="--", label="threshold")
     axes.set_title(f"Scores of {word} just before the first cut, over their layer's threshold")

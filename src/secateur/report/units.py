@@ -1,6 +1,7 @@
 """What became of a run's units, picked from its records: layer by layer, cut by cut, and by their scores."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .runs import Run, at, items, number, rows
 
@@ -143,7 +144,7 @@ class Scores:
     kept: list[float]
     gone: list[float]
 
-    @property
+    @cached_property
     def threshold(self) -> float | None:
         """The score below which as many units lie as went in the end; None where nothing went."""
         ranked = sorted(self.kept + self.gone)

@@ -18,6 +18,7 @@ from ..architecture.experts import unstack_experts
 from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
+from ..checkpoint.verify import reader_waits
 from ..config.formats import FORMATS, width_words
 from ..config.options import part_of
 from ..config.pruning import PruningOptions
@@ -58,9 +59,11 @@ from .outcome import measure, outcome, report_on, training_kept, write_records
 from .tracking import Tracking
 
 
-def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
+def prune(job: PruneJob, progress: Progress, *, page: bool = True) -> dict[str, Any]:
     """Run a checked job to its end and return what `result.json` holds (nothing in processes other than the first).
 
+    Args:
+        page: whether report.html is drawn, to which no records are to come.
     Raises:
         InputError, NumericsError, VerificationError: see `system.errors`; the output folder is then untouched.
     """
@@ -68,7 +71,8 @@ def prune(job: PruneJob, progress: Progress) -> dict[str, Any]:
         return _prune(job, progress, Tracking(job, progress))
     with locked(job.work), failure_noted(job.work), Tracking(job, progress) as tracking:
         result = _prune(job, progress, tracking)
-    report_on(job.output, progress)
+    if page:
+        report_on(job.output, progress)
     return result
 
 
@@ -89,8 +93,7 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
     if rank() > 0:
         return {}  # the first process writes
     progress.message("writing, then reading back in a fresh process ...")
-    result: dict[str, Any] = {}
-    streamed = config.stream_export
+    result, streamed = dict[str, Any](), config.stream_export
     if streamed or config.load_in is not None:  # the model as it is computes the logits to compare with
         recovery.beside.narrow_()
     device = base.device if config.load_in is None or streamed else restore_original(model, pruner, job)
@@ -108,9 +111,8 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
                 dense_perplexity = None if streamed or alone else measure(dense, job, dtype, progress)
             return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
 
-        place = (
-            with_room(device_of(config), 2 * report.bytes) if streamed else device
-        )  # what was trained is still there
+        # What was trained is still there.
+        place = with_room(device_of(config), 2 * report.bytes) if streamed else device
         result.update(measured_somewhere(measured, place, progress))
         result.update(train_seconds=train_seconds, total_seconds=time.perf_counter() - started)
         result.update(recovery.record(), target=asdict(job.target))
@@ -121,7 +123,7 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
         write_records(folder, job, pruner, result)
         note_result(job.work, folder)
 
-    with memory_for("writing the result", WRITE_LATER), training_kept(job):
+    with memory_for("writing the result", WRITE_LATER), training_kept(job), reader_waits():
         write_result(model, pruner, job, finish)
     if not config.save_steps:
         drop_work(job.work)

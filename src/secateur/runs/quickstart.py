@@ -45,7 +45,7 @@ def quickstart(config: QuickstartConfig) -> None:
     )
     dense_folder = embedded_model_dir(progress=print)
     job = prepare(quickstart_options(config))
-    result = prune(job, Progress(job.total_steps))
+    result = prune(job, Progress(job.total_steps), page=False)
     tell(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
     answers, device, dtype = {}, device_of(job.config), dtype_of(job.config)
@@ -59,7 +59,7 @@ def quickstart(config: QuickstartConfig) -> None:
         answers[label] = text
     record = {"samples": [{"prompt": PROMPT, "answers": answers}], "environment": environment(device)}
     write_json(job.output / "sample.json", record)
-    report_on(job.output, Progress(job.total_steps))  # again, with these answers
+    report_on(job.output, Progress(job.total_steps))  # with these answers
     print(loading_lines(result))
 
 
