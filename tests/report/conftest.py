@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from unrendered import Unrendered
 
 from secateur.report import plots
 
@@ -14,3 +15,10 @@ def plots_are_rendered() -> Iterator[None]:
         patch.setattr(plots, "LAYOUT", "constrained")
         patch.setattr(plots, "FigureCanvasSVG", FigureCanvasSVG)
         yield
+
+
+@pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Where what stands beside the plots is looked at."""
+    monkeypatch.setattr(plots, "LAYOUT", "none")
+    monkeypatch.setattr(plots, "FigureCanvasSVG", Unrendered)

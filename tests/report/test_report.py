@@ -165,6 +165,7 @@ def test_hostile_text_stays_text(tmp_path) -> None:
         assert "<script>alert('x')</script>\"'&{{ 7 * 7 }}$x$" in page.text
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("missing", list(records()))
 def test_a_missing_record_leaves_its_section_out(tmp_path, missing) -> None:
     result = records()
@@ -218,6 +219,7 @@ def test_records_of_eval_and_sample_are_found(tmp_path) -> None:
         assert shown in page.text, shown
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_difference_from_another_model_is_not_shown(tmp_path) -> None:
     folder = write_run(tmp_path / "run")
     figures = {"perplexity": 40.0, "tokens_scored": 1000, "seq_len": 128, "dtype": "float32"}
@@ -359,6 +361,7 @@ def test_an_unfinished_and_a_failed_run_say_so(tmp_path) -> None:
     assert "script" not in page.tags
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_records_of_other_versions(tmp_path) -> None:
     old = records()
     del old["environment"]["record_format"]
@@ -429,6 +432,7 @@ def test_perplexity_comes_with_its_error_and_split(tmp_path) -> None:
     assert "test split, 4 rows joined, 12,264 tokens" in page.text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_records_about_other_models_are_named(tmp_path) -> None:
     folder, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
     record = {"config": {"model": "x"}, "models": {"x": {"perplexity": 9.0}, "y": {"perplexity": 8.0}}}
