@@ -48,7 +48,7 @@ CELLS: dict[str, tuple[str, dict[str, str]]] = {
     "LoRAPrune": (f"{UNITS} --criterion lora --allocation protected", HIGH),
     "LLM-Pruner": (f"{UNITS} --recipe llm-pruner", HIGH),
     "Compresso": (
-        f"prune --sparsity 0.5 {TRAIN} --criterion compresso --allocation global --targets q_proj,v_proj --alpha 8 "
+        f"prune --sparsity 0.5 {TRAIN} --criterion compresso --allocation global --targets q_proj v_proj --alpha 8 "
         "--prune-start 0 --prune-end 0.7 --frequency 100000", HIGH,
     ),
     "Compresso, LoRA on all": (
