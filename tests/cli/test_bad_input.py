@@ -368,6 +368,12 @@ CASES: dict[str, tuple[list[str], str]] = {
         for given in ("0:4", "5:4", "1.5", "2-4", "124")
     },
     "sparsify: a width that is no multiple": (sparsify(pattern="3:7"), "has 64 inputs, which is no multiple of 7"),
+    "sparsify: a share of less than a weight": (
+        sparsify(pattern="0.01", method="wanda"), "of the 64 weights in a row of model.layers.0.self_attn.q_proj",
+    ),
+    "sparsify: less than a weight to learn": (
+        sparsify(pattern="0.0001", method="pst", steps="4"), "in a matrix of model.layers.0.self_attn",
+    ),
     "sparsify: an encoder-decoder": (sparsify(model="{t}/encoder"), "t5 is an encoder-decoder"),
     "sparsify: a quantised base": (sparsify(model="{t}/gptq"), "is quantised already"),
     "sparsify: a base to quantise": (sparsify(load_in="4bit"), "--load-in 4bit rounds the base, and sparsify rewrites"),

@@ -14,7 +14,9 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from zygote import run_until
 
+import secateur
 from secateur.cli import main
+from secateur.comparison import cell as cell_module
 from secateur.comparison import command as compare_module
 from secateur.comparison.command import compare
 from secateur.comparison.grid import build_comparison, differences
@@ -250,6 +252,46 @@ def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
     assert (folder / "seed1" / "metrics.jsonl").is_file()
 
 
+ZEROS = ("gate: criterion=gate", "wanda: method=wanda pattern=2:4 steps=0", "pst: method=pst pattern=0.5")
+
+
+def test_cells_of_sparsify_stand_beside_those_of_prune(inputs, tmp_path, monkeypatch) -> None:
+    """What such a cell holds is what the command writes; it is recorded, and recognised, like any other."""
+    given = inputs | {"criterion": "gate", "sparsity": "0.5", "steps": "4", "lr": "1e-3,2e-3", "baselines": ("dense",)}
+    comparison = build_comparison(given | {"cells": ZEROS})
+    names = [cell.name for cell in comparison.cells]
+    assert names == ["dense", "gate_lr1e-3", "gate_lr2e-3", "wanda", "pst_lr1e-3", "pst_lr2e-3"]
+    table = str(compare(comparison))
+    records = {name: json.loads((tmp_path / "grid" / name / "result.json").read_text()) for name in names}
+    alone = {name: given[name] for name in ("model", "data", "batch_size", "seq_len", "dtype")}
+    for name, more in {
+        "wanda": {"method": "wanda"},
+        "pst_lr2e-3": {"method": "pst", "pattern": "0.5", "steps": 4, "lr": 2e-3},
+    }.items():
+        secateur.sparsify(output=tmp_path / name, **alone, **more)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto").float()
+        assert records[name]["weights_sha256"] == cell_module._weights_sha256(model)
+        assert records[name]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        assert (records[name]["kind"], records[name]["parameters"]) == ("sparsify", records["dense"]["parameters"])
+    assert records["gate_lr1e-3"]["bytes"] < records["wanda"]["bytes"] == records["dense"]["bytes"]
+    assert records["wanda"]["step_seconds"] is None
+    assert "MB on disk" in table
+    assert "pst" in table
+    assert not (tmp_path / "grid" / "wanda" / "checkpoint").exists()
+    assert secateur.load_result(tmp_path / "grid").cells
+    monkeypatch.setattr(compare_module, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    assert str(compare(comparison)) == table
+    for line, message in {
+        "wanda: method=wanda pattern=4:8 steps=0": "pattern: 2:4 -> 4:8",
+        "other: method=wanda pattern=0.3 steps=0": "cell other makes 30.0% of the weights zero, and others lose 50.0%",
+        "x: method=nope": "cell 'x.*': --method is 'nope'",
+        "x: method=pst pattern=2:4": "pst chooses from a whole matrix",
+        "x: method=wanda criterion=gate": "--cells x: unknown option 'criterion'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            compare(build_comparison(given | {"cells": (*ZEROS[:1], line)}))
+
+
 def test_same_source_is_said(inputs, tmp_path, capsys) -> None:
     (tmp_path / "fox.train.txt").write_text(WORDS * 60)
     (tmp_path / "fox.test.txt").write_text(WORDS * 20)
@@ -384,8 +426,8 @@ def test_a_cell_that_scores_in_all_steps_and_trains_in_none(inputs, tmp_path) ->
 def test_a_cell_is_measured_in_the_precision_that_its_record_says(inputs, tmp_path, monkeypatch) -> None:
     """A checkpoint in bfloat16: its weights are rounded to it, and multiplied in float32."""
     AutoModelForCausalLM.from_pretrained(inputs["model"]).bfloat16().save_pretrained(inputs["model"])
-    real, seen = compare_module.perplexity, []
-    monkeypatch.setattr(compare_module, "perplexity", lambda small, *a, **k: seen.append(small) or real(small, *a, **k))
+    real, seen = cell_module.perplexity, []
+    monkeypatch.setattr(cell_module, "perplexity", lambda small, *a, **k: seen.append(small) or real(small, *a, **k))
     compare(build_comparison({**inputs, "criterion": "magnitude", "sparsity": "0.3"}))
     weights = [weight for model in seen for weight in model.parameters()]
     assert len(seen) == 3

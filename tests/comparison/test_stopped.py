@@ -8,7 +8,7 @@ import pytest
 from tiny import save_tiny
 
 from secateur.cli import main
-from secateur.comparison import command
+from secateur.comparison import cell, command
 from secateur.training.checkpoints import find_latest
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
@@ -29,7 +29,7 @@ def given(tmp_path, monkeypatch):
 
 
 def test_what_is_recorded_is_said_and_what_is_left_goes(given, tmp_path, monkeypatch, capsys) -> None:
-    real = command.perplexity
+    real = cell.perplexity
 
     def dying(*args, **kwargs):
         if (tmp_path / "grid" / "magnitude" / "checkpoint.run").exists():  # all steps of the second cell are done
@@ -37,7 +37,7 @@ def test_what_is_recorded_is_said_and_what_is_left_goes(given, tmp_path, monkeyp
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "perplexity", dying)
+        patch.setattr(cell, "perplexity", dying)
         with pytest.raises(RuntimeError, match="died"):
             main(given)
     assert find_latest(tmp_path / "grid" / "magnitude" / "checkpoint.run")[0].name == "checkpoint-4"

@@ -8,6 +8,7 @@ from ..models.devices import autocast, dtype_of
 from ..models.memory import TRAIN_LESS, memory_for
 from ..system.errors import OutOfMemoryError
 from ..training.finetune import add_lora, load_base
+from ..training.job import Job
 from ..training.loss import causal_lm_loss
 from ..training.prepare import PruneJob, lora_names
 from .grid import Cell
@@ -17,7 +18,7 @@ PASSES = 3
 
 
 def estimated_seconds(
-    missing: Sequence[Cell], jobs: dict[str, PruneJob], known: Iterable[float], measured: int
+    missing: Sequence[Cell], jobs: dict[str, Job], known: Iterable[float], measured: int
 ) -> float | None:
     """Seconds that the missing cells take one after the other; None where they have no room in memory.
 
@@ -41,10 +42,11 @@ def estimated_seconds(
     return seconds * total
 
 
-def _token_seconds(job: PruneJob) -> float:
+def _token_seconds(job: Job) -> float:
     """Seconds of training for a token, from a few micro-batches."""
     dtype = dtype_of(job.config)
-    model = add_lora(load_base(job, dtype), job.config, lora_names(job.budget.units.family))
+    linears = lora_names(job.budget.units.family) if isinstance(job, PruneJob) else "all-linear"
+    model = add_lora(load_base(job, dtype), job.config, linears)
     model.train()
     count = job.config.batch_size // job.config.accumulation
     inputs, labels = job.blocks.batch([row % len(job.blocks) for row in range(count)], model.device)

@@ -1,6 +1,6 @@
 """`secateur compare`'s options: which runs, and whether they compare. No torch here."""
 
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -9,6 +9,7 @@ from ..config.files.recipes import build_values, read_with_recipe
 from ..config.options import build, flag, known_options
 from ..config.prune import PruneConfig
 from ..config.run import RunConfig
+from ..config.sparsify import SparsifyConfig
 from ..system.errors import InputError, all_faults
 from ..system.locks import LOCK
 from ..system.registry import did_you_mean
@@ -32,11 +33,13 @@ ONLY = {
     "floor": ("allocation", ("global", "search")),
     "across_layers": ("allocation", ("global", "search")),
     "gate_tokens": ("criterion", ("gate",)),
-    "mask_lr": ("criterion", ("learned", "projected")),
+    "mask_lr": ("criterion", ("learned", "projected", "compresso")),
 }
 """Options that are felt where another one has one of some values, alone."""
 FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
 """Options that came later with another default: what a record without them means."""
+OF_ZEROS = ("method", "pattern", "keep_pattern", "mask_lora")
+"""Options of `sparsify` that are not of `prune`; one of the first two makes a cell a run of it."""
 CONDITIONS = (*TRAINED, *TARGETS)
 """Axes that are no contenders by themselves: where cells are named, these are for them."""
 
@@ -48,11 +51,13 @@ class Cell:
     name: str
     config: PruneConfig
     kind: str = "prune"
-    """`prune`, or a baseline: `dense` (not trained), `dense+lora` (trained, not pruned)."""
+    """`prune`, `sparsify`, or a baseline: `dense` (not trained), `dense+lora` (trained, not pruned)."""
     series: str = ""
     """Its name without the seed: cells of one series differ in their seed alone."""
     contender: str = ""
     """Its name without seed and learning rate: what gets its best of the learning rates."""
+    zeros: tuple[tuple[str, str], ...] = ()
+    """Options of `sparsify`, of a cell of that kind; `config` has those that both commands know."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
         cells += _crossed("", shared, axes)
     for line in settings.cells:
         name, changes = _named_cell(line)
+        if {*OF_ZEROS[:2]} & changes.keys():
+            cells += _sparse(name, changes, shared, axes)
+            continue
         left = (set(TARGETS) if any(key in changes for key in TARGETS) else set()) | set(changes)
         others = {key: value for key, value in shared.items() if key not in left}
         cells += _crossed(name, others | changes, {key: values for key, values in axes.items() if key not in left})
@@ -120,6 +128,33 @@ def _baselines(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) ->
     return _crossed(name, {**shared, **first}, {key: axes[key] for key in axes if key in felt}, kind=name)
 
 
+def _sparse(name: str, zeros: dict[str, str], shared: dict[str, Any], axes: dict[str, list[str]]) -> list[Cell]:
+    """A cell of `sparsify` for each condition that it can feel: without training no learning rate or seed."""
+    felt = UNTRAINED if str(zeros.get("steps", shared.get("steps"))) == "0" else TRAINED
+    first = {key: values[0] for key, values in axes.items() if key in CONDITIONS}
+    left = {key: values for key, values in axes.items() if key in felt and key not in zeros}
+    cells = _crossed(name, {**shared, **first}, left, kind="sparsify")
+    for cell in cells:
+        zeros_config(cell.name, cell.config, zeros)
+    return [replace(cell, zeros=tuple(zeros.items())) for cell in cells]
+
+
+def zeros_config(name: str, config: PruneConfig, zeros: dict[str, str]) -> SparsifyConfig:
+    """A cell's options as `sparsify` takes them.
+
+    Raises:
+        InputError: names the cell.
+    """
+    shared = {key: getattr(config, key) for key in known_options(RunConfig)}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in shared.items()}
+    try:
+        if config.steps is None and "steps" not in zeros:
+            raise InputError("sparsify trains for --steps: give them (0: no training).")
+        return build_values(SparsifyConfig, {k: v for k, v in given.items() if v not in (None, [])} | zeros)
+    except InputError as error:
+        raise InputError(f"cell {name!r}: {error}") from None
+
+
 def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind: str = "prune") -> list[Cell]:
     """A cell for each combination of the axes' values, called by them."""
     cells = []
@@ -156,7 +191,9 @@ def _named_cell(line: str) -> tuple[str, dict[str, str]]:
             f"--cells {line!r}: {name!r} is to be a folder's name: use letters, digits, spaces and ._+- (no dot first)."
         )
     changes = {key.replace("-", "_"): value for key, _, value in pairs}
-    known = known_options(PruneConfig)
+    known = {*known_options(PruneConfig), *OF_ZEROS}
+    if {*OF_ZEROS[:2]} & changes.keys():
+        known = {*known_options(SparsifyConfig)}
     all_faults(
         [f"--cells {name}: unknown option {key!r}. {did_you_mean(key, known)}" for key in changes if key not in known]
     )
@@ -187,7 +224,7 @@ def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune")
     An option that a record of an earlier version does not have was at its default then.
     """
     trained = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
-    felt = {"dense": {*UNTRAINED}, "dense+lora": trained}.get(kind, {*known_options(PruneConfig)})
+    felt = {"dense": {*UNTRAINED}, "dense+lora": trained, "sparsify": trained}.get(kind, {*known_options(PruneConfig)})
     felt.difference_update(
         name for name, (where, needed) in ONLY.items() if not {one.get(where), other.get(where)} & {*needed}
     )

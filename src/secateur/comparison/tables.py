@@ -70,6 +70,8 @@ def _row(record: dict[str, Any], names: dict[str, str]) -> Row:
         "status": record["status"] if not failed else f"failed: {record['reason']}",
         "sparsity": record.get("sparsity", 0.0),
         "parameters": record.get("parameters"),
+        "bytes": record.get("bytes"),
+        "peak_bytes": record.get("peak_bytes"),
         "perplexity": {names[text]: m["perplexity"] for text, m in record.get("perplexity", {}).items()},
         "stderr_nll": {names[text]: m["stderr_nll"] for text, m in record.get("perplexity", {}).items()},
         "step_seconds": record.get("step_seconds"),
@@ -80,7 +82,9 @@ def _row(record: dict[str, Any], names: dict[str, str]) -> Row:
 def _table(rows: list[Row], bases: dict[str, Series | None]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexity"]))
     rated = any(bases.values())
-    header = ["cell", "gone", "parameters", *texts, *(f"ratio, {text}" for text in texts if rated)]
+    sparse = any(row["kind"] == "sparsify" for row in rows)  # what is gone is then no smaller file
+    sizes = ("MB on disk", "peak MB") if sparse else ()
+    header = ["cell", "gone", "parameters", *sizes, *texts, *(f"ratio, {text}" for text in texts if rated)]
     lines = []
     for row in rows:
         cells = [_shown(row, text) for text in texts or [""]]
@@ -89,7 +93,8 @@ def _table(rows: list[Row], bases: dict[str, Series | None]) -> tuple[tuple[str,
             value = row["perplexity"].get(text)
             cells.append(f"{value / exp(base.level(text)):.3f}" if value and base and text in base.nll else "")
         size = f"{row['parameters']:,}" if row["parameters"] else ""
-        lines.append((row["cell"], f"{row['sparsity']:.1%}", size, *cells, _seconds(row)))
+        held = [f"{value / 1e6:,.0f}" if (value := row[key]) else "" for key in ("bytes", "peak_bytes") if sparse]
+        lines.append((row["cell"], f"{row['sparsity']:.1%}", size, *held, *cells, _seconds(row)))
     return (*(header if texts else [*header, "perplexity"]), "s/step"), lines
 
 
@@ -143,7 +148,7 @@ def plot_perplexity(rows: list[Row], path: Path) -> None:
         axes = figure.add_subplot(1, len(texts), number)
         for row, _, y in (each for each in found if each[1] == text):
             x = row["parameters"] / 1e6
-            marker = "o" if row["kind"] == "prune" else "s"
+            marker = {"prune": "o", "sparsify": "^"}.get(row["kind"], "s")
             axes.plot([x], [y], marker, markersize=5)
             axes.annotate(row["cell"], (x, y), textcoords="offset points", xytext=(5, 2), fontsize=7)
         axes.set_yscale("log")

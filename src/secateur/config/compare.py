@@ -13,7 +13,8 @@ class CompareConfig:
     output: str = option("folder for the cells' records, the tables and the plot", group="comparison")
     cells: tuple[str, ...] = option(
         "more runs, each as 'name: option=value option=value', once for every value of the axes that it leaves out; "
-        "axes that say conditions alone (lr, seed, sparsity, steps, ...) then make no runs of their own",
+        "axes that say conditions alone (lr, seed, sparsity, steps, ...) then make no runs of their own; with method= "
+        "or pattern= a run of sparsify",
         (),
         group="comparison",
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-KINDS = ("prune", "dense", "dense+lora")
+KINDS = ("prune", "sparsify", "dense", "dense+lora")
 
 
 def is_cell(result: dict[str, Any]) -> bool:

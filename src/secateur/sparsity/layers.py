@@ -12,6 +12,7 @@ from ..architecture.likeness import family_for
 from ..architecture.units import sides_of
 from ..config.sparsify import Pattern
 from ..system.errors import InputError
+from .choice import BLOCK
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,25 @@ def sparse_layers(
                 "a pattern whose second number divides it, or a share such as 0.5."
             )
     return tuple(found)
+
+
+def check_share(model: PreTrainedModel, layers: tuple[SparseLayer, ...], pattern: Pattern, method: str) -> None:
+    """Whether a share takes out any weight at all of what a method chooses from.
+
+    Args:
+        model: its weights may be on the meta device.
+    Raises:
+        InputError: of one linear it takes none.
+    """
+    if pattern.group is not None:
+        return
+    for path in (path for layer in layers for path in layer.linears):
+        rows, columns = sides_of(model.get_submodule(path))  # type: ignore[arg-type]
+        whole, of = {
+            "wanda": (columns, "row"), "sparsegpt": (rows * min(BLOCK, columns), f"block of {BLOCK} columns"),
+        }.get(method, (rows * columns, "matrix"))  # fmt: skip
+        if int(whole * pattern.share) < 1:
+            raise InputError(
+                f"--pattern {pattern.text}: of the {whole:,} weights in a {of} of {path}, from which {method} chooses, "
+                "that is less than one: give a larger share."
+            )

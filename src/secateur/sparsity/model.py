@@ -12,7 +12,7 @@ from ..config.sparsify import LEARNT, METHODS, parse_pattern
 from ..system.errors import InputError
 from ..system.registry import did_you_mean
 from ..system.voice import speaks_python
-from .layers import sparse_layers
+from .layers import check_share, sparse_layers
 from .walk import sparsify_layers
 
 
@@ -53,4 +53,6 @@ def sparsify_(
         raise InputError(f"model is a {type(model).__name__}: give a plain model; merge an adapter first.")
     if is_quantised(model):
         raise InputError("the model is quantised, and its weights cannot be rewritten: give the original one.")
-    return sparsify_layers(model, sparse_layers(model, wanted, family), wanted, method, batches, dtype=dtype)
+    layers = sparse_layers(model, wanted, family)
+    check_share(model, layers, wanted, method)
+    return sparsify_layers(model, layers, wanted, method, batches, dtype=dtype)

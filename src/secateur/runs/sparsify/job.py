@@ -12,7 +12,7 @@ from ...config.sparsify import LEARNT, SparsifyConfig
 from ...models.benchmark import parameter_count
 from ...models.coverage import planned_lora
 from ...models.stored import checkpoint_dtype
-from ...sparsity.layers import SparseLayer, sparse_layers
+from ...sparsity.layers import SparseLayer, check_share, sparse_layers
 from ...sparsity.masked import masked_bytes
 from ...sparsity.pst import pst_bytes
 from ...sparsity.walk import walk_bytes
@@ -82,6 +82,7 @@ def _plan(config: SparsifyConfig, model_config: PreTrainedConfig) -> tuple[tuple
         family_of(model_config.model_type)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     layers = sparse_layers(empty, config.zeros, config.family)
+    check_share(empty, layers, config.zeros, config.method)
     check_config(empty.config)
     size = parameter_count(empty) * checkpoint_dtype(model_config).itemsize
     beside = "while layers are pruned"

@@ -209,6 +209,12 @@ def peak_allocated(device: torch.device) -> int | None:
     return int(torch.accelerator.max_memory_allocated(device))
 
 
+def forget_peak(device: torch.device) -> None:
+    """What `peak_allocated` says is from here on, where that is counted."""
+    if device.type not in ("cpu", "mps"):
+        torch.accelerator.reset_peak_memory_stats(device)
+
+
 def wait_for(device: torch.device) -> None:
     """Until an accelerator has done what it was given."""
     if device.type == "mps":
