@@ -18,8 +18,7 @@ from secateur.architecture.experts import (
     unstack_experts,
 )
 from secateur.architecture.families import FAMILIES
-from secateur.architecture.layered import stock_class_of
-from secateur.architecture.stock import resized_config
+from secateur.architecture.stock import resized_config, stock_class_of
 from secateur.checkpoint.comparing import logits_of
 from secateur.cli import main
 from secateur.system.errors import InputError

@@ -171,6 +171,10 @@ def test_layers_that_differ_and_their_padded_form(masked) -> None:
     shapes = units.shapes_after(keep)
     tensors = list(merged_and_sliced(base, units, keep))
     small = build_small(base.config, family, shapes, tensors, torch.float32, "keep")
+    if family.ffn_listed:  # its stock class takes them
+        assert type(small) is type(base)
+        torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * scale))
+        return
     wide = padded_shape(base.config, family, shapes, "keep")
     state = padded_state(dict(small.state_dict()), family, shapes, (wide,) * len(shapes))
     padded = build_small(base.config, family, (wide,) * len(shapes), state, torch.float32, "keep")

@@ -15,6 +15,7 @@ from ..system.errors import InputError
 from ..system.reading import PARSER_ERRORS
 from ..system.registry import did_you_mean
 from .families import FAMILIES
+from .stock import said_once
 
 SIZES = (
     "hidden_size",
@@ -68,7 +69,7 @@ def size_faults(config: PretrainedConfig) -> list[str]:
     known = family is not None and family.experts is None
     faults = []
     for name in SIZES:
-        value, key = getattr(text, name, None), text.attribute_map.get(name, name)
+        value, key = said_once(text, name), text.attribute_map.get(name, name)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         if value < (0 if name in MAY_BE_0 and not known else 1):

@@ -130,6 +130,12 @@ def check_depth(model: nn.Module, family: Family) -> None:
             f"--units layers: a {family.name} has layers of several kinds under one number in its config, and the "
             "decoder's read the encoder's: prune heads and channels."
         )
+    if family.recurrent:
+        raise InputError(
+            f"--units layers: a {family.name} is a hybrid, and its {family.recurrent} stay: prune heads and channels."
+        )
+    if family.layers_vary:
+        raise InputError(f"--units layers: the config of a {family.name} gives layers sizes by number: prune channels.")
     for key, why in BY_NUMBER.items():
         if value := getattr(config, key, None):
             raise InputError(f"--units layers: with {key} = {value} {why}, so none can go: prune heads and channels.")
@@ -188,6 +194,10 @@ def check_blocks_go(family: Family) -> None:
     Raises:
         InputError: says why.
     """
+    if family.recurrent:
+        raise InputError(
+            f"--units blocks: a {family.name} is a hybrid, and its {family.recurrent} stay: prune heads and channels."
+        )
     if why := family.no_heads if not family.alike_only else "its config has one size for layers of every kind":
         raise InputError(
             f"--units blocks: a {family.name}'s attention cannot go alone: {why.split(':')[0]}. Use --units layers, or "

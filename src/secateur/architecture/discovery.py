@@ -1,6 +1,7 @@
 """Finding the prunable units in a model, by the layout of its family."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -69,6 +70,8 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
             shapes.append(shape)
         if heads:
             pools.append(together(model, stack, heads))
+    if family.recurrent is not None:
+        shapes = _hybrid(shapes, family)
     if family.experts is not None and not any(shape.ffn or shape.gone for shape in shapes):
         raise InputError(
             f"no layer of the model has the experts ({family.experts}) that the {family.name} layout names: "
@@ -120,7 +123,7 @@ def check_class(
         )
     unstack_experts(small, family)
     try:
-        found = common_shape(find_units(small, family, "none").shapes, in_part=family.alike_only)
+        found = common_shape(find_units(small, family, "none").shapes, family)
     except InputError:
         found = None
     if found != wanted:
@@ -175,10 +178,19 @@ def _has(module: nn.Module, path: str) -> bool:
 def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
     """Path in the layer -> linear: those of attention, then of the FFN or of every expert."""
     family = place.family
-    paths = [] if is_absent(layer, family.attention) else [*family.attention_linears]
-    paths += [] if family.mlp_in and is_absent(layer, family.mlp_out) else [*family.ffn_linears]
-    if family.experts is not None:
-        paths = list(family.attention_linears)
+    if family.dense_only and _has(layer, family.dense_only):
+        raise InputError(
+            f"{place.prefix} has experts, and the config of a {family.name} has one width for these and for dense "
+            "FFNs: a model without experts (num_experts: 1) can be pruned."
+        )
+    lacks = family.recurrent is not None and not _has(layer, family.o)
+    paths = [] if lacks or is_absent(layer, family.attention) else [*family.attention_linears]
+    if family.layers_vary:
+        paths = [path for path in paths if _has(layer, path)]
+    if family.experts is None:
+        lacks = family.recurrent is not None and not _has(layer, family.mlp_out)
+        paths += [] if lacks or (family.mlp_in and is_absent(layer, family.mlp_out)) else [*family.ffn_linears]
+    else:
         for beside in family.beside:
             if beside.stock and _has(layer, f"{beside.at}.{beside.stock[-1]}"):
                 raise _not_apart(f"{place.prefix}.{beside.at} has linears whose names PEFT takes for stacked experts'")
@@ -199,13 +211,15 @@ def _not_apart(why: str) -> InputError:
 
 
 def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
-    attention = submodule(layer, family.attention, prefix)
-    head_dim = int(getattr(attention, family.head_dim_at))
     there = family.o in linears
+    attention = submodule(layer, family.attention, prefix) if there or family.recurrent is None else None
+    head_dim = int(getattr(attention, family.head_dim_at)) if attention is not None else 0
     nope, value = (int(getattr(attention, name)) for name in family.latent) if family.latent else (0, 0)
     heads = sides_of(linears[family.o])[1] // (value or head_dim) if there else 0
-    key_rows = sides_of(linears[family.k])[0] if there else 0
+    key_rows = sides_of(linears[family.k])[0] if family.k in linears else 0
     kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
+    if family.layers_vary and not kv_heads:  # those of another layer
+        kv_heads = heads // int(attention.num_key_value_groups)  # type: ignore[union-attr,arg-type]
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
     width = sides_of(out)[1] if out is not None else 0
     widths = {each.name: sides_of(linears[each.output])[1] for each in family.beside if each.output in linears}
@@ -221,6 +235,21 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
             f"the checkpoint does not follow the {family.name} layout."
         )
     return shape
+
+
+def _hybrid(shapes: list[LayerShape], family: Family) -> list[LayerShape]:
+    """The shapes of layers of which some have no attention, whose heads would be of the size that the others' are.
+
+    Raises:
+        InputError: no layer has attention, or none an FFN: the model has another layout.
+    """
+    head_dim = max(shape.head_dim for shape in shapes)
+    if not head_dim or not any(shape.ffn for shape in shapes):
+        missing = family.mlp_out if head_dim else family.o
+        raise InputError(
+            f"no layer of the model has the {missing} that the {family.name} layout names: pass another --family."
+        )
+    return [replace(shape, head_dim=head_dim) for shape in shapes]
 
 
 def _parameters(linear: nn.Module) -> int:

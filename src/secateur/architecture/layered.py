@@ -8,22 +8,26 @@ sizes go under a key of ours, and a subclass of the stock model reads them.
 import hashlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..system.errors import InputError
 from .depth import ABSENT_SOURCE
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, parts
-from .stock import DECILM, FAMILY_KEY, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of, is_whole, latent_of
+from .stock import (
+    DECILM,
+    FAMILY_KEY,
+    HETEROGENEOUS,
+    LAYERS_KEY,
+    STOCK_TYPE_KEY,
+    body_class_of,
+    head_dim_of,
+    is_whole,
+    latent_of,
+    stock_class_of,
+)
 
 MODULE = "modeling_secateur"
 SIZE_KEYS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -47,9 +51,6 @@ def resized(linear, rows=None, columns=None):
 def resize(layers, config):
     """Give each layer of a stock model the sizes in `config.{key}`."""
     for layer, size in zip(layers, config.{key}, strict=True):
-        attention = layer.{attention}
-        heads, kv_heads, ffn = (size[key] for key in {keys})
-        head_dim = attention.{head_dim}
 {lines}
 
 
@@ -99,17 +100,14 @@ _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * h
 def modeling_source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file for layers of different sizes on top of a config's stock class."""
     stock, whole = stock_class_of(config), is_whole(config)
-    lines = _resizing(family) if whole else _resizing_what_is_there(family)
+    lines = _of_hybrid(family) if family.recurrent else _of_layer(family, whole)
     return _SOURCE.format(
         absent="" if whole else _ABSENT,
         stock=stock.__name__,
         body=body_class_of(config).__name__,
         body_layers=family.layers.removeprefix(f"{stock.base_model_prefix}."),
         key=LAYERS_KEY,
-        keys=SIZE_KEYS,
         layers=family.layers,
-        attention=family.attention,
-        head_dim=family.head_dim_at,
         lines="\n".join(f"        {line}" for line in lines),
     )
 
@@ -125,6 +123,28 @@ def decilm_file(config: PreTrainedConfig, source: str) -> str:
     more = imported.replace("import ", f"import {own}, ")
     classes = _DECILM_SOURCE.format(model_type=DECILM, config=own, body=body, model=stock)
     return source.replace(imported, more) + classes
+
+
+def _of_layer(family: Family, whole: bool) -> list[str]:
+    """The statements that give a layer its sizes, where every layer has attention and an FFN (`whole`) or not."""
+    return [
+        f"attention = layer.{family.attention}",
+        f"heads, kv_heads, ffn = (size[key] for key in {SIZE_KEYS})",
+        f"head_dim = attention.{family.head_dim_at}",
+        *(_resizing(family) if whole else _resizing_what_is_there(family)),
+    ]
+
+
+def _of_hybrid(family: Family) -> list[str]:
+    """The same where a layer may lack attention or an FFN from the start, and its sizes then the keys."""
+    known = [f"attention = layer.{family.attention}", f"head_dim = attention.{family.head_dim_at}"]
+    heads = ["if heads:", *(f"    {line}" for line in [*known, *_resizing(family, "attention")])]
+    return [
+        f"heads, kv_heads, ffn = (size.get(key, 0) for key in {SIZE_KEYS})",
+        *(heads if family.no_heads is None else ()),
+        "if ffn:",
+        *(f"    {line}" for line in _resizing(family, "ffn")),
+    ]
 
 
 def _resizing_what_is_there(family: Family) -> list[str]:
@@ -155,6 +175,8 @@ def _resizing(family: Family, roles: str = "attention ffn") -> list[str]:
     known = _LENGTHS | _latent_lengths(family)
     for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else roles):
         lengths.setdefault((part.linear, part.dim), []).append(known.get(part.role, "ffn"))
+    if family.query_rows > 1 and (family.q, 0) in lengths:
+        lengths[family.q, 0] = [f"{family.query_rows} * heads * head_dim"]
     for (path, dim), terms in lengths.items():
         side = ("rows", "columns")[dim]
         lines.append(f"layer.{path} = resized(layer.{path}, {side}={' + '.join(terms)})")
@@ -173,17 +195,6 @@ def source_hash(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def stock_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The language model class that transformers has for a config."""
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return cast(type[PreTrainedModel], auto._model_mapping[type(config)])
-
-
-def body_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that transformers has for a config's model without its head."""
-    return cast(type[PreTrainedModel], AutoModel._model_mapping[type(config)])
-
-
 def layered_class(config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
     """The class that the modelling file defines, without reading it from a checkpoint."""
     module = ModuleType(MODULE)
@@ -199,7 +210,8 @@ def code_map(config: PreTrainedConfig) -> dict[str, str]:
 
 def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
     """Take what a layered checkpoint says to engines out of its configuration: `LAYERS_KEY` says it here."""
-    if getattr(config, LAYERS_KEY, None):
+    vary = config.model_type in FAMILIES and FAMILIES[config.model_type].layers_vary
+    if getattr(config, LAYERS_KEY, None) and not vary:
         if getattr(config, "is_heterogeneous", False):
             config.per_layer_config = None
         for key in (HETEROGENEOUS[1], STOCK_TYPE_KEY, "block_configs"):
@@ -209,21 +221,10 @@ def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def stock_config_class(values: dict[str, Any]) -> type[PreTrainedConfig] | None:
-    """The configuration class to read config.json with where its model type is an engine's; None of all others.
-
-    Args:
-        values: of config.json.
-    """
-    stock = str(values.get(STOCK_TYPE_KEY))
-    if values.get("model_type") != DECILM or not values.get(LAYERS_KEY) or stock not in CONFIG_MAPPING:
-        return None
-    return cast(type[PreTrainedConfig], CONFIG_MAPPING[stock])
-
-
-def layer_sizes(shapes: tuple[LayerShape, ...]) -> list[dict[str, int]]:
-    """What goes under the config key."""
-    return [dict(zip(SIZE_KEYS, shape.key(), strict=True)) for shape in shapes]
+def layer_sizes(shapes: tuple[LayerShape, ...], family: Family) -> list[dict[str, int]]:
+    """What goes under the config key; a hybrid's layer has no key for what it never had."""
+    sizes = [dict(zip(SIZE_KEYS, shape.key(), strict=True)) for shape in shapes]
+    return [{key: size for key, size in each.items() if size} for each in sizes] if family.recurrent else sizes
 
 
 def is_layered(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> bool:
@@ -275,9 +276,12 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
     """
     sizes = getattr(config, LAYERS_KEY, None)
     family = layered_family(config)
-    head_dim, latent = head_dim_of(config, family), latent_of(config, family)
+    latent = latent_of(config, family)
     try:
-        listed = [[int(size[key]) for key in SIZE_KEYS] for size in cast(list[dict[str, int]], sizes)]
+        given = cast(list[dict[str, int]], sizes)
+        if family.recurrent:
+            given = [dict.fromkeys(SIZE_KEYS, 0) | size for size in given]
+        listed = [[int(size[key]) for key in SIZE_KEYS] for size in given]
         good = all(heads > 0 < kv_heads or not (heads or kv_heads) for heads, kv_heads, _ in listed)
         if len(listed) != config.num_hidden_layers or not good:
             raise ValueError
@@ -287,4 +291,5 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
             f"{', '.join(SIZE_KEYS)}, and num_hidden_layers is {config.num_hidden_layers}: "
             "the checkpoint is damaged, export it again."
         ) from None
-    return tuple(LayerShape(heads, kv_heads, ffn, head_dim, latent=latent) for heads, kv_heads, ffn in listed)
+    sized = [(key, head_dim_of(config, family, number)) for number, key in enumerate(listed)]
+    return tuple(LayerShape(*key, head_dim, latent=latent) for key, head_dim in sized)

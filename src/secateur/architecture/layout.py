@@ -120,19 +120,27 @@ def check_layout(family: Family) -> None:
     all_faults(faults)
 
 
-def common_shape(shapes: tuple[LayerShape, ...], *, in_part: bool = False) -> LayerShape | None:
+def common_shape(shapes: tuple[LayerShape, ...], family: Family | None = None) -> LayerShape | None:
     """The one shape of layers that are alike, None if they differ; layers that are gone go with any.
 
     Args:
-        in_part: so do layers of which the layout names no FFN, or some alone (`Family.alike_only`): the shape has all.
+        family: so do, where it says so, layers without attention or an FFN (`in_part`); the shape then has all.
+            Attention that cannot change is not compared.
     """
+    in_part = family is not None and family.in_part
+    heads_stay = family is not None and family.no_heads is not None
     shapes = tuple(shape for shape in shapes if not shape.gone)
     widest = Counter[str]()
     for shape in shapes if in_part else shapes[:1]:
         widest |= Counter(dict(shape.beside))
-    wide = replace(shapes[0], ffn=max(shape.ffn for shape in shapes), beside=tuple(sorted(widest.items())))
-    others = [(wide.heads, wide.kv_heads, 0)] * in_part
-    alike = all(shape.key() in (wide.key(), *others) and set(shape.beside) <= set(wide.beside) for shape in shapes)
+    heads, kv_heads, ffn = map(max, zip(*(shape.key() for shape in shapes), strict=True))
+    beside = tuple(sorted(widest.items()))
+    wide = replace(shapes[0], heads=heads, kv_heads=kv_heads, ffn=ffn, beside=beside)
+    attention, channels = ([(heads, kv_heads)], [ffn]) if not in_part else ([(heads, kv_heads), (0, 0)], [ffn, 0])
+    alike = all(
+        (heads_stay or shape.key()[:2] in attention) and shape.ffn in channels and set(shape.beside) <= set(beside)
+        for shape in shapes
+    )
     return wide if alike else None
 
 
@@ -222,7 +230,7 @@ def kv_heads_of(family: Family, heads: int, head_dim: int, key_rows: int, latent
 def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
     """(heads or KV heads, head_dim) rows of q, k and v in their linears."""
     heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
-    queries, keys = _blocks(heads, size), _blocks(kv_heads, size)
+    queries, keys = _blocks(heads, size * family.query_rows), _blocks(kv_heads, size)
     if family.latent is not None:  # of each head, the key's entries that do not depend on the position, then the value
         rows = _blocks(kv_heads, sum(shape.latent))
         return queries, rows[:, : shape.latent[0]], rows[:, shape.latent[0] :]

@@ -30,6 +30,8 @@ def family_for(model: nn.Module, model_type: str, override: str | Family | None 
 def _looks_like(model: nn.Module) -> str | None:
     """The first known layout whose modules and sizes the model has."""
     for name, family in FAMILIES.items():
+        if family.recurrent or family.layers_vary:  # what they need not have, other models have not
+            continue
         try:
             shape = find_units(model, family).shapes[0]
         except (InputError, AttributeError):

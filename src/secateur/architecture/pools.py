@@ -57,6 +57,8 @@ def ffn_pools(
 ) -> list[Pool]:
     """The channels of a layer's FFN, or of each of its experts and of each FFN beside them."""
     family, pools = place.family, []
+    if _stays(layer, family):
+        return []
     if family.experts is None and shape.ffn:
         return [pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
     if family.experts is not None and shape.ffn:
@@ -71,6 +73,14 @@ def ffn_pools(
         pool = pool_of(number, "ffn", place, linears, chosen, widths[name], part=name)
         pools.append(replace(pool, beside=True, together=int(getattr(config, times[name] or "", 1))))
     return pools
+
+
+def _stays(layer: nn.Module, family: Family) -> bool:
+    """Whether no channel of a layer's FFN can go."""
+    if family.ffn_stays is None:
+        return False
+    place, _, name = family.ffn_stays.rpartition(".")
+    return bool(getattr(layer.get_submodule(place), name))
 
 
 def together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:

@@ -1,9 +1,18 @@
 """What stock config classes accept: which sizes a plain transformers checkpoint can have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..system.errors import InputError
 from .families import Family
@@ -23,17 +32,24 @@ HETEROGENEOUS = ("per_layer_config", "allow_global_per_layer_attribute_access")
 
 
 def resized_config(
-    config: PreTrainedConfig, family: Family, shape: LayerShape | None, model_class: str = "keep"
+    config: PreTrainedConfig,
+    family: Family,
+    shape: LayerShape | None,
+    model_class: str = "keep",
+    widths: Sequence[int] = (),
 ) -> PreTrainedConfig:
     """A stock config with every layer of one shape.
 
     Args:
         shape: None leaves the sizes as they are.
         model_class: `keep`, or the family's twin (`mistral`), whose config takes any head count.
+        widths: of each layer's FFN, where the config lists them and they differ.
     Raises:
         InputError: the config class refuses these sizes, or the family has no such twin.
     """
     changes = _changes(config, family, shape) if shape is not None else {}
+    if widths and family.ffn is not None:
+        changes[family.ffn] = list(widths)
     dropped = (
         "model_type",
         "architectures",
@@ -43,7 +59,7 @@ def resized_config(
         WHOLE,
         LAYERS_KEY,
         FAMILY_KEY,
-        *HETEROGENEOUS,
+        *(() if family.layers_vary else HETEROGENEOUS),
     )
     values = {key: value for key, value in config.to_dict().items() if key not in dropped}
     model_type = config.model_type
@@ -84,16 +100,50 @@ def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_c
     return Verdict()
 
 
+def stock_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The language model class that transformers has for a config."""
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return cast(type[PreTrainedModel], auto._model_mapping[type(config)])
+
+
+def body_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that transformers has for a config's model without its head."""
+    return cast(type[PreTrainedModel], AutoModel._model_mapping[type(config)])
+
+
+def stock_config_class(values: dict[str, Any]) -> type[PreTrainedConfig] | None:
+    """The configuration class to read config.json with where its model type is an engine's; None of all others.
+
+    Args:
+        values: of config.json.
+    """
+    stock = str(values.get(STOCK_TYPE_KEY))
+    if values.get("model_type") != DECILM or not values.get(LAYERS_KEY) or stock not in CONFIG_MAPPING:
+        return None
+    return cast(type[PreTrainedConfig], CONFIG_MAPPING[stock])
+
+
 def is_whole(config: PreTrainedConfig) -> bool:
-    """Whether every layer has an attention and an FFN: of a checkpoint with layers that differ some may have none."""
+    """Whether no layer lost its attention or its FFN: of a checkpoint with layers that differ some may have, which says
+    0. What a hybrid's layer never had has no key."""
     sizes: list[dict[str, int]] = getattr(config, LAYERS_KEY, None) or []
     return all(all(size.values()) for size in sizes)
 
 
-def head_dim_of(config: PreTrainedConfig, family: Family) -> int:
-    """Entries of a head of the stock model."""
+def said_once(config: PreTrainedConfig, key: str) -> Any:
+    """What a config says of all layers alike; None where it says nothing, or has values of its own for some layers."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:  # transformers': an attribute may vary across layers (`per_layer_config`)
+        return None
+
+
+def head_dim_of(config: PreTrainedConfig, family: Family, layer: int = 0) -> int:
+    """Entries of a head of the stock model; `layer` tells where they vary."""
     if family.latent is not None:
         return int(config.qk_head_dim)
+    if family.layers_vary:
+        config = config.per_layer_config[layer]
     told = getattr(config, family.head_dim, None) if family.head_dim else None
     assert family.heads is not None
     return int(told or config.hidden_size // getattr(config, family.heads))
@@ -122,23 +172,26 @@ def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dic
         InputError: it has no word for them, so the class would build others.
     """
     width = config.hidden_size
-    derived = family.latent is None and (
-        family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
-    )
-    if derived and shape.heads * shape.head_dim != width:
-        raise InputError(
-            f"a stock {config.model_type} takes the size of a head from the width over the heads, so with "
-            f"{shape.heads} heads of {shape.head_dim} the width cannot be {width}"
-        )
+    if family.no_heads is None:
+        _check_width(config, family, shape)
     if family.ffn is None and shape.ffn != family.ffn_of_width * width:
         raise InputError(f"a stock {config.model_type} has an FFN of {family.ffn_of_width} times its width ({width})")
-    sizes = {
-        family.heads: shape.heads,
-        family.kv_heads: shape.kv_heads,
-        family.ffn if shape.ffn or family.experts is None else None: shape.ffn,  # 0: of a layer without experts
-        family.head_dim: shape.head_dim,
-    }
-    return {key: value for key, value in sizes.items() if key is not None} | _widths(config, family, shape)
+    heads = {family.heads: shape.heads, family.kv_heads: shape.kv_heads, family.head_dim: shape.head_dim}
+    sizes: dict[str | None, Any] = heads if family.no_heads is None else {}
+    if shape.ffn or family.experts is None:  # 0: of a layer without experts
+        sizes = sizes | {family.ffn: shape.ffn * family.ffn_times}
+    known = {key: value for key, value in sizes.items() if key is not None}
+    return known | _widths(config, family, shape) | family.fixed
+
+
+def _check_width(config: PreTrainedConfig, family: Family, shape: LayerShape) -> None:
+    """Where a class takes the size of a head from the width, the heads must be as many as make it."""
+    derived = family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
+    if family.latent is None and derived and shape.heads * shape.head_dim != config.hidden_size:
+        raise InputError(
+            f"a stock {config.model_type} takes the size of a head from the width over the heads, so with "
+            f"{shape.heads} heads of {shape.head_dim} the width cannot be {config.hidden_size}"
+        )
 
 
 def _widths(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dict[str, int]:

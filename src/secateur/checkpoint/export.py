@@ -15,10 +15,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from ..architecture.depth import kept_layers, without_layers
 from ..architecture.families import Family
-from ..architecture.layered import code_map, layer_sizes, layered_class, stock_class_of
+from ..architecture.layered import code_map, layer_sizes, layered_class
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
-from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config
+from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config, stock_class_of
 from ..architecture.units import Units
 from ..config.formats import FORMATS, LAYERED, STOCK, VLLM, convertible
 from ..models.benchmark import parameter_count
@@ -135,8 +135,11 @@ def small_class(
     kept = kept_layers(shapes)
     if len(kept) < len(shapes):
         config, shapes = without_layers(config, kept), tuple(shapes[number] for number in kept)
-    alike = common_shape(shapes, in_part=family.alike_only)
-    if alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
+    alike = common_shape(shapes, family)
+    if family.ffn_listed:
+        new_config = resized_config(config, family, shapes[0], model_class, [shape.ffn for shape in shapes])
+        cls = stock_class_of(new_config)
+    elif alike and (model_class != "keep" or family.alike_only or accepts(config, family, alike)):
         new_config = resized_config(config, family, alike, model_class)
         cls = stock_class_of(new_config)
     else:
@@ -147,7 +150,7 @@ def small_class(
                 f"class: use it with --allocation uniform, or with export --format {others}."
             )
         new_config = resized_config(config, family, None)
-        setattr(new_config, LAYERS_KEY, layer_sizes(shapes))
+        setattr(new_config, LAYERS_KEY, layer_sizes(shapes, family))
         cls = layered_class(new_config, family)
         if family.name != config.model_type:
             setattr(new_config, FAMILY_KEY, family.name)

@@ -22,7 +22,10 @@ def padded_shape(
     Raises:
         InputError: no head count up to twice the widest layer's (or the whole model's) is legal.
     """
-    repeats = max(shape.heads // shape.kv_heads for shape in shapes)
+    if family.no_heads:
+        wide = max(shape.ffn for shape in shapes) if family.ffn else family.ffn_of_width * config.hidden_size
+        return replace(shapes[0], ffn=wide)
+    repeats = max(shape.heads // shape.kv_heads for shape in shapes if shape.heads)
     kv_heads, ffn = max(shape.kv_heads for shape in shapes), max(shape.ffn for shape in shapes)
     if family.ffn is None:
         ffn = family.ffn_of_width * config.hidden_size
@@ -70,13 +73,15 @@ def _places(
     family: Family, number: int, shape: LayerShape, wide: LayerShape
 ) -> dict[tuple[str, int], tuple[Tensor, int]]:
     """(linear, dim) -> where each of its entries goes along `dim`, and how many there are then."""
-    n_rep, wide_rep = shape.heads // shape.kv_heads, wide.heads // wide.kv_heads
+    roles = "ffn" if family.no_heads else "attention ffn"
+    n_rep, wide_rep = (max(1, each.heads // max(1, each.kv_heads)) for each in (shape, wide))
     heads = torch.arange(shape.heads)
     slots = {"q": heads // n_rep * wide_rep + heads % n_rep, "k": torch.arange(shape.kv_heads)}
     slots |= {"o": slots["q"], "v": slots["k"], "in": torch.arange(shape.ffn), "out": torch.arange(shape.ffn)}
     sizes, wide_sizes = linear_sizes(family, shape), linear_sizes(family, wide)
-    moves = {side: torch.zeros(size, dtype=torch.long) for side, size in sizes.items()}
-    for old, new in zip(parts(family, shape), parts(family, wide), strict=True):
+    sides = {(part.linear, part.dim) for part in parts(family, shape, roles)}
+    moves = {side: torch.zeros(sizes[side], dtype=torch.long) for side in sides}
+    for old, new in zip(parts(family, shape, roles), parts(family, wide, roles), strict=True):
         moves[old.linear, old.dim][old.index] = new.index[slots[old.role]]
     prefix = f"{family.layers}.{number}"
     return {(f"{prefix}.{path}", dim): (move, wide_sizes[path, dim]) for (path, dim), move in moves.items()}

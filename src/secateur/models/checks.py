@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, Pretrain
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words, values_in
+from ..architecture.stock import said_once
 from ..system.errors import InputError
 from ..system.quiet import quiet_transformers
 from ..system.reading import damaged, is_pointer, parse_json, read_text
@@ -129,7 +130,7 @@ def unfit_shapes(
     """
     sizes = {size for size, other in zip(expected, found, strict=False) if size != other}
     text = config.get_text_config(decoder=True)
-    keys = [key for key in SIZES if getattr(text, key, None) in sizes]
+    keys = [key for key in SIZES if said_once(text, key) in sizes]
     said = f" ({', '.join(f'{text.attribute_map.get(key, key)} {getattr(text, key)}' for key in keys)})" if keys else ""
     return InputError(
         f"model {name!r}: {count} weights do not have the shape that {says} says{said}, such as {key}: "

@@ -1,5 +1,6 @@
 """Which linears LoRA reaches, known from a model without weights."""
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -14,15 +15,22 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import expert_lists
 from ..architecture.experts.lora import aims, misread, name_experts_
-from ..architecture.quantised import entries
+from ..architecture.quantised import bits_of, entries
+from ..architecture.units import sides_of
 from ..config.lora import LoraOptions
 from ..system.errors import InputError
 from .adapter import check_fits, fitted, lora_config_of, read_adapter, tell_unknown
 from .adapter_extras import check_carried
 from .surgery import check_mergeable, lora_layers
 
+ROUTER = re.compile(r"(^|\.)(gate|router|classifier)(\.|$)")
+"""Names of what chooses experts, where it is a linear."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Config keys that count experts."""
 LITTLE = 0.01
 """Share of the parameters that need not be mentioned: a router, a convolution."""
+NARROW = 0.05
+"""Share of the linears' parameters up to which those that are too narrow for a rank are left out of it."""
 
 
 def check_coverage(linears: Iterable[str], covered: Iterable[str]) -> None:
@@ -74,29 +82,68 @@ def unreached_words(sizes: dict[str, int], covered: Iterable[str], parameters: i
     return f"LoRA does not reach {share:.0%} of the parameters: {', '.join(most)}{more}"
 
 
+def not_adapted(model: PreTrainedModel, rank: int) -> list[str]:
+    """Paths of linears that an adapter of this rank leaves out unless they are named: routers, those that compute
+    something else than a product, and those that are narrower than it, where these are little beside the others."""
+    head, text = model.get_output_embeddings(), model.config.get_text_config(decoder=True)
+    counts = {getattr(text, key, None) for key in EXPERTS}
+    linears = {p: m for p, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    narrow = [path for path, linear in linears.items() if min(sides_of(linear)) < rank]
+    if sum(map(_size, map(linears.get, narrow))) > NARROW * sum(map(_size, linears.values())):
+        narrow = []
+    routers = [path for path, linear in linears.items() if ROUTER.search(path) and sides_of(linear)[0] in counts]
+    others = [path for path, linear in linears.items() if not is_product(linear)]
+    return list(dict.fromkeys(narrow + routers + others))
+
+
+def is_product(linear: nn.Linear | Conv1D) -> bool:
+    """Whether a linear gives its input times its weight; a subclass may do more, or so by groups."""
+    plain = {nn.Linear.forward, Conv1D.forward}
+    return type(linear).forward in plain or bool(bits_of(linear))
+
+
+def _size(linear: nn.Linear | Conv1D | None) -> int:
+    return 0 if linear is None else math.prod(sides_of(linear))
+
+
 def uncalled_linears(model: nn.Module, ids: Tensor) -> list[str]:
-    """Paths of linears of which a forward pass calls none of their kind: another module reads the weight itself (the
-    `dt_proj` of a Mamba layer), or it is no part of the text model. LoRA there would never be used.
+    """Paths of linears that have no part in the logits: another module reads the weight itself (`dt_proj` of a Mamba
+    layer), or what it gives goes elsewhere (BERT's pooler). LoRA there would not be used.
 
     Args:
         ids: (1, tokens)
     """
     linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    called: set[str] = set()
-    hooks = [
+    given: list[tuple[str, Tensor]] = []
+
+    def follow(path: str, output: object) -> Tensor | None:
         # A router may be a linear that gives more than its product, which LoRA could not be added to.
-        module.register_forward_hook(
-            lambda *a, path=path: called.add(_kind(path)) if isinstance(a[-1], Tensor) else None
-        )
-        for path, module in linears.items()
-    ]
+        if not isinstance(output, Tensor):
+            return None
+        given.append((_peers(path), output if output.requires_grad else output.detach().requires_grad_()))
+        return given[-1][1].clone()  # which may be changed in place
+
+    hooks = [m.register_forward_hook(lambda *a, path=path: follow(path, a[-1])) for path, m in linears.items()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits.float().sum()
+            outputs = [output for _, output in given]
+            gradients = torch.autograd.grad(logits, outputs, allow_unused=True) if outputs else ()
     finally:
         for hook in hooks:
             hook.remove()
-    return [path for path in linears if _kind(path) not in called]
+        for parameter in trained:
+            parameter.requires_grad_()
+    used = {kind for (kind, _), gradient in zip(given, gradients, strict=True) if gradient is not None}
+    return [path for path in linears if _peers(path) not in used]
+
+
+def _peers(path: str) -> str:
+    """One name for a linear of all experts: a few tokens do not reach each."""
+    return _kind(path) if ".experts." in path else path
 
 
 def _kind(path: str) -> str:

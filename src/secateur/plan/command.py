@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architecture.experts.lora import family_names_apart
 from ..architecture.families import family_of
-from ..architecture.layout import ATTENTION_BLOCK, LAYER, WHOLE_KINDS, LayerShape
+from ..architecture.layout import ATTENTION_BLOCK, LAYER, WHOLE_KINDS, LayerShape, common_shape
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
@@ -203,7 +203,7 @@ def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[in
     """KV heads that a stock checkpoint with equal layers can have, in the proportion to query heads that it has now."""
     if units.of_kind(*WHOLE_KINDS):
         return []
-    shape = units.shapes[0]
+    shape = common_shape(units.shapes, units.family) or next(shape for shape in units.shapes if shape.heads)
     return [
         shape.kv_heads - gone for gone in range(shape.kv_heads) if not gone or legal(shape.without("kv_group", gone))
     ]

@@ -279,7 +279,7 @@ def check_sizes(
     empty = empty_copy(base, units)
     if empty is None:
         return  # its modules were put there by hand: what it is written as is not known from its class
-    if options.allocation == "uniform" and budget.quota:
+    if options.allocation == "uniform" and budget.quota and not units.family.ffn_listed:
         check_class(config, units.family, shape_by_quota(units, budget.quota), options.model_class)
     check_export(empty, units, budget.example(), options.model_class)
 

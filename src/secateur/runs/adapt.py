@@ -26,7 +26,7 @@ from ..config.run import load_in_words
 from ..evaluation.perplexity import Perplexity
 from ..models.adapter import starting_from_adapter
 from ..models.benchmark import parameter_count
-from ..models.coverage import planned_lora, unreached_words, weight_sizes
+from ..models.coverage import not_adapted, planned_lora, unreached_words, weight_sizes
 from ..models.devices import device_of, dtype_of, name_of
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.original import check_blocks, restore_, with_plain_lora
@@ -70,6 +70,8 @@ class AdaptJob(Job):
     """That of `--adapter` where one is given."""
     linears: tuple[str, ...] | str
     """Names of the linears that get LoRA unless `--targets` says otherwise, or `all-linear`."""
+    without: tuple[str, ...]
+    """Paths of those of them that get none."""
 
 
 def prepare_adapt(config: AdaptConfig) -> AdaptJob:
@@ -86,7 +88,7 @@ def prepare_adapt(config: AdaptConfig) -> AdaptJob:
     job = read_inputs(config, source, model_config, fits.needed_bytes)
     schedule = rank_schedule(config, config.init_rank, job.total_steps)
     values = {**vars(job), "notes": (*job.notes, *fits.notes)}
-    return AdaptJob(**values, schedule=schedule, init_rank=config.init_rank, linears=fits.linears)
+    return AdaptJob(**values, schedule=schedule, init_rank=config.init_rank, linears=fits.linears, without=fits.without)
 
 
 def adapt(job: AdaptJob, progress: Progress) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _adapt(job: AdaptJob, progress: Progress, tracking: Tracking) -> dict[str, A
     unused = linears_without_use(base, job, dtype)
     if unused and not config.targets and not config.adapter:
         progress.message(f"no LoRA on {len(unused)} linears that no forward pass calls, such as {unused[0]}")
-    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=unused)
+    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=[*unused, *job.without])
     training = time.perf_counter()
     pruner = train_adapter(model, job, dtype, progress, tracking)
     train_seconds = time.perf_counter() - training
@@ -250,6 +252,7 @@ class Fit:
     needed_bytes: int
     """What the result takes at most."""
     linears: tuple[str, ...] | str
+    without: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -260,11 +263,12 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in, device_of(config))
     head, names = empty.get_output_embeddings(), adaptable(empty)
+    left = () if config.targets or config.adapter else tuple(not_adapted(empty, config.init_rank))
     asked = config.targets or (() if isinstance(names, str) else names)
     linears = {
         path: module
         for path, module in empty.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and path not in left
         and (not asked or any(path == t or path.endswith("." + t) for t in asked))
     }  # fmt: skip
     for path, module in linears.items():
@@ -278,6 +282,10 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     if not config.merge:
         needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
     sizes, parameters = weight_sizes(empty), parameter_count(empty)
-    covered = planned_lora(empty, config, lora_config(config, names))
+    lora = lora_config(config, names)
+    lora.exclude_modules = list(left) or None
+    covered = planned_lora(empty, config, lora)
     words = None if config.targets else unreached_words(sizes, covered, parameters)
-    return Fit(needed, names if isinstance(names, str) else tuple(names), (words,) if words else ())
+    rank = config.init_rank
+    few = f"no LoRA on {len(left)} routers or linears narrower than --init-rank {rank}: {left[0]}" if left else None
+    return Fit(needed, names if isinstance(names, str) else tuple(names), left, tuple(filter(None, (few, words))))

@@ -77,7 +77,7 @@ def dry_adapt(job: AdaptJob, progress: Progress) -> str:
     dtype = _begin(job, progress)
     base = load_base(job, dtype, experts_apart=False)
     unused = linears_without_use(base, job, dtype)
-    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=unused)
+    model = add_lora(base, config, job.linears, scaling=first_scaling(config), without=[*unused, *job.without])
     pruner = RankPruner(model, part_of(RankOptions, config), total_steps=job.total_steps, merges=config.merge)
     first, *others = pruner.start_ranks
     ranks = dict.fromkeys((first, *others), config.rank)

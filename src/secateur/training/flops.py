@@ -98,7 +98,7 @@ def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
         for path in _paths(units.family, units.family.linears, active):
             try:
                 rows, columns = weight_of(base_linear(layer.get_submodule(path))).shape
-            except AttributeError:  # a layer without experts
+            except AttributeError:  # a layer without experts, or without attention
                 continue
             linears[f"{units.family.layers}.{number}.{path}"] = (int(rows), int(columns))
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -137,7 +137,7 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
                 lora += rank * (2 * (rows + columns) + rows + columns * flowing)
                 again += rank * (rows + columns)
             if stage == 0:
-                width = linears[f"{sizes.family.layers}.{number}.{sizes.family.o}"][1]
+                _, width = linears.get(f"{sizes.family.layers}.{number}.{sizes.family.o}", (0, 0))  # a hybrid's layer
                 inputs = (f"{sizes.family.layers}.{number}.{getattr(sizes.family, role)}" for role in "qkv")
                 products = _attention_products(*(flowing or path in adapted for path in inputs))
                 attention += work.seq_len * width * (2 + products)

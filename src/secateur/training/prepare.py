@@ -125,10 +125,17 @@ def prepare(config: PruneConfig) -> PruneJob:
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     about_heads = config.attention != "none" and not config.takes_whole
     notes = (f"attention heads stay: {reason}",) if reason and about_heads else ()
+    notes += (what_stays(planned.budget.units),) if planned.budget.units.family.recurrent else ()
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     reach = (planned.unreached,) if planned.unreached else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *_idle_options(config))}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
+
+
+def what_stays(units: Units) -> str:
+    """Which part of a hybrid stays as it is, and how many of its layers have heads."""
+    layers = sum(shape.heads > 0 for shape in units.shapes)
+    return f"{units.family.recurrent} stay as they are: {layers} of {len(units.shapes)} layers have attention"
 
 
 def _idle_options(config: PruneConfig) -> list[str]:

@@ -4,16 +4,16 @@ import torch
 from transformers import AutoConfig
 
 from secateur.architecture.experts import unstack_experts
-from secateur.architecture.layered import stock_class_of
+from secateur.architecture.stock import stock_class_of
 
-from . import basic, dense, encoder_decoders, hybrids, latent, mixtures
+from . import basic, dense, encoder_decoders, hybrids, latent, mixtures, varied
 from .sizes import SIZES, SOFT_CAPS
 
 __all__ = ["IDS", "SIZES", "SOFT_CAPS", "TYPES", "tiny"]
 
 TYPES: dict[str, dict[str, object]] = {
     name: row
-    for module in (basic, dense, mixtures, latent, hybrids, encoder_decoders)
+    for module in (basic, dense, mixtures, latent, hybrids, varied, encoder_decoders)
     for name, row in module.TYPES.items()
 }
 """Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""

@@ -1,3 +1,28 @@
 """Hybrids: some layers have no attention."""
 
-TYPES: dict[str, dict[str, object]] = {}
+TWO: dict[str, object] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+}
+DELTA: dict[str, object] = {
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+MAMBA: dict[str, object] = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_chunk_size": 16}
+WIDE: dict[str, object] = {"hidden_size": 96, "head_dim": None}
+TYPES: dict[str, dict[str, object]] = {
+    "qwen3_5_text": {**TWO, **DELTA},
+    "lfm2": {**WIDE, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],
+             "block_auto_adjust_ff_dim": True, "block_multiple_of": 8, "intermediate_size": 360, "norm_eps": 1e-5},
+    "bamba": {**MAMBA, "num_hidden_layers": 3, "attn_layer_indices": [1, 2]},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 96, "key_multiplier": 0.5, "mlp_multipliers": [0.5, 2.0]},
+    "jamba": {"num_hidden_layers": 3, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1,
+              "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+    "granitemoehybrid": {**MAMBA, **TWO, "shared_intermediate_size": 240, "intermediate_size": None,
+                         "num_local_experts": 0, "attention_multiplier": 0.25, "residual_multiplier": 0.7},
+    "nemotron_h": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "mlp", "mlp"], "n_groups": 1,
+                   "mamba_num_heads": 4, "mamba_head_dim": 24, "ssm_state_size": 8, "chunk_size": 16},
+    "olmo_hybrid": {**WIDE, **TWO, **DELTA},
+    "recurrent_gemma": {**WIDE, "num_hidden_layers": 3, "block_types": ["recurrent", "attention", "attention"],
+                        "lru_width": 96, "intermediate_size": 480, "attention_window_size": 8},
+}  # fmt: skip
+"""Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -79,13 +79,26 @@ def adaptable(model: nn.Module) -> list[str] | str:
     linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     names = dict.fromkeys(path.rpartition(".")[2] for path in linears)
     wide = {path.rpartition(".")[2] for path, m in linears.items() if min(sides_of(m)) > 1}  # not a gate of one output
-    moved = misread(names, model) | (names.keys() - wide)
+    moved = misread(names, model) | (names.keys() - wide) | _refused(names, model)
     if names and len(moved) == len(names):
         raise InputError(
             f"PEFT takes all of this model's linears ({', '.join(names)}) for a mixture's stacked experts, where no "
             "rank can be pruned: it cannot be adapted."
         )
     return [name for name in names if name not in moved] if moved or _moved("all-linear", model) else "all-linear"
+
+
+def _refused(names: Iterable[str], model: nn.Module) -> set[str]:
+    """Those of the names on which PEFT puts no LoRA in a model of this type (the projections of Mamba layers)."""
+    found = set()
+    for name in names:
+        probe = nn.Module()
+        probe.config, probe.linear = getattr(model, "config", None), nn.ModuleDict({name: nn.Linear(2, 2)})
+        try:
+            inject_adapter_in_model(LoraConfig(target_modules=[f"linear.{name}"]), probe)
+        except ValueError:
+            found.add(name)
+    return found
 
 
 def _moved(name: str, model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ types share it is one line in `FAMILIES`.
 """
 
 from ...system.errors import InputError
-from . import dense, encoder_decoders, latent, mixtures  # noqa: F401 (each registers its families)
+from . import dense, encoder_decoders, hybrids, latent, mixtures, varied  # noqa: F401 (each registers its families)
 from .family import FAMILIES, Beside, Family, Stacking
 
 __all__ = ["BUILT_IN", "FAMILIES", "Beside", "Family", "Stacking", "family_of"]

@@ -73,6 +73,8 @@ class Family:
     o: str = "self_attn.o_proj"
     interleaved: bool = False
     """How one linear holds q, k and v: all of q, all of k, all of v; or, interleaved, each KV head's q, k and v."""
+    query_rows: int = 1
+    """Rows of q for each head, over the size of a head: 2 where a head's query is followed by its gate."""
     transposed: bool = False
     """The linears are `Conv1D`, whose weights are stored (in, out)."""
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -83,8 +85,16 @@ class Family:
     """Config keys of the sizes that pruning changes; the next two likewise. None: the config has no such key."""
     kv_heads: str | None = "num_key_value_heads"
     ffn: str | None = "intermediate_size"
+    ffn_listed: bool = False
+    """The config has an FFN width for each layer, so that layers that differ are stock."""
+    ffn_stays: str | None = None
+    """A number in a layer: where it is not 0, an FFN looks at all of its channels together, and all of them stay."""
     ffn_multiple: int = 1
     """What the FFN's width must be a multiple of for transformers' kernels."""
+    ffn_times: int = 1
+    """What the config says of the FFN's width, over the width that a layer has."""
+    fixed: dict[str, object] = field(default_factory=dict)
+    """What a stock config must say beside its sizes, so that they are taken as they are."""
     ffn_of_width: int = 4
     """Where `ffn` is None: the FFN's width over the model's."""
     head_dim: str | None = "head_dim"
@@ -118,6 +128,12 @@ class Family:
     """How the class holds a layer's experts."""
     beside: tuple[Beside, ...] = ()
     """FFNs that some layers have beside the routed experts, or in their place."""
+    recurrent: str | None = None
+    """Of a hybrid: what layers have in place of attention or beside it, which stays. A layer may lack an FFN too."""
+    dense_only: str | None = None
+    """A module of layers with experts, whose width is that of the dense FFNs in the config: no such model is pruned."""
+    layers_vary: bool = False
+    """Layers have heads of several sizes from the start, and some use the keys and values of others."""
     stacks: tuple["Family", ...] = ()
     """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
     head_bias: str | None = None
@@ -152,6 +168,11 @@ class Family:
         return bool(self.stacks or self.experts)
 
     @property
+    def in_part(self) -> bool:
+        """Whether a layer may lack attention or an FFN from the start, and go with those that have both."""
+        return self.alike_only or self.recurrent is not None
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of units that can go."""
         grouped = self.kv_heads is not None and self.latent is None
@@ -168,11 +189,13 @@ class Family:
         derived = self.head_dim_derived_if
         found = {
             f"no heads: {self.no_heads}": self.no_heads,
+            f"{self.recurrent} stay": self.recurrent,
             f"with {derived} in its config no head goes in stock format": derived,
             "latent attention: the latent vectors keep their sizes": self.latent,
             "whole experts, before training: --experts (stock)": self.experts,
             f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,
             f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
+            "an FFN that chooses among its channels by all of them stays": self.ffn_stays,
             "from Python only: the commands train causal language models": self.stacks,
         }
         return tuple(note for note, holds in found.items() if holds)
@@ -180,7 +203,7 @@ class Family:
     @property
     def formats(self) -> dict[str, tuple[str, ...]]:
         """Kind of unit -> how a model without some can be written, of `FORMATS`."""
-        if self.alike_only:
+        if self.alike_only or self.ffn_listed:
             return dict.fromkeys(self.kinds, (STOCK,))
         own = tuple(name for name, format in FORMATS.items() if name != STOCK and format.of_any_family)
         heads, channels = (((STOCK,) if key else ()) + own for key in (self.head_dim or self.latent, self.ffn))

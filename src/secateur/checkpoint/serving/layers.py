@@ -24,8 +24,9 @@ def write_layers(folder: Path, config: PreTrainedConfig, family: Family) -> None
     (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {"auto_map": code_map(config), "head_dim": head_dim_of(config, family)}
-    values |= heads_of_layers(config, family) | _scale(config)
+    values |= {"auto_map": code_map(config)} | _scale(config)
+    if not family.layers_vary:
+        values |= {"head_dim": head_dim_of(config, family)} | heads_of_layers(config, family)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -76,9 +77,10 @@ def heads_of_layers(config: PreTrainedConfig, family: Family) -> dict[str, Any]:
     """
     named = {"num_attention_heads": family.heads, "num_key_value_heads": family.kv_heads}
     keys = {name: key for name, key in named.items() if key is not None}
+    given = [{key: size.get(name, 0) for name, key in keys.items()} for size in getattr(config, LAYERS_KEY)]
     own = {
-        str(number): {key: size[name] for name, key in keys.items() if size[name] not in (0, getattr(config, key))}
-        for number, size in enumerate(getattr(config, LAYERS_KEY))
+        str(number): {key: count for key, count in heads.items() if count not in (0, getattr(config, key))}
+        for number, heads in enumerate(given)
     }
     differing = {number: sizes for number, sizes in own.items() if sizes}
     return {PER_LAYER: differing, READABLE: True} if differing else {}

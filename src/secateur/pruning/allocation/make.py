@@ -35,7 +35,8 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
             f"--allocation {options.allocation}: a {units.family.name} has one size in its config for layers of every "
             "kind, so all lose alike: use --allocation uniform."
         )
-    if options.allocation == "uniform" and common_shape(units.shapes, in_part=units.family.alike_only) is None:
+    listed = units.family.ffn_listed
+    if options.allocation == "uniform" and not listed and common_shape(units.shapes, units.family) is None:
         raise InputError(
             "--allocation uniform: the model's layers differ in size already, so no equal cut makes them "
             "alike: use --allocation global or protected."
@@ -60,7 +61,7 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
     quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
     taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
     quota |= ffn_quota(ffn, goal - taken, options.round_to)
-    if options.allocation == "uniform":
+    if options.allocation == "uniform" and not listed:
         _check_stock(units, quota, legal)
     budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
     check_reached(budget, options, ffn)
@@ -91,8 +92,7 @@ def _attention_quota(
     Raises:
         InputError: what was asked for is not possible, with the reason.
     """
-    layers = sorted({layer for pool in attention for layer in pool.layers})
-    open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in layers)
+    open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in open_layers(units, options))
     quota: dict[str, int] = {}
     heads_stay = ""
     for pool in attention:
@@ -128,7 +128,9 @@ def _verdict(units: Units, options: BudgetGoal, pool: Pool, count: int, legal: L
     """Whether `count` units of a pool may go from every layer that may lose some."""
     if count == 0 or options.allocation != "uniform":
         return Verdict()
-    return legal(units.shapes[pool.layer].without(pool.kind, count))
+    shape = common_shape(units.shapes, units.family)
+    assert shape is not None, "uniform allocation was refused for these"
+    return legal(shape.without(pool.kind, count))
 
 
 def _last_head(units: Units, pool: Pool) -> str:
@@ -151,7 +153,7 @@ def _with_remedy(units: Units, refusal: str) -> str:
 
 def shape_by_quota(units: Units, quota: dict[str, int]) -> LayerShape:
     """What layers that are alike come to when each pool loses its quota."""
-    shape = common_shape(units.shapes, in_part=units.family.alike_only)
+    shape = common_shape(units.shapes, units.family)
     assert shape is not None, "uniform allocation was refused for these"
     kinds = {(pool.kind, pool.part if pool.beside else ""): quota[pool.name] for pool in units.pools}
     for (kind, part), gone in kinds.items():

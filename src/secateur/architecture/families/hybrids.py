@@ -1,0 +1,84 @@
+"""Hybrids: attention in some layers, or beside something else in all of them, which stays as it is."""
+
+from dataclasses import replace
+
+from .family import FAMILIES, Family
+
+_LINEAR = "linear attention layers"
+_MAMBA = "Mamba layers"
+_FEED_FORWARD = Family(
+    name="bamba",
+    mlp_in=("feed_forward.gate_proj", "feed_forward.up_proj"),
+    mlp_out="feed_forward.down_proj",
+    recurrent=_MAMBA,
+)
+
+FAMILIES.register("qwen3_5_text", Family(name="qwen3_5_text", query_rows=2, recurrent=_LINEAR))
+FAMILIES.register("bamba", replace(_FEED_FORWARD, in_tuple=True))
+FAMILIES.register("falcon_h1", replace(_FEED_FORWARD, name="falcon_h1", in_tuple=True))
+FAMILIES.register("jamba", replace(_FEED_FORWARD, name="jamba", dense_only="feed_forward.experts"))
+FAMILIES.register(
+    "lfm2",
+    Family(
+        name="lfm2",
+        o="self_attn.out_proj",
+        mlp_in=("feed_forward.w1", "feed_forward.w3"),
+        mlp_out="feed_forward.w2",
+        fixed={"block_auto_adjust_ff_dim": False},
+        recurrent="convolutions",
+    ),
+)
+FAMILIES.register(
+    "granitemoehybrid",
+    Family(
+        name="granitemoehybrid",
+        mlp_in=("shared_mlp.input_linear", "shared_mlp.input_linear"),
+        mlp_out="shared_mlp.output_linear",
+        ffn="shared_intermediate_size",
+        recurrent=_MAMBA,
+    ),
+)
+FAMILIES.register(
+    "nemotron_h",
+    Family(
+        name="nemotron_h",
+        attention="mixer",
+        q="mixer.q_proj",
+        k="mixer.k_proj",
+        v="mixer.v_proj",
+        o="mixer.o_proj",
+        mlp_in=("mixer.up_proj",),
+        mlp_out="mixer.down_proj",
+        recurrent=_MAMBA,
+    ),
+)
+FAMILIES.register(
+    "olmo_hybrid",
+    Family(
+        name="olmo_hybrid",
+        no_heads="its query and key norms run over the whole width, so what is left of a smaller one would be scaled "
+        "otherwise: the FFN takes all",
+        recurrent=_LINEAR,
+    ),
+)
+FAMILIES.register(
+    "recurrent_gemma",
+    Family(
+        name="recurrent_gemma",
+        attention="temporal_block",
+        q="temporal_block.q_proj",
+        k="temporal_block.k_proj",
+        v="temporal_block.v_proj",
+        o="temporal_block.o_proj",
+        mlp_in=("mlp_block.gate_proj", "mlp_block.up_proj"),
+        mlp_out="mlp_block.down_proj",
+        ffn_times=2,
+        head_dim=None,
+        attributes={
+            "num_attention_heads": "heads",
+            "num_key_value_heads": "kv_heads",
+            "num_key_value_groups": "groups",
+        },
+        recurrent="recurrent blocks",
+    ),
+)
