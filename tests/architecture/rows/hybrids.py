@@ -1,5 +1,8 @@
 """Hybrids: some layers have no attention."""
 
+from .mixtures import FEW
+from .sizes import MOE
+
 TWO: dict[str, object] = {
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "full_attention"],
@@ -11,6 +14,11 @@ MAMBA: dict[str, object] = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_sta
 WIDE: dict[str, object] = {"hidden_size": 96, "head_dim": None}
 TYPES: dict[str, dict[str, object]] = {
     "qwen3_5_text": {**TWO, **DELTA},
+    "qwen3_next": {**TWO, **DELTA, **FEW, "mlp_only_layers": [1], "shared_expert_intermediate_size": 40},
+    "qwen3_5_moe_text": {**TWO, **DELTA, **FEW, "shared_expert_intermediate_size": 40},
+    "minimax": {**TWO, **MOE, "num_local_experts": 4, "block_size": 16},
+    "lfm2_moe": {**WIDE, **FEW, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],
+                 "num_dense_layers": 1, "use_expert_bias": True, "norm_eps": 1e-5},
     "lfm2": {**WIDE, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],
              "block_auto_adjust_ff_dim": True, "block_multiple_of": 8, "intermediate_size": 360, "norm_eps": 1e-5},
     "bamba": {**MAMBA, "num_hidden_layers": 3, "attn_layer_indices": [1, 2]},

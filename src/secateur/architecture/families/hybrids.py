@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from .family import FAMILIES, Family
+from .family import FAMILIES, Beside, Family
+from .mixtures import DENSE, MIXTURE, OWN_SHARED, SMALL
 
 _LINEAR = "linear attention layers"
 _MAMBA = "Mamba layers"
@@ -82,3 +83,29 @@ FAMILIES.register(
         recurrent="recurrent blocks",
     ),
 )
+_MIXTURES = {
+    "qwen3_next": replace(SMALL, query_rows=2, beside=(OWN_SHARED, DENSE), recurrent=_LINEAR),
+    "qwen3_5_moe_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),
+    "minimax": replace(
+        MIXTURE,
+        no_heads="its linear attention has as many heads, under the same key of the config: the experts take all",
+        recurrent=_LINEAR,
+    ),
+    "lfm2_moe": replace(
+        SMALL,
+        o="self_attn.out_proj",
+        mlp_in=("feed_forward.experts.{}.gate_up", "feed_forward.experts.{}.gate_up"),
+        mlp_out="feed_forward.experts.{}.down",
+        experts="feed_forward.experts",
+        router="feed_forward.gate",
+        by_expert=("feed_forward.expert_bias",),
+        beside=(
+            Beside(
+                name="dense", at="feed_forward", ffn="intermediate_size", stock=None, mlp_in=("w1", "w3"), mlp_out="w2"
+            ),
+        ),
+        recurrent="convolutions",
+    ),
+}
+for _model_type, _family in _MIXTURES.items():
+    FAMILIES.register(_model_type, replace(_family, name=_model_type))
