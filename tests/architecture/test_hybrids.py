@@ -9,11 +9,15 @@ from tiny import tiny_tokenizer
 
 from secateur import Pruner
 from secateur.architecture.discovery import find_units
+from secateur.architecture.experts.lora import adaptable
 from secateur.architecture.families import FAMILIES
 from secateur.architecture.layered import layered_shapes
+from secateur.architecture.stock import stock_class_of
 from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.export import build_small, save_model
+from secateur.cli import main
 from secateur.config.prune import PruneConfig
+from secateur.models.coverage import not_adapted, uncalled_linears
 from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
 from secateur.models.surgery import merged_and_sliced
@@ -105,10 +109,58 @@ def test_widths_that_differ_from_the_start_are_read_and_written() -> None:
 
 def test_a_model_of_another_layout_is_no_hybrid() -> None:
     with pytest.raises(InputError, match="no layer of the model has the feed_forward.w2 that the lfm2 layout names"):
-        find_units(tiny("qwen3_5_text"), replace(FAMILIES["lfm2"], o="self_attn.o_proj"))
+        find_units(tiny("qwen3_5_text"), replace(FAMILIES["lfm2"], o="self_attn.o_proj", query_rows=2))
     with pytest.raises(InputError, match="no layer of the model has the self_attn.out_proj that the lfm2 layout"):
         find_units(tiny("qwen3_5_text"), FAMILIES["lfm2"])
     config = tiny("jamba").config
     config.num_experts, config.expert_layer_period, config.expert_layer_offset = 2, 2, 0
     with pytest.raises(InputError, match="model.layers.0 has experts, and the config of a jamba has one width"):
         find_units(type(tiny("jamba"))(config), FAMILIES["jamba"])
+
+
+def test_what_an_adapter_leaves_out() -> None:
+    model = tiny("qwen3_5_text")
+    small = [f"model.layers.0.linear_attn.in_proj_{name}" for name in "ba"]  # 4 rows of 48
+    assert not_adapted(model, 4) == []
+    assert sorted(not_adapted(model, 8)) == sorted(small)
+    assert not_adapted(model, 64) == []  # most are narrower: the rank is what is wrong
+    model.model.layers[1].mlp.gate = torch.nn.Linear(48, 20)
+    model.config.num_experts = 20
+    assert not_adapted(model, 4) == ["model.layers.1.mlp.gate"]
+    assert adaptable(model) == "all-linear"
+
+    class Grouped(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    model.model.layers[2].self_attn.o_proj = Grouped(96, 48)
+    assert "model.layers.2.self_attn.o_proj" in not_adapted(model, 4)
+    # PEFT refuses LoRA on this projection of a Mamba layer there, and says so in an error.
+    names = adaptable(tiny("falcon_h1"))
+    assert "out_proj" not in names
+    assert {"in_proj", "q_proj", "gate_proj"} <= set(names)
+
+
+def test_linears_that_have_no_part_in_the_logits() -> None:
+    """A linear whose output decides, but is not computed with, has no gradient; the model is left as it was."""
+    model = tiny("qwen3_5_text")
+    layer = model.model.layers[1]
+    layer.indexer = torch.nn.Linear(48, 4)
+    layer.mlp.register_forward_hook(lambda module, args, output: output * (layer.indexer(args[0]) > -1e9).all())
+    before = logits_of(model, IDS)
+    assert uncalled_linears(model, IDS) == ["model.layers.1.indexer"]
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(logits_of(model, IDS), before)
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "qwen3_next"])
+def test_a_hybrid_is_adapted_and_read_back(tmp_path, capsys, name) -> None:
+    stock_class_of(config := tiny(name).config)._from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 40)
+    given = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--rank", "2", "--init-rank"]
+    more = ["8", "--steps", "6", "--batch-size", "2", "--seq-len", "32", "--frequency", "2", "--dtype", "float32"]
+    assert main(["adapt", *given, *more, "--merge", "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("no LoRA on") <= 1
+    before, after = (load_model(resolve_model(str(tmp_path / folder))) for folder in ("model", "out"))
+    assert not torch.equal(logits_of(before, IDS), logits_of(after, IDS))

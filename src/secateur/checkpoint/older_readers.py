@@ -103,10 +103,15 @@ def _read(values: dict[str, Any]) -> dict[str, Any] | None:
             kind: type[PreTrainedConfig] = type(AutoConfig.for_model(model_type))
         except ValueError:
             return None
-        found = kind.from_dict(json.loads(json.dumps(values))).to_dict()  # which changes what it is given
+        found = kind.from_dict(json.loads(json.dumps(values), object_hook=_infinite)).to_dict()  # changes what it gets
     names = {name for pair in THETAS.values() for name in pair} | set(PARTIAL.values())
     older = {*names, *APART, *EXPERTS, "rope_scaling", "torch_dtype", "original_max_position_embeddings"}
     return {key: _untyped(value) for key, value in found.items() if key not in older}
+
+
+def _infinite(values: dict[str, Any]) -> Any:
+    """A number that JSON has no word for, as transformers writes it (`{"__float__": "Infinity"}`)."""
+    return float(values["__float__"]) if values.keys() == {"__float__"} else values
 
 
 def _untyped(rope: Any) -> Any:
