@@ -18,7 +18,9 @@ from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from tests.architecture.rows import IDS, TYPES, tiny
 
-NAMES = [name for name in TYPES if not FAMILIES[name.split("/")[0]].stacks]
+CHANGING = {name: FAMILIES[name.split("/")[0]] for name in TYPES}
+NAMES = [name for name, f in CHANGING.items() if not (f.stacks or f.recurrent or f.layers_vary)]
+"""Those whose layers can go."""
 FIRST = ("qwen2/layer_types", "qwen3/layer_types", "qwen2_moe")
 """Of these the first layer goes, of the others the second: a config that said the rest by a period, a first number or
 old numbers would then say it wrongly."""
