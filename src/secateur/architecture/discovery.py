@@ -219,7 +219,7 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
     key_rows = sides_of(linears[family.k])[0] if family.k in linears else 0
     kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
     if family.layers_vary and not kv_heads:  # those of another layer
-        kv_heads = heads // int(attention.num_key_value_groups)  # type: ignore[union-attr,arg-type]
+        kv_heads = heads // int(getattr(attention, "num_key_value_groups", 1))
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
     width = sides_of(out)[1] if out is not None else 0
     widths = {each.name: sides_of(linears[each.output])[1] for each in family.beside if each.output in linears}

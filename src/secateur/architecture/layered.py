@@ -6,6 +6,7 @@ sizes go under a key of ours, and a subclass of the stock model reads them.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -291,5 +292,5 @@ def layered_shapes(config: PreTrainedConfig) -> tuple[LayerShape, ...]:
             f"{', '.join(SIZE_KEYS)}, and num_hidden_layers is {config.num_hidden_layers}: "
             "the checkpoint is damaged, export it again."
         ) from None
-    sized = [(key, head_dim_of(config, family, number)) for number, key in enumerate(listed)]
-    return tuple(LayerShape(*key, head_dim, latent=latent) for key, head_dim in sized)
+    shapes = [LayerShape(heads, kv_heads, ffn, 0, latent=latent) for heads, kv_heads, ffn in listed]
+    return tuple(replace(shape, head_dim=head_dim_of(config, family, number)) for number, shape in enumerate(shapes))

@@ -80,7 +80,7 @@ def _stays(layer: nn.Module, family: Family) -> bool:
     if family.ffn_stays is None:
         return False
     place, _, name = family.ffn_stays.rpartition(".")
-    return bool(getattr(layer.get_submodule(place), name))
+    return bool(getattr(submodule(layer, place, ""), name, 0))
 
 
 def together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:

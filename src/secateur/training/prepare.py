@@ -124,8 +124,8 @@ def prepare(config: PruneConfig) -> PruneJob:
     restart_steps(config, schedule, job.total_steps)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     about_heads = config.attention != "none" and not config.takes_whole
-    notes = (f"attention heads stay: {reason}",) if reason and about_heads else ()
-    notes += (what_stays(planned.budget.units),) if planned.budget.units.family.recurrent else ()
+    notes = [f"attention heads stay: {reason}"] if reason and about_heads else []
+    notes += [what_stays(planned.budget.units)] if planned.budget.units.family.recurrent else []
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
     reach = (planned.unreached,) if planned.unreached else ()
     job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *_idle_options(config))}

@@ -93,7 +93,8 @@ def _refused(names: Iterable[str], model: nn.Module) -> set[str]:
     found = set()
     for name in names:
         probe = nn.Module()
-        probe.config, probe.linear = getattr(model, "config", None), nn.ModuleDict({name: nn.Linear(2, 2)})
+        probe.linear = nn.ModuleDict({name: nn.Linear(2, 2)})
+        vars(probe)["config"] = getattr(model, "config", None)
         try:
             inject_adapter_in_model(LoraConfig(target_modules=[f"linear.{name}"]), probe)
         except ValueError:
