@@ -40,7 +40,12 @@ def by_head(layer: nn.Module, family: Family) -> dict[str, Tensor]:
     found: dict[str, Any] = {}
     for path in family.by_head:
         place, _, leaf = path.rpartition(".")
-        held = getattr(submodule(layer, place, ""), leaf)
+        try:
+            held = getattr(submodule(layer, place, ""), leaf)
+        except AttributeError:
+            raise InputError(
+                f"the model has no {path!r}, which its family's layout names: pass another --family."
+            ) from None
         found[path] = base_linear(held).weight if isinstance(held, nn.Module) else held
     return {path: held for path, held in found.items() if held is not None}
 

@@ -125,7 +125,9 @@ def uncalled_linears(model: nn.Module, ids: Tensor) -> list[str]:
 
     hooks = [m.register_forward_hook(lambda *a, path=path: follow(path, a[-1])) for path, m in linears.items()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modes = {module: module.training for module in model.modules()}
     try:
+        model.train()  # where some modules compute with other weights (AltUp's, clamped)
         for parameter in trained:
             parameter.requires_grad_(False)
         with torch.enable_grad():
@@ -137,6 +139,8 @@ def uncalled_linears(model: nn.Module, ids: Tensor) -> list[str]:
             hook.remove()
         for parameter in trained:
             parameter.requires_grad_()
+        for module, mode in modes.items():
+            module.training = mode
     used = {kind for (kind, _), gradient in zip(given, gradients, strict=True) if gradient is not None}
     return [path for path in linears if _peers(path) not in used]
 
