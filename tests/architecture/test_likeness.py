@@ -12,12 +12,10 @@ from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget
 from tests.architecture.rows import SIZES
 
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WIDE: dict[str, object] = {"head_dim": None, "hidden_size": 96}
 NONE: dict[str, dict[str, object]] = {
-    "arcee": {}, "apertus": {}, "glm": {}, "glm4": {}, "granitemoe": {**EXPERTS, **WIDE},
+    "arcee": {}, "apertus": {}, "glm": {}, "glm4": {},
     "nemotron": {}, "starcoder2": WIDE, "nanochat": WIDE, "jais2": WIDE, "bitnet": WIDE,
-    "llama4_text": {**EXPERTS, "intermediate_size_mlp": 240},
 }  # fmt: skip
 LLAMA = ("cohere", "seed_oss", "exaone4")
 
