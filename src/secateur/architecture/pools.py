@@ -88,9 +88,9 @@ def _stays(layer: nn.Module, family: Family) -> bool:
     return bool(getattr(submodule(layer, place, ""), name, 0))
 
 
-def together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
-    """One pool of the heads of all layers, with the bias by head that they share."""
-    path = f"{stack.layers}.0.{stack.head_bias}"
+def together(model: nn.Module, stack: Family, heads: list[Pool], first: int = 0) -> Pool:
+    """One pool of the heads of all layers, with the bias by head that they share, which is in the `first` one."""
+    path = f"{stack.layers}.{first}.{stack.head_bias}"
     bias = submodule(model, path, "").weight
     assert isinstance(bias, Tensor)
     count = bias.shape[1]
