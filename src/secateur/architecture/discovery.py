@@ -13,7 +13,7 @@ from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent
 from .experts import unstack_experts
 from .families import FAMILIES, Family
 from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
-from .pools import by_head, ffn_pools, head_pool, submodule, together
+from .pools import by_head, ffn_pools, head_pool, submodule, taken_alone, together
 from .quantised import entries
 from .stock import auto_class, is_whole, resized_config
 from .units import Linear, Place, Pool, Units, base_linear, sides_of
@@ -55,9 +55,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none" and shape.heads:
                 heads.append(head_pool(attention, len(places), place, layer, linears, shape))
-            alone = stack.head_bias is None or stack.own_head_bias
-            inner = [heads.pop()] if alone and heads else []
-            inner = [together(model, stack, inner, number)] if inner and stack.head_bias else inner
+            inner = taken_alone(model, stack, heads, number)
             if "channels" in kinds:
                 inner += ffn_pools(len(places), layer, place, linears, shape, getattr(model, "config", None))
             pools += inner
