@@ -89,7 +89,7 @@ def _stays(layer: nn.Module, family: Family) -> bool:
 
 
 def taken_alone(model: nn.Module, stack: Family, heads: list[Pool], number: int) -> list[Pool]:
-    """The last of `heads`, taken out, where a layer's go for themselves; with their bias, where it has one of its own."""
+    """The last of `heads`, taken out, where a layer's go for themselves; with the bias that it has of its own."""
     if not heads or (stack.head_bias is not None and not stack.own_head_bias):
         return []
     return [together(model, stack, [heads.pop()], number)] if stack.head_bias else [heads.pop()]
