@@ -23,7 +23,7 @@ from secateur.models.surgery import merged_and_sliced
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget, prepare
-from tests.architecture.rows import IDS, SIZES, SOFT_CAPS, basic, tiny
+from tests.architecture.rows import IDS, SIZES, SOFT_CAPS, basic, tiny, unregister
 from tests.architecture.test_families import pruned
 
 
@@ -127,12 +127,14 @@ def test_a_llama_with_scaled_frequencies_becomes_a_mistral() -> None:
     torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
 
 
-def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
+def test_an_unknown_type_of_a_known_layout_is_told_so(monkeypatch) -> None:
+    unregister("stablelm", monkeypatch)
     options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
     del options["head_dim"], options["rms_norm_eps"]
     config = AutoConfig.for_model("stablelm", **options)
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(InputError, match="'stablelm', whose modules look like the llama layout: pass family=.llama"):
+    hint = "'stablelm', whose modules look like the llama layout: pass family=.llama. attention=.none. .a result"
+    with pytest.raises(InputError, match=hint):
         Pruner(model, sparsity=0.2, criterion="magnitude")
     assert Pruner(model, sparsity=0.2, criterion="magnitude", family="llama").units.shapes[0].key() == (6, 3, 240)
     settings = PruneConfig(model="m", data=("d",), output="o", family="llama", sparsity=0.5)
@@ -145,17 +147,20 @@ def test_an_unknown_type_of_a_known_layout_is_told_so(tmp_path) -> None:
     plan_budget(replace(settings, attention="none", sparsity=0.3), config)
 
 
-def test_norms_over_all_heads_are_not_taken_for_another_layout() -> None:
+def test_norms_over_all_heads_are_not_taken_for_another_layout(monkeypatch) -> None:
     options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
+    unregister("olmo3", monkeypatch)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo3", **options))
-    with pytest.raises(InputError, match="'olmo3', whose modules look like the olmo2 layout: pass family=.olmo2"):
+    hint = "'olmo3', whose modules look like the llama layout: pass family=.llama. attention=.none. .a result"
+    with pytest.raises(InputError, match=hint):
         Pruner(model, sparsity=0.2, criterion="magnitude")
     with pytest.raises(InputError, match="its query and key norms run over the whole width"):
         Pruner(model, sparsity=0.2, criterion="magnitude", family="olmo2", attention="kv_group")
     Pruner(model, sparsity=0.2, criterion="magnitude", family="olmo2")
 
 
-def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path) -> None:
+def test_a_layered_result_of_a_named_family_can_be_padded(tmp_path, monkeypatch) -> None:
+    unregister("stablelm", monkeypatch)
     options = {key: value for key, value in SIZES.items() if value is not None} | {"hidden_size": 96}
     del options["head_dim"], options["rms_norm_eps"]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **options)).eval()
@@ -218,7 +223,7 @@ def test_a_text_model_inside_another_is_saved_first(tmp_path) -> None:
     with pytest.raises(
         InputError,
         match=r"a gemma3 holds its text model \(gemma3_text\) beside others.*"
-        "secateur extract-text FOLDER TEXT",
+        "secateur export --model FOLDER --format text --output TEXT",
     ):
         Pruner(model, sparsity=0.2, criterion="magnitude")
     for family in (None, "gemma3_text"):

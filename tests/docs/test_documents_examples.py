@@ -18,7 +18,7 @@ from secateur import Pruner
 from secateur.architecture.families import FAMILIES
 from secateur.cli import main
 from secateur.criteria import CRITERIA
-from tests.architecture.rows import IDS, SIZES
+from tests.architecture.rows import IDS, SIZES, unregister
 from tests.docs.pages import PAGES, Block, blocks, commands, text_of
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
@@ -151,8 +151,10 @@ def test_add_a_criterion(criteria_page, criterion) -> None:
 def test_add_a_family(tmp_path, monkeypatch) -> None:
     entries = dict(FAMILIES)
     monkeypatch.setattr(FAMILIES, "_entries", entries)  # what the example registers goes again
-    exec(compile(example("add-a-family.md"), "add-a-family.md", "exec"), {})
-    assert "starcoder2" in FAMILIES
+    exec(compile(example("add-a-family.md"), "add-a-family.md", "exec"), names := {})
+    unregister("starcoder2", monkeypatch)
+    FAMILIES.register("starcoder2", names["DECODER"])  # a type of that layout
+    assert {"minicpm", "my_decoder"} < set(FAMILIES)
     torch.manual_seed(0)
     options = {key: value for key, value in SIZES.items() if value is not None and key != "rms_norm_eps"}
     config = AutoConfig.for_model("starcoder2", **options, initializer_range=0.2)

@@ -18,7 +18,7 @@ from secateur.pruning.compensation.ridge import RIDGES, Sums
 from secateur.pruning.compensation.sequence import refit_in_sequence
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
-from tests.architecture.rows import TYPES, tiny
+from tests.architecture.rows import basic, tiny
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
 
@@ -171,7 +171,7 @@ def test_what_is_doubled_goes_without_a_trace() -> None:
         torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=1e-5)
 
 
-IN_A_ROW = [name for name in TYPES if not FAMILIES[name.split("/")[0]].alike_only]
+IN_A_ROW = [name for name in basic.TYPES if not FAMILIES[name.split("/")[0]].alike_only]
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")
 
 

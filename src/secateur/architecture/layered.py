@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..system.errors import InputError
 from .depth import ABSENT_SOURCE
 from .families import FAMILIES, Family, family_of
-from .layout import LayerShape, parts
+from .layout import LayerShape, in_code, parts
 from .stock import (
     DECILM,
     FAMILY_KEY,
@@ -151,7 +151,7 @@ def _of_hybrid(family: Family) -> list[str]:
 def _resizing_what_is_there(family: Family) -> list[str]:
     """The same, where some layers have no attention or no FFN: what stands in their place has no weights."""
     attention, last = family.attention, family.o.removeprefix(f"{family.attention}.")
-    none = [f"    layer.{path} = NoLinear(layer.{path}, 0)" for path in dict.fromkeys(family.mlp_in)]
+    none = [f"    {in_code(path)} = NoLinear({in_code(path)}, 0)" for path in dict.fromkeys(family.mlp_in)]
     return [
         "if heads:",
         *(f"    {line}" for line in _resizing(family, "attention")),
@@ -161,7 +161,7 @@ def _resizing_what_is_there(family: Family) -> list[str]:
         *(f"    {line}" for line in _resizing(family, "ffn")),
         "else:",
         *none,
-        f"    layer.{family.mlp_out} = NoLinear(layer.{family.mlp_out})",
+        f"    {in_code(family.mlp_out)} = NoLinear({in_code(family.mlp_out)})",
     ]
 
 
@@ -180,7 +180,7 @@ def _resizing(family: Family, roles: str = "attention ffn") -> list[str]:
         lengths[family.q, 0] = [f"{family.query_rows} * heads * head_dim"]
     for (path, dim), terms in lengths.items():
         side = ("rows", "columns")[dim]
-        lines.append(f"layer.{path} = resized(layer.{path}, {side}={' + '.join(terms)})")
+        lines.append(f"{in_code(path)} = resized({in_code(path)}, {side}={' + '.join(terms)})")
     return lines
 
 

@@ -1,5 +1,6 @@
 """Which rows and columns of a layer's linears belong to which head or channel: arithmetic on a family and sizes."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -88,6 +89,18 @@ class LayerShape:
 
 SIZES = ("heads", "kv_heads", "groups", "width")
 """The names of `LayerShape.sizes`."""
+
+
+def own_name(path: str) -> str:
+    """A linear's own name, by which LoRA finds it in every layer; with the one before where it is a number (`ffn.0`),
+    as layers have those too."""
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+
+
+def in_code(path: str) -> str:
+    """A linear of `layer` as Python says it, also where it is a numbered part (`ffn.0`)."""
+    return re.sub(r"\.(\d+)", r"[\1]", f"layer.{path}")
 
 
 def check_layout(family: Family) -> None:

@@ -12,7 +12,6 @@ from ..architecture.layered import MODULE, source_hash
 from ..config.pruning import UNITS
 from ..criteria import CRITERIA
 from ..data.embedded import BASE_MODEL, EMBEDDED_MODEL
-from ..data.packing import scored_words
 from ..models.adapter import rank_words
 from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
@@ -213,13 +212,13 @@ def model_index(name: str, text: str, measured: dict[str, Any]) -> dict[str, Any
         text: the evaluation text, as the run was given it.
         measured: `Perplexity.to_dict`.
     """
+    data = _public(text)
     metric = {
         "type": "perplexity",
-        "name": f"perplexity of {measured['tokens_scored']:,} tokens {scored_words(measured)}",
+        "name": f"perplexity of {measured['tokens_scored']:,} tokens in segments of {measured['seq_len']}",
         "value": round(float(measured["perplexity"]), 4),
     }
-    data, task = _public(text), f"text{'2text' * bool(measured.get('pairs'))}-generation"
-    found = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
+    found = {"task": {"type": "text-generation"}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
     return {"model-index": [{"name": name, "results": [found]}]}
 
 
@@ -285,10 +284,10 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
         rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:
-        text, where = _public(result["data"]["evaluation"]["data"]), scored_words(measured)
-        label = f"perplexity, {text}, {measured['tokens_scored']:,} tokens {where}"
+        text = _public(result["data"]["evaluation"]["data"])
+        label = f"perplexity, {text}, {measured['tokens_scored']:,} tokens in segments of "
         before = f"{dense['perplexity']['perplexity']:.2f}" if dense["perplexity"] else "not measured"
-        rows.append((label, before, f"{measured['perplexity']:.2f}"))
+        rows.append((f"{label}{measured['seq_len']}", before, f"{measured['perplexity']:.2f}"))
     return rows
 
 

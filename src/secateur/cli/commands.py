@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ..config.adapt import AdaptConfig
 from ..config.compare import CompareConfig
 from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
+from ..config.files.listings import FamiliesConfig
 from ..config.files.recipes import RecipesConfig
 from ..config.files.schema import SchemaConfig, options_schema
-from ..config.formats import PADDED, TEXT
+from ..config.formats import PADDED
 from ..config.hub import PushConfig
-from ..config.prune import ExportConfig, ExtractTextConfig, PruneConfig, QuickstartConfig
+from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
 from ..config.sparsify import SparsifyConfig
 from ..config.speed import BenchConfig, PlanConfig
 from ..system.progress import STARTING, phase
@@ -83,10 +84,6 @@ def _export(config: ExportConfig) -> int:
         return done if isinstance(done, str) else export_summary(done.to_dict())
 
     return told(f"exporting {config.model} as {config.format}", words)
-
-
-def _extract_text(config: ExtractTextConfig) -> int:
-    return _export(ExportConfig(model=config.model, output=config.output, overwrite=config.overwrite, format=TEXT))
 
 
 def _sample(config: SampleConfig) -> int:
@@ -189,12 +186,6 @@ COMMANDS = {
         (ExportConfig,),
         f"secateur export --model ./small --format {PADDED} --output ./small-padded",
     ),
-    "extract-text": Command(
-        "write the text model of one that also reads pictures or sound, alone; computes what the whole does of text",
-        _extract_text,
-        (ExtractTextConfig,),
-        "secateur extract-text ./gemma-3-4b ./gemma-3-4b-text",
-    ),
     "push": Command(
         "put a result on the hub: a folder that prune, adapt or export wrote, or a GGUF file",
         _push,
@@ -239,6 +230,8 @@ COMMANDS = {
         (SchemaConfig,),
         "secateur schema --of prune > prune.schema.json",
     ),
-    "families": Command("list the architectures that can be pruned", families),
+    "families": Command(
+        "list the architectures that can be pruned", families, (FamiliesConfig,), "secateur families --all"
+    ),
     "criteria": Command("list what can score the units", criteria),
 }

@@ -1,5 +1,6 @@
 """The commands that print what there is, without a model: recipes, families, criteria."""
 
+from ..config.files.listings import FamiliesConfig
 from ..config.files.recipes import RecipesConfig, recipes_text
 from ..config.formats import FORMATS
 from ..system.progress import STARTING, phase
@@ -11,9 +12,9 @@ def recipes(config: RecipesConfig) -> int:
     return 0
 
 
-def families(_: None) -> int:
+def families(config: FamiliesConfig) -> int:
     with phase(STARTING):
-        from ..architecture.families import FAMILIES
+        from ..architecture.families import FAMILIES, REFUSED
 
     rows = []
     for name, family in FAMILIES.items():
@@ -26,11 +27,14 @@ def families(_: None) -> int:
             for (formats, kinds), note in zip(alike.items(), notes, strict=False)
         ]
     readers = [(name, format.reader) for name, format in FORMATS.items() if format.of_pruned]
+    refused = sorted((name, why) for name, why in REFUSED.items() if name not in FAMILIES)
+    more = ("", Table(("refused", "why"), refused, align="ll")) if config.all else ()
     tell(
         Words(
             Table(("family", "units", "formats without some of them", "to know"), rows, align="llll"),
             "",
             Table(("format", "read by"), readers, align="ll"),
+            *more,
         )
     )
     return 0

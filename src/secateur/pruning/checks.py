@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architecture.discovery import check_class
-from ..architecture.families import BUILT_IN, Family
+from ..architecture.families import Family
 from ..architecture.layout import WHOLE_KINDS
+from ..architecture.likeness import check_same, is_tested
 from ..architecture.units import Pool, Units
 from ..checkpoint.dry import check_export, empty_copy
 from ..config.options import with_given
@@ -274,14 +275,12 @@ def check_sizes(
         InputError: it builds others, so the result could not be written.
     """
     config = base.config
-    if family is None and config.model_type in BUILT_IN:
-        return
-    empty = empty_copy(base, units)
-    if empty is None:
-        return  # its modules were put there by hand: what it is written as is not known from its class
+    if is_tested(config, family) or (empty := empty_copy(base, units)) is None:
+        return  # without a copy its modules were put there by hand: its class does not say what it is written as
     if options.allocation == "uniform" and budget.quota and not units.family.ffn_listed:
         check_class(config, units.family, shape_by_quota(units, budget.quota), options.model_class)
     check_export(empty, units, budget.example(), options.model_class)
+    check_same(config, units, budget.example())
 
 
 def check_scores(name: str, pool: Pool, scores: Any) -> Tensor:

@@ -16,11 +16,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T]):
-    """Names to values of one kind; an unknown name raises `InputError` with a suggestion."""
+    """Names to values of one kind; an unknown name raises `InputError` with a suggestion.
 
-    def __init__(self, kind: str, remedy: str = "") -> None:
+    Args:
+        listed_by: the command that lists the names, where they are too many for a message.
+    """
+
+    def __init__(self, kind: str, remedy: str = "", listed_by: str = "") -> None:
         self._kind = kind
         self._remedy = remedy
+        self._listed_by = listed_by
         self._entries: dict[str, T] = {}
 
     def register(self, name: str, value: T) -> T:
@@ -32,9 +37,11 @@ class Registry(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
             return self._entries[name]
+        known = f"Known: {', '.join(sorted(self._entries))}."
+        if self._listed_by:
+            known = f"{self._listed_by} lists the {len(self._entries)} that are known."
         raise InputError(
-            f"unknown {self._kind} {name!r}. {did_you_mean(name, self._entries)}"
-            f"Known: {', '.join(sorted(self._entries))}. {self._remedy}".rstrip()
+            f"unknown {self._kind} {name!r}. {did_you_mean(name, self._entries)}{known} {self._remedy}".rstrip()
         )
 
     def __contains__(self, name: object) -> bool:

@@ -1,3 +1,48 @@
 """Decoders with one FFN a layer."""
 
-TYPES: dict[str, dict[str, object]] = {}
+from .sizes import MHA, SOFT_CAPS
+
+WIDE: dict[str, object] = {"hidden_size": 96, "head_dim": None}
+"""The width is the heads together, as the class has it."""
+OLD: dict[str, object] = {**MHA, "intermediate_size": None}
+TYPES: dict[str, dict[str, object]] = {
+    "apertus": {},
+    "arcee": {"mlp_bias": True},
+    "biogpt": {**MHA, "hidden_act": "gelu"},
+    "codegen": {**OLD, "num_attention_heads": 4, "hidden_size": 64, "n_inner": 240, "rotary_dim": 8},
+    "cohere": {"use_qk_norm": False, "logit_scale": 0.5},
+    "cohere_compass_text": {**WIDE, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere2": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "ctrl": {**OLD, "dff": 240},
+    "cwm": {"bos_token_id": 1, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "diffllama": {**WIDE, "num_key_value_heads": 2},
+    "doge": {},
+    "ernie4_5": {},
+    "exaone4": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "glm": {},
+    "glm4": {},
+    "gpt_bigcode": {**OLD, "n_inner": 240},
+    "gpt_bigcode/multi_head": {**OLD, "n_inner": 240, "multi_query": False},
+    "gpt_neo": {**MHA, "num_heads": 6, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gpt_neox_japanese": OLD,
+    "granite_swa": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "helium": {"hidden_size": 96},
+    "hunyuan_v1_dense": {},
+    "hyperclovax": {"attention_multiplier": 0.25, "residual_multiplier": 0.7, "logits_scaling": 2.0},
+    "internlm3": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "ministral": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "ministral3": {},
+    "modernbert-decoder": {**MHA, "bos_token_id": 1, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "mpt": OLD,
+    "nanochat": {},
+    "nemotron": {},
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "persimmon": {**MHA, "partial_rotary_factor": 0.5},
+    "seed_oss": {},
+    "stablelm": WIDE,
+    "starcoder2": {"sliding_window": 8},
+    "vaultgemma": {"query_pre_attn_scalar": 16, "sliding_window": 8, **SOFT_CAPS},
+    "xglm": {**MHA, "intermediate_size": None, "ffn_dim": 240, "d_model": 96, "attention_heads": 6, "num_layers": 2},
+}  # fmt: skip

@@ -5,10 +5,21 @@ types share it is one line in `FAMILIES`.
 """
 
 from ...system.errors import InputError
-from . import dense, encoder_decoders, hybrids, latent, mixtures, varied  # noqa: F401 (each registers its families)
+from . import (  # noqa: F401 (each registers its families)
+    classics,
+    dense,
+    encoder_decoders,
+    hybrids,
+    latent,
+    mixtures,
+    varied,
+)
 from .family import FAMILIES, Beside, Family, Stacking
+from .refused import REFUSED, refusal
 
-__all__ = ["BUILT_IN", "FAMILIES", "Beside", "Family", "Stacking", "family_of"]
+__all__ = [
+    "BUILT_IN", "FAMILIES", "REFUSED", "Beside", "Family", "Stacking", "check_not_refused", "family_of", "refusal",
+]  # fmt: skip
 
 BUILT_IN = frozenset(FAMILIES)
 """The model types whose layouts are tested here; the others are registered by users."""
@@ -18,7 +29,7 @@ def family_of(model_type: str, override: str | Family | None = None) -> Family:
     """The layout of a model type, or the one that the user names.
 
     Raises:
-        InputError: the model type is not known (with the closest known one).
+        InputError: the model type is not known (with the closest known one), or refused (with the reason).
     """
     if isinstance(override, Family):
         return override
@@ -26,4 +37,15 @@ def family_of(model_type: str, override: str | Family | None = None) -> Family:
         return FAMILIES[override]
     if not model_type:
         raise InputError("the model's config.json has no model_type: add it, or pass --family.")
+    check_not_refused(model_type)
     return FAMILIES[model_type]
+
+
+def check_not_refused(model_type: str) -> None:
+    """Whether a model type is not one of those that cannot be pruned.
+
+    Raises:
+        InputError: it is; says why.
+    """
+    if model_type in REFUSED and model_type not in FAMILIES:
+        raise InputError(refusal(model_type))

@@ -1,18 +1,43 @@
-"""Decoders with one FFN a layer."""
+"""Decoders with one FFN a layer, whose modules are named as Llama's or nearly so."""
 
 from .family import FAMILIES, Family
 
-FAMILIES.register("llama", Family(name="llama", twin="mistral"))
-for _model_type in ("mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo"):
-    FAMILIES.register(_model_type, Family(name=_model_type))
-FAMILIES.register(
-    "olmo2",
-    Family(
-        name="olmo2",
-        no_heads="its query and key norms run over the whole width, so what is left of a smaller one would be scaled "
-        "otherwise: the FFN takes all",
-    ),
+NORMS_OVER_WIDTH = (
+    "its query and key norms run over the whole width, so what is left of a smaller one would be scaled otherwise: the "
+    "FFN takes all"
 )
+LIKE_LLAMA = (
+    "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo", "cohere", "cohere2",
+    "cwm", "ernie4_5", "exaone4", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "ministral",
+    "ministral3", "seed_oss", "vaultgemma",
+)  # fmt: skip
+NO_GATE = {
+    ("mlp.up_proj", "mlp.down_proj"): ("apertus", "arcee", "jais2", "nemotron"),
+    ("mlp.c_fc", "mlp.c_proj"): ("starcoder2",),
+    ("mlp.fc1", "mlp.fc2"): ("nanochat",),
+}
+"""The FFN's two linears -> the types that have them."""
+
+FAMILIES.register("llama", Family(name="llama", twin="mistral"))
+for _model_type in LIKE_LLAMA:
+    FAMILIES.register(_model_type, Family(name=_model_type))
+for (_into, _out), _model_types in NO_GATE.items():
+    for _model_type in _model_types:
+        FAMILIES.register(_model_type, Family(name=_model_type, mlp_in=(_into,), mlp_out=_out))
+for _model_type in ("olmo2", "olmo3"):
+    FAMILIES.register(_model_type, Family(name=_model_type, no_heads=NORMS_OVER_WIDTH))
+for _model_type in ("glm", "glm4"):
+    FAMILIES.register(_model_type, Family(name=_model_type, mlp_in=("mlp.gate_up_proj", "mlp.gate_up_proj")))
+FAMILIES.register("helium", Family(name="helium", head_dim=None))  # its output projection is as wide as the model
+FAMILIES.register("cohere_compass_text", Family(name="cohere_compass_text", head_dim=None))
+for _model_type, _reason in {
+    "diffllama": "its heads work in pairs, one's attention less the other's: the FFN takes all",
+    "doge": "each KV head has a gate of its own, which no linear holds: the FFN takes all",
+    "granite_swa": "each head has a sink of its own, which no linear holds: the FFN takes all",
+    "stablelm": "its attention takes the size of a head from the width over the heads, and some models of this type "
+    "have a norm for each head: the FFN takes all",
+}.items():
+    FAMILIES.register(_model_type, Family(name=_model_type, no_heads=_reason))
 FAMILIES.register(
     "phi3",
     Family(
@@ -36,121 +61,5 @@ FAMILIES.register(
         mlp_in=("mlp.fc1",),
         mlp_out="mlp.fc2",
         head_dim_derived_if="qk_layernorm",
-    ),
-)
-FAMILIES.register(
-    "gpt_neox",
-    Family(
-        name="gpt_neox",
-        layers="gpt_neox.layers",
-        attention="attention",
-        q="attention.query_key_value",
-        k="attention.query_key_value",
-        v="attention.query_key_value",
-        o="attention.dense",
-        interleaved=True,
-        mlp_in=("mlp.dense_h_to_4h",),
-        mlp_out="mlp.dense_4h_to_h",
-        kv_heads=None,
-        head_dim=None,
-        head_dim_at="head_size",
-        attributes={},
-    ),
-)
-FAMILIES.register(
-    "gpt2",
-    Family(
-        name="gpt2",
-        layers="transformer.h",
-        attention="attn",
-        q="attn.c_attn",
-        k="attn.c_attn",
-        v="attn.c_attn",
-        o="attn.c_proj",
-        mlp_in=("mlp.c_fc",),
-        mlp_out="mlp.c_proj",
-        transposed=True,
-        heads="n_head",
-        kv_heads=None,
-        ffn="n_inner",
-        head_dim=None,
-        attributes={"num_heads": "heads", "split_size": "width"},
-    ),
-)
-FAMILIES.register(
-    "opt",
-    Family(
-        name="opt",
-        layers="model.decoder.layers",
-        o="self_attn.out_proj",
-        mlp_in=("fc1",),
-        mlp_out="fc2",
-        kv_heads=None,
-        ffn="ffn_dim",
-        head_dim=None,
-        attributes={"num_heads": "heads"},
-    ),
-)
-FAMILIES.register(
-    "gptj",
-    Family(
-        name="gptj",
-        layers="transformer.h",
-        attention="attn",
-        q="attn.q_proj",
-        k="attn.k_proj",
-        v="attn.v_proj",
-        o="attn.out_proj",
-        mlp_in=("mlp.fc_in",),
-        mlp_out="mlp.fc_out",
-        heads="n_head",
-        kv_heads=None,
-        ffn="n_inner",
-        head_dim=None,
-        attributes={"num_attention_heads": "heads"},
-        in_tuple=True,
-    ),
-)
-_FALCON = Family(
-    name="falcon",
-    layers="transformer.h",
-    attention="self_attention",
-    q="self_attention.query_key_value",
-    k="self_attention.query_key_value",
-    v="self_attention.query_key_value",
-    o="self_attention.dense",
-    interleaved=True,
-    mlp_in=("mlp.dense_h_to_4h",),
-    mlp_out="mlp.dense_4h_to_h",
-    kv_heads=None,
-    ffn="ffn_hidden_size",
-    head_dim=None,
-    attributes={},
-    no_heads="its attention takes the size of a head from the width over the heads, and alibi's slopes from their "
-    "number: the FFN takes all",
-    in_tuple=True,
-)
-FAMILIES.register("falcon", _FALCON)
-FAMILIES.register(
-    "bloom",
-    Family(
-        name="bloom",
-        layers="transformer.h",
-        attention="self_attention",
-        q="self_attention.query_key_value",
-        k="self_attention.query_key_value",
-        v="self_attention.query_key_value",
-        o="self_attention.dense",
-        interleaved=True,
-        mlp_in=("mlp.dense_h_to_4h",),
-        mlp_out="mlp.dense_4h_to_h",
-        heads="n_head",
-        kv_heads=None,
-        ffn=None,
-        head_dim=None,
-        attributes={},
-        no_heads="each head's slope (alibi) follows from its number among all heads, so fewer heads would get other "
-        "slopes: the FFN takes all",
-        in_tuple=True,
     ),
 )

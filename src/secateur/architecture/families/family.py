@@ -138,8 +138,6 @@ class Family:
     """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
     head_bias: str | None = None
     """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
-    own_head_bias: bool = False
-    """Each layer has such an embedding of its own."""
     in_tuple: bool = False
     """Layers return their hidden states in a tuple."""
     otherwise: "Family | None" = None
@@ -198,7 +196,7 @@ class Family:
             f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,
             f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
             "an FFN that chooses among its channels by all of them stays": self.ffn_stays,
-            "an encoder-decoder: prune, plan, eval, bench, sample; data of pairs": self.stacks,
+            "from Python only: the commands train causal language models": self.stacks,
         }
         return tuple(note for note, holds in found.items() if holds)
 
@@ -216,4 +214,5 @@ FAMILIES: Registry[Family] = Registry(
     "model type",
     "To prune another architecture of a known layout, pass --family with one of these; to add a layout, see "
     "docs/add-a-family.md.",
+    "secateur families",
 )

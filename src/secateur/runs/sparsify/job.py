@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ...architecture.building import empty_model
 from ...architecture.discovery import check_text_model
-from ...architecture.families import family_of
+from ...architecture.families import check_not_refused, family_of
+from ...architecture.layout import own_name
 from ...checkpoint.dry import check_config
 from ...config.sparsify import LEARNT, SparsifyConfig
 from ...models.benchmark import parameter_count
@@ -46,7 +47,7 @@ class SparsifyJob(Job):
 
 
 def lora_names(layers: tuple[SparseLayer, ...]) -> list[str]:
-    return list(dict.fromkeys(path.rpartition(".")[2] for layer in layers for path in layer.linears))
+    return list(dict.fromkeys(own_name(path) for layer in layers for path in layer.linears))
 
 
 def prepare_sparsify(config: SparsifyConfig) -> SparsifyJob:
@@ -71,6 +72,8 @@ def _plan(config: SparsifyConfig, model_config: PreTrainedConfig) -> tuple[tuple
     Raises:
         InputError: a model that cannot be made sparse so, or a LoRA that does not fit it.
     """
+    if not config.family:
+        check_not_refused(str(model_config.model_type))
     if model_config.is_encoder_decoder:
         raise InputError(
             f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command prunes causal "

@@ -1,0 +1,60 @@
+"""Causal model types of transformers that have no family, and why: data only.
+
+`refusal` is what a user reads. A type is here or in `FAMILIES`, never in both.
+"""
+
+_REFUSED = {
+    "it is an encoder: the type stands among the causal models of transformers for the halves of older pairs": (
+        "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+        "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl",
+        "xmod",
+    ),
+    "it is the decoder of an encoder-decoder, which reads what the encoder says": (
+        "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "musicgen", "musicgen_melody",
+        "mvp", "pegasus", "plbart", "prophetnet", "trocr", "whisper",
+    ),
+    "it is recurrent alone: it has no attention heads, and its channels carry a state from token to token": (
+        "falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm",
+    ),
+    "its text model has no class of its own, and reads pictures or sound": (
+        "emu3", "git", "mllama", "phi4_multimodal",
+    ),
+    "its linears hold a weight for each stream of sound": ("moshi",),
+    "norms run over its FFN's channels and over its heads, so what is left would be scaled otherwise": ("bitnet",),
+    "its attention keeps the size of a head nowhere, and its FFN has four times the width always": ("openai-gpt",),
+    "with its cache it generates other tokens than without, so no result could be checked": ("cpmant",),
+    "it reads bytes in patches, through three models of different sizes": ("blt",),
+    "it goes through two stacks of layers in turns, which one config describes": ("hrm_text",),
+    "it attends by hashing, and its layers are reversible": ("reformer",),
+    "it reads a text in every order, in two streams": ("xlnet",),
+}  # fmt: skip
+"""Why -> the types."""
+
+_NOT_YET = {
+    "a mixture of experts": (
+        "beam", "dbrx", "dots3_note", "dots3_note_text", "hy_v4", "jetmoe", "mimo_v2_flash", "minimax_m3_vl_text",
+        "zaya",
+    ),
+    "attention whose keys and values come from one of low rank": (
+        "axk2", "deepseek_v4", "glm_moe_dsa", "longcat_flash",
+    ),
+    "layers that differ in kind or size": (
+        "bailing_hybrid", "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text",
+        "inkling2_text", "inkling_text", "kimi_linear", "lfm3", "qwen4_exp", "qwen4_exp_text", "zamba", "zamba2",
+    ),
+}  # fmt: skip
+"""What it has that no family describes yet -> the types."""
+
+REFUSED = {
+    **{name: f"not yet: it has {why}" for why, names in _NOT_YET.items() for name in names},
+    **{name: why for why, names in _REFUSED.items() for name in names},
+}
+"""Model type -> why."""
+
+
+def refusal(model_type: str) -> str:
+    """What to say of a type that is refused, and what can be done instead."""
+    return (
+        f"model type {model_type!r} cannot be pruned: {REFUSED[model_type]}. secateur families --all lists what can; "
+        "to describe a layout yourself, see docs/add-a-family.md."
+    )

@@ -1,0 +1,97 @@
+"""Every causal model type of transformers: a family with a row, one inside that has it, or a reason why not."""
+
+import os
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, __version__
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from secateur.architecture.families import FAMILIES, REFUSED, family_of
+from secateur.architecture.nested import RENAMED, is_of_text, text_alone
+from secateur.cli import main
+from secateur.config.prune import PruneConfig
+from secateur.system.errors import InputError
+from secateur.training.prepare import plan_budget
+from tests.architecture.rows import TYPES
+
+ROWS = {name.split("/")[0] for name in TYPES}
+WITHOUT = ("it is an encoder", "it is the decoder of an encoder-decoder", "it is recurrent alone")
+"""How reasons begin of types that are no decoders with attention and an FFN."""
+
+
+def standing(model_type: str) -> str:
+    """`green`, `inside` (a text model that is taken out is green), `refused`, or nothing: it is not known here."""
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class.model_type in FAMILIES:
+        return "green" if config_class.model_type in ROWS else ""
+    if model_type in REFUSED:
+        return "refused"
+    inner = config_class().get_text_config(decoder=True)
+    return "inside" if inner.model_type in FAMILIES and type(inner) in AutoModelForCausalLM._model_mapping else ""
+
+
+INSIDE = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if standing(name) == "inside"]
+
+
+def test_every_type_of_transformers_is_pruned_or_refused() -> None:
+    unknown = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not standing(name)]
+    assert not unknown, (
+        f"transformers {__version__} has causal model types of which nothing is known here: {', '.join(unknown)}. Give "
+        "each a family in src/secateur/architecture/families/ and a row in tests/architecture/rows/ (see "
+        "docs/add-a-family.md), or its reason in src/secateur/architecture/families/refused.py."
+    )
+
+
+@pytest.mark.parametrize("model_type", INSIDE if os.environ.get("SECATEUR_FAMILIES") == "all" else INSIDE[-1:])
+def test_what_is_inside_has_the_names_and_sizes_that_it_has_alone(model_type) -> None:
+    config = CONFIG_MAPPING[model_type]()
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(config)
+        text = AutoModelForCausalLM.from_config(text_alone(config))
+    taken = {}
+    for name, tensor in whole.state_dict().items():
+        if is_of_text(name):
+            for pattern, replacement in RENAMED.items():
+                name = re.sub(pattern, replacement, name)
+            taken[name] = tensor.shape
+    assert taken == {name: tensor.shape for name, tensor in text.state_dict().items()}
+
+
+def test_a_type_that_transformers_has_not_or_that_is_pruned_is_not_refused() -> None:
+    assert not set(REFUSED) - set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert not set(REFUSED) & set(FAMILIES)
+
+
+def test_nearly_all_decoders_with_attention_and_an_ffn_are_pruned() -> None:
+    decoders = [n for n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not REFUSED.get(n, "").startswith(WITHOUT)]
+    green = [name for name in decoders if standing(name) in ("green", "inside")]
+    print(f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} types, {len(decoders)} such decoders, {len(green)} of them green")
+    assert len(green) >= 0.75 * len(decoders)
+
+
+def test_a_refusal_says_why(tmp_path, capsys) -> None:
+    CONFIG_MAPPING["bitnet"]().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("a quick brown fox")
+    given = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--output", str(tmp_path / "o")]
+    for command in ("prune", "sparsify", "plan"):
+        assert main([command, *(given[:2] if command == "plan" else given)]) == 2
+        printed = capsys.readouterr().err
+        assert "model type 'bitnet' cannot be pruned: norms run over its FFN's channels and over its heads" in printed
+        assert "secateur families --all" in printed
+    for model_type in ("bert", "bart", "mamba", "mllama", "xlnet"):
+        with pytest.raises(InputError, match=f"model type .{model_type}. cannot be pruned: it"):
+            plan_budget(PruneConfig(model="m", data=("d",), output="o", sparsity=0.3), CONFIG_MAPPING[model_type]())
+    with pytest.raises(InputError, match="model type .reformer. cannot be pruned: it attends by hashing"):
+        family_of("reformer")
+
+
+def test_the_table_of_all(capsys) -> None:
+    assert main(["families", "--all"]) == 0
+    printed = capsys.readouterr().out
+    refused = [line for line in printed[printed.index("refused  ") :].splitlines()[1:] if line]
+    assert {line.split()[0]: line.split(maxsplit=1)[1] for line in refused} == REFUSED
+    assert main(["families"]) == 0
+    assert "refused" not in capsys.readouterr().out
