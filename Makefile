@@ -107,7 +107,7 @@ build/lowest.txt build/latest.txt: build/%.txt: pyproject.toml constraints.txt
 	$(PYTHON) -m venv build/$*
 	echo torch==$(TORCH) >build/$*/bounds.txt
 	test $* = latest || $(PYTHON) -c $(LOWEST) >>build/$*/bounds.txt
-	build/$*/bin/pip install -qq --disable-pip-version-check --no-compile -r build/$*/bounds.txt -e .[test]
+	build/$*/bin/pip install -qq --disable-pip-version-check --no-compile -r build/$*/bounds.txt -e .[test,quant]
 	build/$*/bin/pip freeze --exclude-editable --disable-pip-version-check >$@
 
 test-lowest test-latest: test-%: build/%.txt

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -83,4 +91,47 @@ def save_tiny(folder: Path, *, max_shard_size: str = "5GB", **options: object) -
     """Write a tiny model (`tiny_llama`'s options) and its tokenizer to `folder`, which is returned."""
     tiny_llama(**options).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_t5(*, layers: int = 2, own_head: bool = False, gated: bool = True) -> T5ForConditionalGeneration:
+    """A T5 of standard deviation 0.1 (its attention scores are not scaled), norms around 1, in evaluation mode.
+
+    Args:
+        own_head: an output head that is not the embedding, as T5 1.1 and Flan-T5 have it.
+    """
+    config = T5Config(
+        vocab_size=128, d_model=48, d_kv=16, d_ff=96, num_layers=layers, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not own_head,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    if own_head:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.all_tied_weights_keys.pop("lm_head.weight")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.copy_(1 + values if "norm" in name else values)
+    return model.eval()
+
+
+def tiny_t5_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character; <pad> is 0 and begins an answer, </s> is 1 and ends every text."""
+    symbols = ["<pad>", "</s>", "<unk>", "\n", *map(chr, range(32, 127))]
+    core = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def save_tiny_t5(folder: Path, **options: object) -> Path:
+    """Write a tiny T5 (`tiny_t5`'s options) and its tokenizer to `folder`, which is returned."""
+    tiny_t5(**options).save_pretrained(folder)  # type: ignore[arg-type]
+    tiny_t5_tokenizer().save_pretrained(folder)
     return folder

@@ -25,7 +25,7 @@ from secateur.models.coverage import tell_transposed_
 from secateur.models.surgery import merged_and_sliced
 from secateur.pruning.masks import Masks
 from secateur.training.prepare import lora_names
-from tests.architecture.rows import IDS, TYPES, tiny
+from tests.architecture.rows import IDS, T5S, TYPES, tiny
 
 ALL = os.environ.get("SECATEUR_FAMILIES") == "all"
 """Every kind of unit of every row (`make families-test`); else of each row what no other test of it shows."""
@@ -56,7 +56,7 @@ MORE_THAN_STOCK = [("phi/qk_layernorm", "kv_group"), ("phi/qk_layernorm", "query
 
 def dtype_of(name: str) -> torch.dtype:
     """T5 does not scale attention scores: in float32 a few steps make 2e-4 of the logits out of rounding."""
-    return torch.float64 if name.startswith("t5") else torch.float32
+    return torch.float64 if name.split("/")[0] in T5S else torch.float32
 
 
 def pruned(name: str, attention: str, *, shrink: bool):

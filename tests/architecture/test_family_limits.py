@@ -223,7 +223,7 @@ def test_a_text_model_inside_another_is_saved_first(tmp_path) -> None:
     with pytest.raises(
         InputError,
         match=r"a gemma3 holds its text model \(gemma3_text\) beside others.*"
-        "secateur export --model FOLDER --format text --output TEXT",
+        "secateur extract-text FOLDER TEXT",
     ):
         Pruner(model, sparsity=0.2, criterion="magnitude")
     for family in (None, "gemma3_text"):

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tiny import save_tiny, save_tiny_t5, tiny_llama, tiny_tokenizer
 from tiny_gguf import save_gguf
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
@@ -99,7 +99,7 @@ READS = {
 """What of a model a command looks at before it writes anything (export: of a checkpoint whose layers are alike)."""
 MODELS: dict[str, tuple[str, str, str]] = {
     "an unknown model path": ("./nowhere/model", "nowhere", "config"),
-    "an encoder-decoder": ("{t}/encoder", "t5 is an encoder-decoder", "config"),
+    "an encoder-decoder": ("{t}/encoder", "whisper is an encoder-decoder", "config"),
     "an encoder": ("{t}/bert", "bert is an encoder", "config"),
     "an unsupported type": ("{t}/unsupported", "transformers does not know its architecture", "config"),
     "no model type": ("{t}/notype", "model_type", "config"),
@@ -374,7 +374,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "sparsify: less than a weight to learn": (
         sparsify(pattern="0.0001", method="pst", steps="4"), "in a matrix of model.layers.0.self_attn",
     ),
-    "sparsify: an encoder-decoder": (sparsify(model="{t}/encoder"), "t5 is an encoder-decoder"),
+    **{
+        f"{name}: a T5": (changed(COMMANDS[name], {"model": "{t}/t5"}), "t5 is an encoder-decoder, and this command")
+        for name in ("adapt", "compare", "sparsify")
+    },
     "sparsify: a quantised base": (sparsify(model="{t}/gptq"), "is quantised already"),
     "sparsify: a base to quantise": (sparsify(load_in="4bit"), "--load-in 4bit rounds the base, and sparsify rewrites"),
     "sparsify: an adapter": (sparsify(adapter="{t}/adapter"), "merge it first (secateur adapt --merge)"),
@@ -626,7 +629,8 @@ def bad_models(folder: Path) -> None:
     edit(copy("rope"), rope_parameters={"rope_type": None, "rope_theta": 1e4})
     edit(copy("unquantised"), quantization_config={})
     edit(copy("notype"), model_type=None, architectures=None)
-    edit(copy("encoder"), model_type="t5", architectures=["T5ForConditionalGeneration"])
+    (copy("encoder") / "config.json").write_text('{"model_type": "whisper"}')
+    save_tiny_t5(folder / "t5", layers=1)
     (copy("badconfig") / "config.json").write_text('{"model_type": "lla')
     weights = copy("truncated") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

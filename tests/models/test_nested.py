@@ -1,6 +1,7 @@
 """Text models inside others: taken out exactly, by every command, and said."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_an_adapter_would_not_fit_the_whole_and_the_remedy_works(whole, tmp_path
     folder, expected = whole["gemma3_text"]
     words = ["--data", f"{folder.parent}/d.txt", "--init-rank", "2", "--rank", "2", *TRAIN[:-2]]
     assert main(["adapt", "--model", str(folder), "--output", f"{tmp_path}/out", *words]) == 2
-    remedy = f"secateur export --model {folder} --format text --output TEXT"
+    remedy = f"secateur extract-text {folder} TEXT"
     assert remedy in capsys.readouterr().err
     text = str(tmp_path / "text")
     assert main(remedy.replace("TEXT", text).split()[1:]) == 0
@@ -105,13 +106,27 @@ def test_an_adapter_would_not_fit_the_whole_and_the_remedy_works(whole, tmp_path
     assert "it is a text model already" in capsys.readouterr().err
 
 
-def test_it_is_pruned(whole, tmp_path) -> None:
+def test_it_is_pruned(whole, tmp_path, capsys) -> None:
     folder, _ = whole["llama"]
-    words = ["--data", f"{folder.parent}/d.txt", "--sparsity", "0.3", "--prune-start", "0", *TRAIN]
+    words = ["--data", f"{folder.parent}/d.txt", "--sparsity", "0.3", "--prune-start", "0", *TRAIN, "--extract-text"]
     assert main(["prune", "--model", str(folder), "--output", f"{tmp_path}/out", *words]) == 0
+    assert main(["prune", "--model", f"{tmp_path}/out", "--output", f"{tmp_path}/again", *words]) == 2
+    assert "--extract-text: " in capsys.readouterr().err
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert not {"text_config", "vision_config", "secateur_whole"} & set(config)
+
+
+def test_a_text_model_that_computes_something_else_is_not_taken_out(whole, tmp_path, capsys) -> None:
+    """transformers' class of the whole applies no cap to its logits, that of the text alone does."""
+    folder, _ = whole["gemma3_text"]
+    capped = shutil.copytree(folder, tmp_path / "capped")
+    config = json.loads((capped / "config.json").read_text())
+    config["text_config"]["final_logit_softcapping"] = 1.0
+    (capped / "config.json").write_text(json.dumps(config))
+    assert main(["extract-text", str(capped), f"{tmp_path}/out"]) == 4
+    assert "its text model alone computes other logits than the whole gemma3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_belongs_to_the_text_model() -> None:

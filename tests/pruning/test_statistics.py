@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import CHECKPOINTING, tiny_llama
+from tiny import CHECKPOINTING, tiny_llama, tiny_t5
 
 from secateur import Pruner
 from secateur.architecture.discovery import find_units
@@ -330,6 +330,35 @@ def test_padding_evaluation_and_checkpointing_leave_no_trace(setting) -> None:
         torch.testing.assert_close(checkpointed[name], score, rtol=RTOL, atol=0.0)
     assert plain.keys() == gates.keys()
     assert again.moments == {}  # nothing is collected that was not asked for
+
+
+@pytest.mark.parametrize("given", ["decoder_attention_mask", "labels"])
+def test_padding_on_either_side_of_an_encoder_decoder_is_no_activation(given) -> None:
+    """Both sides are padded to one length, so that the mask of the one would fit the tokens of the other."""
+    model = tiny_t5().double().train()
+    units = find_units(model, family_of("t5"))
+    setting = model, units, {path: model.get_submodule(path) for path in units.linears}, None
+    torch.manual_seed(0)
+    rows = [[torch.randint(3, 99, (length,)) for length in lengths] for lengths in ((9, 4), (5, 9))]
+
+    def apart(model, _):
+        for source, target in rows:
+            loss = model(input_ids=source[None], decoder_input_ids=target[None], labels=target[None]).loss
+            (loss * len(target) / 13).backward()
+
+    def together(model, _):
+        wide = [torch.nn.utils.rnn.pad_sequence(list(side), batch_first=True) for side in zip(*rows, strict=True)]
+        masks = [ids > 0 for ids in wide]
+        labels = wide[1].masked_fill(~masks[1], -100)
+        options = {"decoder_attention_mask": masks[1].long()} if given == "decoder_attention_mask" else {}
+        model(
+            input_ids=wide[0], attention_mask=masks[0].long(), decoder_input_ids=wide[1], labels=labels, **options
+        ).loss.backward()
+
+    (_, evidence), (_, other) = collected(setting, "wanda", apart), collected(setting, "wanda", together)
+    assert evidence.moments.keys() == other.moments.keys()
+    for path, moments in evidence.moments.items():
+        torch.testing.assert_close(other.moments[path].square, moments.square, rtol=RTOL, atol=1e-12, msg=path)
 
 
 def test_second_moments_memory_is_known_before_the_run(setting) -> None:

@@ -14,7 +14,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 WIDEST = 16
 LONGEST_MODULE, LONGEST_FUNCTION = 300, 60
 LONGER = {
-    "plan/footprint.py: training_footprint": (75, "fifteen arguments, each with its sentence, and twelve figures"),
+    "plan/footprint.py: training_footprint": (77, "sixteen arguments, each with its sentence, and twelve figures"),
     "checkpoint/streaming.py: export_streamed": (80, "fifteen options, most of which its docstring explains"),
     "plan/command.py: plan": (78, "one record, whose parts stand in the order in which they are printed"),
 }

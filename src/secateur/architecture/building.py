@@ -3,15 +3,17 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..system.errors import InputError, out_of_memory
 from .config_faults import config_error, fault_in_words, size_faults, values_in
 from .layered import is_layered, layered_class, layered_family, layered_shapes
+from .stock import OWN_HEAD, auto_class
 
 
 def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
-    """The causal language model of a configuration, without weights.
+    """The language model of a configuration, without weights.
 
     A configuration that secateur wrote for layers that differ gives the class that comes with it; none of the
     checkpoint's code runs for it.
@@ -46,8 +48,29 @@ def built(config: PretrainedConfig, *, trust_remote_code: bool = False, **option
     if is_layered(config, trust_remote_code=trust_remote_code):
         layered_shapes(config)
         return layered_class(config, layered_family(config))._from_config(config, **options)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+    model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code, **options)
+    if vars(config).get(OWN_HEAD):
+        untie_(model, "lm_head.weight")
     return model
+
+
+def untied_(model: PreTrainedModel, name: str, tensor: Tensor) -> bool:
+    """Untie a weight of an encoder-decoder where what is to go there is not what it is tied to, which is there already;
+    whether that was so."""
+    other = model.all_tied_weights_keys.get(name)
+    if other is None or torch.equal(tensor.to(model.dtype).cpu(), model.get_parameter(other).cpu()):
+        return False
+    untie_(model, name)
+    return True
+
+
+def untie_(model: PreTrainedModel, name: str) -> None:
+    """Give a tied weight of an encoder-decoder (its head) an entry of its own, with the values that it has."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    tied = getattr(module, leaf)
+    setattr(module, leaf, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
+    model.all_tied_weights_keys = {key: to for key, to in model.all_tied_weights_keys.items() if key != name}
 
 
 def own_code(config: PretrainedConfig) -> str:

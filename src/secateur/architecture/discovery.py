@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..config.pruning import BLOCKS, LAYERS, WIDTH
 from ..system.errors import InputError
@@ -13,9 +13,9 @@ from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent
 from .experts import unstack_experts
 from .families import FAMILIES, Family
 from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
-from .pools import by_head, ffn_pools, head_pool, submodule, together
+from .pools import by_head, ffn_pools, head_pool, submodule, taken_alone, together
 from .quantised import entries
-from .stock import is_whole, resized_config
+from .stock import auto_class, is_whole, resized_config
 from .units import Linear, Place, Pool, Units, base_linear, sides_of
 
 
@@ -55,7 +55,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none" and shape.heads:
                 heads.append(head_pool(attention, len(places), place, layer, linears, shape))
-            inner = [heads.pop()] if stack.head_bias is None and heads else []
+            inner = taken_alone(model, stack, heads, number)
             if "channels" in kinds:
                 inner += ffn_pools(len(places), layer, place, linears, shape, getattr(model, "config", None))
             pools += inner
@@ -93,13 +93,13 @@ def check_text_model(config: PreTrainedConfig) -> None:
             "it is not trained again: take the model that it was made from."
         )
     inner = config.get_text_config(decoder=True)
-    if inner is config or config.model_type in FAMILIES:
+    if inner is config or config.is_encoder_decoder or config.model_type in FAMILIES:
         return
     place = str(config._name_or_path) or "FOLDER"
     raise InputError(
         f"a {config.model_type} holds its text model ({inner.model_type}) beside others, and a text model is what can "
-        f"be pruned: take it out with secateur export --model {place} --format text --output TEXT (of a model in "
-        "memory, after model.save_pretrained(FOLDER)), and give that folder."
+        f"be pruned: take it out with secateur extract-text {place} TEXT (of a model in memory, after "
+        "model.save_pretrained(FOLDER)) and give that folder, or give prune the whole one's folder with --extract-text."
     )
 
 
@@ -117,8 +117,7 @@ def check_class(
         InputError: it builds others, so the result could not be written.
     """
     with torch.device("meta"):
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        small = auto.from_config(
+        small = auto_class(config).from_config(
             resized_config(config, family, wanted, model_class), trust_remote_code=trust_remote_code
         )
     unstack_experts(small, family)

@@ -88,8 +88,8 @@ def check_adapter_fits_whole(config: PreTrainedConfig, *, merged: bool) -> None:
         return  # transformers itself takes the text model alone
     raise InputError(
         f"model {config._name_or_path!r}: an adapter for the text model inside a {whole} would name modules that the "
-        f"whole one has not. Take it out, and train on that: secateur export --model {config._name_or_path} --format "
-        "text --output TEXT. Or pass --merge."
+        f"whole one has not. Take it out, and train on that: secateur extract-text {config._name_or_path} TEXT. "
+        "Or pass --merge."
     )
 
 

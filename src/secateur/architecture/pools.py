@@ -88,9 +88,16 @@ def _stays(layer: nn.Module, family: Family) -> bool:
     return bool(getattr(submodule(layer, place, ""), name, 0))
 
 
-def together(model: nn.Module, stack: Family, heads: list[Pool]) -> Pool:
-    """One pool of the heads of all layers, with the bias by head that they share."""
-    path = f"{stack.layers}.0.{stack.head_bias}"
+def taken_alone(model: nn.Module, stack: Family, heads: list[Pool], number: int) -> list[Pool]:
+    """The last of `heads`, taken out, where a layer's go for themselves; with the bias that it has of its own."""
+    if not heads or (stack.head_bias is not None and not stack.own_head_bias):
+        return []
+    return [together(model, stack, [heads.pop()], number)] if stack.head_bias else [heads.pop()]
+
+
+def together(model: nn.Module, stack: Family, heads: list[Pool], first: int = 0) -> Pool:
+    """One pool of the heads of all layers, with the bias by head that they share, which is in the `first` one."""
+    path = f"{stack.layers}.{first}.{stack.head_bias}"
     bias = submodule(model, path, "").weight
     assert isinstance(bias, Tensor)
     count = bias.shape[1]

@@ -31,6 +31,26 @@ HETEROGENEOUS = ("per_layer_config", "allow_global_per_layer_attribute_access")
 """Config keys that say transformers' way what some layers have of their own; in a checkpoint of ours for engines."""
 
 
+OWN_HEAD = "secateur_own_head"
+"""Attribute of an encoder-decoder's configuration whose files hold an output head that is not the embedding; its class
+ties the two whatever the configuration says, and transformers unties them when it meets both in a file."""
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes a model of this kind: a decoder, or an encoder-decoder."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def task_of(config: PreTrainedConfig) -> str:
+    """What PEFT calls this kind of model."""
+    return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def has_class(config: PreTrainedConfig) -> bool:
+    """Whether transformers itself has a class for the configuration."""
+    return type(config) in auto_class(config)._model_mapping
+
+
 def resized_config(
     config: PreTrainedConfig,
     family: Family,
@@ -57,6 +77,7 @@ def resized_config(
         "transformers_version",
         "_name_or_path",
         WHOLE,
+        OWN_HEAD,
         LAYERS_KEY,
         FAMILY_KEY,
         *(() if family.layers_vary else HETEROGENEOUS),
@@ -102,8 +123,7 @@ def accepts(config: PreTrainedConfig, family: Family, shape: LayerShape, model_c
 
 def stock_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The language model class that transformers has for a config."""
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return cast(type[PreTrainedModel], auto._model_mapping[type(config)])
+    return cast(type[PreTrainedModel], auto_class(config)._model_mapping[type(config)])
 
 
 def body_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:

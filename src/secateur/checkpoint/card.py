@@ -12,6 +12,7 @@ from ..architecture.layered import MODULE, source_hash
 from ..config.pruning import UNITS
 from ..criteria import CRITERIA
 from ..data.embedded import BASE_MODEL, EMBEDDED_MODEL
+from ..data.packing import scored_words
 from ..models.adapter import rank_words
 from ..models.guards import HUB_TIMEOUT_S
 from ..models.source import HUB_ID
@@ -212,13 +213,13 @@ def model_index(name: str, text: str, measured: dict[str, Any]) -> dict[str, Any
         text: the evaluation text, as the run was given it.
         measured: `Perplexity.to_dict`.
     """
-    data = _public(text)
     metric = {
         "type": "perplexity",
-        "name": f"perplexity of {measured['tokens_scored']:,} tokens in segments of {measured['seq_len']}",
+        "name": f"perplexity of {measured['tokens_scored']:,} tokens {scored_words(measured)}",
         "value": round(float(measured["perplexity"]), 4),
     }
-    found = {"task": {"type": "text-generation"}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
+    data, task = _public(text), f"text{'2text' * bool(measured.get('pairs'))}-generation"
+    found = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": [metric]}
     return {"model-index": [{"name": name, "results": [found]}]}
 
 
@@ -284,10 +285,10 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         label = f"forward pass, {own['batch']} x {own['seq_len']} tokens, {own['dtype']}, {where}"
         rows.append((label, before, f"{own['median_ms']:.1f} ms"))
     if measured := pruned["perplexity"]:
-        text = _public(result["data"]["evaluation"]["data"])
-        label = f"perplexity, {text}, {measured['tokens_scored']:,} tokens in segments of "
+        text, where = _public(result["data"]["evaluation"]["data"]), scored_words(measured)
+        label = f"perplexity, {text}, {measured['tokens_scored']:,} tokens {where}"
         before = f"{dense['perplexity']['perplexity']:.2f}" if dense["perplexity"] else "not measured"
-        rows.append((f"{label}{measured['seq_len']}", before, f"{measured['perplexity']:.2f}"))
+        rows.append((label, before, f"{measured['perplexity']:.2f}"))
     return rows
 
 

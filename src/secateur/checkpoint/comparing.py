@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architecture.quantised import bits_of, quantised_linears
+from ..models.benchmark import both_sides
 from ..models.devices import without_autocast
 from ..system.errors import VerificationError
 
@@ -33,9 +34,8 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     ids = ids.to(next(model.parameters()).device)
-    both = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
     with torch.inference_mode(), without_autocast(model):
-        logits = model(input_ids=ids, use_cache=False, **both).logits
+        logits = model(**both_sides(model, ids), use_cache=False).logits
     model.train(was_training)
     return logits.cpu().clone()
 

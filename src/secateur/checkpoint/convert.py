@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
 from safetensors import safe_open
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.families import Family
 from ..architecture.layered import layered_family, layered_shapes
@@ -17,13 +18,16 @@ from ..config.formats import PADDED, STOCK, VLLM, converter
 from ..config.prune import ExportConfig
 from ..models.files import tensor_places
 from ..models.loading import load_config, load_model
+from ..models.memory import LOAD_LESS, memory_for
 from ..models.source import ModelSource
 from ..models.stored import checkpoint_dtype
 from ..models.tokenizers import code_of, load_tokenizer
-from ..system.errors import InputError
+from ..system.errors import InputError, VerificationError
 from ..system.output import check_output
+from ..system.progress import phase
+from ..system.quiet import quiet_transformers
 from .card import PADDED_SAYS, padded_card
-from .comparing import compare, wide_of
+from .comparing import MOST_KL, compare, compare_logits, in_precision, logits_of, wide_of
 from .export import ExportReport, build_small, round_, write_checkpoint
 from .padding import padded_shape, padded_state
 from .probe import default_probe
@@ -31,6 +35,7 @@ from .serving.decilm import DECILM_SAYS, check_decilm, decilm_shapes
 from .serving.engines import VLLM_ENGINE, serving_block
 from .serving.layouts import check_whole
 from .tokenizer_files import copied_files
+from .verify import TOLERANCE
 
 
 def export_config(config: ExportConfig) -> ExportReport | str:
@@ -127,18 +132,25 @@ def widened(config: ExportConfig, given: Layered, wide: tuple[LayerShape, ...], 
 
 
 def to_text(config: ExportConfig) -> ExportReport:
-    """`secateur export --format text`: the text model that lies in another one, as a checkpoint of its own."""
+    """`secateur extract-text` and `export --format text`: the text model that lies in another one, as a checkpoint of
+    its own, which computes what the whole does of text.
+
+    Raises:
+        InputError: a text model; one whose whole transformers cannot load.
+        VerificationError: it computes something else.
+    """
     folder = Path(config.model)
     check_output(Path(config.output), overwrite=config.overwrite, model_folder=folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"--model {config.model}: no checkpoint there (config.json is missing).")
     source = ModelSource(config.model, config.model)
     if not (whole := whole_type(load_config(source))):
-        raise InputError(f"--model {config.model}: it is a text model already: leave --format text out.")
+        raise InputError(f"--model {config.model}: it is a text model already.")
     if config.model_class != "keep":
         raise InputError(f"--model-class {config.model_class} goes with --format padded: leave it out.")
     model, tokenizer = load_model(source), load_tokenizer(source)
     ids = default_probe(tokenizer, model.config.vocab_size)
+    merge = compare_with_whole(source, model, ids)
 
     def write_card(made: Path, report: ExportReport) -> None:
         text = (
@@ -148,7 +160,41 @@ def to_text(config: ExportConfig) -> ExportReport:
         )
         (made / "README.md").write_text(text, encoding="utf-8")
 
-    return write_checkpoint(model, None, Path(config.output), STOCK, ids, tokenizer, (0.0, 0.0), write_card)
+    return write_checkpoint(model, None, Path(config.output), STOCK, ids, tokenizer, merge, write_card)
+
+
+def compare_with_whole(source: ModelSource, text: PreTrainedModel, ids: Tensor) -> tuple[float, float]:
+    """Mean KL (nats) of a text model from the whole that it lies in, given text alone, and the largest |Δlogit|; in
+    float32 at least.
+
+    Args:
+        ids: (1, tokens)
+    Raises:
+        InputError: transformers has no class for the whole, or none that takes text alone.
+        VerificationError: they compute different things.
+    """
+    config = AutoConfig.from_pretrained(source.path)
+    whole_class = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    if whole_class is None:
+        raise InputError(
+            f"--model {source.name}: transformers has no {config.architectures} to compare its text model with: name "
+            "the class in config.json (architectures), or update transformers."
+        )
+    dtype = wide_of(text.dtype)
+    with phase("loading the whole model"), memory_for("loading the whole model", LOAD_LESS), quiet_transformers():
+        whole = whole_class.from_pretrained(source.path, dtype=text.dtype, use_safetensors=True).eval()
+    with in_precision(whole, dtype):
+        expected = logits_of(whole, ids)
+    del whole
+    with in_precision(text, dtype):
+        found = logits_of(text, ids)
+    off = float((found.double() - expected.double()).abs().max())
+    if not off <= TOLERANCE[dtype] * float(expected.abs().max()):
+        raise VerificationError(
+            f"--model {source.name}: its text model alone computes other logits than the whole {config.model_type} of "
+            f"the same text ({off:.3g} off): the two classes of transformers differ, so it is not taken out."
+        )
+    return compare_logits("the text", found, "the whole", expected, MOST_KL[dtype])
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:

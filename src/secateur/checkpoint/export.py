@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..architecture.building import untied_
 from ..architecture.depth import kept_layers, without_layers
 from ..architecture.families import Family
 from ..architecture.layered import code_map, layer_sizes, layered_class
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.quantised import is_quantised
-from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, accepts, resized_config, stock_class_of
+from ..architecture.stock import FAMILY_KEY, LAYERS_KEY, OWN_HEAD, accepts, auto_class, resized_config, stock_class_of
 from ..architecture.units import Units
 from ..config.formats import FORMATS, LAYERED, STOCK, VLLM, convertible
 from ..models.benchmark import parameter_count
@@ -189,6 +190,8 @@ def _fill_(small: PreTrainedModel, family: Family, tensors: Iterable[tuple[str, 
     places = small.state_dict()
     absent, unfit = set(places), []
     for name, tensor in tensors:
+        if small.config.is_encoder_decoder and untied_(small, name, tensor):
+            places = small.state_dict()
         if name in places and places[name].shape == tensor.shape:
             places[name].copy_(tensor)
         else:
@@ -265,6 +268,7 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
         family: of a layered checkpoint, whose modelling file is written too.
     """
     settings = small.generation_config
+    vars(small.config).pop(OWN_HEAD, None)  # others see it in the files
     # save_pretrained refuses settings that contradict each other, and well-known checkpoints ship such (Vicuna:
     # temperature without do_sample). They load, so they are handed on as they are.
     small.generation_config = GenerationConfig()
@@ -288,7 +292,7 @@ def loads_with(
     trust = ", trust_remote_code=True" if trusts else ""
     own = ", trust_remote_code=True" if tokenizer and tokenizer.trust else ""
     reader = tokenizer.reader if tokenizer else "AutoTokenizer"
-    auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+    auto = auto_class(config).__name__
     return (
         f"from transformers import {auto}, {reader}\n"
         f"model = {auto}.from_pretrained({json.dumps(str(output))}{trust})\n"

@@ -13,9 +13,9 @@ from ..config.evaluation import EvalConfig, ReportConfig, SampleConfig
 from ..config.files.listings import FamiliesConfig
 from ..config.files.recipes import RecipesConfig
 from ..config.files.schema import SchemaConfig, options_schema
-from ..config.formats import PADDED
+from ..config.formats import PADDED, TEXT
 from ..config.hub import PushConfig
-from ..config.prune import ExportConfig, PruneConfig, QuickstartConfig
+from ..config.prune import ExportConfig, ExtractTextConfig, PruneConfig, QuickstartConfig
 from ..config.sparsify import SparsifyConfig
 from ..config.speed import BenchConfig, PlanConfig
 from ..system.progress import STARTING, phase
@@ -84,6 +84,10 @@ def _export(config: ExportConfig) -> int:
         return done if isinstance(done, str) else export_summary(done.to_dict())
 
     return told(f"exporting {config.model} as {config.format}", words)
+
+
+def _extract_text(config: ExtractTextConfig) -> int:
+    return _export(ExportConfig(model=config.model, output=config.output, overwrite=config.overwrite, format=TEXT))
 
 
 def _sample(config: SampleConfig) -> int:
@@ -185,6 +189,12 @@ COMMANDS = {
         _export,
         (ExportConfig,),
         f"secateur export --model ./small --format {PADDED} --output ./small-padded",
+    ),
+    "extract-text": Command(
+        "write the text model of one that also reads pictures or sound, alone; computes what the whole does of text",
+        _extract_text,
+        (ExtractTextConfig,),
+        "secateur extract-text ./gemma-3-4b ./gemma-3-4b-text",
     ),
     "push": Command(
         "put a result on the hub: a folder that prune, adapt or export wrote, or a GGUF file",

@@ -27,7 +27,7 @@ from ..system.records import environment, write_json
 from ..system.terminal.tables import Words, tell
 from ..training.checkpoints import find_latest, work_folder
 from ..training.job import Job, open_model
-from ..training.prepare import PruneJob, plan_budget, prepare
+from ..training.prepare import PruneJob, plan_budget, prepare_causal
 from .cell import run_cell
 from .estimate import estimated_seconds
 from .grid import Cell, Comparison, zeros_config
@@ -57,7 +57,9 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     for warning in warnings:
         tell(Words(f"warning: {warning}"))
     if any(cell.config.dry_run for cell in cells):
-        return rehearsed({cell.name: prepare(_placed(cell, folder)) for cell in cells if cell.kind == "prune"}, share)
+        return rehearsed(
+            {cell.name: prepare_causal(_placed(cell, folder)) for cell in cells if cell.kind == "prune"}, share
+        )
     with locked(folder) if share.number == 0 else nullcontext():
         return _compare(comparison, folder, share, warnings)
 
@@ -153,7 +155,7 @@ def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
 def _prepared(cell: Cell, folder: Path) -> Job:
     placed = _placed(cell, folder)
     if not cell.zeros:
-        return prepare(placed)
+        return prepare_causal(placed)
     where = {name: getattr(placed, name) for name in ("output", "overwrite", "resume")}
     return prepare_sparsify(replace(zeros_config(cell.name, cell.config, dict(cell.zeros)), **where))
 

@@ -61,6 +61,12 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
         False,
         group="output",
     )
+    extract_text: bool = option(
+        "of a model that also reads pictures or sound, whose text model is pruned: check before training that this "
+        "computes what the whole one does of text (loads both)",
+        False,
+        group="model",
+    )
     lr_decay: str = option(
         "after-cuts: the rate stays at its peak until the last cut, then falls as a cosine; cosine: over the whole run",
         "after-cuts",
@@ -104,6 +110,11 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
             found.append(f"--distill is {self.distill}: give the weight of the dense model's outputs, from 0 to 1.")
         if not self.distill_temperature > 0:
             found.append(f"--distill-temperature is {self.distill_temperature}: it must be above 0.")
+        if self.extract_text and self.load_in:
+            found.append(
+                f"--extract-text compares with the whole model, and --load-in {self.load_in} rounds what is compared: "
+                "write the text model first (secateur extract-text), and give that."
+            )
         if self.experts is not None and (self.target_params or self.target_bytes):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
         if self.experts is None and self.experts_by != "reap":
@@ -184,6 +195,21 @@ class QuickstartConfig:
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         return at_least(self, "steps", 10) + device_faults(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractTextConfig:
+    """Everything that `secateur extract-text` can be told."""
+
+    model: str = option(
+        "a model that also reads pictures or sound: its folder", group="model", metavar="MODEL", positional=True
+    )
+    output: str = option("folder for its text model", group="output", metavar="OUT", positional=True)
+    overwrite: bool = option("replace a non-empty output folder", False, group="output")
+
+    def faults(self) -> list[str]:
+        """All faults that can be known from the options alone."""
+        return choice_faults(self)
 
 
 @dataclass(frozen=True, kw_only=True)

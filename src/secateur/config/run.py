@@ -73,6 +73,11 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
     batch_size: int = option("sequences per optimiser step and process", 8, group="training")
     accumulation: int = option("micro-batches a step is split into", 1, group="training")
     seq_len: int = option("tokens per sequence", 256, group="training")
+    target_seq_len: int | None = option(
+        "encoder-decoders (T5): tokens of a target at most, where --seq-len are those of a source; default: --seq-len",
+        None,
+        group="training",
+    )
     gradient_checkpointing: bool = option(
         "keep only each layer's input and compute the rest again in the backward pass: less memory, more time",
         False,
@@ -129,6 +134,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         for name in ("save_steps", "eval_steps", "seed"):
             found += at_least(self, name, 0)
         found += at_least(self, "steps", self.least_steps) + at_least(self, "eval_seq_len", 2)
+        found += at_least(self, "target_seq_len", 2)
         for name in ("lr", "epochs"):
             if not (value := getattr(self, name)) > 0:
                 found.append(f"{flag(name)} is {value}: it must be above 0.")

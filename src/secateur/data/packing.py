@@ -1,6 +1,6 @@
 """A run of tokens as the pieces that a model is given, each of which begins as it should."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ def segmented(ids: list[int], tokenizer: Any, seq_len: int, bos: str) -> tuple[l
     for first, last, put in started(ids, start, seq_len):
         found += [*(start if put else []), *ids[first:last]]
     return found, f"each segment begins with {''.join(tokenizer.convert_ids_to_tokens(start))}", len(start)
+
+
+def scored_words(measured: Mapping[str, Any]) -> str:
+    """What the scored tokens of a perplexity were in, from its record."""
+    if measured.get("pairs"):
+        return f"of {measured['segments']:,} targets, given their sources"
+    return f"in segments of {measured['seq_len']}"
 
 
 def started(ids: list[int], start: list[int], length: int) -> Iterator[tuple[int, int, bool]]:

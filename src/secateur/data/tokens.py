@@ -17,6 +17,7 @@ from .forms.system import with_system
 from .forms.tally import DROPPED, UNLABELLED, Tally, sentences
 from .labels import IGNORED, NOT_FOUND, Labeller
 from .packing import packed, segmented
+from .pairs import Pairs
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,14 @@ class Blocks:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def tokens_a_row(self) -> float:
+        return self.seq_len
+
+    @property
+    def largest_token(self) -> int:
+        return max(map(max, self.input_ids))
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         row = {"input_ids": self.input_ids[index], "labels": self.labels[index]}
@@ -159,8 +168,13 @@ def _no_response(left_out: Tally) -> InputError:
     )
 
 
-def require_batches(blocks: Blocks, batch_size: int) -> None:
+def require_batches(blocks: Blocks | Pairs, batch_size: int) -> None:
     """Refuse data that does not fill one batch of `batch_size` sequences."""
+    if len(blocks) < batch_size and isinstance(blocks, Pairs):
+        raise InputError(
+            f"the data gives {len(blocks)} pairs, fewer than one batch: --batch-size is {batch_size}. Give more data "
+            "or a smaller --batch-size."
+        )
     if len(blocks) < batch_size:
         raise InputError(
             f"the data gives {len(blocks)} sequences of {blocks.seq_len} tokens, fewer tokens than one batch: "

@@ -14,6 +14,7 @@ from ..config.evaluation import EvalConfig
 from ..data.documents import check_spec, read_documents
 from ..data.overlap import RowOverlap, overlap_of_rows, overlap_with_training
 from ..data.packing import segmented
+from ..data.pairs import Pairs
 from ..data.presets import PRESETS, preset_text
 from ..data.tokens import evaluation_tokens, first_tokens
 from ..models.benchmark import parameter_count
@@ -32,8 +33,8 @@ from ..system.terminal.tables import Words
 from .answers import Asked, Rows, encode_rows, measure_rows, read_rows, row_name
 from .figures import TaskFigure, paired_average, paired_rows, seven_task_average
 from .harness import TaskOptions, check_tasks, run_tasks, tokenizer_faults
-from .perplexity import Paired, Perplexity, paired, segment_nlls, summarise, token_faults
-from .subjects import Subject, Text, find_warnings
+from .perplexity import Paired, Perplexity, pair_nlls, paired, segment_nlls, summarise, token_faults, weights_of
+from .subjects import Subject, Text, check_pairs, find_warnings, pairs_text
 from .text import perplexity_lines, task_lines
 
 DEFAULT_SEQ_LEN = 1024
@@ -48,6 +49,8 @@ class Findings:
     perplexity: Perplexity | None = None
     losses: Tensor | None = None
     """(segments,), behind `perplexity`."""
+    weights: Tensor | None = None
+    """(segments,), of targets of pairs: their tokens."""
     nats_per_byte: float | None = None
     """Of the whole text, where the models' tokens are not the same."""
     tasks: dict[str, TaskFigure] = field(default_factory=dict)
@@ -172,13 +175,21 @@ def _loaded(subject: Subject, loaded: dict[str, nn.Module], config: EvalConfig) 
     return loaded[subject.name]
 
 
-def _measure_text(model: nn.Module, name: str, ids: Tensor, text: Text, found: Findings, config: EvalConfig) -> None:
+def _measure_text(
+    model: nn.Module, name: str, ids: Tensor | Pairs, text: Text, found: Findings, config: EvalConfig
+) -> None:
     dtype, started = dtype_of(config), time.perf_counter()
-    batch_size = config.batch_size or SEGMENTS_PER_PASS
     alike: dict[str, Any] = {"seq_len": text.seq_len, "dtype": dtype, "unscored": text.unscored.get(name, 1)}
-    losses = segment_nlls(model, ids, batch_size=batch_size, spread=True, told=Progress(0).measuring(), **alike)
+    how: dict[str, Any] = {
+        "batch_size": config.batch_size or SEGMENTS_PER_PASS, "dtype": dtype, "spread": True,
+        "told": Progress(0).measuring(),
+    }  # fmt: skip
+    if isinstance(ids, Pairs):
+        losses, alike["weights"] = pair_nlls(model, ids, **how), weights_of(ids)
+    else:
+        losses = segment_nlls(model, ids, seq_len=text.seq_len, unscored=alike["unscored"], **how)
     seconds = time.perf_counter() - started
-    found.parameters, found.losses = parameter_count(model), losses
+    found.parameters, found.losses, found.weights = parameter_count(model), losses, alike.get("weights")
     found.perplexity = summarise(losses, seconds=seconds, **alike)
     if not text.cut_alike and config.max_tokens is None:
         found.nats_per_byte = found.perplexity.mean_nll * text.counts[name] / text.info["bytes"]
@@ -204,7 +215,7 @@ def _differences(findings: list[Findings], *, alike: bool) -> tuple[Paired | Non
     one, other = findings
     difference = None
     if one.losses is not None and other.losses is not None and alike:
-        difference = paired(one.losses, other.losses)
+        difference = paired(one.losses, other.losses, one.weights)
     tasks = {name: paired_rows(figure, other.tasks[name]) for name, figure in one.tasks.items() if name in other.tasks}
     return difference, {name: found for name, found in tasks.items() if found}
 
@@ -220,7 +231,9 @@ def _row_overlaps(findings: Mapping[str, Findings]) -> list[str]:
 
 def _open(name: str, config: EvalConfig, tasks: TaskOptions | None) -> Subject:
     source = resolve_model(name)
-    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=True)
+    if model_config.is_encoder_decoder:
+        check_pairs(config, name, model_config.model_type)
     check_checkpoint(source)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     if tasks:
@@ -234,6 +247,8 @@ def _text(config: EvalConfig, subjects: list[Subject]) -> Text:
     Raises:
         InputError: segments that are longer than a model's context or than the text; tokens that a model does not know.
     """
+    if any(subject.config.is_encoder_decoder for subject in subjects):
+        return pairs_text(config, subjects, config.seq_len or DEFAULT_SEQ_LEN)
     seq_len = config.seq_len or (PRESETS[config.preset].seq_len if config.preset else DEFAULT_SEQ_LEN)
     if config.preset:
         raw, info = preset_text(config.preset)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..config.speed import BenchConfig
 from ..models.adapter import load_adapter, read_adapter
-from ..models.benchmark import Latency, evaluating, forward_flops, forward_latency, parameter_count
+from ..models.benchmark import Latency, both_sides, evaluating, forward_flops, forward_latency, parameter_count
 from ..models.devices import autocast, device_of, dtype_of, name_of, widened
 from ..models.files import check_checkpoint, source_bytes
 from ..models.loading import load_config, load_model
@@ -76,7 +76,12 @@ def _check(name: str, config: BenchConfig) -> None:
     """Refuse a model that cannot be measured, before any is loaded."""
     source = resolve_model(name)
     check_checkpoint(source)
-    longest = getattr(load_config(source, trust_remote_code=config.trust_remote_code), "max_position_embeddings", 0)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=True)
+    if model_config.is_encoder_decoder and config.adapter:
+        raise InputError(
+            f"--adapter {config.adapter}: {name} is an encoder-decoder, whose adapter is not timed: leave it out."
+        )
+    longest = getattr(model_config, "max_position_embeddings", 0)
     needed = max(config.seq_len, PROMPT + config.decode_tokens)
     if longest and needed > longest:
         raise InputError(f"{name}: {needed} tokens are more than its {longest} positions: lower --seq-len.")
@@ -150,12 +155,15 @@ def _decode(model: nn.Module, ids: torch.Tensor, count: int, dtype: torch.dtype)
     """Seconds for `count` tokens after the prompt. A loop of our own: `generate` stops at end tokens."""
     device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
-        output = model(input_ids=ids.to(device), use_cache=True)
+        output = model(**both_sides(model, ids.to(device)), use_cache=True)
+        name, further = "input_ids", dict[str, Any]()
+        if getattr(model.config, "is_encoder_decoder", False):
+            name, further = "decoder_input_ids", {"encoder_outputs": (output.encoder_last_hidden_state,)}
         wait_for(device)
         started = time.perf_counter()
         for _ in range(count):
-            following = output.logits[:, -1:].argmax(-1)
-            output = model(input_ids=following, past_key_values=output.past_key_values, use_cache=True)
+            more = {name: output.logits[:, -1:].argmax(-1), **further}
+            output = model(**more, past_key_values=output.past_key_values, use_cache=True)
         wait_for(device)
         return time.perf_counter() - started
 
@@ -189,7 +197,7 @@ def _peak_memory_here(name: str, config: BenchConfig, sender: Any) -> None:
         nn.Module.to(widened(model, dtype), device)
         ids = torch.zeros(max(map(int, config.batch_sizes)), config.seq_len, dtype=torch.long, device=device)
         with torch.inference_mode(), autocast(device.type, dtype):
-            model(input_ids=ids, use_cache=False)
+            model(**both_sides(model, ids), use_cache=False)
         peak = peak_allocated(device)
         sender.send(peak_bytes() - before if peak is None else peak)
     except InputError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ..data.pairs import Pairs
 from ..models.devices import autocast
 from ..parallel.distributed import processes, sum_, wire
 from ..system.errors import InputError, NumericsError, all_faults
@@ -38,6 +39,8 @@ class Perplexity:
     seq_len: int
     dtype: str
     seconds: float
+    pairs: bool = False
+    """Whether the segments are targets, each given its source; `seq_len` is then what sources are cut to."""
 
     @property
     def stderr(self) -> float:
@@ -45,12 +48,13 @@ class Perplexity:
         return self.perplexity * self.stderr_nll
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"stderr": self.stderr}
+        found = asdict(self) | {"stderr": self.stderr}
+        return found if self.pairs else {key: value for key, value in found.items() if key != "pairs"}
 
 
 def perplexity(
     model: nn.Module,
-    token_ids: Tensor,
+    token_ids: Tensor | Pairs,
     *,
     seq_len: int,
     batch_size: int = 2,
@@ -58,12 +62,18 @@ def perplexity(
     unscored: int = 1,
     told: Told = lambda done, of: None,
 ) -> Perplexity:
-    """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out.
+    """Perplexity over consecutive segments of `seq_len` tokens that do not overlap; the rest is left out. Of pairs,
+    that of the targets, each given its source.
 
     In each segment tokens 2 ... `seq_len` are predicted from those before them in the segment, or those behind the
     `unscored` ones that it begins with. Arguments and errors as for `segment_nlls`.
     """
     started = time.perf_counter()
+    if isinstance(token_ids, Pairs):
+        means = pair_nlls(model, token_ids, batch_size=batch_size, dtype=dtype, told=told)
+        return summarise(
+            means, seq_len=seq_len, dtype=dtype, seconds=time.perf_counter() - started, weights=weights_of(token_ids)
+        )
     means = segment_nlls(
         model, token_ids, seq_len=seq_len, batch_size=batch_size, dtype=dtype, unscored=unscored, told=told
     )
@@ -71,19 +81,55 @@ def perplexity(
     return summarise(means, seq_len=seq_len, dtype=dtype, seconds=seconds, unscored=unscored)
 
 
-def summarise(means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float, unscored: int = 1) -> Perplexity:
-    """Perplexity from the mean loss of each segment, (segments,)."""
-    mean, segments = float(means.mean()), len(means)
+def summarise(
+    means: Tensor, *, seq_len: int, dtype: torch.dtype, seconds: float, unscored: int = 1, weights: Tensor | None = None
+) -> Perplexity:
+    """Perplexity from the mean loss of each segment, (segments,).
+
+    Args:
+        weights: (segments,) tokens of each, where they are targets of pairs: every token counts alike.
+    """
+    mean, segments = _mean(means, weights), len(means)
     return Perplexity(
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         mean_nll=mean,
-        stderr_nll=_standard_error(means),
-        tokens_scored=segments * (seq_len - unscored),
+        stderr_nll=_standard_error(means, weights),
+        tokens_scored=segments * (seq_len - unscored) if weights is None else int(weights.sum()),
         segments=segments,
         seq_len=seq_len,
         dtype=str(dtype).removeprefix("torch."),
         seconds=seconds,
+        pairs=weights is not None,
     )
+
+
+def weights_of(pairs: Pairs) -> Tensor:
+    """(pairs,) tokens of each target."""
+    return torch.tensor(pairs.target_tokens, dtype=torch.float64)
+
+
+def pair_nlls(
+    model: nn.Module,
+    pairs: Pairs,
+    *,
+    batch_size: int = 2,
+    dtype: torch.dtype,
+    spread: bool = False,
+    told: Told = lambda done, of: None,
+) -> Tensor:
+    """Mean negative log-likelihood per token of each target, given its source, (pairs,) float64.
+
+    Arguments and errors as for `segment_nlls`.
+    """
+    device, counts = next(model.parameters()).device, weights_of(pairs)
+
+    def of_batch(rows: Tensor) -> list[float]:
+        inputs, labels = pairs.batch(rows.tolist(), device)
+        logits = model(**inputs, use_cache=False).logits
+        ends = [count + 1 for count in counts[rows].int().tolist()]
+        return [_segment_nll(row[:end], ids[:end], 1) for row, ids, end in zip(logits, labels, ends, strict=True)]
+
+    return _each(model, torch.arange(len(pairs)), of_batch, batch_size, dtype, spread, told) / counts
 
 
 def segment_nlls(
@@ -121,20 +167,37 @@ def segment_nlls(
         raise InputError(f"--seq-len {seq_len} is longer than the model's {longest} positions: use at most {longest}.")
     all_faults(token_faults(token_ids[: segments * seq_len], _embeddings(model), "the model"))
     device = next(model.parameters()).device
+
+    def of_batch(batch: Tensor) -> list[float]:
+        batch = batch.to(device)
+        logits = model(input_ids=batch, use_cache=False).logits
+        return [_segment_nll(row, ids, unscored) for row, ids in zip(logits, batch, strict=True)]
+
+    rows = token_ids[: segments * seq_len].view(segments, seq_len)
+    return _each(model, rows, of_batch, batch_size, dtype, spread, told) / (seq_len - unscored)
+
+
+def _each(
+    model: nn.Module,
+    rows: Tensor,
+    of_batch: Callable[[Tensor], list[float]],
+    batch_size: int,
+    dtype: torch.dtype,
+    spread: bool,
+    told: Told,
+) -> Tensor:
+    """(rows,) summed losses, from those of each batch of rows."""
     was_training = model.training
     model.eval()
-    batches = token_ids[: segments * seq_len].view(segments, seq_len).split(batch_size)
+    batches = rows.split(batch_size)
     losses = [torch.zeros(len(batch), dtype=torch.float64) for batch in batches]
     mine, of = (rank(), processes()) if spread else (0, 1)
     try:
-        with torch.inference_mode(), autocast(device.type, dtype):
-            told(0, segments)
+        with torch.inference_mode(), autocast(next(model.parameters()).device.type, dtype):
+            told(0, len(rows))
             for number in range(mine, len(batches), of):
-                batch = batches[number].to(device)
-                logits = model(input_ids=batch, use_cache=False).logits
-                found = [_segment_nll(row, ids, unscored) for row, ids in zip(logits, batch, strict=True)]
-                losses[number] = torch.tensor(found, dtype=torch.float64)
-                told(min((number + of) * batch_size, segments), segments)
+                losses[number] = torch.tensor(of_batch(batches[number]), dtype=torch.float64)
+                told(min((number + of) * batch_size, len(rows)), len(rows))
     finally:
         model.train(was_training)
     total = torch.cat(losses)
@@ -145,7 +208,7 @@ def segment_nlls(
     for number, loss in enumerate(total.tolist()):
         if not math.isfinite(loss):
             raise NumericsError(f"the loss of segment {number} is {loss}: evaluate with --dtype float32.")
-    return total / (seq_len - unscored)
+    return total
 
 
 def token_faults(token_ids: Tensor, embeddings: int | None, name: str) -> list[str]:
@@ -197,15 +260,30 @@ class Paired:
         return asdict(self) | {"within_noise": self.within_noise, "verdict": self.verdict}
 
 
-def paired(first: Tensor, second: Tensor) -> Paired:
-    """`first` less `second`, mean losses of the same segments, (segments,) each."""
+def paired(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Paired:
+    """`first` less `second`, mean losses of the same segments, (segments,) each.
+
+    Args:
+        weights: as of `summarise`.
+    """
     assert first.shape == second.shape
     difference = first - second
-    return Paired(float(difference.mean()), _standard_error(difference), len(difference))
+    return Paired(_mean(difference, weights), _standard_error(difference, weights), len(difference))
 
 
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _mean(values: Tensor, weights: Tensor | None) -> float:
+    return float(values.mean() if weights is None else (values * weights).sum() / weights.sum())
+
+
+def _standard_error(values: Tensor, weights: Tensor | None = None) -> float:
+    """Of the mean; of a weighted one as of a ratio of two sums, to first order (equal weights: the same)."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    if weights is None:
+        return float(values.std() / math.sqrt(count))
+    off = weights * (values - _mean(values, weights))
+    return float((off.square().sum() * count / (count - 1)).sqrt() / weights.sum())
 
 
 def _segment_nll(logits: Tensor, ids: Tensor, unscored: int) -> float:

@@ -106,22 +106,29 @@ def _prompt_of(line: str, place: str) -> str:
     return str(row["prompt"])
 
 
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, config: SampleConfig, model_config: Any) -> Any:
+    source = model_config.is_encoder_decoder
+    return encode_prompt(tokenizer, prompt, chat=config.chat, source=source)["input_ids"][0]
+
+
 def _open(name: str, source: ModelSource, prompts: list[str], config: SampleConfig) -> PreTrainedTokenizerBase:
     """The tokenizer, once it is known that every prompt with its answer fits into the model."""
-    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=True)
     check_checkpoint(source)
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     longest = getattr(model_config, "max_position_embeddings", None)
     for number, prompt in enumerate(prompts, 1):
         try:
-            ids = encode_prompt(tokenizer, prompt, chat=config.chat)["input_ids"][0]
+            ids = _encoded(tokenizer, prompt, config, model_config)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         if not len(ids):
             raise InputError(f"prompt {number} gives no tokens with the tokenizer of {name}: write another.")
         all_faults(token_faults(ids, getattr(model_config.get_text_config(), "vocab_size", None), name))
         tokens = len(ids)
-        if longest is not None and tokens + config.max_new_tokens > longest:
+        apart = model_config.is_encoder_decoder  # prompt and answer have positions of their own
+        needed = max(tokens, 1 + config.max_new_tokens) if apart else tokens + config.max_new_tokens
+        if longest is not None and needed > longest:
             raise InputError(
                 f"prompt {number} has {tokens} tokens, with --max-new-tokens {config.max_new_tokens} more than the "
                 f"{longest} positions of {name}: shorten one of them."

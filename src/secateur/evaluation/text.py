@@ -33,7 +33,10 @@ def perplexity_lines(
     if difference:
         lines.append(f"ratio {figures[0].perplexity / figures[1].perplexity:.3f}; {difference.verdict}")
     place = f"{info['text']}, {info['split']} split, {info['data']}" if info.get("text") else info["data"]
-    scored = [f"{p.tokens_scored:,} tokens scored in {p.segments} segments of {p.seq_len}" for p in figures]
+    scored = [
+        f"{p.tokens_scored:,} tokens of targets scored, given their sources" if p.pairs
+        else f"{p.tokens_scored:,} tokens scored in {p.segments} segments of {p.seq_len}" for p in figures
+    ]  # fmt: skip
     if len(set(scored)) == 1:
         scored = [scored[0].replace(" in ", f" of {info['tokens']:,} in ")]
     begins = [words for words in dict.fromkeys(info.get("begins", {}).values()) if words != PLAIN_SEGMENTS]

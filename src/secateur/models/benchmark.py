@@ -16,6 +16,7 @@ from ..architecture.quantised import entries
 from ..data.chat import Chat
 from ..data.encoding import encode
 from ..data.endings import ending_ids
+from ..data.pairs import source_ids
 from ..system.errors import InputError, out_of_memory
 from ..system.machine.devices import own_randomness, wait_for
 from .devices import autocast
@@ -52,8 +53,9 @@ def forward_latency(
     """Time models against each other, alternating, so that drift of the machine hits all alike.
 
     Args:
-        models: label -> causal LM; all on the same device.
-        batch, seq_len: of the token ids, drawn with a fixed seed from what the smallest vocabulary holds.
+        models: label -> language model; all on the same device.
+        batch, seq_len: of the token ids, drawn with a fixed seed from what the smallest vocabulary holds; of an
+            encoder-decoder those of a source and of a target.
         warmup: turns that are not timed.
         told: is called between turns, with those that are over and all of them.
     Raises:
@@ -155,10 +157,11 @@ def generate_text(
             also where the model's own settings do not name it.
         top_p, seed: of sampling; the global random state is left as it was.
     """
-    encoded = encode_prompt(tokenizer, prompt, chat=chat)
+    pairs = model.config.is_encoder_decoder
+    encoded = encode_prompt(tokenizer, prompt, chat=chat, source=pairs)
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in encoded.items()}
-    options = _settings(model, tokenizer, enders := ending_ids(tokenizer) if chat else [])
+    options = _settings(model, tokenizer, enders := ending_ids(tokenizer) if chat and not pairs else [])
     if temperature > 0:
         # top_k is 50 unless it is turned off: what was not asked for must not count.
         options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -170,7 +173,7 @@ def generate_text(
     ):
         torch.manual_seed(seed)
         output = _generated(model, inputs, max_new_tokens=max_new_tokens, **options)
-    said = output[0, inputs["input_ids"].shape[1] :].tolist()
+    said = output[0, 1 if pairs else inputs["input_ids"].shape[1] :].tolist()  # an answer begins with a start token
     return str(tokenizer.decode(said[:-1] if said[-1:] == enders else said, skip_special_tokens=True))
 
 
@@ -227,12 +230,18 @@ def _generated(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], **opt
     return output
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> Mapping[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool, source: bool = False
+) -> Mapping[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (1, tokens), of a prompt, with `chat` as the user's turn of the template; or as
+    the source of an encoder-decoder, which has none.
 
     Raises:
         InputError: the template cannot be rendered.
     """
+    if source:
+        ids = torch.tensor([source_ids(tokenizer, prompt)], dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     chat = chat and bool(tokenizer.chat_template)
     if chat:
         prompt = _rendered(tokenizer, prompt)
@@ -260,9 +269,15 @@ def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> fl
     with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
         wait_for(device)
         started = time.perf_counter()
-        model(input_ids=ids, use_cache=False)
+        model(**both_sides(model, ids), use_cache=False)
         wait_for(device)
         return time.perf_counter() - started
+
+
+def both_sides(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model is called with on these tokens; an encoder-decoder reads them on both sides."""
+    pairs = bool(getattr(model.config, "is_encoder_decoder", False))
+    return {"input_ids": ids} | ({"decoder_input_ids": ids} if pairs else {})
 
 
 @contextmanager

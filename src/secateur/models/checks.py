@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, GenerationConfig, Pretrain
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from ..architecture.config_faults import SIZES, SPECIAL, fault_in_words, values_in
-from ..architecture.stock import said_once
+from ..architecture.stock import has_class, said_once
 from ..system.errors import InputError
 from ..system.quiet import quiet_transformers
 from ..system.reading import damaged, is_pointer, parse_json, read_text
@@ -55,17 +55,26 @@ HEADER_BYTES = 1 << 20
 """Of a config.json, or of a GGUF file, whose names and shapes come first."""
 
 
-def check_causal(name: str, config: PretrainedConfig) -> None:
+def check_kind(name: str, config: PretrainedConfig, *, encoder_decoders: bool = False) -> None:
     """Refuse what does not predict the next token: transformers would load an encoder as if it did.
 
+    Args:
+        encoder_decoders: whether what asks can take one.
     Raises:
         InputError: an encoder, or an encoder-decoder.
     """
     if config.is_encoder_decoder:
-        raise InputError(
-            f"model {name!r}: {config.model_type} is an encoder-decoder, and secateur's commands work on causal "
-            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
-        )
+        if not encoder_decoders:
+            raise InputError(
+                f"model {name!r}: {config.model_type} is an encoder-decoder, and this command works on causal language "
+                "models. prune, plan, eval, bench and sample take both."
+            )
+        if not has_class(config):
+            raise InputError(
+                f"model {name!r}: {config.model_type} is an encoder-decoder of which transformers has no text-to-text "
+                "class (AutoModelForSeq2SeqLM): give one such as T5."
+            )
+        return
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise InputError(
             f"model {name!r}: {config.model_type} is an encoder, and secateur's commands work on causal language "

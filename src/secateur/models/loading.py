@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -22,12 +21,12 @@ from ..architecture.layered import forget_layers_, is_layered, layered_class, la
 from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone, whole_type
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
-from ..architecture.stock import stock_config_class
+from ..architecture.stock import auto_class, stock_config_class
 from ..system.errors import InputError
 from ..system.progress import phase
 from ..system.terminal.streams import safe
 from ..system.voice import speaks_python
-from .checks import TOGETHER, check_causal, check_json_files, unfit_shapes, why_harmless
+from .checks import TOGETHER, check_json_files, check_kind, unfit_shapes, why_harmless
 from .devices import default_device
 from .files import check_checkpoint, check_numbers, check_shapes
 from .guards import check_hub, config_values, guarded, say_once
@@ -42,17 +41,21 @@ NOWHERE = "no-adapter"
 """A subfolder that no model has."""
 
 
-def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(
+    source: ModelSource, *, trust_remote_code: bool = False, encoder_decoders: bool = False
+) -> PretrainedConfig:
     """The model's configuration, of which a model without weights was made as a proof; reads no weights.
 
     It is in agreement with the checkpoint's files (`stored.follow_files_`).
 
+    Args:
+        encoder_decoders: whether these are taken, too.
     Raises:
         InputError: config.json is corrupt or cannot be used, the files' tensors have other shapes than it says, the hub
             id is unknown or cannot be reached, code must be trusted; what transformers would read of the weights is not
             what they are (`check_numbers`, `settle_`).
     """
-    config = _read_config(source, trust_remote_code)
+    config = _read_config(source, trust_remote_code, encoder_decoders)
     if not (trust_remote_code and own_code(config)):  # such code may need weights, or values, to be built
         check_shapes(source, empty_model(config))
     if whole := whole_type(config):
@@ -70,7 +73,7 @@ def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> Pret
     return config
 
 
-def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConfig:
+def _read_config(source: ModelSource, trust_remote_code: bool, encoder_decoders: bool) -> PretrainedConfig:
     check_hub(source)
     check_json_files(source)
     check_numbers(source)
@@ -88,7 +91,7 @@ def _read_config(source: ModelSource, trust_remote_code: bool) -> PretrainedConf
             f"model {source.name!r} has a LoRA adapter beside its weights ({ADAPTER}), which is not read: give it as "
             "--adapter, in a folder of its own, where it is part of the model."
         )
-    check_causal(source.name, forget_layers_(config))
+    check_kind(source.name, forget_layers_(config), encoder_decoders=encoder_decoders)
     if file is not None:
         settle_(config, file)
     if not (trust_remote_code and own_code(config)):
@@ -106,7 +109,7 @@ def load_model(
     trust_remote_code: bool = False,
     quantising: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The causal language model in evaluation mode on the CPU.
+    """The language model, causal or an encoder-decoder, in evaluation mode on the CPU.
 
     `dtype`: "checkpoint" keeps the checkpoint's own (`stored.checkpoint_dtype`), else float32, bfloat16 or float16. A
     GGUF file is dequantised. Only safetensors and GGUF are read, never a pickle.
@@ -118,7 +121,7 @@ def load_model(
     """
     check_hub(source)
     check_checkpoint(source)
-    config = _read_config(source, trust_remote_code)
+    config = _read_config(source, trust_remote_code, encoder_decoders=True)
     options: dict[str, Any] = {
         "config": config,
         "dtype": "auto" if dtype == "checkpoint" else getattr(torch, dtype),
@@ -152,7 +155,7 @@ def _loader(config: PretrainedConfig, trust_remote_code: bool) -> Callable[..., 
     """The `from_pretrained` that reads a model's weights."""
     if is_layered(config, trust_remote_code=trust_remote_code):
         return layered_class(config, layered_family(config)).from_pretrained
-    return AutoModelForCausalLM.from_pretrained
+    return auto_class(config).from_pretrained
 
 
 def refuse_unfit(

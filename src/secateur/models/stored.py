@@ -14,9 +14,10 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architecture.gguf import check_gguf
+from ..architecture.stock import OWN_HEAD, auto_class, has_class
 from ..system.errors import InputError
 from .checks import FLOATS, SCALES
 from .files import folder_of, weight_files
@@ -29,6 +30,7 @@ TIES = {"lm_head.weight": "embed_tokens.weight"}
 """Of a class that transformers does not know."""
 PACKED = ("bitsandbytes", "gptq", "awq", "fp8", "fbgemm_fp8", "mxfp4", "compressed-tensors")
 """Quantisations whose weights are never plain numbers in a file."""
+HEAD = "lm_head.weight"
 GGUF_TIE = {"output.weight": "token_embd.weight"}
 ROWS = 1 << 14
 """Of an embedding, compared at a time."""
@@ -100,8 +102,11 @@ def follow_files_(config: PretrainedConfig, source: ModelSource) -> PretrainedCo
     if stored.dtype is not None or source.gguf_file:
         config.dtype = _precision(source, config, stored)
     if getattr(config, "tie_word_embeddings", False) and (pair := _differing(config, source, stored)):
-        config.tie_word_embeddings = False
         head, embedding = pair
+        if config.is_encoder_decoder:  # the rest of what its class ties stays so
+            object.__setattr__(config, OWN_HEAD, True)
+            return config
+        config.tie_word_embeddings = False
         say_once(
             f"{source.name}: {head} and {embedding} differ in the file, though the configuration "
             "has tie_word_embeddings: they are two, and stay two"
@@ -144,7 +149,7 @@ def untie_(model: PreTrainedModel) -> None:
     the configuration then has one weight for two.
     """
     config, ties = model.config, model._tied_weights_keys
-    if not getattr(config, "tie_word_embeddings", False) or not isinstance(ties, dict):
+    if not getattr(config, "tie_word_embeddings", False) or not isinstance(ties, dict) or config.is_encoder_decoder:
         return
     held = dict(model.named_parameters(remove_duplicate=False))
     pairs = [(head, other) for head, other in ties.items() if head in held and other in held]
@@ -210,10 +215,11 @@ def _differing(config: PretrainedConfig, source: ModelSource, stored: Tensors) -
     if source.gguf_file:
         ties = GGUF_TIE
     else:
-        known = type(config) in AutoModelForCausalLM._model_mapping
-        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)] if known else None
+        model_class: Any = auto_class(config)._model_mapping[type(config)] if has_class(config) else None
         declared = getattr(model_class, "_tied_weights_keys", None)
         ties = declared if isinstance(declared, dict) else TIES
+        if config.is_encoder_decoder:
+            ties = {head: other for head, other in ties.items() if head == HEAD}
     for head, other in ties.items():
         one, two = _stored_as(head, stored), _stored_as(other, stored)
         if one and two and one != two and not _equal(one, two, stored, config.dtype):

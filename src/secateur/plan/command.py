@@ -61,7 +61,7 @@ def plan(config: PlanConfig) -> str:
         check_output_file("--json", Path(config.json), overwrite=True, inputs=inputs)
     available = parse_bytes(config.device_memory, "--device-memory") if config.device_memory else device_bytes(device)
     source = resolve_model(config.model)
-    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=True)
     check_quantisable(config.load_in, source, model_config)
     planned = plan_budget(config, model_config)
     budget, units = planned.budget, planned.budget.units
@@ -84,6 +84,7 @@ def plan(config: PlanConfig) -> str:
         family=units.family,
         also=config.also,
         restarts=bool(config.restart_lora),
+        target_len=config.target_seq_len,
     )
     memory = with_cuts(memory, config, planned, dtype, device.type)
     memory = with_masks(memory, config, budget, dtype)

@@ -24,6 +24,7 @@ from ..architecture.experts import expert_lists, unstack_experts
 from ..architecture.experts.lora import name_experts_
 from ..architecture.families import FAMILIES, Family
 from ..architecture.quantised import quantised_bytes
+from ..architecture.stock import task_of
 from ..checkpoint.comparing import wide_of
 from ..models.coverage import tell_transposed_
 from ..models.devices import autocast
@@ -90,6 +91,7 @@ def training_footprint(
     family: Family | None = None,
     also: Collection[str] = (),
     restarts: bool = False,
+    target_len: int | None = None,
 ) -> Footprint:
     """The peak of a LoRA step before any cut; pruning while training only lowers it.
 
@@ -106,6 +108,7 @@ def training_footprint(
         family: the model's layout, where its model type does not say it.
         also: what is trained beside LoRA.
         restarts: whether LoRA is merged into the base, which is then held wide.
+        target_len: tokens of an encoder-decoder's target, where those of its source are `seq_len`.
     """
     wide = base_dtype(model_config, dtype, load_in)
     base = empty_model(model_config, trust_remote_code=trust_remote_code, dtype=wide)
@@ -124,7 +127,9 @@ def training_footprint(
     held = _sum_bytes(model, family, repeats)
     Beside(model, find_units(base, family), also, restarts=restarts)
     widened = _sum_bytes(model, family, repeats) - held
-    kept, logits = _fake_step(model, (micro_batch, seq_len), dtype, device_type)
+    sides = {"input_ids": seq_len, "decoder_input_ids": 1 + (target_len or seq_len)}
+    read = {name: (micro_batch, length) for name, length in list(sides.items())[: 1 + model_config.is_encoder_decoder]}
+    kept, logits = _fake_step(model, read, dtype, device_type)
     trained = _sum_bytes(model, family, repeats, lambda name, tensor: tensor.requires_grad)
     kept.repeat(repeats)
     activations = kept.with_checkpointing() if gradient_checkpointing else kept.bytes
@@ -145,7 +150,7 @@ def training_footprint(
 
 
 def _with_lora(base: PreTrainedModel, linears: list[str], rank: int) -> nn.Module:
-    lora = LoraConfig(r=rank, target_modules=linears, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=rank, target_modules=linears, task_type=task_of(base.config))
     name_experts_(lora, base)
     tell_transposed_(lora, base)
     return get_peft_model(base, lora, low_cpu_mem_usage=True).train()
@@ -159,6 +164,8 @@ def _leave_first_layers(base: PreTrainedModel, family: Family) -> dict[int, int]
     Returns:
         number of the last layer of each kind that stays -> how many more there were.
     """
+    if family.stacks:
+        return {}  # they are not deep, and there is more than one list of layers
     layers = base.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     kinds = [_kind(base.config, number, layer) for number, layer in enumerate(layers)]
@@ -205,9 +212,13 @@ def _sum_bytes(
     )
 
 
-def _fake_step(model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, device_type: str) -> tuple[Kept, int]:
+def _fake_step(
+    model: nn.Module, tokens: dict[str, tuple[int, int]], dtype: torch.dtype, device_type: str
+) -> tuple[Kept, int]:
     """A forward pass on tensors that have shapes alone; the loss keeps nothing but the logits' gradient.
 
+    Args:
+        tokens: what the model is given -> its shape.
     Returns:
         what the backward pass keeps, and bytes of the logits with their gradient.
     """
@@ -223,13 +234,13 @@ def _fake_step(model: nn.Module, tokens: tuple[int, int], dtype: torch.dtype, de
         }
         kept = Kept(state)
         kept.watch(model)
-        ids = torch.zeros(tokens, dtype=torch.long, device=device_type)
+        ids = {name: torch.zeros(shape, dtype=torch.long, device=device_type) for name, shape in tokens.items()}
         with (
             torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
             autocast(device_type, dtype),
             disable_input_dtype_casting(model),
         ):
-            output = functional_call(model, state, kwargs={"input_ids": ids})
+            output = functional_call(model, state, kwargs=ids)
         return kept, 2 * bytes_of(output.logits)
 
 

@@ -52,6 +52,7 @@ def time_record(
         teacher=config.distill > 0,
         checkpointing=config.gradient_checkpointing,
         weights="weights" in config.also,
+        target_len=config.target_seq_len,
     )
     gone = units_gone(budget) if config.shrinks else {}
     first = step_flops(sizes, budget.units, {}, config.first_rank, work)

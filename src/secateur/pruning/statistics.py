@@ -207,9 +207,9 @@ class Statistics:
 
     def _count(self, passed: Pass) -> None:
         """Take a pass's sequences into the step's, when its first gradient comes: one without a backward is none."""
-        if not passed.counted:
-            passed.counted = True
-            self._sequences += passed.batch
+        if not passed.whole.counted:
+            passed.whole.counted = True
+            self._sequences += passed.whole.batch
 
     @staticmethod
     def _by_sequence(x: Tensor, passed: Pass) -> Tensor:

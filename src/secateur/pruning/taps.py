@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ..architecture.depth import entering, leaving, with_states
 from ..criteria.base import InputMoments, wide
+from ..data.packing import IGNORED
 from ..parallel.distributed import processes
 from ..system.launcher import rank
 
@@ -75,6 +76,8 @@ class Pass:
 
     def __init__(self, batch: int = 1, tokens: int = 1, mask: Tensor | None = None) -> None:
         self.batch, self.tokens, self.mask = batch, tokens, mask
+        self.whole, self.of_decoder = self, self
+        """Of an encoder-decoder: the pass of both, and what it is in the decoder, which has tokens of its own."""
         self.counted = False
         """Whether a gradient of it has been seen."""
 
@@ -91,12 +94,17 @@ class Passes:
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._model, self._decoder = model, getattr(base, "base_model", base)
         self._parts = [model, base, self._decoder]
+        self._pairs = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
         self._inside = self._trains = False
         self._now = Pass()
         self._noted: dict[str, list[Pass]] = {}
 
     def of(self, linear: str) -> Pass:
         """The pass that a linear runs in."""
+        passed = self._pass_of(linear)
+        return passed.of_decoder if "decoder." in linear else passed
+
+    def _pass_of(self, linear: str) -> Pass:
         if not torch.is_grad_enabled():
             if self._trains:
                 self._noted.setdefault(linear, []).append(self._now)
@@ -135,6 +143,19 @@ class Passes:
             self._now = Pass(states.shape[0], states.shape[:-1].numel(), mask)
         else:
             self._now = Pass(mask=mask)
+        if self._pairs and (mask := _decoder_mask(given)) is not None:
+            self._now.of_decoder = Pass(mask.shape[0], mask.numel(), mask)
+            self._now.of_decoder.whole = self._now
+
+
+def _decoder_mask(given: Mapping[str, Any]) -> Tensor | None:
+    """(batch, tokens) which of an encoder-decoder's decoder tokens count, as far as it is said."""
+    tokens, mask, labels = (given.get(name) for name in ("decoder_input_ids", "decoder_attention_mask", "labels"))
+    if isinstance(mask, Tensor):
+        return mask.bool()
+    if isinstance(labels, Tensor):  # the decoder's tokens are made of these, one place to the right
+        return labels != IGNORED
+    return torch.ones_like(tokens, dtype=torch.bool) if isinstance(tokens, Tensor) else None
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:

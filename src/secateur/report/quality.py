@@ -182,10 +182,13 @@ def _perplexity(data: Any, dense: Any, pruned: Any, verdict: str) -> Measure:
     name = text(data, "text") or PurePath(text(data, "data") or "evaluation text").name
     one = pruned if number(pruned, "perplexity") is not None else dense
     scored, seq_len = number(one, "tokens_scored") or 0, number(one, "seq_len") or 0
+    where = f"in segments of {seq_len:,.0f}"
+    if isinstance(one, dict) and one.get("pairs"):
+        where = "of targets, given their sources"
     split = text(data, "split")
     conditions = (
         f"{split + ' split, ' if split else ''}{text(data, 'joined') or 'joining not stated'}, {scored:,.0f} tokens "
-        f"scored in segments of {seq_len:,.0f}, {text(one, 'dtype')}"
+        f"scored {where}, {text(one, 'dtype')}"
     )
     return Measure(
         label=f"Perplexity, {name}",

@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
 
+from ..architecture.building import empty_model
 from ..architecture.discovery import find_units
 from ..architecture.experts import unstack_experts
+from ..architecture.stock import auto_class
 from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
@@ -138,11 +140,9 @@ def load_result(
     trust = FORMATS[report.format].trust
     with quiet_transformers():
         if place.type == "meta":
-            with place:
-                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-                small = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            small = empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=trust), trust_remote_code=trust)
         else:
-            small = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+            small = auto_class(job.model_config).from_pretrained(folder, dtype="auto", trust_remote_code=trust)
             nn.Module.to(widened(small, dtype), place)
     unstack_experts(small, job.family)
     return cast(nn.Module, small)

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..checkpoint.serving.engines import serving_words
 from ..config.formats import FORMATS, STOCK, convertible
+from ..data.packing import scored_words
 from ..system.progress import human_bytes, human_seconds
 from ..system.records import counted
 from ..system.terminal.tables import Table, Words
@@ -126,8 +127,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
         notes.append(f"the result was not measured: {result['not_measured']}")
     if measured := result["pruned"]["perplexity"]:
         notes.append(
-            f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens in segments of "
-            f"{measured['seq_len']}, {measured['dtype']}"
+            f"perplexity: {data['evaluation']['data']}, {measured['tokens_scored']:,} tokens {scored_words(measured)}, "
+            f"{measured['dtype']}"
         )
     if held := result.get("quantised"):
         notes.append(_quantised_note(held))

@@ -14,7 +14,10 @@ from ..architecture.building import empty_model
 from ..architecture.experts import unstack_experts
 from ..architecture.experts.lora import name_experts_
 from ..architecture.quantised import is_quantised, loading_options, settle_
+from ..architecture.stock import task_of
+from ..checkpoint.convert import compare_with_whole
 from ..config.lora import LoraOptions
+from ..config.prune import PruneConfig
 from ..config.run import RunConfig
 from ..models.adapter import load_adapter
 from ..models.adapter_extras import WEIGHTS
@@ -24,8 +27,9 @@ from ..models.loading import load_model
 from ..models.memory import LOAD_LESS, memory_for
 from ..ranks.layers import whole
 from ..system.errors import InputError
+from ..system.launcher import rank
 from ..system.progress import phase
-from .job import Job
+from .job import Job, probe_of
 
 PROBE = 8
 """Tokens of each of two documents that `check_packing` looks at."""
@@ -47,7 +51,10 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
     """
     device = device_of(job.config)
     if job.config.load_in is None:
-        return load_original(job, dtype, device, experts_apart=experts_apart)
+        model = load_original(job, dtype, device, experts_apart=experts_apart)
+        if isinstance(job.config, PruneConfig) and job.config.extract_text and rank() == 0:
+            compare_with_whole(job.source, model, probe_of(job))
+        return model
     with memory_for("loading the model", LOAD_LESS):
         model = load_model(
             job.source,
@@ -183,6 +190,7 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
 def _with_lora(base: PreTrainedModel, config: LoraOptions, lora: LoraConfig) -> PeftModel:
     name_experts_(lora, base)
     tell_transposed_(lora, base)
+    lora.task_type = task_of(base.config)
     try:
         model = get_peft_model(base, lora)
     except ValueError as error:

@@ -29,7 +29,8 @@ class ModelSizes:
     """What of a model's sizes FLOPs and memory depend on."""
 
     family: Family
-    layers: int
+    places: tuple[tuple[Family, int], ...]
+    """Every layer: its stack's layout, and its number there."""
     active: int
     """Experts that a token goes through, where there are some."""
     linears: dict[str, tuple[int, int]]
@@ -83,6 +84,13 @@ class Workload:
     """Whether the layers' forward pass is made again for the backward pass."""
     weights: bool = False
     """Whether the linears' weights are trained."""
+    target_len: int | None = None
+    """Of an encoder-decoder: tokens of a target, where a sequence is a source."""
+
+    def part_of(self, stack: Family, whole: Family) -> float:
+        """Tokens that a stack of layers reads, over those of the sequences; cross-attention's as the decoder's."""
+        decodes = bool(whole.stacks) and stack.layers != whole.stacks[0].layers
+        return (self.target_len or self.seq_len) / self.seq_len if decodes else 1.0
 
     @property
     def tokens(self) -> int:
@@ -91,16 +99,17 @@ class Workload:
 
 def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     """Sizes of a base model; it may be without weights."""
-    layers = list(model.get_submodule(units.family.layers).children())
     active = chosen_of(model.config)  # type: ignore[arg-type]
-    linears = {}
-    for number, layer in enumerate(layers):
-        for path in _paths(units.family, units.family.linears, active):
-            try:
-                rows, columns = weight_of(base_linear(layer.get_submodule(path))).shape
-            except AttributeError:  # a layer without experts, or without attention
-                continue
-            linears[f"{units.family.layers}.{number}.{path}"] = (int(rows), int(columns))
+    linears, places = {}, []
+    for stack in units.family.stacks or (units.family,):
+        for number, layer in enumerate(model.get_submodule(stack.layers).children()):
+            places.append((stack, number))
+            for path in _paths(stack, stack.linears, active):
+                try:
+                    rows, columns = weight_of(base_linear(layer.get_submodule(path))).shape
+                except AttributeError:  # a layer without experts, or without attention
+                    continue
+                linears[f"{stack.layers}.{number}.{path}"] = (int(rows), int(columns))
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     vocabulary, width = head.weight.shape
@@ -112,7 +121,7 @@ def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     ]
     whole = sum(p.numel() for p in model.parameters()) - sum(spread)
     size = (int(vocabulary), int(width))
-    return ModelSizes(units.family, len(layers), active, linears, size, max(spread, default=0), whole)
+    return ModelSizes(units.family, tuple(places), active, linears, size, max(spread, default=0), whole)
 
 
 def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank: float, work: Workload) -> StepFlops:
@@ -125,25 +134,26 @@ def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank:
     linears = _without(sizes, units, gone)
     forward = backward = lora = attention = again = 0.0
     flowing = False  # whether gradients go back further than the linear at hand
-    for number in range(sizes.layers):
-        for stage, paths in enumerate(_stages(sizes, number)):
+    for family, number in sizes.places:
+        part = work.part_of(family, sizes.family)
+        for stage, paths in enumerate(_stages(sizes, family, number)):
             adapted = [path for path in paths if _targeted(path, work.targets)]
             for path in paths:
                 rows, columns = linears[path]
-                forward += rows * columns
-                backward += rows * columns * flowing
+                forward += part * rows * columns
+                backward += part * rows * columns * flowing
             for path in adapted:
                 rows, columns = linears[path]
-                lora += rank * (2 * (rows + columns) + rows + columns * flowing)
-                again += rank * (rows + columns)
+                lora += part * rank * (2 * (rows + columns) + rows + columns * flowing)
+                again += part * rank * (rows + columns)
             if stage == 0:
-                _, width = linears.get(f"{sizes.family.layers}.{number}.{sizes.family.o}", (0, 0))  # a hybrid's layer
-                inputs = (f"{sizes.family.layers}.{number}.{getattr(sizes.family, role)}" for role in "qkv")
+                _, width = linears.get(f"{family.layers}.{number}.{family.o}", (0, 0))  # a hybrid's layer
+                inputs = (f"{family.layers}.{number}.{getattr(family, role)}" for role in "qkv")
                 products = _attention_products(*(flowing or path in adapted for path in inputs))
-                attention += work.seq_len * width * (2 + products)
-                again += work.seq_len * width * 2
+                attention += part * work.seq_len * width * (2 + products)
+                again += part * work.seq_len * width * 2
             flowing = flowing or bool(adapted)
-    head = sizes.head[0] * sizes.head[1]
+    head = (work.target_len or work.seq_len) / work.seq_len * sizes.head[0] * sizes.head[1]
     dense = sum(rows * columns for rows, columns in sizes.linears.values())
     widths = sum(columns for path, (_, columns) in sizes.linears.items() if path.endswith(sizes.family.o))
     taught = dense + head + 2 * work.seq_len * widths if work.teacher else 0
@@ -181,9 +191,8 @@ def _without(sizes: ModelSizes, units: Units, gone: Mapping[str, float]) -> dict
     return {path: (rows, columns) for path, (rows, columns) in left.items()}
 
 
-def _stages(sizes: ModelSizes, number: int) -> Iterator[list[str]]:
+def _stages(sizes: ModelSizes, family: Family, number: int) -> Iterator[list[str]]:
     """Paths of a layer's linears; those that read the same thing together, in order of use."""
-    family = sizes.family
     beside = [stage for each in family.beside for stage in (each.inputs, (each.output,))]
     for stage in ((family.q, family.k, family.v), (family.o,), family.mlp_in, (family.mlp_out,), *beside):
         paths = [f"{family.layers}.{number}.{path}" for path in _paths(family, stage, sizes.active)]

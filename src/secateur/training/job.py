@@ -17,7 +17,9 @@ from ..config.options import known_options
 from ..config.run import RunConfig
 from ..data.documents import check_spec, fingerprint
 from ..data.encoding import start_of
-from ..data.tokens import Blocks, evaluation_tokens, left_out_of, require_batches, training_blocks
+from ..data.inputs import evaluation_data, training_data
+from ..data.pairs import Pairs
+from ..data.tokens import Blocks, left_out_of, require_batches
 from ..evaluation.perplexity import token_faults
 from ..models.adapter import GivenAdapter, read_adapter
 from ..models.devices import device_of
@@ -43,11 +45,12 @@ class Job:
     source: ModelSource
     model_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    blocks: Blocks
+    blocks: Blocks | Pairs
+    """Of an encoder-decoder sources and targets."""
     data: list[dict[str, Any]]
     """What the training data was: names, rows, characters, hashes."""
-    eval_ids: torch.Tensor | None
-    """(tokens,) of the evaluation text, or None."""
+    eval_ids: torch.Tensor | Pairs | None
+    """(tokens,) of the evaluation text, or its pairs, or None."""
     eval_info: dict[str, Any]
     total_steps: int
     checkpoint: Path | None
@@ -73,17 +76,19 @@ class Job:
 
     @property
     def tokens_per_step(self) -> int:
-        """Over all processes."""
-        return self.config.batch_size * self.config.seq_len * launched()
+        """Over all processes; of pairs, on average and without padding."""
+        return round(self.config.batch_size * launched() * self.blocks.tokens_a_row)
 
     @property
     def eval_seq_len(self) -> int:
         return self.config.eval_seq_len or self.config.seq_len
 
 
-def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
+def open_model(config: RunConfig, *, encoder_decoders: bool = False) -> tuple[ModelSource, PreTrainedConfig]:
     """Check the names of data, output and model, and read the model's configuration; no weights.
 
+    Args:
+        encoder_decoders: whether these are taken, too.
     Raises:
         InputError: one of them cannot be used.
     """
@@ -94,7 +99,7 @@ def open_model(config: RunConfig) -> tuple[ModelSource, PreTrainedConfig]:
     check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
     check_device(config)
     source = resolve_model(config.model)
-    model_config = load_config(source, trust_remote_code=config.trust_remote_code)
+    model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=encoder_decoders)
     check_load_in(config.load_in, source, model_config)
     return source, model_config
 
@@ -139,23 +144,12 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     if config.adapter:
         tell_other_tokenizer(str(Path(config.adapter).expanduser()), tokenizer)
     with phase("reading and tokenising the training data"):
-        blocks = training_blocks(
-            config.data, tokenizer, seq_len=config.seq_len, response_only=config.response_only, packing=config.packing,
-            seed=config.seed, bos=config.bos, system=config.system_prompt,
-        )  # fmt: skip
+        blocks = training_data(config, model_config, tokenizer)
     require_batches(blocks, config.batch_size * launched())
     _check_vocabulary(blocks, model_config, config.model)
     eval_ids, eval_info = None, dict[str, Any]()
     if config.eval_data:
-        eval_ids, eval_info = evaluation_tokens(
-            config.eval_data, tokenizer, max_tokens=config.eval_tokens, seq_len=config.eval_seq_len or config.seq_len,
-            bos=config.bos,
-        )  # fmt: skip
-        if len(eval_ids) < (config.eval_seq_len or config.seq_len):
-            raise InputError(
-                f"--eval-data {config.eval_data}: {len(eval_ids)} tokens, fewer than one segment of "
-                f"{config.eval_seq_len or config.seq_len}: lower --eval-seq-len or give more text."
-            )
+        eval_ids, eval_info = evaluation_data(config, model_config, tokenizer)
     per_epoch = len(blocks) // (config.batch_size * launched())
     total_steps = config.steps or max(1, math.ceil(config.epochs * per_epoch))
     data = fingerprint(config.data)
@@ -172,7 +166,9 @@ def read_inputs(config: RunConfig, source: ModelSource, model_config: PreTrained
     )  # fmt: skip
 
 
-def _end_notes(blocks: Blocks, source: ModelSource, model_config: PreTrainedConfig, tokenizer: Any) -> list[str]:
+def _end_notes(
+    blocks: Blocks | Pairs, source: ModelSource, model_config: PreTrainedConfig, tokenizer: Any
+) -> list[str]:
     """That what ends a reply in the data is no end to those who will run the result, if so."""
     file = file_of(source.path, "generation_config.json")
     try:
@@ -191,8 +187,9 @@ def _end_notes(blocks: Blocks, source: ModelSource, model_config: PreTrainedConf
 
 
 def probe_of(job: Job) -> torch.Tensor:
-    """(1, tokens) of real training text, for comparing logits."""
-    return torch.tensor([job.blocks[0]["input_ids"][:256]])
+    """(1, tokens) of real training text, for comparing logits; of pairs, of several sources where one is short."""
+    ids = [token for row in job.blocks.input_ids[:64] for token in row]
+    return torch.tensor([ids[: min(256, job.blocks.seq_len)]])
 
 
 def check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
@@ -202,15 +199,16 @@ def check_lengths(config: RunConfig, model_config: PreTrainedConfig) -> None:
         InputError: names the option and the model's length.
     """
     longest = getattr(model_config, "max_position_embeddings", None)
-    for flag, length in (("--seq-len", config.seq_len), ("--eval-seq-len", config.eval_seq_len or 0)):
+    lengths = {"--seq-len": config.seq_len, "--eval-seq-len": config.eval_seq_len or 0}
+    lengths["--target-seq-len"] = config.target_seq_len or 0
+    for flag, length in lengths.items():
         if longest is not None and length > longest:
             raise InputError(f"{flag} {length} is longer than the model's {longest} positions: use at most {longest}.")
 
 
-def _check_vocabulary(blocks: Blocks, model_config: PreTrainedConfig, model: str) -> None:
+def _check_vocabulary(blocks: Blocks | Pairs, model_config: PreTrainedConfig, model: str) -> None:
     """No token may lie outside the embedding; the tokenizer may be another model's."""
-    largest = max(max(blocks[i]["input_ids"]) for i in range(len(blocks)))
-    all_faults(token_faults(torch.tensor([largest]), model_config.get_text_config().vocab_size, model))
+    all_faults(token_faults(torch.tensor([blocks.largest_token]), model_config.get_text_config().vocab_size, model))
 
 
 SEARCH = "search.json"

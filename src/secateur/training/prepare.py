@@ -3,15 +3,17 @@
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.building import empty_model
 from ..architecture.discovery import check_text_model, find_units
 from ..architecture.experts import check_expert_count, unstack_experts
-from ..architecture.families import Family, check_not_refused, family_of
+from ..architecture.families import FAMILIES, Family, check_not_refused, family_of
 from ..architecture.layout import own_name
 from ..architecture.likeness import check_same, family_for, is_tested
-from ..architecture.stock import accepts
+from ..architecture.nested import whole_type
+from ..architecture.stock import accepts, has_class
 from ..architecture.units import Units
 from ..checkpoint.dry import check_export
 from ..checkpoint.own_code import check_own_code
@@ -33,7 +35,7 @@ from ..pruning.allocation.target import Target, in_words_of, resolve_target
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
-from ..system.errors import InputError
+from ..system.errors import InputError, all_faults
 from ..system.launcher import launched
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
@@ -101,9 +103,11 @@ class PlannedBudget:
         return self.dense_params - self.budget.removed_params
 
 
-def prepare(config: PruneConfig) -> PruneJob:
+def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
     """Check a run's inputs, cheapest first, and read its data.
 
+    Args:
+        encoder_decoders: whether these are taken, too.
     Raises:
         InputError: anything about model, data, options or output that would make the run fail later.
     """
@@ -114,7 +118,7 @@ def prepare(config: PruneConfig) -> PruneJob:
     if config.dtype == "float16" and criterion.masks is not None:
         raise InputError(f"--dtype float16: {NO_SCALED_MASKS.format(criterion=config.criterion)}")
     config = starting_from_adapter(config)
-    source, model_config = open_model(config)
+    source, model_config = open_model(config, encoder_decoders=encoder_decoders)
     planned = plan_budget(config, model_config)
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
@@ -137,6 +141,11 @@ def what_stays(units: Units) -> str:
     """Which part of a hybrid stays as it is, and how many of its layers have heads."""
     layers = sum(shape.heads > 0 for shape in units.shapes)
     return f"{units.family.recurrent} stay as they are: {layers} of {len(units.shapes)} layers have attention"
+
+
+def prepare_causal(config: PruneConfig) -> PruneJob:
+    """`prepare` for what takes causal models alone."""
+    return prepare(config, encoder_decoders=False)
 
 
 def _idle_options(config: PruneConfig) -> list[str]:
@@ -162,6 +171,42 @@ def _check_start(config: PruneConfig) -> None:
         )
 
 
+def _check_pairs(config: PruneConfig, model_config: PreTrainedConfig) -> None:
+    """Refuse what an encoder-decoder cannot be asked for, and of a causal model what only such a one can.
+
+    Raises:
+        InputError: names the option and the reason.
+    """
+    kind = model_config.model_type
+    if not model_config.is_encoder_decoder:
+        if config.target_seq_len is not None:
+            raise InputError(
+                f"--target-seq-len {config.target_seq_len}: {kind} is no encoder-decoder, whose targets it is for: "
+                "leave it out."
+            )
+        return
+    named, known = config.family or kind, [name for name, family in FAMILIES.items() if family.stacks]
+    if named not in known:
+        given = f"--family {named}: {kind} is an encoder-decoder, and this layout" if config.family else (
+            f"--model {config.model}: {kind} is an encoder-decoder whose layout"
+        )  # fmt: skip
+        raise InputError(f"{given} is not one of those: what is known are {', '.join(known)}.")
+    reasons = {
+        "--packing separate": config.packing != "joined" and "pairs are padded and never packed",
+        f"--bos {config.bos}": config.bos != "auto" and "a source begins as the tokenizer has it",
+        "--system-prompt": config.system_prompt is not None and "its sources have no roles",
+        f"--load-in {config.load_in}": config.load_in and "transformers leaves parts of such models in float32 then",
+        "--stream-export": config.stream_export and "its embeddings are tied in more ways than files are read by",
+    }
+    faults = {what: why for what, why in reasons.items() if why}
+    all_faults([f"{what}: {kind} is an encoder-decoder, and {why}: leave it out." for what, why in faults.items()])
+    if checkpoint_dtype(model_config) == torch.float16:
+        raise InputError(
+            f"--model {config.model}: its weights are float16, of which transformers reads a part of a {kind} in "
+            "float32, so the result would not be what is written: save it in bfloat16 or float32 first."
+        )
+
+
 def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedBudget:
     """What the target means for a model, from the model without weights.
 
@@ -172,15 +217,13 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     criterion.check_units(config.criterion, config.kinds)
     if config.family is None:
         check_not_refused(str(model_config.model_type))
-    if model_config.is_encoder_decoder:
-        raise InputError(
-            f"--model {config.model}: {model_config.model_type} is an encoder-decoder, and this command trains causal "
-            "language models: prune it from Python (secateur.Pruner in your own training loop or Trainer)."
-        )
+    _check_pairs(config, model_config)
+    if config.extract_text and not whole_type(model_config):
+        raise InputError(f"--extract-text: {config.model} is a text model already: leave it out.")
     check_text_model(model_config)
     check_lengths(config, model_config)
     _check_start(config)
-    if not config.family and type(model_config) not in AutoModelForCausalLM._model_mapping:
+    if not config.family and not has_class(model_config):
         family_of(model_config.model_type)
     empty = empty_model(model_config, trust_remote_code=config.trust_remote_code)
     check_blocks(empty, config.load_in, device_of(config))
@@ -207,7 +250,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)
     except Unreachable as error:
         raise in_words_of(target, error, *sizes) from None
-    if type(model_config) in AutoModelForCausalLM._model_mapping:
+    if has_class(model_config):
         check_export(empty, units, budget.example(), config.model_class)
     if not is_tested(model_config, config.family):
         check_same(model_config, units, budget.example())

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..config.options import steps_of
 from ..config.prune import PruneConfig
 from ..config.run import RunConfig
+from ..data.pairs import Pairs
 from ..models.devices import autocast
 from ..models.memory import TRAIN_LESS, memory_for
 from ..parallel.distributed import average_gradients_, check_weights, join, processes
@@ -141,6 +142,7 @@ def run_trainer(
         model=model,
         args=training_arguments(job.config, steps, dtype, job.work, device),
         train_dataset=job.blocks,
+        data_collator=job.blocks.collate if isinstance(job.blocks, Pairs) else None,
         compute_loss_func=causal_lm_loss,
         callbacks=callbacks,
     )

@@ -21,6 +21,7 @@ TYPES: dict[str, dict[str, object]] = {
 """Model type (and variant) -> what its config is given beside `SIZES` (None: left out)."""
 MEANT = ("bos_token_id", "q_lora_rank")
 """Keys whose None says something."""
+T5S = ("t5", "mt5", "umt5")
 IDS = torch.arange(3, 40).unsqueeze(0)
 
 
@@ -33,7 +34,7 @@ def tiny(name: str, layers: int | None = None):
     model_type = name.split("/")[0]
     count = {"num_hidden_layers": layers} if layers else {}
     given = {**SIZES, **count, **TYPES[name]}
-    if model_type == "t5":
+    if model_type in T5S:
         given = {"num_layers": layers or 3, **TYPES[name]}
     options = {k: v for k, v in given.items() if v is not None or k in MEANT}
     config = AutoConfig.for_model(model_type, **options)
@@ -43,7 +44,7 @@ def tiny(name: str, layers: int | None = None):
         biases = [(n, b) for n, b in model.named_buffers() if n.endswith("bias") and b.is_floating_point()]
         for path, parameter in (*model.named_parameters(), *biases):
             # T5 does not scale attention scores: with wider ones its softmax is a switch, and rounding throws it.
-            values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type == "t5" else 0.2)
+            values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type in T5S else 0.2)
             own = "norm" in path or "ln_" in path or (parameter.dim() == 1 and not path.endswith("bias"))
             parameter.copy_(parameter + values if own else values)
     unstack_experts(model)

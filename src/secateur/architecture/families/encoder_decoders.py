@@ -5,10 +5,10 @@ from dataclasses import replace
 from .family import FAMILIES, Family
 
 
-def _t5(mlp_in: tuple[str, ...]) -> Family:
+def _t5(mlp_in: tuple[str, ...], name: str, own_head_bias: bool) -> Family:
     """T5's three kinds of layers, with a gated or a plain FFN."""
     encoder = Family(
-        name="t5",
+        name=name,
         layers="encoder.block",
         attention="layer.0.SelfAttention",
         q="layer.0.SelfAttention.q",
@@ -24,6 +24,7 @@ def _t5(mlp_in: tuple[str, ...]) -> Family:
         head_dim_at="key_value_proj_dim",
         attributes={"n_heads": "heads", "inner_dim": "width"},
         head_bias="layer.0.SelfAttention.relative_attention_bias",
+        own_head_bias=own_head_bias,
     )
     decoder = replace(
         encoder,
@@ -45,4 +46,6 @@ def _t5(mlp_in: tuple[str, ...]) -> Family:
     return replace(encoder, stacks=(encoder, decoder, cross))
 
 
-FAMILIES.register("t5", replace(_t5(("wi_0", "wi_1")), otherwise=_t5(("wi",))))
+for _model_type in ("t5", "mt5", "umt5"):
+    _gated, _plain = (_t5(names, _model_type, _model_type == "umt5") for names in (("wi_0", "wi_1"), ("wi",)))
+    FAMILIES.register(_model_type, replace(_gated, otherwise=_plain))

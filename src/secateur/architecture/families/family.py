@@ -138,6 +138,8 @@ class Family:
     """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
     head_bias: str | None = None
     """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
+    own_head_bias: bool = False
+    """Each layer has such an embedding of its own."""
     in_tuple: bool = False
     """Layers return their hidden states in a tuple."""
     otherwise: "Family | None" = None
@@ -196,7 +198,7 @@ class Family:
             f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,
             f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
             "an FFN that chooses among its channels by all of them stays": self.ffn_stays,
-            "from Python only: the commands train causal language models": self.stacks,
+            "an encoder-decoder: prune, plan, eval, bench, sample; data of pairs": self.stacks,
         }
         return tuple(note for note, holds in found.items() if holds)
 

@@ -74,7 +74,7 @@ def to_gguf(config: ExportConfig) -> GgufReport:
     if whole := whole_type(model_config):
         raise InputError(
             f"model {config.model!r} is a {whole}, which holds its text model beside others: write that one first "
-            "(secateur export --format text), then its GGUF file."
+            "(secateur extract-text), then its GGUF file."
         )
     sizes = _sizes(model_config, source)
     outtype = config.outtype or OUTTYPE[checkpoint_dtype(model_config)]

@@ -13,9 +13,16 @@ from .turns import TURN_KEYS, NullText, Turn, kind_of
 CHATS = ("messages", "conversations", "conversation")
 PAIRS = (("instruction", "output"), ("question", "answer"))
 """These come before `text`; the others, of a prompt and a reply each, after it."""
+SOURCES = (
+    ("source", "target"), ("inputs", "targets"), ("document", "summary"), ("article", "highlights"),
+    ("article", "summary"), ("dialogue", "summary"),
+)  # fmt: skip
+"""Of data for sequence-to-sequence models; alone, `source` more often says where a row is from."""
 PROMPTS = ("instruction", "question", "prompt", "query", "problem", "input")
 REPLIES = ("output", "answer", "completion", "response", "chosen", "solution", "target", "answerKey", "answers")
-ROW_KEYS = frozenset({*CHATS, *PROMPTS, *REPLIES, *BESIDE, "text", "rejected", "label"})
+ROW_KEYS = frozenset(
+    {*CHATS, *PROMPTS, *REPLIES, *BESIDE, "text", "rejected", "label", *(key for pair in SOURCES for key in pair)}
+)
 NULL, UNWANTED = "null in place of a text", "`label: false`, a reply that is not to be learnt"
 EXPECTED = (
     "expected `text`, or `instruction` (+ `input`) and `output`, or `question` and `answer`, or `prompt` and "
@@ -93,6 +100,9 @@ def _pair_of(values: dict[str, Any]) -> tuple[str | None, str | None]:
     for prompt, reply in PAIRS:
         if prompt in values and reply in values:
             return prompt, reply
+    for source, target in SOURCES if values.keys().isdisjoint(PROMPTS) else ():
+        if source in values and target in values:
+            return source, target
     asked = next((key for key in PROMPTS if key in values), None)
     replies = ("solution", *REPLIES) if asked == "problem" else REPLIES  # its `answer` is the solution's last number
     return asked, next((key for key in replies if key in values), None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 DROPPED, UNLABELLED, UNUSED = "dropped_rows", "unlabelled_turns", "unused_keys"
 UNWRITTEN, ENDINGS, FILES = "left_out_by_template", "endings", "files_not_read"
-SPLITS, NO_SPLIT, UNENDED = "splits", "files_in_no_split", "texts_without_end"
+SPLITS, NO_SPLIT, UNENDED, CUT = "splits", "files_in_no_split", "texts_without_end", "cut_rows"
 WORDS = {
     DROPPED: "rows dropped: {}",
     UNLABELLED: "turns not labelled: {}",
@@ -13,6 +13,7 @@ WORDS = {
     UNWRITTEN: "the tokenizer's chat template does not write: {}",
     ENDINGS: "the tokenizer's chat template writes nothing at the end of a reply: {}",
     UNENDED: "nothing is put at the end of a text: {}",
+    CUT: "rows cut: {}",
     FILES: "not read, no text or rows by their names: {}",
     SPLITS: "the split that is read: {}",
     NO_SPLIT: "not read, in no split that `datasets` finds there: {}",
