@@ -215,9 +215,9 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     """
     criterion = CRITERIA[config.criterion]
     criterion.check_units(config.criterion, config.kinds)
+    _check_pairs(config, model_config)
     if config.family is None:
         check_not_refused(str(model_config.model_type))
-    _check_pairs(config, model_config)
     if config.extract_text and not whole_type(model_config):
         raise InputError(f"--extract-text: {config.model} is a text model already: leave it out.")
     check_text_model(model_config)
