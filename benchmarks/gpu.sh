@@ -1,7 +1,8 @@
 #!/bin/bash
 # What a machine with a GPU has to say of secateur, in ten minutes and one command:
 #
-#     benchmarks/gpu.sh FOLDER                 # all sections
+#     benchmarks/gpu.sh                        # all sections, into build/gpu
+#     benchmarks/gpu.sh FOLDER                 # or into another folder
 #     benchmarks/gpu.sh FOLDER steps prune     # some
 #     benchmarks/gpu.sh --tiny FOLDER          # the same with tiny shapes, here on the CPU
 #

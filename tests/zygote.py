@@ -31,7 +31,8 @@ import secateur.cli.entry, secateur.runs.prune, secateur.runs.adapt, secateur.co
 import secateur.checkpoint.verify, secateur.evaluation.assess
 secateur.checkpoint.verify.run_python = zygote.read_back
 secateur.checkpoint.verify.start_reader = lambda environment: None
-import secateur.report.plots
+import secateur.comparison.tables, secateur.report.plots
+secateur.comparison.tables.plot_perplexity = lambda rows, path: None
 from unrendered import Unrendered
 secateur.report.plots.LAYOUT, secateur.report.plots.FigureCanvasSVG = "none", Unrendered  # as in conftest.py
 """

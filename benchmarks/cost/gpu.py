@@ -80,7 +80,8 @@ def output(place: Place, name: str) -> list[str]:
 
 
 def bench(place: Place) -> list[str]:
-    size = ["--seq-len", "64", "--decode-tokens", "8"] if place.tiny else ["--seq-len", "512", "--decode-tokens", "64"]
+    tiny = ["--seq-len", "64", "--decode-tokens", "8", "--no-memory"]
+    size = tiny if place.tiny else ["--seq-len", "512", "--decode-tokens", "64"]
     models = ["--model", str(place.folder / "pruned"), "--against", place.model]
     return secateur("bench", *models, *size, "--repeats", "5", "--overwrite", *output(place, "bench.json"))
 
@@ -94,7 +95,7 @@ SECTIONS = {
         120,
         lambda place: secateur("prune", *place.task(60), "--sparsity", "0.5", *output(place, "pruned")),
     ),
-    "bench": Section("Inference of its result", 60, bench),
+    "bench": Section("Inference of its result", 90, bench),
     "adapt": Section(
         "A whole run of adapt",
         90,
@@ -222,7 +223,7 @@ def make_model(folder: Path, tiny: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/gpu"))
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on the CPU")
     parser.add_argument("--make", action="store_true", help="only fetch or make the model (a section does that)")
