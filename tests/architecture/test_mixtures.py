@@ -134,6 +134,21 @@ def test_damaged_and_foreign_adapters_of_experts(tmp_path) -> None:
         load_adapter(apart, str(tmp_path / "router"))
 
 
+def test_an_adapter_on_shared_experts_and_layers_without(tmp_path) -> None:
+    """Whose linears have other names here, and which the routed experts have too: those get none."""
+    stock, _ = saved("qwen2_moe", tmp_path)
+    dense = logits_of(stock, IDS)
+    names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM")
+    peft = get_peft_model(stock, lora).eval()
+    expected = logits_of(peft, IDS)
+    assert (expected - dense).abs().max() > 0.05 * dense.abs().max()
+    peft.save_pretrained(str(tmp_path / "adapter"))
+    model = load_adapter(tiny("qwen2_moe"), str(tmp_path / "adapter"))
+    assert not any(".experts." in path for path in lora_layers(model))
+    torch.testing.assert_close(logits_of(model, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
 def test_adapt_takes_the_linears_that_peft_can_name(tmp_path) -> None:
     for name in MOE:
         model = saved(name, tmp_path / name)[0]

@@ -136,6 +136,10 @@ def check_depth(model: nn.Module, family: Family) -> None:
         )
     if family.layers_vary:
         raise InputError(f"--units layers: the config of a {family.name} gives layers sizes by number: prune channels.")
+    if getattr(config, "indexer_types", None):
+        raise InputError(
+            f"--units layers: layers of a {family.name} hand on which tokens they look at: prune heads and channels."
+        )
     for key, why in BY_NUMBER.items():
         if value := getattr(config, key, None):
             raise InputError(f"--units layers: with {key} = {value} {why}, so none can go: prune heads and channels.")

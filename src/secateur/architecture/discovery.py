@@ -157,10 +157,9 @@ def _variant(model: nn.Module, family: Family) -> Family:
     """The layout that the model has, of those that its type may have."""
     while family.otherwise is not None:
         stack = family.stacks[0] if family.stacks else family
-        layers = submodule(model, stack.layers, "").children()
-        layer = next(layer for layer in layers if not isinstance(layer, Skipped))
+        layers = [layer for layer in submodule(model, stack.layers, "").children() if not isinstance(layer, Skipped)]
         named = stack.attention_linears if stack.latent else stack.ffn_linears
-        if all(_has(layer, path.format(0)) for path in named):
+        if any(all(_has(layer, path.format(0)) for path in named) for layer in layers):
             break
         family = family.otherwise
     return family
@@ -182,7 +181,7 @@ def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
             f"{place.prefix} has experts, and the config of a {family.name} has one width for these and for dense "
             "FFNs: a model without experts (num_experts: 1) can be pruned."
         )
-    lacks = family.recurrent is not None and not _has(layer, family.o)
+    lacks = family.recurrent is not None and not all(_has(layer, path) for path in family.attention_linears)
     paths = [] if lacks or is_absent(layer, family.attention) else [*family.attention_linears]
     if family.layers_vary:
         paths = [path for path in paths if _has(layer, path)]
@@ -213,7 +212,9 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
     there = family.o in linears
     attention = submodule(layer, family.attention, prefix) if there or family.recurrent is None else None
     head_dim = int(getattr(attention, family.head_dim_at)) if attention is not None else 0
-    nope, value = (int(getattr(attention, name)) for name in family.latent) if family.latent else (0, 0)
+    latent = family.latent if attention is not None else None
+    nope, value = (int(getattr(attention, name)) for name in latent) if latent else (0, 0)
+    value = int(getattr(attention, family.value_dim_at)) if family.value_dim_at else value
     heads = sides_of(linears[family.o])[1] // (value or head_dim) if there else 0
     key_rows = sides_of(linears[family.k])[0] if family.k in linears else 0
     kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
@@ -248,7 +249,8 @@ def _hybrid(shapes: list[LayerShape], family: Family) -> list[LayerShape]:
         raise InputError(
             f"no layer of the model has the {missing} that the {family.name} layout names: pass another --family."
         )
-    return [replace(shape, head_dim=head_dim) for shape in shapes]
+    latent = max(shape.latent for shape in shapes)
+    return [replace(shape, head_dim=head_dim, latent=latent) for shape in shapes]
 
 
 def _parameters(linear: nn.Module) -> int:

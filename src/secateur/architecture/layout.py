@@ -248,7 +248,7 @@ def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
         rows = _blocks(kv_heads, sum(shape.latent))
         return queries, rows[:, : shape.latent[0]], rows[:, shape.latent[0] :]
     if family.q != family.k:
-        return queries, keys, keys
+        return queries, keys, _blocks(kv_heads, shape.value_dim)
     if not family.interleaved:
         return queries, keys + heads * size, keys + (heads + kv_heads) * size
     # Query head h attends with KV head h // n_rep, so a group's query heads come first, then its key, then its value.

@@ -1,6 +1,7 @@
 """Hybrids: some layers have no attention."""
 
-from .mixtures import FEW
+from .latent import LATENT
+from .mixtures import DENSE_FIRST, FEW
 from .sizes import MOE
 
 TWO: dict[str, object] = {
@@ -12,11 +13,17 @@ DELTA: dict[str, object] = {
 }  # fmt: skip
 MAMBA: dict[str, object] = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_chunk_size": 16}
 WIDE: dict[str, object] = {"hidden_size": 96, "head_dim": None}
+KIMI: dict[str, object] = {
+    "num_experts": 4, "moe_intermediate_size": 64, "num_shared_experts": 2, "num_expert_group": 1, "topk_group": 1,
+    "linear_head_dim": 8, "linear_num_heads": 4, "model_max_length": 256, "max_position_embeddings": None,
+}  # fmt: skip
 TYPES: dict[str, dict[str, object]] = {
     "qwen3_5_text": {**TWO, **DELTA},
     "qwen3_next": {**TWO, **DELTA, **FEW, "mlp_only_layers": [1], "shared_expert_intermediate_size": 40},
     "qwen3_5_moe_text": {**TWO, **DELTA, **FEW, "shared_expert_intermediate_size": 40},
     "minimax": {**TWO, **MOE, "num_local_experts": 4, "block_size": 16},
+    "kimi_linear": {**LATENT, **TWO, **DENSE_FIRST, **KIMI, "q_lora_rank": None, "num_experts_per_token": 2},
+    "bailing_hybrid": {**LATENT, **TWO, **DENSE_FIRST, **KIMI, "num_experts_per_token": 2},
     "lfm2_moe": {**WIDE, **FEW, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],
                  "num_dense_layers": 1, "use_expert_bias": True, "norm_eps": 1e-5},
     "lfm2": {**WIDE, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],

@@ -11,6 +11,7 @@ DEEPSEEK: dict[str, object] = {
     **MOE, "n_routed_experts": 4, "moe_intermediate_size": 64, "n_shared_experts": 2, "first_k_dense_replace": 1,
     "n_group": 1, "topk_group": 1, "norm_topk_prob": True,
 }  # fmt: skip
+INDEXED: dict[str, object] = {"index_topk": 64, "index_head_dim": 16, "index_n_heads": 2}
 GRANITE: dict[str, object] = {**MOE, **WIDE, "num_local_experts": 4, "intermediate_size": 64,
                               "attention_multiplier": 0.25, "residual_multiplier": 0.7}  # fmt: skip
 TYPES: dict[str, dict[str, object]] = {
@@ -53,7 +54,13 @@ TYPES: dict[str, dict[str, object]] = {
     "deepseek_v2/q_proj": {**LATENT, **DEEPSEEK, "q_lora_rank": None, "topk_method": "group_limited_greedy",
                            "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
     "deepseek_v3": {**LATENT, **DEEPSEEK},
-    "deepseek_v32": {**LATENT, **DEEPSEEK, **DENSE_FIRST, "index_topk": 64, "index_head_dim": 16, "index_n_heads": 2},
+    "deepseek_v32": {**LATENT, **DEEPSEEK, **DENSE_FIRST, **INDEXED},
+    "glm_moe_dsa": {**LATENT, **DEEPSEEK, **DENSE_FIRST, **INDEXED, "indexer_types": ["full", "shared", "full"]},
+    "hy_v4": {**LATENT, **DEEPSEEK, **DENSE_FIRST, **INDEXED, "indexer_types": ["full", "shared", "full"]},
+    "mimo_v2_flash": {**DEEPSEEK, **DENSE_FIRST, "n_shared_experts": None, "v_head_dim": 8, "sliding_window": 8,
+                      "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "minimax_m3_vl_text": {**MOE, **DENSE_FIRST, "num_local_experts": 4, "intermediate_size": 64,
+                           "dense_intermediate_size": 240, "shared_intermediate_size": 80},
     "glm4_moe_lite": {**LATENT, **DEEPSEEK, **DENSE_FIRST},
     "axk1": {**LATENT, **DEEPSEEK, **DENSE_FIRST},
 }  # fmt: skip

@@ -73,7 +73,7 @@ class ExpertList(nn.ModuleList):
     Attributes:
         chosen: (experts,) tokens that went to each expert.
         mass: (experts,) the sum of their routing weights.
-        effect: (experts,) the sum of their routing weights times the norms of what the expert said.
+        effect: (experts,) the sum of their routing weights times the norms of what the expert said, while `counting`.
         numbers: what each was called before some went: names of pools and records refer to these.
         counting: also count outside of training.
         even: give every expert its even share of tokens whatever the router says, to count memory without data.
@@ -130,8 +130,9 @@ class ExpertList(nn.ModuleList):
     def _count(self, number: int, said: Tensor, weights: Tensor | None) -> None:
         if (self.training or self.counting) and not self.even:
             self.chosen[number] += len(said)
-            self.effect[number] += float(said.detach().float().norm(dim=-1).sum())
             self.mass[number] += float("nan") if weights is None else float(weights.detach().sum())
+            if self.counting:
+                self.effect[number] += float(said.detach().float().norm(dim=-1).sum())
 
 
 @speaks_python()

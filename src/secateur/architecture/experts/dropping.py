@@ -130,7 +130,7 @@ def _keep_entries_(layer: nn.Module, name: str, stay: Tensor, have: int) -> None
     """Leave of a tensor those rows (or columns, where it has no rows for experts) that `stay` has."""
     path, _, leaf = name.rpartition(".")
     holder: Any = layer.get_submodule(path)
-    old = getattr(holder, leaf)
+    old = getattr(holder, leaf, None)  # some models of a type have none
     if old is None:
         return
     new = old.data.index_select(0 if old.shape[0] == have else 1, stay.to(old.device))

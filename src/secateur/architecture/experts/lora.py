@@ -223,14 +223,22 @@ def _configured(
         leaf, rank = path.rpartition(".")[2], factors["A"].shape[0]
         if (ranks.setdefault(leaf, rank), alphas.setdefault(leaf, alpha)) != (rank, alpha):
             raise InputError(f"the adapter has other ranks in some experts ({path}: {rank}): it cannot be loaded here.")
-    leaves = {path.rpartition(".")[2] for path in linears}
+    everywhere = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kinds = set(map(_kind, linears))
+    partly = {path.rpartition(".")[2] for path in everywhere if _kind(path) not in kinds}
+    ends = {".".join(path.split(".")[-2 if path.rpartition(".")[2] in partly else -1 :]) for path in linears}
     named = lora.target_modules if isinstance(lora.target_modules, set | list) else paths
     apart = {name for name in named if name in (*HALVES, *WHOLE, *DOWN)}
-    targets = sorted(leaves | (set(named) - apart - misread(named, model)))
+    targets = sorted(ends | (set(named) - apart - misread(named, model)))
     return replace(
         lora, target_modules=targets, target_parameters=None, rank_pattern=ranks, alpha_pattern=alphas,
         init_lora_weights=True,
     )  # fmt: skip
+
+
+def _kind(path: str) -> str:
+    """A path without the numbers of layers and experts."""
+    return re.sub(r"\.\d+(?=\.)", ".*", path)
 
 
 def stacked_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

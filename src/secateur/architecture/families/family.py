@@ -103,6 +103,8 @@ class Family:
     """Config key that, when it is set, makes a part of the attention take the size of a head from the width."""
     head_dim_at: str = "head_dim"
     """Attribute of the attention module that holds the size of a head."""
+    value_dim_at: str | None = None
+    """The same of the size of a head's value, where that is another."""
     latent: tuple[str, str] | None = None
     """Of attention whose keys and values are made from a latent vector: attributes of the module, and keys of the
     config, for the entries of a key that do not depend on its position, and of a value. `k` and `v` are one linear, in

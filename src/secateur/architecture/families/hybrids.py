@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from .family import FAMILIES, Beside, Family
-from .mixtures import DENSE, MIXTURE, OWN_SHARED, SMALL
+from .latent import LATENT, without_query_rank
+from .mixtures import DEEPSEEK, DENSE, MIXTURE, OWN_SHARED, SHARED, SMALL
 
 _LINEAR = "linear attention layers"
 _MAMBA = "Mamba layers"
@@ -106,6 +107,17 @@ _MIXTURES = {
         ),
         recurrent="convolutions",
     ),
+}
+_KIMI = replace(
+    DEEPSEEK,
+    **LATENT,
+    num_experts="num_experts",
+    beside=(replace(SHARED, times="num_shared_experts"), DENSE),
+    recurrent=_LINEAR,
+)
+_MIXTURES |= {
+    "kimi_linear": without_query_rank(_KIMI),
+    "bailing_hybrid": replace(_KIMI, q="self_attn.q_proj", by_head=("self_attn.g_proj",)),
 }
 for _model_type, _family in _MIXTURES.items():
     FAMILIES.register(_model_type, replace(_family, name=_model_type))

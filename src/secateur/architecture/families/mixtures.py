@@ -1,6 +1,7 @@
 """Mixtures of experts: routed ones, those beside them, and layers without."""
 
 from dataclasses import replace
+from typing import Any
 
 from .family import FAMILIES, Beside, Family, Stacking
 from .latent import LATENT, without_query_rank
@@ -18,6 +19,17 @@ MIXTURE = Family(
 SMALL = replace(MIXTURE, ffn="moe_intermediate_size", num_experts="num_experts")
 DENSE = Beside(name="dense", at="mlp", ffn="intermediate_size")
 """What layers without experts have."""
+
+
+def at(family: Family, block: str) -> Family:
+    """A mixture whose block is called otherwise than `mlp`."""
+    return replace(
+        family,
+        mlp_in=(f"{block}.experts.{{}}.gate_up",) * 2,
+        mlp_out=f"{block}.experts.{{}}.down",
+        experts=f"{block}.experts",
+        router=f"{block}.gate",
+    )
 
 
 def _shared(at: str, ffn: str = "moe_intermediate_size", times: str | None = None) -> Beside:
@@ -113,10 +125,7 @@ _PLAIN = {
         stacking=Stacking(turned=True, interleaved=True, own_gate=True),
     ),
     "llama4_text": replace(
-        MIXTURE,
-        mlp_in=("feed_forward.experts.{}.gate_up", "feed_forward.experts.{}.gate_up"),
-        mlp_out="feed_forward.experts.{}.down",
-        experts="feed_forward.experts",
+        at(MIXTURE, "feed_forward"),
         router="feed_forward.router",
         stacking=Stacking(turned=True),
         beside=(
@@ -125,13 +134,7 @@ _PLAIN = {
         ),
     ),
 }
-_GRANITE = replace(
-    MIXTURE,
-    mlp_in=("block_sparse_moe.experts.{}.gate_up", "block_sparse_moe.experts.{}.gate_up"),
-    mlp_out="block_sparse_moe.experts.{}.down",
-    experts="block_sparse_moe.experts",
-    router="block_sparse_moe.router",
-)
+_GRANITE = replace(at(MIXTURE, "block_sparse_moe"), router="block_sparse_moe.router")
 _GRANITE_SHARED = Beside(
     name="shared",
     at="shared_mlp",
@@ -151,7 +154,30 @@ _WITH_LATENT = {
     "glm4_moe_lite": DEEPSEEK,
     "axk1": DEEPSEEK,
 }
-_PLAIN["deepseek_v32"] = replace(DEEPSEEK, **LATENT)
+_PLAIN["deepseek_v32"] = _PLAIN["glm_moe_dsa"] = replace(DEEPSEEK, **LATENT)
+_PLAIN["hy_v4"] = replace(
+    _PLAIN["deepseek_v32"],
+    by_head=("self_attn.gate_proj", "self_attn.sinks"),
+    stacking=Stacking(own_gate=True),
+    in_tuple=True,
+)
+_PLAIN["mimo_v2_flash"] = replace(
+    DEEPSEEK,
+    beside=(DENSE,),
+    value_dim_at="v_head_dim",
+    no_heads="its layers with a window have twice the KV heads that its config says: the FFNs take all",
+)
+_FUSED: dict[str, Any] = {"stock": None, "mlp_in": ("gate_up_proj", "gate_up_proj"), "mlp_out": "down_proj"}
+_PLAIN["minimax_m3_vl_text"] = replace(
+    MIXTURE,
+    by_expert=("mlp.gate.e_score_correction_bias",),
+    stacking=Stacking(own_gate=True),
+    beside=(
+        replace(_shared("shared_experts", "shared_intermediate_size"), **_FUSED),
+        replace(DENSE, ffn="dense_intermediate_size", **_FUSED),
+    ),
+    no_heads="its indexer chooses tokens for each KV head: the FFNs take all",
+)
 for _model_type, _family in _PLAIN.items():
     FAMILIES.register(_model_type, replace(_family, name=_model_type))
 for _model_type, _family in _WITH_LATENT.items():

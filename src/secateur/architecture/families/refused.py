@@ -32,15 +32,14 @@ _REFUSED = {
 
 _NOT_YET = {
     "a mixture of experts": (
-        "beam", "dbrx", "dots3_note", "dots3_note_text", "hy_v4", "jetmoe", "mimo_v2_flash", "minimax_m3_vl_text",
-        "zaya",
+        "beam", "dbrx", "dots3_note", "dots3_note_text", "jetmoe", "zaya",
     ),
     "attention whose keys and values come from one of low rank": (
-        "axk2", "deepseek_v4", "glm_moe_dsa", "longcat_flash",
+        "axk2", "deepseek_v4", "longcat_flash",
     ),
     "layers that differ in kind or size": (
-        "bailing_hybrid", "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text",
-        "inkling2_text", "inkling_text", "kimi_linear", "lfm3", "qwen4_exp", "qwen4_exp_text", "zamba", "zamba2",
+        "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text",
+        "inkling2_text", "inkling_text", "lfm3", "qwen4_exp", "qwen4_exp_text", "zamba", "zamba2",
     ),
 }  # fmt: skip
 """What it has that no family describes yet -> the types."""
