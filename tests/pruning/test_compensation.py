@@ -189,7 +189,8 @@ def test_saved_state_holds_what_compensation_rewrote(tmp_path, compensate, shrin
 @pytest.mark.parametrize("schedule", ["cubic", "one-shot"])
 def test_every_criterion_in_every_order(criterion, schedule) -> None:
     model = adapted(layers=2)
-    pruner = pruner_for(model, criterion=criterion, schedule=schedule, total_steps=STEPS, compensate="lstsq")
+    compensate = "none" if criterion == "compresso" else "lstsq"  # which is refused with inputs scaled at random
+    pruner = pruner_for(model, criterion=criterion, schedule=schedule, total_steps=STEPS, compensate=compensate)
     losses, _ = train_bare(model, pruner)
     assert pruner.sparsity == pytest.approx(0.4, abs=0.01)
     assert len(pruner.cuts) == (1 if schedule == "one-shot" else len(pruner.schedule.cuts()))
