@@ -35,6 +35,8 @@ def ones(pool, evidence, scoring):
         ({"frequency": 0}, "frequency is 0: give at least 1, in whole steps, or a fraction"),
         ({"frequency": "10"}, "frequency is '10': expected a number"),
         ({"frequency": 2.5}, "frequency is 2.5: give at least 1, in whole steps"),
+        ({"options": PruningOptions(frequency=float("inf"))}, "frequency is inf: expected a number"),
+        ({"options": PruningOptions(frequency=float("nan"))}, "frequency is nan: expected a number"),
         ({"options": PruningOptions(frequency=-1)}, "frequency is -1: give at least 1"),
         ({"options": {"sparsity": 0.2}}, "options is a dict: give a PruningOptions"),
         ({"prune_start": 0.7, "prune_end": 0.3}, "prune_start=0.7 is not before prune_end=0.3"),

@@ -105,7 +105,7 @@ def test_recipes_are_listed_and_printed_as_they_are(capsys) -> None:
     listed = capsys.readouterr().out
     for name, recipe in recipes().items():
         assert re.search(rf"^{re.escape(name)} ", listed, re.MULTILINE)
-        assert recipe.about.get("measured", "")[:40] in listed
+        assert recipe.about.get("measured", "")[:40] in listed or "model" in recipe.options
     assert re.search(r"^mixtral-8x7b +mistralai/Mixtral-8x7B-v0.1 +20% +stock +no +no$", listed, re.MULTILINE)
     assert max(map(len, listed.splitlines())) <= 110
     assert main(["recipes", "best"]) == 0
@@ -129,7 +129,7 @@ def test_flags_win_over_a_file_and_that_over_the_recipe(tmp_path) -> None:
     assert isinstance(config, PruneFromRecipe)
     assert (config.recipe, config.lr, config.floor, config.criterion) == ("best", 3e-3, 0.2, "gate")
     assert {"criterion", "floor", "lr"} <= config.given
-    assert set(config.origins) == {"criterion", "compensate", "allocation", "across_layers"}
+    assert set(config.origins) == set(recipes()["best"].options) - {"lr", "floor"}
     assert built(tmp_path, {}, "recipe: best\n").criterion == "gate"
     plain = built(tmp_path, {})
     assert type(plain) is PruneConfig

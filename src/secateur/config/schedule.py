@@ -1,5 +1,6 @@
 """When cuts are made: the options of `pruning.schedule.Schedule`."""
 
+import math
 from dataclasses import dataclass
 
 from .options import Options, option, step_faults
@@ -31,6 +32,6 @@ class ScheduleOptions(Options):
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
         every, found = self.frequency, step_faults(self, "prune_start") + step_faults(self, "prune_end")
-        if every <= 0 or (every > 1 and every != int(every)):
+        if not 0 < every < math.inf or (every > 1 and every != int(every)):
             found.append(f"--frequency is {every}: give at least 1, in whole steps, or a fraction of the run.")
         return found
