@@ -16,7 +16,7 @@ LONGEST_MODULE, LONGEST_FUNCTION = 300, 60
 LONGER = {
     "plan/footprint.py: training_footprint": (77, "sixteen arguments, each with its sentence, and twelve figures"),
     "checkpoint/streaming.py: export_streamed": (80, "fifteen options, most of which its docstring explains"),
-    "plan/command.py: plan": (78, "one record, whose parts stand in the order in which they are printed"),
+    "plan/command.py: plan": (79, "one record, whose parts stand in the order in which they are printed"),
 }
 """What is longer all the same -> its limit in lines, and why it is better in one piece."""
 

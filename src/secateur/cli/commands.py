@@ -108,8 +108,10 @@ def _bench(config: BenchConfig) -> int:
     with phase(STARTING):
         from ..evaluation.bench import bench
         from ..evaluation.drafting import bench_draft
+        from ..speed.command import bench_costs
 
-    return told("measuring", lambda: bench_draft(config) if config.draft else bench(config))
+    run = bench_costs if config.cost_table else bench_draft if config.draft else bench
+    return told("measuring", lambda: run(config))
 
 
 def _plan(config: PlanConfig) -> int:

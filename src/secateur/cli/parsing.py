@@ -20,7 +20,19 @@ from .commands import COMMANDS, Command
 
 SHELLS = ("bash", "zsh", "fish")
 COMMON = frozenset(
-    {"model", "data", "output", "sparsity", "target_params", "recipe", "config", "criterion", "allocation", "steps"}
+    {
+        "model",
+        "data",
+        "output",
+        "sparsity",
+        "target_params",
+        "target_speedup",
+        "recipe",
+        "config",
+        "criterion",
+        "allocation",
+        "steps",
+    }
     | {"epochs", "batch_size", "seq_len", "lr", "rank", "init_rank", "compensate", "eval_data", "save_steps", "resume"}
     | {"overwrite", "dry_run", "response_only", "merge", "pattern", "method"}
 )

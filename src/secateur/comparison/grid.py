@@ -9,6 +9,7 @@ from ..config.files.recipes import build_values, read_with_recipe
 from ..config.options import build, flag, known_options
 from ..config.prune import PruneConfig
 from ..config.run import RunConfig
+from ..config.sizes import TARGETS
 from ..config.sparsify import SparsifyConfig
 from ..system.errors import InputError, all_faults
 from ..system.locks import LOCK
@@ -19,8 +20,6 @@ SAME_EVERYWHERE = (
     "eval_tokens", "device",
 )  # fmt: skip
 """Cells that differ in one of these are not comparable."""
-TARGETS = ("sparsity", "target_params", "target_bytes")
-"""Ways to say how small the model gets."""
 LISTS = ("data", "targets")
 """Options of `prune` that are lists themselves: more than one value is one cell's."""
 UNTRAINED = ("model", "trust_remote_code", "seq_len", "eval_seq_len", "eval_tokens", "dtype")

@@ -14,7 +14,7 @@ from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import UNITS, PruningOptions
 from .run import DEVICE_HELP, RunConfig, device_faults, load_in_faults
-from .sizes import target_faults
+from .sizes import SPEED_AT, TARGETS, target_faults
 
 DEFAULT_SPARSITY = 0.2
 """Where neither a sparsity nor a size is given."""
@@ -42,6 +42,30 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
         "instead of --sparsity: bytes of its weights in the checkpoint's precision, such as 160MB",
         None,
         group="pruning",
+    )
+    target_speedup: str | int | float | None = option(
+        "instead of --sparsity: how many times as fast the pruned model shall be, such as 1.5x, by the time that heads "
+        "and widths take here; measured once, then kept",
+        None,
+        group="pruning",
+    )
+    target_latency: str | None = option(
+        "instead of --sparsity: the time that the pruned model shall take, such as 40ms, of what --speed-at says",
+        None,
+        group="pruning",
+    )
+    speed_at: str = option(
+        "what --target-speedup and --target-latency time: a prompt (prefill:1x512), tokens after it "
+        "(decode:1x512+128), or a sum (prefill:1x512,decode:1x512+128)",
+        SPEED_AT,
+        group="pruning",
+    )
+    cost_table: str | None = option(
+        "take the times from this file, which secateur bench --cost-table wrote, on another machine perhaps; default: "
+        "measured on this one",
+        None,
+        group="pruning",
+        metavar="FILE",
     )
     experts: int | None = option(
         "mixtures of experts: keep this many in each layer; the others go before training",
@@ -77,10 +101,15 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
     distill_temperature: float = option("temperature of both in that loss", 1.0, group="training")
 
     def __post_init__(self) -> None:
-        if self.sparsity is None and self.target_params is None and self.target_bytes is None:
+        if all(getattr(self, name) is None for name in TARGETS):
             object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
         if self.steps == 0 and self.cuts is None:
             object.__setattr__(self, "cuts", 1)
+
+    @property
+    def by_time(self) -> bool:
+        """Whether the target is a time."""
+        return self.target_speedup is not None or self.target_latency is not None
 
     @property
     def untrained(self) -> bool:
@@ -115,7 +144,7 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
                 f"--extract-text compares with the whole model, and --load-in {self.load_in} rounds what is compared: "
                 "write the text model first (secateur extract-text), and give that."
             )
-        if self.experts is not None and (self.target_params or self.target_bytes):
+        if self.experts is not None and any(getattr(self, name) for name in TARGETS[1:]):
             found.append("--experts goes with --sparsity, which is of what the experts that stay hold.")
         if self.experts is None and self.experts_by != "reap":
             found.append(f"--experts-by {self.experts_by} says which experts --experts takes away: give that too.")

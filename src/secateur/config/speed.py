@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from .options import at_least, choice_faults, option
+from .options import at_least, choice_faults, flag, option
 from .prune import PruneConfig
 from .run import DEVICE_HELP, device_faults
-from .sizes import parse_bytes, size_faults
+from .sizes import SPEED_AT, parse_bytes, parse_speed_at, size_faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,16 @@ class BenchConfig:
     batch_sizes: tuple[str, ...] = option("prompts per forward pass", ("1", "8"), group="measurement")
     decode_tokens: int = option("tokens to generate greedily after a prompt of 64; 0: none", 32, group="measurement")
     repeats: int = option("timed turns; the models take turns", 7, group="measurement")
+    cost_table: str | None = option(
+        "in place of timing models: measure what --model's heads and widths cost here, and write it to this file, for "
+        "prune --cost-table",
+        None,
+        group="costs",
+        metavar="FILE",
+    )
+    speed_at: str = option(
+        "with --cost-table: what is timed, as for prune; several with commas between them", SPEED_AT, group="costs"
+    )
     memory: bool = option("measure each model's peak memory in a process of its own", True, group="measurement")
     device: str = option(DEVICE_HELP, "auto", group="measurement")
     dtype: str = option(
@@ -58,6 +68,14 @@ class BenchConfig:
             found.append("--draft takes the place of --model, and goes with no --adapter: leave these out.")
         if self.draft is not None and self.against is None:
             found.append("--draft needs --against: the model that it proposes tokens to.")
+        found += size_faults(self, "speed_at", parse_speed_at)
+        others = {"against": self.against, "adapter": self.adapter, "draft": self.draft, "output": self.output}
+        if self.cost_table is not None and (given := [flag(name) for name, value in others.items() if value]):
+            found.append(f"--cost-table is of one model, without {', '.join(given)}: leave one of the two out.")
+        if self.cost_table is None and self.speed_at != SPEED_AT:
+            found.append(
+                "--speed-at goes with --cost-table: --seq-len and --decode-tokens say what models are timed at."
+            )
         for size in self.batch_sizes:
             if not size.isdecimal() or int(size) < 1:
                 found.append(f"--batch-sizes {size!r}: give whole numbers from 1, such as 1 8.")

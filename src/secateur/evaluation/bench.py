@@ -2,27 +2,26 @@
 
 import multiprocessing
 import os
-import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from ..config.sizes import DECODE, Timed
 from ..config.speed import BenchConfig
 from ..models.adapter import load_adapter, read_adapter
-from ..models.benchmark import Latency, both_sides, evaluating, forward_flops, forward_latency, parameter_count
+from ..models.benchmark import both_sides, forward_flops, forward_latency, parameter_count
 from ..models.devices import autocast, device_of, dtype_of, name_of, widened
 from ..models.files import check_checkpoint, source_bytes
 from ..models.loading import load_config, load_model
 from ..models.memory import peak_bytes, reset_peak
 from ..models.source import resolve_model
+from ..speed.timing import decode_latency
 from ..system.errors import InputError
-from ..system.machine.devices import peak_allocated, wait_for
+from ..system.machine.devices import peak_allocated
 from ..system.output import check_output_file
 from ..system.progress import Progress, human_bytes, phase
 from ..system.records import counted, environment, write_told
@@ -116,56 +115,13 @@ def measure_all(models: Mapping[str, nn.Module], config: BenchConfig, dtype: tor
         for name, latency in found.items():
             record[name]["prefill"][str(size)] = latency.to_dict()
     if config.decode_tokens:
-        for name, latency in decode_latency(models, config, dtype).items():
+        at = Timed(DECODE, 1, PROMPT, config.decode_tokens)
+        told = Progress(0).counting("timing decoding", "turns")
+        for name, latency in decode_latency(models, at, repeats=config.repeats, dtype=dtype, told=told).items():
             record[name]["decode"] = latency.to_dict() | {
                 "tokens_per_s": config.decode_tokens / latency.median_ms * 1e3
             }
     return record
-
-
-def decode_latency(models: Mapping[str, nn.Module], config: BenchConfig, dtype: torch.dtype) -> dict[str, Latency]:
-    """Time of `decode_tokens` greedy tokens with the cache, models taking turns; the prompt's own pass not counted."""
-    tables = [cast(PreTrainedModel, model).get_input_embeddings() for model in models.values()]
-    vocabulary = min(cast(nn.Embedding, embedding).num_embeddings for embedding in tables)
-    ids = torch.randint(vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    told = Progress(0).counting("timing decoding", "turns")
-    for turn in range(1 + config.repeats):
-        told(turn, 1 + config.repeats)
-        for name, model in models.items():
-            seconds = _decode(model, ids, config.decode_tokens, dtype)
-            if turn:
-                taken[name].append(seconds)
-    told(1 + config.repeats, 1 + config.repeats)
-    found = {}
-    for name, values in taken.items():
-        quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        found[name] = Latency(
-            median_ms=statistics.median(values) * 1e3,
-            spread_ms=(quarters[2] - quarters[0]) * 1e3,
-            repeats=config.repeats,
-            batch=1,
-            seq_len=config.decode_tokens,
-            dtype=name_of(dtype),
-        )
-    return found
-
-
-def _decode(model: nn.Module, ids: torch.Tensor, count: int, dtype: torch.dtype) -> float:
-    """Seconds for `count` tokens after the prompt. A loop of our own: `generate` stops at end tokens."""
-    device = next(model.parameters()).device
-    with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
-        output = model(**both_sides(model, ids.to(device)), use_cache=True)
-        name, further = "input_ids", dict[str, Any]()
-        if getattr(model.config, "is_encoder_decoder", False):
-            name, further = "decoder_input_ids", {"encoder_outputs": (output.encoder_last_hidden_state,)}
-        wait_for(device)
-        started = time.perf_counter()
-        for _ in range(count):
-            more = {name: output.logits[:, -1:].argmax(-1), **further}
-            output = model(**more, past_key_values=output.past_key_values, use_cache=True)
-        wait_for(device)
-        return time.perf_counter() - started
 
 
 @phase("measuring memory in a fresh process")

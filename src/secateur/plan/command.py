@@ -41,6 +41,7 @@ from ..system.records import write_json
 from ..training.prepare import PlannedBudget, lora_names, plan_budget
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
+from .speed import planned_time
 from .text import plan_text
 from .timing import time_record, units_gone
 
@@ -98,6 +99,7 @@ def plan(config: PlanConfig) -> str:
         "units": layer_units(units),
         "ffn_widths": ffn_widths(budget, model_config),
         "layers": layer_words(budget),
+        **planned_time(planned),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
         "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
         "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, layers_gone(budget)),

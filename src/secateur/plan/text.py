@@ -30,7 +30,7 @@ def plan_text(record: dict[str, Any]) -> Words:
         f"{record['model']}: {record['sparsity']:.2%} of {record['prunable_parameters']:,} prunable parameters go "
         f"({record['target']['words']})"
     )
-    blocks: list[Blocks] = [[head], _units(record), _sizes(record)]
+    blocks: list[Blocks] = [[head], _asked_time(record), _units(record), _sizes(record)]
     blocks.append(_memory(record) if record["devices"]["count"] == 1 else _devices(record))
     blocks += [_time(record["time"]), _warning(record)]
     return spaced(blocks)
@@ -50,6 +50,18 @@ def _units(record: dict[str, Any]) -> Blocks:
         lines.append(f"  KV heads that a stock checkpoint may have: {heads}")
     if step := record["ffn_widths"]["multiple_of"]:
         lines.append(f"  FFN widths are multiples of {step}: {record['ffn_widths']['words']}")
+    return lines
+
+
+def _asked_time(record: dict[str, Any]) -> Blocks:
+    """What a target in time takes, by the cost table."""
+    if not (found := record.get("speed")):
+        return []
+    lines: Blocks = [
+        f"{found['at']}: {found['dense_ms']:.4g} ms -> {found['pruned_ms']:.4g} ms, {found['speedup']:.3g}x "
+        f"({found['table']})",
+        *(f"  {line}" for line in found["layers"]),
+    ]
     return lines
 
 

@@ -111,12 +111,7 @@ def _length(config: PlanConfig, steps: int | None) -> str:
 
 def units_gone(budget: Budget) -> Mapping[str, float]:
     """Pool name -> units that are gone at the end; on average over layers where they compete (global allocation)."""
-    gone: dict[str, float] = dict(budget.quota)
-    for kinds, params in budget.pot.items():
-        pools = [pool for pool in budget.units.of_kind(*kinds) if pool.name in budget.least]
-        share = params / sum(pool.size * pool.unit_params for pool in pools)
-        gone |= {pool.name: share * pool.size for pool in pools}
-    return gone
+    return {**budget.quota, **budget.expected_gone()}
 
 
 def _scored(config: PlanConfig, units: Units, scoring: ScoringOptions) -> frozenset[str]:

@@ -4,7 +4,9 @@
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from ..architecture.units import Pool, Units
 from ..config.options import part_of
 from ..config.pruning import BudgetOptions
 from ..criteria.masks import Constraint
+from ..speed.costs import PARAMETERS, Costs, Parameters, hull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,7 @@ class BudgetGoal(BudgetOptions):
     """The options of a budget with nothing left open."""
 
     sparsity: float
+    """Of the parameters; where time is the account, the share of all layers' time that goes."""
     across_layers: str = "mean"
 
 
@@ -41,11 +45,12 @@ class Budget:
 
     Attributes:
         quota: pool name -> units that go (uniform and protected allocation).
-        pot: kinds that are ranked across layers -> parameters that go from all their pools together.
+        pot: kinds that are ranked across layers -> what goes from all their pools together, of the account.
         least: pool name -> units that always stay (global allocation).
         across_layers: how scores of different layers compare (global allocation): relative to the layer's `mean`, in
             `standard` deviations from it, or `raw`.
         heads_stay: why no attention unit goes, where a stock checkpoint cannot be without those that were due.
+        account: what units are worth: parameters, or milliseconds.
     """
 
     units: Units
@@ -55,12 +60,30 @@ class Budget:
     round_to: int = 1
     across_layers: str = "mean"
     heads_stay: str = ""
+    account: Parameters | Costs = PARAMETERS
 
     @property
     def removed_params(self) -> int:
-        """Parameters gone at the end of the schedule (for pots: at most, to within one unit)."""
+        """Parameters gone at the end of the schedule (for pots: at most, to within one unit; of milliseconds: what
+        comes to them when all layers lose alike)."""
         fixed = sum(self.quota.get(pool.name, 0) * pool.unit_params for pool in self.units.pools)
-        return fixed + round(sum(self.pot.values()))
+        if self.account is PARAMETERS:
+            return fixed + round(sum(self.pot.values()))
+        gone = self.expected_gone()
+        return fixed + round(sum(gone[pool.name] * pool.unit_params for pool in self.units.pools if pool.name in gone))
+
+    def expected_gone(self) -> dict[str, float]:
+        """Name of a pool that shares a pot -> units that go when each loses the same share of what it is worth."""
+        found: dict[str, float] = {}
+        for kinds, worth in self.pot.items():
+            pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
+            share = worth / sum(self.account.saved(pool, pool.size) for pool in pools)
+            for pool in pools:
+                due, size = share * self.account.saved(pool, pool.size), share * pool.size
+                if isinstance(self.account, Costs) and pool.size > 1:
+                    size = bisect_left(range(pool.size), due, key=partial(self.account.saved, pool))
+                found[pool.name] = size
+        return found
 
     @property
     def spared(self) -> frozenset[str]:
@@ -82,9 +105,11 @@ class Budget:
             for pool in self.units.pools
             if self.quota.get(pool.name)
         ]
-        for kinds, params in self.pot.items():
+        gone = self.expected_gone()
+        for kinds in self.pot:
             pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
             whole = sum(pool.size * pool.unit_params for pool in pools)
+            params = sum(gone[pool.name] * pool.unit_params for pool in pools)
             found += [Constraint(tuple(pool.name for pool in pools), 1 - params / whole)] if pools and params else []
         return found
 
@@ -125,47 +150,62 @@ class Budget:
                 due = round(progress * self.quota[pool.name] / step) * step
                 gone = pool.size - int(kept[pool.name].sum())
                 _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)
-        for kinds, params in self.pot.items():
+        for kinds, worth in self.pot.items():
             pools = [pool for pool in self.units.of_kind(*kinds) if pool.name in self.least]
-            self._select_across_layers_(pools, scores, kept, progress * params)
+            self._select_across_layers_(pools, scores, kept, progress * worth)
         return kept
 
     def _select_across_layers_(
-        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], params: float
+        self, pools: list[Pool], scores: dict[str, Tensor], kept: dict[str, Tensor], worth: float
     ) -> None:
-        """Cut the lowest-ranked units of all layers until `params` parameters of these pools are gone."""
-        gone = sum(int((~kept[pool.name]).sum()) * pool.unit_params for pool in pools)
+        """Cut the lowest-ranked units of all layers until `worth` of these pools is gone, in the account's measure."""
         inside = _inside(pools)
-        finest = min(pool.unit_params * pool.sets for number, pool in enumerate(pools) if number not in inside)
+        left = [int(kept[pool.name].sum()) for pool in pools]
+        take = [0] * len(pools)
+
+        def saved(number: int, units: int) -> float:
+            """By so many units more of a pool."""
+            pool, before = pools[number], pools[number].size - left[number] + take[number]
+            return self.account.saved(pool, before + units) - self.account.saved(pool, before)
+
+        gone = sum(self.account.saved(pool, pool.size - left[number]) for number, pool in enumerate(pools))
         ranked = [
             (score, number, count)
             for number, pool in enumerate(pools)
             for score, count in self._candidates(pool, pools, scores, kept[pool.name])
             if number not in inside
         ]
-        left = [int(kept[pool.name].sum()) for pool in pools]
+        finest = self._finest(pools, [number for number in range(len(pools)) if number not in inside])
         for number, own in inside.items():
-            if left[number]:  # a block, worth its score for each parameter that is left of it
-                whole = sum(left[each] * pools[each].unit_params for each in (number, *own))
-                ranked.append((float(scores[pools[number].name]) / whole, number, 1))
-        take = [0] * len(pools)
+            if left[number]:  # a block, worth its score for what is left of it
+                whole = sum(saved(each, left[each]) for each in (number, *own))
+                ranked.append((_rank(float(scores[pools[number].name]), whole), number, 1))
         for _, number, count in sorted(ranked):
             if take[number] + count > left[number]:
                 continue  # its block is gone
             taken = {number: count} | {each: left[each] - take[each] for each in inside.get(number, ())}
-            cost = sum(units * pools[each].unit_params for each, units in taken.items())
-            if gone + cost <= params + finest / 2:  # one too large to fit leaves its place to smaller ones
+            cost = sum(saved(each, units) for each, units in taken.items())
+            if gone + cost <= worth + finest / 2:  # one too large to fit leaves its place to smaller ones
                 for each, units in taken.items():
                     take[each] += units
                 gone += cost
         for pool, count in zip(pools, take, strict=True):
             _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
 
+    def _finest(self, pools: list[Pool], numbers: list[int]) -> float:
+        """What the smallest step comes to: of one unit, in milliseconds of one that the widths may take."""
+        worths = []
+        for pool in (pools[number] for number in numbers):
+            step = self.round_to if isinstance(self.account, Costs) and pool.kind == "ffn" else pool.sets
+            worths.append(self.account.saved(pool, min(step, pool.size)))
+        return min((worth for worth in worths if worth > 0), default=0.0)
+
     def _candidates(
         self, pool: Pool, pools: list[Pool], scores: dict[str, Tensor], keep: Tensor
     ) -> list[tuple[float, int]]:
         """(rank, units) of what could go next from a pool, lowest first, down to its floor."""
-        relative = self._across_layers(pool, [p for p in pools if p.layer == pool.layer], scores)
+        layer = [p for p in pools if p.layer == pool.layer]
+        relative = self._across_layers(pool, layer, scores)
         alive = int(keep.sum())
         ordered = relative.masked_fill(~keep, torch.inf).view(pool.sets, -1).sort(1).values.mean(0)
         per_set = ordered[: alive // pool.sets].tolist()
@@ -175,7 +215,22 @@ class Budget:
         while (size := chunk if alive % chunk == 0 or taken else alive % chunk) and taken + size <= spare:
             groups.append((sum(per_set[taken : taken + size]) / size, size * pool.sets))
             taken += size
-        return groups
+        if self.across_layers == "standard" or not isinstance(self.account, Costs):
+            return groups
+        return self._by_time(self.account, pool, layer, alive, groups)
+
+    def _by_time(
+        self, costs: Costs, pool: Pool, layer: list[Pool], alive: int, groups: list[tuple[float, int]]
+    ) -> list[tuple[float, int]]:
+        """Candidates whose scores are by parameters, by the milliseconds that they save."""
+        level, gone, steps = 1.0, pool.size - alive, []
+        if self.across_layers == "mean":  # the layer's mean is then by time, too
+            level = sum(costs.saved(p, p.size) for p in layer) / sum(p.size * p.unit_params for p in layer)
+        for score, units in groups:
+            saved = costs.saved(pool, gone + units) - costs.saved(pool, gone)
+            steps.append((level * score * units * pool.unit_params, saved, units))
+            gone += units
+        return [(_rank(score, saved), units) for score, saved, units in hull(steps)]
 
     def _across_layers(self, pool: Pool, layer: list[Pool], scores: dict[str, Tensor]) -> Tensor:
         """(units,) score per parameter, comparable with that of other layers' units.
@@ -204,6 +259,11 @@ def _inside(pools: list[Pool]) -> dict[int, list[int]]:
         if own:
             found[number] = own
     return found
+
+
+def _rank(score: float, worth: float) -> float:
+    """Score for what it is worth; what is worth nothing comes last."""
+    return score / worth if worth > 0 else math.inf
 
 
 def _remove_lowest_(keep: Tensor, scores: Tensor, count: int, sets: int) -> None:

@@ -31,6 +31,7 @@ from ..parallel.distributed import (
     whole_weights,
 )
 from ..parallel.replicas import unwrapped, watch_for_wrappers_
+from ..speed.costs import PARAMETERS, Costs
 from ..system.errors import InputError
 from ..system.voice import speaks_python
 from .budget import Budget
@@ -46,9 +47,9 @@ from .state import load_state, restoring, save_state
 class Pruner(Shown):
     """Prunes a PEFT LoRA model's attention heads and FFN channels while it is trained.
 
-    At each cut the model shrinks: weights, LoRA factors and optimiser moments are sliced, so the steps that
-    follow do less work. With `shrink=False` it is masked until export: the input of `o` and `down` is zero at
-    the units that went, which is the same function (LoRAPrune Eqs. 12, 13). What is out stays out.
+    At each cut the model shrinks: weights, LoRA factors and optimiser moments are sliced, so later steps do less work.
+    With `shrink=False` it is masked until export: the input of `o` and `down` is zero at the units that went, which is
+    the same function (LoRAPrune Eqs. 12, 13). What is out stays out.
 
     Args:
         model: a `PeftModel` with plain LoRA, or (for criteria without LoRA gradients) any causal LM.
@@ -56,8 +57,9 @@ class Pruner(Shown):
         total_steps: optimiser steps of the run; may be left to `begin`, which the Trainer callback calls.
         family: layout of a model type that secateur does not know.
         scoring: `ScoringOptions` (or a `secateur.Scoring`), in the place of what `options` says of the same.
-        given: any option of `PruningOptions` by its name (`sparsity=0.5`, `criterion="gate"`, `shrink=False`, ...), in
-            the place of what `options` says; each is explained there. With `shrink`, `step` needs the optimiser.
+        costs: what a cost table says of the model (`secateur.speed`); `sparsity` is then of its layers' time.
+        given: any option of `PruningOptions` by its name (`sparsity=0.5`, ...), in the place of what `options` says;
+            each is explained there. With `shrink`, `step` needs the optimiser.
 
     Attributes:
         pruned: the model as it is now; `units`, `keep` and `live` are its own.
@@ -77,6 +79,7 @@ class Pruner(Shown):
         total_steps: int | None = None,
         family: str | Family | None = None,
         scoring: ScoringOptions | None = None,
+        costs: Costs | None = None,
         **given: Any,
     ) -> None:
         options = options_of(options, scoring, family, given)
@@ -87,7 +90,7 @@ class Pruner(Shown):
             watch_for_wrappers_(model)
         criterion = criterion_of(options)
         self.pruned = PrunedModel(model, options, family=family)
-        self.allocator = Allocator(self.pruned, options)
+        self.allocator = Allocator(self.pruned, options, costs or PARAMETERS)
         check_sizes(self.pruned.base, self.units, self.budget, options, family)
         if "lora_grad" in criterion.needs:  # also of a linear that `score_linears` does not score by
             covered = [path for path, module in self.modules.items() if isinstance(module, LoraLayer)]
@@ -134,8 +137,7 @@ class Pruner(Shown):
         if self.replaces:
             watch_for_wrappers_(self.model)
         self._loop.observe(self.model)
-        step = self.steps_done + 1
-        if step > self.schedule.last_cut:
+        if (step := self.steps_done + 1) > self.schedule.last_cut:
             return
         self.scorer.observe(step, self.schedule)
         self._loop.took(self.model)
@@ -211,8 +213,8 @@ class Pruner(Shown):
         check_mergeable(self.model)  # merge_adapter() may have been called since
         tell_unfinished(self.schedule, self.steps_done)
         base, compare = self.pruned.base, announce(self.model)
-        if probe_ids is None:
-            probe_ids = default_probe(tokenizer, base.config.get_text_config().vocab_size)
+        vocabulary = base.config.get_text_config().vocab_size
+        probe_ids = default_probe(tokenizer, vocabulary) if probe_ids is None else probe_ids
         return export_checkpoint(
             self.model,
             self.live,
@@ -254,16 +256,13 @@ class Pruner(Shown):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later `load_state_dict` needs to go on from here (tensors, ints, lists)."""
         own = {"steps_done": self.steps_done, "scores_before_cuts": dict(self.scores_before_cuts)}
-        own |= self.allocator.state()
-        return own | {"cuts": [vars(cut) for cut in self.cuts]} | self.pruned.state() | self.scorer.state()
+        parts = self.allocator.state() | self.pruned.state() | self.scorer.state()
+        return own | {"cuts": [vars(cut) for cut in self.cuts]} | parts
 
     @speaks_python()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore masks or shapes, averages, compensated weights and step count.
-
-        Raises:
-            InputError: the state is of a model with other units.
-        """
+        """Restore masks or shapes, averages, compensated weights and step count; `InputError` where the state is of a
+        model with other units."""
         if {n: len(m) for n, m in state["keep"].items()} != {n: len(m) for n, m in self.keep.items()}:
             raise InputError("the pruner's saved state belongs to a model with other units: start a new run.")
         self.steps_done = int(state["steps_done"])

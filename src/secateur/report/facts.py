@@ -62,7 +62,7 @@ def headline(run: Run) -> list[Figure]:
         if after is not None:
             change = f"{after / before - 1:+.1%}".replace("-", "−") if before else ""
             figures.append(Figure(label, show(before) if before is not None else None, show(after), change))
-    return figures + _adapter(run) + _latency(run)
+    return figures + _adapter(run) + _latency(run) + _asked_time(run)
 
 
 def _adapter(run: Run) -> list[Figure]:
@@ -95,6 +95,19 @@ def _latency(run: Run) -> list[Figure]:
         notes.append(f"the difference is within the spread of the repeats, {spread:.0f} ms")
         change = f"{before / after:.2f}×, within the spread"
     return [Figure("Forward pass", f"{before:.1f} ms", f"{after:.1f} ms", change, "; ".join(notes))]
+
+
+def _asked_time(run: Run) -> list[Figure]:
+    """The time that was asked for, and what came of it."""
+    asked, measured = at(run.result, "time", "asked"), at(run.result, "time", "measured")
+    wanted, predicted = number(asked, "speedup"), number(run.result, "time", "predicted", "speedup")
+    if wanted is None or predicted is None:
+        return []
+    before, after = number(measured, "dense_ms"), number(measured, "pruned_ms")
+    reached = f"{before / after:.2f}×" if before and after else "not measured"
+    note = f"{text(asked, 'words')}: {wanted:.2f}× asked, {predicted:.2f}× by the cost table"
+    shown = [f"{ms:.1f} ms" if ms is not None else None for ms in (before, after)]
+    return [Figure(f"Time of {text(asked, 'at')}", shown[0], shown[1] or "not measured", reached, note)]
 
 
 def generations(run: Run) -> list[dict[str, Any]]:

@@ -114,8 +114,7 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
     """
     scores = pruner.scores_before_cuts or pruner.scores
     everything = {name: torch.ones_like(mask) for name, mask in pruner.keep.items()}
-    total = sum(float(s.sum()) for s in scores.values())
-    chosen = pruner.allocator.goal
+    total, chosen = sum(float(s.sum()) for s in scores.values()), pruner.allocator.goal
     found: dict[str, float | str] = {}
 
     def lost(budget: Budget) -> float:
@@ -128,7 +127,8 @@ def alternatives(pruner: Pruner) -> dict[str, float | str]:
         if allocation == "uniform" or allocation != chosen.allocation:
             options = replace(options, protect_first=None, protect_last=None)
         try:
-            found[allocation] = lost(make_budget(pruner.units, options, pruner.allocator.legal))
+            account = pruner.budget.account
+            found[allocation] = lost(make_budget(pruner.units, options, pruner.allocator.legal, account))
         except InputError as error:
             found[allocation] = str(error)
     return found | ({"search": lost(pruner.budget)} if chosen.allocation == "search" else {})

@@ -21,7 +21,7 @@ from ..checkpoint.comparing import same_after_restoring
 from ..checkpoint.export import ExportReport, Finish, export_checkpoint
 from ..checkpoint.streaming import export_streamed
 from ..checkpoint.verify import reader_waits
-from ..config.formats import FORMATS, width_words
+from ..config.formats import FORMATS
 from ..config.options import part_of
 from ..config.pruning import PruningOptions
 from ..config.ranks import RankOptions
@@ -32,7 +32,6 @@ from ..models.devices import device_of, dtype_of, name_of, widened, with_room
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.stored import checkpoint_dtype
 from ..models.surgery import removals
-from ..pruning.allocation.depth import layer_words
 from ..pruning.pruner import Pruner
 from ..ranks import RankPruner
 from ..system.errors import OutOfMemoryError, out_of_memory
@@ -41,7 +40,7 @@ from ..system.locks import locked
 from ..system.machine.devices import free_cache
 from ..system.progress import Progress, cutting, phase
 from ..system.quiet import quiet_transformers
-from ..system.records import counted, write_json
+from ..system.records import write_json
 from ..training.calibration import calibrate
 from ..training.callback import PruningCallback
 from ..training.checkpoints import drop_work, failure_noted, note_result
@@ -58,6 +57,7 @@ from ..training.routing import drop_by_routing, tell_unused
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import Distillation, run_trainer
 from .outcome import measure, outcome, report_on, training_kept, write_records
+from .target import announce, reached_time
 from .tracking import Tracking
 
 
@@ -111,7 +111,8 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
             dense_perplexity = None if alone else start_perplexity
             if config.load_in is not None:
                 dense_perplexity = None if streamed or alone else measure(dense, job, dtype, progress)
-            return outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
+            found = outcome(job, pruner, dense, small, dense_perplexity, report, folder, dtype, progress, dropped)
+            return found | reached_time(job, pruner, dense, small, dtype)
 
         # What was trained is still there.
         place = with_room(device_of(config), 2 * report.bytes) if streamed else device
@@ -211,7 +212,7 @@ def fine_tune_and_prune(
     calibrate(pruner, job, dtype, progress)
     rank_pruner = make_rank_pruner(model, job)
     make_work(job)
-    _announce(job, pruner, dense_parameters, progress)
+    announce(job, pruner, dense_parameters, progress)
     distillation = None
     if job.config.distill:
         distillation = Distillation(
@@ -263,7 +264,7 @@ def make_pruner(model: nn.Module, job: PruneJob) -> Pruner:
     """The pruner that the options describe."""
     config = job.config
     options = replace(part_of(PruningOptions, config), sparsity=job.target.sparsity, shrink=config.shrinks)
-    return Pruner(model, options, total_steps=job.total_steps, family=config.family)
+    return Pruner(model, options, total_steps=job.total_steps, family=config.family, costs=job.costs)
 
 
 def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
@@ -273,28 +274,3 @@ def make_rank_pruner(model: nn.Module, job: PruneJob) -> RankPruner | None:
         return None
     options = RankOptions(**vars(part_of(ScheduleOptions, config)), rank=config.rank, seed=config.seed)
     return RankPruner(model, options, total_steps=job.total_steps, merges=True)
-
-
-def _announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:
-    units, cuts = pruner.units, job.schedule.cuts()
-    when = f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
-    if job.config.untrained:
-        tokens = job.scoring_batches * job.tokens_per_step
-        when = f"by {counted(len(cuts), 'cut')}, each by {tokens:,} tokens, without training"
-    progress.message(
-        f"target: {pruner.budget.sparsity:.1%} of {units.prunable_params:,} prunable parameters "
-        f"({job.config.units if job.config.takes_whole else job.config.allocation}), {when}"
-    )
-    if job.target.parameters is not None:
-        progress.message(
-            f"({job.target.words}: {dense_parameters - pruner.budget.removed_params:,} parameters will stay of "
-            f"{dense_parameters:,})"
-        )
-    if layers := layer_words(pruner.budget):
-        progress.message(f"({layers})")
-    if abs(pruner.budget.sparsity - job.target.sparsity) > 1e-3:
-        why = "whole layers" if layers else f"--round-to {job.config.round_to} snaps the widths"
-        progress.message(f"(asked for {job.target.sparsity:.1%}; {why})")
-    if step := pruner.budget.ffn_step:
-        words = width_words(step, job.model_config.get_text_config().hidden_size)
-        progress.message(f"FFN widths are multiples of {step}: {words}")

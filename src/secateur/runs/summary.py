@@ -137,6 +137,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"asked for {result['target']['words']}: {result['pruned']['parameters']:,} parameters, "
             f"{human_bytes(result['pruned']['bytes'])} on disk"
         )
+    notes += _time(result)
     if search := result.get("search"):
         notes.append(
             f"layers' shares: searched among {search['candidates']} candidates on {search['tokens']:,} tokens in "
@@ -153,6 +154,20 @@ def _notes(result: dict[str, Any]) -> list[str]:
         f"verified: read by a fresh process, logits within {export['max_logit_difference']:.2g} of those in memory"
     )
     return notes
+
+
+def _time(result: dict[str, Any]) -> list[str]:
+    """Asked, predicted and measured speed-up, where a time was asked for."""
+    if not (found := result.get("time")):
+        return []
+    asked, predicted, measured = found["asked"], found["predicted"], found["measured"]
+    words = f"not measured ({asked['at']})"
+    if "speedup" in measured:
+        words = (
+            f"measured {measured['speedup']:.3g}x ({asked['at']}: {measured['dense_ms']:.4g} -> "
+            f"{measured['pruned_ms']:.4g} ms, medians of {measured['repeats']}, alternating)"
+        )
+    return [f"asked for {asked['words']} ({asked['speedup']:.3g}x): predicted {predicted['speedup']:.3g}x, {words}"]
 
 
 def _layers(result: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ from ..system.locks import LOCK
 from ..system.machine.devices import check_numbers, check_quantises
 from ..system.output import check_output
 from ..system.progress import phase
+from ..system.records import write_json
 from .checkpoints import FAILURE, check_same_run, drop_damaged, find_latest, work_folder, write_run
 
 
@@ -64,6 +65,11 @@ class Job:
     def family(self) -> Family | None:
         """The model's layout, where more than its model type says it."""
         return None
+
+    @property
+    def records(self) -> dict[str, Any]:
+        """Name of a file in the run's folder -> what it holds from the start."""
+        return {}
 
     @property
     def output(self) -> Path:
@@ -275,6 +281,8 @@ def make_work(job: Job) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     job.work.mkdir(parents=True, exist_ok=True)
     write_run(job.work, asdict(job.config), job.data, contents_of(job.source, job.model_config))
+    for name, record in job.records.items():
+        write_json(job.work / name, record)
 
 
 def first_batches(job: Job, count: int) -> Iterator[torch.Tensor]:

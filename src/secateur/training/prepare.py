@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,28 +23,36 @@ from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..config.run import load_in_words
+from ..config.sizes import parse_speed_at
 from ..criteria import CRITERIA
 from ..criteria.masks import NO_SCALED_MASKS, NO_SEARCHED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
-from ..models.devices import device_of
+from ..models.devices import device_of, dtype_of
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import make_budget
 from ..pruning.allocation.reach import Unreachable
-from ..pruning.allocation.target import Target, in_words_of, resolve_target
+from ..pruning.allocation.target import Target, in_words_of, resolve_target, resolve_time, time_words
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
+from ..speed import Costs, read_table
+from ..speed.costs import PARAMETERS
+from ..speed.find import check_positions, kept_table
+from ..speed.measure import Subject
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched
+from .checkpoints import work_folder
 from .finetune import lora_config
 from .flops import ModelSizes, model_sizes
 from .job import Job, check_lengths, open_model, read_inputs
 from .recovery.beside import check_parts
 from .recovery.restart import restart_steps
 
+COSTS = "cost-table.json"
+"""In the run's folder: the times that its budget was made from, with which it goes on."""
 IDLE = {
     "lr",
     "lr_warmup",
@@ -74,6 +84,15 @@ class PruneJob(Job):
         return self.budget.units.family
 
     @property
+    def costs(self) -> Costs | None:
+        """The times that the budget is of, where one was asked for."""
+        return self.budget.account if isinstance(self.budget.account, Costs) else None
+
+    @property
+    def records(self) -> dict[str, Any]:
+        return {COSTS: self.costs.table.record()} if self.costs else {}
+
+    @property
     def scoring_steps(self) -> int:
         """Steps that score and make no update, before those that train."""
         before = self.config.untrained or self.schedule.kind == "one-shot"
@@ -96,6 +115,8 @@ class PlannedBudget:
     sizes: ModelSizes
     unreached: str | None = None
     """Which part of the parameters LoRA does not reach."""
+    note: str | None = None
+    """How the cost table was come by, where a time is asked for."""
 
     @property
     def params(self) -> int:
@@ -132,7 +153,7 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
     notes = [f"attention heads stay: {reason}"] if reason and about_heads else []
     notes += [what_stays(planned.budget.units)] if planned.budget.units.family.recurrent else []
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
-    reach = (planned.unreached,) if planned.unreached else ()
+    reach = tuple(note for note in (planned.unreached, planned.note) if note)
     job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *_idle_options(config))}
     return PruneJob(**job_values, schedule=schedule, budget=planned.budget, target=planned.target)
 
@@ -244,18 +265,42 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
-    target = resolve_target(config, *sizes)
+    costs, note = costs_of(config, model_config, units) if config.by_time else (None, None)
+    target = resolve_time(config, costs) if costs else resolve_target(config, *sizes)
     legal = cache(partial(accepts, model_config, family, model_class=config.model_class))  # layers are mostly alike
+    goal = budget_goal(config, target.sparsity, criterion.across_layers)
     try:
-        budget = make_budget(units, budget_goal(config, target.sparsity, criterion.across_layers), legal)
+        budget = make_budget(units, goal, legal, costs or PARAMETERS)
     except Unreachable as error:
-        raise in_words_of(target, error, *sizes) from None
+        raise (time_words(target, error, costs) if costs else in_words_of(target, error, *sizes)) from None
     if has_class(model_config):
         check_export(empty, units, budget.example(), config.model_class)
     if not is_tested(model_config, config.family):
         check_same(model_config, units, budget.example())
     measured = model_sizes(empty, units)
-    return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units))
+    return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units), note)
+
+
+def costs_of(config: PruneConfig, model_config: PreTrainedConfig, units: Units) -> tuple[Costs, str]:
+    """The times of a model's units, and how they were come by: of the run that goes on, of a file, or of this machine.
+
+    Raises:
+        InputError: a file is of another model, or the model's layers cannot be timed.
+    """
+    at = parse_speed_at(config.speed_at)
+    began = work_folder(Path(config.output)) / COSTS
+    if config.resume and config.output and began.is_file():
+        return Costs(read_table(began), at, units, str(began)), "cost table: that of the run that goes on"
+    if config.cost_table is not None:
+        place = f"--cost-table {config.cost_table}"
+        table = read_table(Path(config.cost_table).expanduser())
+        check_positions(model_config, at)
+        return Costs(table, at, units, place), f"cost table: {config.cost_table}, {table.source}"
+    dtype, weights = dtype_of(config), checkpoint_dtype(model_config)
+    held = torch.float32 if dtype == torch.float32 else weights
+    subject = Subject(model_config, units.family, device_of(config), dtype, held, config.trust_remote_code)
+    found = kept_table(subject, at)
+    return Costs(found.table, at, units), found.note
 
 
 def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> str | None:

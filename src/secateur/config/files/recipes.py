@@ -21,12 +21,11 @@ from ..adapt import AdaptConfig
 from ..options import build, option, read_options
 from ..prune import PruneConfig
 from ..pruning import OF_WIDTH, UNITS
+from ..sizes import TARGETS
 from ..speed import PlanConfig
 
 C = TypeVar("C")
 KEY = "recipe"
-TARGETS = ("sparsity", "target_params", "target_bytes")
-"""Ways to say how small the model gets: one that is given takes the place of a recipe's."""
 PRUNING = ("prune", "plan", "compare")
 UNTRAINED = "training-free"
 """The recipe of `--steps 0` where none is named: the defaults are made for training."""

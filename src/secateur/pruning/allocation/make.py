@@ -8,27 +8,32 @@ from functools import cache, partial
 from ...architecture.layout import WHOLE_KINDS, LayerShape, common_shape
 from ...architecture.stock import Verdict
 from ...architecture.units import ATTENTION_KINDS, Pool, Units
+from ...speed.costs import PARAMETERS, Costs, Parameters
 from ...system.errors import InputError
 from ..budget import Budget, BudgetGoal
 from .depth import whole_budget, with_blocks
-from .reach import TOLERANCE, Unreachable, check_reached, check_something_goes, ffn_quota, params_of
+from .reach import TOLERANCE, Unreachable, check_reached, check_something_goes, nearest_quota, worth_of
 
 Legal = Callable[[LayerShape], Verdict]
+Account = Parameters | Costs
 
 
-def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
+def make_budget(units: Units, options: BudgetGoal, legal: Legal, account: Account = PARAMETERS) -> Budget:
     """What a target sparsity means for a model, reached within 0.005 or refused.
 
     Attention gets the nearest legal count not above the target (or `attention_sparsity`), the FFN the rest.
 
     Args:
         legal: whether a stock checkpoint can have a shape in every layer (asked for uniform allocation).
+        account: what the target is a share of: parameters, or the time of all layers. By time, FFN widths are those
+            that the table calls fast, and the nearest of them is within half a step.
     Raises:
         InputError: the target cannot be reached, with the nearest sparsities that can.
     """
     if options.takes_whole:
-        return whole_budget(units, options, open_layers(units, options))
-    options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple))
+        return whole_budget(units, options, open_layers(units, options), account)
+    fast = account.width_step if isinstance(account, Costs) else 1
+    options = replace(options, round_to=math.lcm(options.round_to, units.family.ffn_multiple, fast))
     losing, legal = open_layers(units, options), cache(legal)
     if units.family.alike_only and options.allocation != "uniform":
         raise InputError(
@@ -54,16 +59,16 @@ def make_budget(units: Units, options: BudgetGoal, legal: Legal) -> Budget:
             f"--round-to: widths of whole {options.round_to} channels are asked for, and the FFN has {width}: "
             "use a smaller multiple."
         )
-    goal = options.sparsity * units.prunable_params
+    goal = options.sparsity * account.all_of(units)
     if options.allocation in ("global", "search"):
-        budget = _global_budget(units, options, attention, ffn, goal)
+        budget = _global_budget(units, options, attention, ffn, goal, account)
         return with_blocks(budget, [pool for pool in pools if pool.kind in WHOLE_KINDS])
-    quota, heads_stay = _attention_quota(units, options, attention, goal, legal)
-    taken = sum(quota[pool.name] * pool.unit_params for pool in attention)
-    quota |= ffn_quota(ffn, goal - taken, options.round_to)
+    quota, heads_stay = _attention_quota(units, options, attention, goal, legal, account)
+    taken = sum(account.saved(pool, quota[pool.name]) for pool in attention)
+    quota |= nearest_quota(ffn, goal - taken, options.round_to, account)
     if options.allocation == "uniform" and not listed:
         _check_stock(units, quota, legal)
-    budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay)
+    budget = Budget(units, quota, round_to=options.round_to, heads_stay=heads_stay, account=account)
     check_reached(budget, options, ffn)
     return budget
 
@@ -83,7 +88,7 @@ def open_layers(units: Units, options: BudgetGoal) -> range:
 
 
 def _attention_quota(
-    units: Units, options: BudgetGoal, attention: list[Pool], goal: float, legal: Legal
+    units: Units, options: BudgetGoal, attention: list[Pool], goal: float, legal: Legal, account: Account
 ) -> tuple[dict[str, int], str]:
     """Attention units to remove from each open layer: the nearest legal count not above the target.
 
@@ -92,19 +97,21 @@ def _attention_quota(
     Raises:
         InputError: what was asked for is not possible, with the reason.
     """
-    open_params = sum(units.attention_params[layer] + units.ffn_params[layer] for layer in open_layers(units, options))
+    layers = open_layers(units, options)
+    whole = account.attention(units, layers) + account.ffn(units, layers)
     quota: dict[str, int] = {}
     heads_stay = ""
+    by = account if options.attention_sparsity is None else PARAMETERS
     for pool in attention:
-        params = sum(units.attention_params[layer] for layer in pool.layers)
+        worth = by.attention(units, pool.layers)
         verdicts = {count: _verdict(units, options, pool, count, legal) for count in range(0, pool.size, pool.sets)}
-        reachable = {  # share of the attention's parameters -> units
-            min(1.0, count * pool.unit_params / params): count for count, verdict in verdicts.items() if verdict
+        reachable = {  # share of the attention's parameters or time -> units
+            min(1.0, by.saved(pool, count) / worth): count for count, verdict in verdicts.items() if verdict
         }
-        refused = {count * pool.unit_params / params: v.refusal for count, v in verdicts.items() if not v}
+        refused = {by.saved(pool, count) / worth: v.refusal for count, v in verdicts.items() if not v}
         wanted = options.attention_sparsity
         if wanted is None:
-            share = goal / open_params + 1e-9
+            share = goal / whole + 1e-9
             quota[pool.name] = max(count for reached, count in reachable.items() if reached <= share)
             if not quota[pool.name] and (len(reachable) == 1 or min(refused, default=1.0) <= share):
                 heads_stay = _with_remedy(units, next(iter(refused.values()))) if refused else _last_head(units, pool)
@@ -176,12 +183,14 @@ def _distance(a: float, b: float) -> float:
     return abs(a - b)
 
 
-def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> Budget:
-    """One pot of parameters that all units compete for; two when the attention's share is given."""
-    floors = _floors(options, attention, ffn, goal)
+def _global_budget(
+    units: Units, options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float, account: Account
+) -> Budget:
+    """One pot of parameters, or of time, that all units compete for; two when the attention's share is given."""
+    floors = _floors(options, attention, ffn, goal, account)
     least = {pool.name: _least(pool, floors[pool.kind], options) for pool in attention + ffn}
     spare = {
-        kind: sum((p.size - least[p.name]) * p.unit_params for p in pools)
+        kind: sum(account.saved(p, p.size - least[p.name]) for p in pools)
         for kind, pools in (("attention", attention), ("ffn", ffn))
     }
     pot: dict[tuple[str, ...], float] = {(*ATTENTION_KINDS, "ffn"): goal}
@@ -207,25 +216,29 @@ def _global_budget(units: Units, options: BudgetGoal, attention: list[Pool], ffn
         pot = {ATTENTION_KINDS: taken, ("ffn",): goal - taken}
         most = taken + spare["ffn"]
     if len(pot) == 1 or not pot[ATTENTION_KINDS]:
-        check_something_goes(units, options, ffn if len(pot) > 1 else attention + ffn, least, goal)
+        check_something_goes(units, options, ffn if len(pot) > 1 else attention + ffn, least, goal, account)
     if goal > most and not units.of_kind(*WHOLE_KINDS):  # blocks go below the floor
         how = f"with a floor of {floors['ffn']:.3g}"
-        raise Unreachable(options.sparsity, (most / units.prunable_params,), how, "Stay within that, or lower --floor.")
-    return Budget(units, {}, pot, least, options.round_to, options.across_layers)
+        raise Unreachable(options.sparsity, (most / account.all_of(units),), how, "Stay within that, or lower --floor.")
+    return Budget(units, {}, pot, least, options.round_to, options.across_layers, account=account)
 
 
-def _floors(options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float) -> dict[str, float]:
+def _floors(
+    options: BudgetGoal, attention: list[Pool], ffn: list[Pool], goal: float, account: Account
+) -> dict[str, float]:
     """Kind of unit -> fraction of a layer's that always stays: what was asked for, or what leaves room to choose."""
     if options.floor is None and options.attention_sparsity is not None and attention:
-        heads = options.attention_sparsity * params_of(attention)
-        return dict.fromkeys(ATTENTION_KINDS, _room(attention, heads)) | {"ffn": _room(ffn, goal - heads)}
-    floor = options.floor if options.floor is not None else _room(attention + ffn, goal)
+        heads = options.attention_sparsity * worth_of(attention, account)
+        return dict.fromkeys(ATTENTION_KINDS, _room(attention, heads, account)) | {
+            "ffn": _room(ffn, goal - heads, account)
+        }
+    floor = options.floor if options.floor is not None else _room(attention + ffn, goal, account)
     return dict.fromkeys((*ATTENTION_KINDS, "ffn"), floor)
 
 
-def _room(pools: list[Pool], gone: float) -> float:
+def _room(pools: list[Pool], gone: float, account: Account) -> float:
     """A floor under the average that stays, so that layers can differ: at most 0.3 of a layer."""
-    return min(0.3, 0.6 * max(0.0, 1 - gone / params_of(pools))) if pools else 0.0
+    return min(0.3, 0.6 * max(0.0, 1 - gone / worth_of(pools, account))) if pools else 0.0
 
 
 def _least(pool: Pool, floor: float, options: BudgetGoal) -> int:

@@ -1,6 +1,9 @@
 """Which sparsities a budget can come to, and the error for one that it cannot."""
 
+from itertools import pairwise
+
 from ...architecture.units import ATTENTION_KINDS, Pool, Units
+from ...speed.costs import PARAMETERS, Costs, Parameters
 from ...system.errors import InputError
 from ..budget import Budget, BudgetGoal
 
@@ -28,9 +31,18 @@ class Unreachable(InputError):
         super().__init__(f"--sparsity {sparsity} is not reachable {how}: {near}. {remedy}")
 
 
-def ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
+def nearest_quota(
+    ffn: list[Pool], worth: float, round_to: int, account: Parameters | Costs = PARAMETERS
+) -> dict[str, int]:
+    """Channels to remove from each open layer, the same share everywhere, that come nearest to `worth`."""
+    if not isinstance(account, Costs):
+        return ffn_quota(ffn, worth / worth_of(ffn) if ffn else 0.0, round_to)
+    found = _quotas(ffn, round_to)
+    return min(found, key=lambda quota: abs(_worth(ffn, quota, account) - worth), default={})
+
+
+def ffn_quota(ffn: list[Pool], share: float, round_to: int) -> dict[str, int]:
     """Channels to remove from each open layer, the same share everywhere, widths snapped to `round_to`."""
-    share = params / params_of(ffn) if ffn else 0.0
     quota = {}
     for pool in ffn:
         size = pool.size // pool.together
@@ -39,21 +51,36 @@ def ffn_quota(ffn: list[Pool], params: float, round_to: int) -> dict[str, int]:
     return quota
 
 
-def params_of(pools: list[Pool]) -> int:
-    return sum(pool.size * pool.unit_params for pool in pools)
+def _quotas(ffn: list[Pool], round_to: int) -> list[dict[str, int]]:
+    """What each width of the widest layer comes to in all of them, the smallest width first."""
+    widest = max((pool.size for pool in ffn), default=0)
+    return [ffn_quota(ffn, 1 - width / widest, round_to) for width in range(round_to, widest + 1, round_to)]
+
+
+def _worth(pools: list[Pool], quota: dict[str, int], account: Parameters | Costs) -> float:
+    return sum(account.saved(pool, quota.get(pool.name, 0)) for pool in pools)
+
+
+def worth_of(pools: list[Pool], account: Parameters | Costs = PARAMETERS) -> float:
+    """All of some pools, in parameters or milliseconds."""
+    return sum(account.saved(pool, pool.size) for pool in pools)
 
 
 def check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
+    account, reachable = budget.account, _reachable(budget, options.round_to, ffn)
     step = options.round_to * sum(pool.together * pool.unit_params for pool in ffn) / budget.units.prunable_params
+    reached = _worth(list(budget.units.pools), budget.quota, account) / account.all_of(budget.units)
+    if isinstance(account, Costs):
+        step = max((after - before for before, after in pairwise([0.0, *reachable])), default=0.0)
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
-    if budget.removed_params and abs(budget.sparsity - options.sparsity) <= allowed:
+    if budget.removed_params and abs(reached - options.sparsity) <= allowed:
         return
-    reachable = _reachable(budget, options.round_to, ffn)
     below = [value for value in reachable if value < options.sparsity][-1:]
     above = [value for value in reachable if value >= options.sparsity][:1]
     what = "Ask for one of these" if below and above else "Ask for at least that" if above else "Stay within that"
     global_ = "--allocation global, which counts single units" if options.round_to == 1 else "a smaller --round-to"
+    global_ = "--allocation global" if isinstance(account, Costs) else global_
     remedy = f"{what}, or use {global_}." if reachable else f"Use {global_}."
     raise Unreachable(
         options.sparsity,
@@ -73,30 +100,32 @@ def _reachable(budget: Budget, round_to: int, ffn: list[Pool]) -> list[float]:
 
     The widest layer's widths are tried, and with each the share that it stands for in the others.
     """
-    units = budget.units
-    heads = sum(budget.quota.get(p.name, 0) * p.unit_params for p in units.pools if p.kind in ATTENTION_KINDS)
-    found = {heads}
-    if ffn:
-        widest, params = max(pool.size for pool in ffn), params_of(ffn)
-        for width in range(round_to, widest + 1, round_to):
-            quota = ffn_quota(ffn, params * (1 - width / widest), round_to)
-            found.add(heads + sum(quota[pool.name] * pool.unit_params for pool in ffn))
-    return [params / units.prunable_params for params in sorted(found - {0})]
+    units, account = budget.units, budget.account
+    heads = _worth([pool for pool in units.pools if pool.kind in ATTENTION_KINDS], budget.quota, account)
+    found = {heads} | {heads + _worth(ffn, quota, account) for quota in _quotas(ffn, round_to)}
+    return [worth / account.all_of(units) for worth in sorted(found - {0})]
 
 
 def check_something_goes(
-    units: Units, options: BudgetGoal, pools: list[Pool], least: dict[str, int], goal: float
+    units: Units,
+    options: BudgetGoal,
+    pools: list[Pool],
+    least: dict[str, int],
+    goal: float,
+    account: Parameters | Costs = PARAMETERS,
 ) -> None:
     """Refuse a target below the smallest step that `Budget.select` takes."""
     steps = []
     for pool in pools:
         size = pool.size % options.round_to or options.round_to if pool.kind == "ffn" else pool.sets
         if size <= pool.size - least[pool.name]:
-            steps.append(size * pool.unit_params)
-    finest = min((pool.unit_params * pool.sets for pool in pools), default=0)
+            steps.append(account.saved(pool, size))
+    finest = min((account.saved(pool, min(pool.sets, pool.size)) for pool in pools), default=0)
     how = f"with --allocation {options.allocation}{_rounded(options)}"
     if not steps:
         raise InputError(f"{how.removeprefix('with ')}: no layer can lose a step: lower --floor or --round-to.")
-    if min(steps) > goal + finest / 2:
+    smallest = min(steps)
+    if smallest > goal + (smallest if isinstance(account, Costs) else finest) / 2:
         remedy = "Ask for at least that" + (", or use a smaller --round-to." if options.round_to > 1 else ".")
-        raise Unreachable(options.sparsity, (min(steps) / units.prunable_params,), how, remedy, "at least")
+        remedy = "Ask for at least that." if isinstance(account, Costs) else remedy
+        raise Unreachable(options.sparsity, (smallest / account.all_of(units),), how, remedy, "at least")

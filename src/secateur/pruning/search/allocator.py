@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...architecture.stock import accepts
 from ...config.pruning import SEARCH_EVALUATIONS, PruningOptions
+from ...speed.costs import PARAMETERS, Costs, Parameters
 from ...system.errors import InputError
 from ..allocation.make import make_budget
 from ..budget import Budget, budget_goal
@@ -43,14 +44,16 @@ class Allocator:
         budget: what goes by the end; after a search each pool has its own part.
         watch: of the search.
         record: what it came to.
+    Args:
+        account: what the target is a share of.
     Raises:
         InputError: as `make_budget`.
     """
 
-    def __init__(self, pruned: PrunedModel, options: PruningOptions) -> None:
+    def __init__(self, pruned: PrunedModel, options: PruningOptions, account: Parameters | Costs = PARAMETERS) -> None:
         self.goal = budget_goal(options, options.sparsity or 0, criterion_of(options).across_layers)
         self.legal = partial(accepts, pruned.base.config, pruned.units.family, model_class=options.model_class)
-        self.budget: Budget = make_budget(pruned.units, self.goal, self.legal)
+        self.budget: Budget = make_budget(pruned.units, self.goal, self.legal, account)
         if self.goal.allocation == "search":
             pruned.calibrated_for = pruned.calibrated_for or "allocation='search'"
         self.watch = Watch()

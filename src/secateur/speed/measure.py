@@ -1,0 +1,339 @@
+"""Measuring what heads and widths cost on this device: a few layers of random weights, cut to each size in turn."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..architecture.building import built, empty_model
+from ..architecture.depth import Skipped, without_layers
+from ..architecture.discovery import find_units
+from ..architecture.experts import unstack_experts
+from ..architecture.families import Family
+from ..architecture.layout import LayerShape
+from ..architecture.units import Pool, Units
+from ..config.pruning import BLOCKS, LAYERS, WIDTH
+from ..config.sizes import PREFILL, Timed
+from ..models.benchmark import evaluating
+from ..models.devices import autocast, widened
+from ..models.surgery import shrink_
+from ..system.errors import InputError
+from ..system.machine.devices import own_randomness, wait_for
+from .costs import monotone
+from .table import Channels, Heads, LayerTimes, Times
+from .timing import Decoding
+
+WIDTHS = 10
+"""FFN widths that are timed, at equal distances."""
+HEADS = 6
+"""Numbers of heads that are timed, at most."""
+REPEATS, LEAST_REPEATS, SECONDS = 9, 3, 40.0
+"""Turns of one thing that is timed; fewer after so many seconds, but never fewer than the second number."""
+PROMPT_LAYERS = 3
+"""Layers that a prompt is timed on: arithmetic, whose time does not depend on how many there are."""
+BEYOND_CACHES = 128_000_000
+"""Bytes of the layers that single tokens are timed on: their time is that of reading weights from memory."""
+TOKENS = 4
+"""Tokens that one turn decodes."""
+SMALL_VOCABULARY = 64
+"""Of the output layer while layers are timed: its own time would only be noise."""
+STEPS = (8, 16, 32, 64)
+"""What fast widths may be multiples of; the first that is as fast as the last is taken."""
+SLOWER = 1.02
+"""By how much a layer of such a width is slower than those beside it where it is not."""
+
+Told = Callable[[int, int], None]
+Timer = Callable[[], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The model whose layers are timed."""
+
+    config: PreTrainedConfig
+    family: Family
+    device: torch.device
+    dtype: torch.dtype
+    """What it computes in."""
+    weights: torch.dtype
+    """What its weights are held in."""
+    trust_remote_code: bool = False
+
+
+def alike(model: PreTrainedModel, units: Units) -> list[tuple[int, ...]]:
+    """Numbers of the layers that take the same time for the same sizes, the largest layer of each kind first.
+
+    Layers differ by the kind of their attention, as the config names it, and by the class of their FFN.
+    """
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    named = getattr(model.config.get_text_config(), "layer_types", None) or [""] * len(units.shapes)
+    for number, place in enumerate(units.places):
+        layer = model.get_submodule(place.prefix)
+        classes = sorted({type(module).__name__ for name, module in layer.named_modules() if name.count(".") < 1})
+        kinds.setdefault((str(named[number]), *classes), []).append(number)
+    largest = {number: (shape.ffn, shape.heads) for number, shape in enumerate(units.shapes)}
+    return [tuple(sorted(found, key=lambda n: (-largest[n][0], -largest[n][1], n))) for found in kinds.values()]
+
+
+def measure_times(subject: Subject, at: Timed, told: Told = lambda done, of: None) -> tuple[Times, int]:
+    """The times of all layers by their sizes, and the step of widths that are fast.
+
+    Raises:
+        InputError: the model's layers cannot be timed by themselves.
+    """
+    empty = empty_model(subject.config, trust_remote_code=subject.trust_remote_code)
+    unstack_experts(empty, subject.family)
+    units = find_units(empty, subject.family, "none")
+    groups = alike(empty, units)
+    found, steps, rest_ms = [], [], 0.0
+    for number, group in enumerate(groups):
+
+        def part(done: int, of: int, number: int = number) -> None:
+            told(number * of + done, len(groups) * of)
+
+        with own_randomness(subject.device), torch.random.fork_rng(devices=[]):
+            times, step, rest_ms = _measure_group(subject, units, group, at, part)
+        found.append(times)
+        steps.append(step)
+    return Times(rest_ms, tuple(found)), max(steps)
+
+
+def _measure_group(
+    subject: Subject, units: Units, group: tuple[int, ...], at: Timed, told: Told
+) -> tuple[LayerTimes, int, float]:
+    """Times of one kind of layer, the step of fast widths, and the time of what is no layer."""
+    shape = units.shapes[group[0]]
+    bytes_ = (units.attention_params[group[0]] + units.ffn_params[group[0]]) * subject.weights.itemsize
+    count = PROMPT_LAYERS if at.kind == PREFILL else -(-BEYOND_CACHES // max(1, bytes_))
+    same = [number for number in group if units.shapes[number] == shape][: max(1, count)]
+    stack = Stack(subject, same)
+    variants = {"rest": stack.rest()} | {"none": stack.without(LAYERS), "dense": stack.model}
+    widths, probes = _widths(shape.ffn, subject.family.ffn_multiple)
+    variants |= {f"channels {width}": stack.with_channels(width) for width in {*widths, *probes} if width < shape.ffn}
+    sizes = stack.head_counts()
+    variants |= {f"heads {heads} {kv}": stack.with_heads(kind, left) for (heads, kv), (kind, left) in sizes.items()}
+    variants |= stack.blocks()
+    taken = _take_turns({name: _timer(model, at, subject) for name, model in variants.items()}, told)
+    nothing = taken.pop("none").ms
+    layer = {
+        name: Took(max(0.0, found.ms - nothing) / len(same), found.error / len(same)) for name, found in taken.items()
+    }
+    every = {*widths, *probes, shape.ffn} if shape.ffn else set()
+    by_width = {width: layer.get(f"channels {width}", layer["dense"]) for width in every}
+    channels = smooth(by_width)
+    if "channels 0" in layer:
+        channels[0] = min(layer["channels 0"].ms, *channels.values())
+    times = LayerTimes(
+        tuple(sorted(group)),
+        _heads(shape, {name: found.ms for name, found in layer.items()}, channels.get(shape.ffn)),
+        tuple(Channels(width, ms) for width, ms in sorted(channels.items())),
+    )
+    return times, _step({width: found.ms for width, found in by_width.items()}, widths, probes), taken["rest"].ms
+
+
+def smooth(points: Mapping[int, "Took"]) -> dict[int, float]:
+    """Size -> ms that never falls: on a straight line where what was measured does not speak against one.
+
+    It does where the distances to the line are larger than the medians' own errors: then the nearest values that never
+    fall are taken.
+    """
+    sizes = sorted(points)
+    if len(sizes) > 2:
+        slope, start = statistics.linear_regression(sizes, [points[size].ms for size in sizes])
+        away = statistics.fmean((points[size].ms - start - slope * size) ** 2 for size in sizes)
+        if slope >= 0 and away <= statistics.fmean(points[size].error ** 2 for size in sizes):
+            return {size: max(0.0, start + slope * size) for size in sizes}
+    return dict(zip(sizes, monotone([points[size].ms for size in sizes]), strict=True))
+
+
+def _heads(shape: LayerShape, per_layer: dict[str, float], dense_ms: float | None) -> tuple[Heads, ...]:
+    """The times by heads; the dense layer's as it is in the times by width."""
+    found = {(shape.heads, shape.kv_heads): per_layer["dense"] if dense_ms is None else dense_ms}
+    for name, ms in per_layer.items():
+        if name.startswith("heads "):
+            heads, kv_heads = map(int, name.split()[1:])
+            found[heads, kv_heads] = min(ms, found[shape.heads, shape.kv_heads])
+    return tuple(Heads(*size, ms) for size, ms in sorted(found.items()))
+
+
+def _widths(ffn: int, multiple: int) -> tuple[list[int], dict[int, int]]:
+    """Widths to time, and those that say which step is fast: width -> the step that it is a multiple of."""
+    if not ffn:
+        return [], {}
+    coarse = max((step for step in STEPS if step <= ffn // 8), default=1)
+    unit = coarse if multiple == 1 else multiple
+    widths = {max(unit, round(ffn * part / WIDTHS / unit) * unit) for part in range(1, WIDTHS)}
+    base = ffn * 2 // 3 // coarse * coarse
+    probes = {base + step: step for step in STEPS if step < coarse and multiple == 1}
+    return sorted(width for width in widths | ({base, base + coarse} if probes else set()) if width < ffn), probes
+
+
+def _step(times: dict[int, float], widths: Sequence[int], probes: dict[int, int]) -> int:
+    """The smallest step at which widths are as fast as at the largest."""
+    if not probes:
+        return 1
+    base = min(probes) - min(probes.values())
+    above = min(width for width in widths if width > base and width >= max(probes))
+    for width, step in sorted(probes.items()):
+        line = times[base] + max(0.0, times[above] - times[base]) * (width - base) / (above - base)
+        if times[width] <= SLOWER * line:
+            return step
+    return above - base
+
+
+class Stack:
+    """Some layers of a model, of one kind, with random weights; and the same cut to other sizes.
+
+    Weights that a cut leaves as they are, are shared.
+    """
+
+    def __init__(self, subject: Subject, numbers: Sequence[int]) -> None:
+        self.subject, self.count = subject, len(numbers)
+        try:
+            config = without_layers(subject.config, sorted(numbers))
+            full = built(config, trust_remote_code=subject.trust_remote_code, dtype=subject.weights)
+            unstack_experts(full, subject.family)
+            self._full: Any = nn.Module.to(widened(full.eval(), subject.dtype), subject.device)
+            self.without(LAYERS)
+        except InputError as error:
+            why = str(error).removeprefix("--units layers: ")
+            raise InputError(
+                f"its layers cannot be timed by themselves ({why}) Ask for --sparsity or --target-params."
+            ) from None
+        self.model = self._copied()
+        head = self._full.get_output_embeddings()
+        if head is not None:
+            small = nn.Linear(head.weight.shape[1], SMALL_VOCABULARY, bias=False, dtype=head.weight.dtype)
+            self.model.set_output_embeddings(small.to(subject.device))
+        units = find_units(self.model, subject.family)
+        self.shape = units.shapes[0]
+
+    def _copied(self, model: nn.Module | None = None) -> Any:
+        source = model if model is not None else self._full
+        return copy.deepcopy(source, {id(parameter): parameter for parameter in source.parameters()})
+
+    def rest(self) -> nn.Module:
+        """What is no layer."""
+        return self._cut(self._copied(), (LAYERS,), "none", lambda pool: 0)
+
+    def without(self, kind: str) -> nn.Module:
+        """With none of its layers."""
+        model = self._copied(getattr(self, "model", None))
+        return self._cut(model, (kind,), "none", lambda pool: 0)
+
+    def with_channels(self, width: int) -> nn.Module:
+        """With so many channels in each FFN."""
+        return self._cut(self._copied(self.model), WIDTH, "none", lambda pool: width)
+
+    def with_heads(self, kind: str, left: int) -> nn.Module:
+        """With so many units of attention, of a kind, in each layer."""
+        return self._cut(
+            self._copied(self.model), ("heads",), kind, lambda pool: left if pool.kind == kind else pool.size
+        )
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Without attention, and without FFN, where the layout can be without."""
+        found = {}
+        for name, kind in (("heads 0 0", "attention_block"), ("channels 0", "ffn_block")):
+            try:
+                found[name] = self._cut(
+                    self._copied(self.model), (BLOCKS,), "none", lambda pool, kind=kind: int(pool.kind != kind)
+                )
+            except InputError:
+                continue
+        return found
+
+    def head_counts(self) -> dict[tuple[int, int], tuple[str, int]]:
+        """(heads, KV heads) that are timed -> kind of unit, and how many of it are left."""
+        found: dict[tuple[int, int], tuple[str, int]] = {}
+        for kind in ("kv_group", "query_head"):
+            try:
+                units = find_units(self.model, self.subject.family, kind)
+            except InputError:
+                continue
+            pools = units.of_kind(kind)
+            if not pools or pools[0].size == pools[0].sets:
+                continue
+            pool, counts = pools[0], range(pools[0].sets, pools[0].size, pools[0].sets)
+            for left in _spread(counts, HEADS):
+                shape = self.shape.without(kind, pool.size - left)
+                found.setdefault((shape.heads, shape.kv_heads), (kind, left))
+        return found
+
+    def _cut(self, model: Any, kinds: Collection[str], attention: str, left: Callable[..., int]) -> nn.Module:
+        units = find_units(model, self.subject.family, attention, kinds)
+        keep = {pool.name: _first(pool, left(pool)) for pool in units.pools}
+        shrink_(model, units, keep)
+        return nn.Module.requires_grad_(model, False)
+
+
+def _first(pool: Pool, left: int) -> Tensor:
+    """(units,) bool: the first `left` units stay, as many of each set."""
+    mask = torch.zeros(pool.sets, pool.size // pool.sets, dtype=torch.bool)
+    mask[:, : -(-left // pool.sets)] = True
+    return mask.flatten()
+
+
+def _spread(counts: Sequence[int], most: int) -> list[int]:
+    """At most so many of the counts, evenly spread, the first and the last among them."""
+    if len(counts) <= most:
+        return list(counts)
+    return sorted({counts[round(number * (len(counts) - 1) / (most - 1))] for number in range(most)})
+
+
+def _timer(model: nn.Module, at: Timed, subject: Subject) -> Timer:
+    """Milliseconds of what `at` names, on this model, each time that it is called."""
+    generator = torch.Generator().manual_seed(0)
+    bare = any(isinstance(module, Skipped) for module in model.modules())
+    if at.kind == PREFILL or bare:
+        tokens = at.prompt if at.kind == PREFILL else 1
+        ids = torch.randint(SMALL_VOCABULARY, (at.batch, tokens), generator=generator).to(subject.device)
+        return lambda: max(1, at.generated) * _forward_ms(model, ids, subject)
+    # The cache grows from turn to turn: it begins so that its mean length is that of the tokens that are asked for.
+    prompt = max(1, at.prompt + at.generated // 2 - (1 + REPEATS) * TOKENS // 2)
+    ids = torch.randint(SMALL_VOCABULARY, (at.batch, prompt), generator=generator)
+    decoding = Decoding(model, ids, subject.dtype)
+    return lambda: decoding.seconds(TOKENS) * 1e3 / TOKENS * at.generated
+
+
+def _forward_ms(model: nn.Module, ids: Tensor, subject: Subject) -> float:
+    with evaluating(model), torch.inference_mode(), autocast(subject.device.type, subject.dtype):
+        wait_for(subject.device)
+        started = time.perf_counter()
+        model(input_ids=ids, use_cache=False)
+        wait_for(subject.device)
+        return (time.perf_counter() - started) * 1e3
+
+
+@dataclass(frozen=True)
+class Took:
+    """The median of some times, and its standard error, from the distance between their quartiles."""
+
+    ms: float
+    error: float = 0.0
+
+
+def _take_turns(timers: dict[str, Timer], told: Told) -> dict[str, Took]:
+    """Name -> milliseconds; all take turns, the first of which warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in timers}
+    started = time.monotonic()
+    for turn in range(1 + REPEATS):
+        told(turn, 1 + REPEATS)
+        if turn > LEAST_REPEATS and time.monotonic() - started > SECONDS:
+            break
+        for name, timer in timers.items():
+            ms = timer()
+            if turn:
+                taken[name].append(ms)
+    told(1 + REPEATS, 1 + REPEATS)
+    found = {}
+    for name, values in taken.items():
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        found[name] = Took(statistics.median(values), (third - first) / 1.35 * 1.25 / len(values) ** 0.5)
+    return found
