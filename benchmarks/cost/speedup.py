@@ -9,7 +9,8 @@ unless `--keep-table`. A minute or two a run on one core, the most of it the tab
 
 The second part trains (`--steps`, 8 x 256 tokens of c4_calib) to `--speedup`, with three seeds, and beside each a run
 to the number of parameters that is as fast by the same table, at widths as they come. Perplexity is of the first
-102,400 tokens of c4_eval in segments of 1,024. A run whose record is in the file is not run again; `--cells` picks some.
+102,400 tokens of c4_eval in segments of 1,024. A run whose record is in the file is not run again; `--cells` picks
+some.
 """
 
 import argparse

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from speed.made_up import units_of
 from tiny import tiny_llama
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MixtralConfig, MixtralForCausalLM
 
@@ -19,6 +18,7 @@ from secateur.speed.measure import Subject
 from secateur.speed.table import read_table, table_of
 from secateur.system.errors import InputError
 from secateur.system.records import write_json
+from tests.speed.made_up import units_of
 
 SMALL = dict(
     vocab_size=128, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -108,7 +108,7 @@ def test_a_table_is_kept_and_a_changed_machine_noticed(tmp_path, monkeypatch, co
 
 def test_widths_that_are_slow_are_not_chosen() -> None:
     """A device on which only multiples of 32 are fast."""
-    widths, probes = measure._widths(512, 1)
+    widths, probes, _ = measure._widths(512, 1)
     slow = {width: width + (0 if width % 32 == 0 else 60.0) for width in {*widths, *probes, 512}}
     assert measure._step(slow, widths, probes) == 32
     assert measure._step({width: float(width) for width in slow}, widths, probes) == 8
@@ -148,7 +148,9 @@ def test_a_table_of_another_model_is_refused(counting) -> None:
     found = find.measured_table(subject(MODELS["llama"]()), at)
     with pytest.raises(InputError, match="T is of a model of 4 layers, and this one has 3"):
         Costs(found, at, units_of(tiny_llama(layers=3)), "T")
-    with pytest.raises(InputError, match=r"T is of another model: layer 0 has .* 128 channels, .* 96 channels"):
+    with pytest.raises(
+        InputError, match=r"T is of another model: layer 0 has 8 heads, .* 128 channels, .* 8, 4 and 96"
+    ):
         Costs(found, at, units_of(tiny_llama(layers=4, heads=8, kv_heads=4, head_dim=8, ffn=128)), "T")
     with pytest.raises(InputError, match="T has no times of decode:1x8.4, but of prefill:1x8: ask for these"):
         Costs(found, parse_speed_at("decode:1x8+4"), units_of(MODELS["llama"]()), "T")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from speed.made_up import AT, by_parameters, table, written
 from tiny import save_tiny, tiny_llama
 
 from secateur.cli import main
@@ -16,6 +15,7 @@ from secateur.speed import measure
 from secateur.system.errors import InputError
 from secateur.training.checkpoints import work_folder
 from secateur.training.prepare import COSTS, prepare
+from tests.speed.made_up import AT, by_parameters, table, written
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 SHAPE = dict(layers=3, heads=8, kv_heads=4, ffn=256, tied=True)
@@ -53,12 +53,11 @@ def run(place, output, *more):
     return json.loads((output / "result.json").read_text())
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_times_by_parameters_give_the_run_of_the_parameters(place, tmp_path, allocation) -> None:
-    costs = ("--cost-table", str(place / "parameters.json"), "--allocation", allocation)
+def test_times_by_parameters_give_the_run_of_the_parameters(place, tmp_path) -> None:
+    costs = ("--cost-table", str(place / "parameters.json"), "--allocation", "global")
     by_time = run(place, tmp_path / "time", "--target-speedup", "1.2x", *costs, "--steps", "6", "--frequency", "2")
     share = by_time["target"]["sparsity"]
-    others = ("--allocation", allocation, "--sparsity", str(share), "--steps", "6", "--frequency", "2")
+    others = ("--allocation", "global", "--sparsity", str(share), "--steps", "6", "--frequency", "2")
     by_size = run(place, tmp_path / "size", *others)
     assert by_time["shapes"] == by_size["shapes"]
     kept = [json.loads((tmp_path / name / "units.json").read_text())["cuts"] for name in ("time", "size")]
@@ -111,7 +110,7 @@ def test_a_latency_is_the_speedup_that_it_comes_to(place, tmp_path) -> None:
             "--target-latency 9ms (prefill:1x512) is not reachable with --allocation uniform",
         ),
         (("--target-latency", "2s"), "--target-latency 2s is not below what the dense model takes, 135 ms: give less"),
-        (("--target-speedup", "9x", "--allocation", "global", "--floor", "0.5"), "with a floor of 0.5: at most 1."),
+        (("--target-speedup", "9x", "--allocation", "global", "--floor", "0.5"), "with a floor of 0.5: at most 2.14x."),
         (("--target-speedup", "2x", "--speed-at", "prefill:1x8"), "has no times of prefill:1x8, but of prefill:1x512"),
     ],
 )
@@ -219,5 +218,5 @@ def test_processes_and_dry_runs_take_the_same_budget(place, tmp_path) -> None:
     )  # fmt: skip
     job = prepare(config)
     assert job.costs is not None
-    assert job.records[COSTS] == json.loads((place / "steep.json").read_text())
+    assert json.loads(json.dumps(job.records[COSTS])) == json.loads((place / "steep.json").read_text())
     assert prepare(replace(config, dry_run=True)).budget.quota == job.budget.quota

@@ -81,7 +81,9 @@ class Budget:
             for pool in pools:
                 due, size = share * self.account.saved(pool, pool.size), share * pool.size
                 if isinstance(self.account, Costs) and pool.size > 1:
-                    size = bisect_left(range(pool.size), due, key=partial(self.account.saved, pool))
+                    above = bisect_left(range(1, pool.size), due, key=partial(self.account.saved, pool)) + 1
+                    low, high = self.account.saved(pool, above - 1), self.account.saved(pool, above)
+                    size = above - 1 + ((due - low) / (high - low) if high > low else 0.0)
                 found[pool.name] = size
         return found
 
@@ -169,13 +171,14 @@ class Budget:
             return self.account.saved(pool, before + units) - self.account.saved(pool, before)
 
         gone = sum(self.account.saved(pool, pool.size - left[number]) for number, pool in enumerate(pools))
-        ranked = [
-            (score, number, count)
-            for number, pool in enumerate(pools)
-            for score, count in self._candidates(pool, pools, scores, kept[pool.name])
-            if number not in inside
-        ]
-        finest = self._finest(pools, [number for number in range(len(pools)) if number not in inside])
+        ranked: list[tuple[float, int, int]] = []
+        finest = min(self.account.saved(pool, pool.sets) for n, pool in enumerate(pools) if n not in inside)
+        for number, pool in enumerate(pools):
+            before = pool.size - left[number]
+            for score, count in self._candidates(pool, pools, scores, kept[pool.name]) if number not in inside else ():
+                ranked.append((score, number, count))
+                step = self.account.saved(pool, before + count) - self.account.saved(pool, before)
+                finest, before = min(finest, step), before + count
         for number, own in inside.items():
             if left[number]:  # a block, worth its score for what is left of it
                 whole = sum(saved(each, left[each]) for each in (number, *own))
@@ -191,14 +194,6 @@ class Budget:
                 gone += cost
         for pool, count in zip(pools, take, strict=True):
             _remove_lowest_(kept[pool.name], scores[pool.name], count, pool.sets)
-
-    def _finest(self, pools: list[Pool], numbers: list[int]) -> float:
-        """What the smallest step comes to: of one unit, in milliseconds of one that the widths may take."""
-        worths = []
-        for pool in (pools[number] for number in numbers):
-            step = self.round_to if isinstance(self.account, Costs) and pool.kind == "ffn" else pool.sets
-            worths.append(self.account.saved(pool, min(step, pool.size)))
-        return min((worth for worth in worths if worth > 0), default=0.0)
 
     def _candidates(
         self, pool: Pool, pools: list[Pool], scores: dict[str, Tensor], keep: Tensor

@@ -95,10 +95,10 @@ class Costs:
             times = table.times[each.name]
             curves = {number: LayerCurves(found) for found in times.layers for number in found.layers}
             self._parts.append((each.times, times.rest_ms, curves))
-            if curves.keys() != set(range(len(units.shapes))):
+            if curves.keys() != set(range(len(units.shapes))) or not all(found.layers for found in times.layers):
                 raise InputError(f"{name} is of a model of {len(curves)} layers, and this one has {len(units.shapes)}.")
-            for number, shape in enumerate(units.shapes):
-                curves[number].check(shape, f"{name} is of another model: layer {number}")
+            for found in times.layers:
+                curves[found.layers[0]].check(units, found.layers, name)
         self.width_step = table.width_step
         self._inner = {
             (layer, INSIDE[pool.kind]) for pool in units.pools for layer in pool.layers if pool.kind in INSIDE
@@ -170,17 +170,19 @@ class LayerCurves:
         top = [curve.values[-1] for curve in (self._by_channels, self._by_kv, self._by_heads) if curve]
         self._dense = top[0] if top else max([*channels.values(), *(one.ms for one in times.heads)], default=0.0)
 
-    def check(self, shape: LayerShape, what: str) -> None:
-        """Whether these are times of such a layer.
+    def check(self, units: Units, layers: Sequence[int], name: str) -> None:
+        """Whether these are times of such layers: one of them has the sizes that the table begins with.
 
         Raises:
             InputError: they are not.
         """
+        shapes = {shape.key() for layer in layers if not (shape := units.shapes[layer]).gone}
         kv_heads, heads = self._largest
-        known = shape.heads <= heads and shape.kv_heads <= kv_heads and shape.ffn <= self._widest
-        if not shape.gone and not known:
+        if shapes and (heads, kv_heads, self._widest) not in shapes:
+            own = max(shapes)
             raise InputError(
-                f"{what} has {shape}, and the table {heads} query heads, {kv_heads} KV heads, {self._widest} channels."
+                f"{name} is of another model: layer {layers[0]} has {own[0]} heads, {own[1]} KV heads and {own[2]} "
+                f"channels, and the table's {heads}, {kv_heads} and {self._widest}."
             )
 
     def ms(self, shape: LayerShape) -> float:

@@ -114,11 +114,11 @@ def _measure_group(
     same = [number for number in group if units.shapes[number] == shape][: max(1, count)]
     stack = Stack(subject, same)
     variants = {"rest": stack.rest()} | {"none": stack.without(LAYERS), "dense": stack.model}
-    widths, probes = _widths(shape.ffn, subject.family.ffn_multiple)
+    widths, probes, coarse = _widths(shape.ffn, subject.family.ffn_multiple)
     variants |= {f"channels {width}": stack.with_channels(width) for width in {*widths, *probes} if width < shape.ffn}
     sizes = stack.head_counts()
     variants |= {f"heads {heads} {kv}": stack.with_heads(kind, left) for (heads, kv), (kind, left) in sizes.items()}
-    variants |= stack.blocks()
+    variants |= stack.blocks() if subject.family.experts is None else {}
     taken = _take_turns({name: _timer(model, at, subject) for name, model in variants.items()}, told)
     nothing = taken.pop("none").ms
     layer = {
@@ -126,7 +126,8 @@ def _measure_group(
     }
     every = {*widths, *probes, shape.ffn} if shape.ffn else set()
     by_width = {width: layer.get(f"channels {width}", layer["dense"]) for width in every}
-    channels = smooth(by_width)
+    step = _step({width: found.ms for width, found in by_width.items()}, widths, probes) if probes else coarse
+    channels = smooth({width: found for width, found in by_width.items() if width % step == 0 or width == shape.ffn})
     if "channels 0" in layer:
         channels[0] = min(layer["channels 0"].ms, *channels.values())
     times = LayerTimes(
@@ -134,7 +135,7 @@ def _measure_group(
         _heads(shape, {name: found.ms for name, found in layer.items()}, channels.get(shape.ffn)),
         tuple(Channels(width, ms) for width, ms in sorted(channels.items())),
     )
-    return times, _step({width: found.ms for width, found in by_width.items()}, widths, probes), taken["rest"].ms
+    return times, step, taken["rest"].ms
 
 
 def smooth(points: Mapping[int, "Took"]) -> dict[int, float]:
@@ -162,22 +163,21 @@ def _heads(shape: LayerShape, per_layer: dict[str, float], dense_ms: float | Non
     return tuple(Heads(*size, ms) for size, ms in sorted(found.items()))
 
 
-def _widths(ffn: int, multiple: int) -> tuple[list[int], dict[int, int]]:
-    """Widths to time, and those that say which step is fast: width -> the step that it is a multiple of."""
+def _widths(ffn: int, multiple: int) -> tuple[list[int], dict[int, int], int]:
+    """Widths to time, those that say which step is fast (width -> the step that it is a multiple of), and the largest
+    step."""
+    coarse = max((step for step in STEPS if step <= ffn // 8), default=1) if multiple == 1 else multiple
     if not ffn:
-        return [], {}
-    coarse = max((step for step in STEPS if step <= ffn // 8), default=1)
-    unit = coarse if multiple == 1 else multiple
-    widths = {max(unit, round(ffn * part / WIDTHS / unit) * unit) for part in range(1, WIDTHS)}
+        return [], {}, coarse
+    widths = {max(coarse, round(ffn * part / WIDTHS / coarse) * coarse) for part in range(1, WIDTHS)}
     base = ffn * 2 // 3 // coarse * coarse
     probes = {base + step: step for step in STEPS if step < coarse and multiple == 1}
-    return sorted(width for width in widths | ({base, base + coarse} if probes else set()) if width < ffn), probes
+    widths |= {base, base + coarse} if probes else set()
+    return sorted(width for width in widths if width < ffn), probes, coarse
 
 
 def _step(times: dict[int, float], widths: Sequence[int], probes: dict[int, int]) -> int:
     """The smallest step at which widths are as fast as at the largest."""
-    if not probes:
-        return 1
     base = min(probes) - min(probes.values())
     above = min(width for width in widths if width > base and width >= max(probes))
     for width, step in sorted(probes.items()):

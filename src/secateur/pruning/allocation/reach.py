@@ -1,7 +1,5 @@
 """Which sparsities a budget can come to, and the error for one that it cannot."""
 
-from itertools import pairwise
-
 from ...architecture.units import ATTENTION_KINDS, Pool, Units
 from ...speed.costs import PARAMETERS, Costs, Parameters
 from ...system.errors import InputError
@@ -70,11 +68,11 @@ def check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
     account, reachable = budget.account, _reachable(budget, options.round_to, ffn)
     step = options.round_to * sum(pool.together * pool.unit_params for pool in ffn) / budget.units.prunable_params
-    reached = _worth(list(budget.units.pools), budget.quota, account) / account.all_of(budget.units)
-    if isinstance(account, Costs):
-        step = max((after - before for before, after in pairwise([0.0, *reachable])), default=0.0)
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
-    if budget.removed_params and abs(reached - options.sparsity) <= allowed:
+    reached = abs(budget.sparsity - options.sparsity) <= allowed
+    if isinstance(account, Costs):  # the nearest was taken, however far its neighbours are apart
+        reached = bool(reachable) and reachable[0] / 2 <= options.sparsity <= reachable[-1] + TOLERANCE
+    if budget.removed_params and reached:
         return
     below = [value for value in reachable if value < options.sparsity][-1:]
     above = [value for value in reachable if value >= options.sparsity][:1]
