@@ -14,7 +14,7 @@ from secateur.config.sizes import parse_speed_at
 from secateur.models.benchmark import parameter_count
 from secateur.speed import find, measure
 from secateur.speed.costs import Costs
-from secateur.speed.measure import Subject
+from secateur.speed.stack import Subject
 from secateur.speed.table import read_table, table_of
 from secateur.system.errors import InputError
 from secateur.system.records import write_json

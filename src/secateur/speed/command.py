@@ -16,7 +16,7 @@ from ..system.output import check_output_file
 from ..system.records import write_told
 from ..system.terminal.tables import Table, Words
 from .find import measured_table
-from .measure import Subject
+from .stack import Subject
 from .table import CostTable
 
 

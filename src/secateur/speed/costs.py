@@ -84,6 +84,7 @@ class Costs:
     """
 
     def __init__(self, table: CostTable, at: Sequence[Timed], units: Units, name: str = "the cost table") -> None:
+        check_timed(units)
         self.table, self.at, self.units = table, tuple(at), units
         if lacking := [each.name for each in at if each.name not in table.times]:
             raise InputError(
@@ -152,6 +153,19 @@ class Costs:
     def all_of(self, units: Units) -> float:
         """Milliseconds of all layers."""
         return sum(self.layer_ms(number, shape) for number, shape in enumerate(units.shapes))
+
+
+def check_timed(units: Units) -> None:
+    """Refuse a model with layers whose time is not by heads and one width.
+
+    Raises:
+        InputError: it has FFNs beside its experts.
+    """
+    if beside := [pool.name for pool in units.pools if pool.beside]:
+        raise InputError(
+            f"{beside[0]}: a cost table has times by one FFN width, and these layers have FFNs beside their experts: "
+            "ask for --sparsity or --target-params."
+        )
 
 
 class LayerCurves:

@@ -23,7 +23,8 @@ from ..system.machine.devices import name_of_device
 from ..system.progress import Progress, phase
 from ..system.reading import PARSER_ERRORS
 from ..system.records import cpu_name, version_of, write_json
-from .measure import Subject, alike, measure_times
+from .measure import alike, measure_times
+from .stack import Subject
 from .table import CostTable, Times, table_of
 
 log = logging.getLogger("secateur")

@@ -39,9 +39,9 @@ from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
 from ..speed import Costs, read_table
-from ..speed.costs import PARAMETERS
+from ..speed.costs import PARAMETERS, check_timed
 from ..speed.find import check_positions, kept_table
-from ..speed.measure import Subject
+from ..speed.stack import Subject
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched
 from .checkpoints import work_folder
@@ -296,6 +296,7 @@ def costs_of(config: PruneConfig, model_config: PreTrainedConfig, units: Units) 
         table = read_table(Path(config.cost_table).expanduser())
         check_positions(model_config, at)
         return Costs(table, at, units, place), f"cost table: {config.cost_table}, {table.source}"
+    check_timed(units)
     dtype, weights = dtype_of(config), checkpoint_dtype(model_config)
     held = torch.float32 if dtype == torch.float32 else weights
     subject = Subject(model_config, units.family, device_of(config), dtype, held, config.trust_remote_code)
