@@ -128,9 +128,12 @@ def test_a_straight_line_where_nothing_speaks_against_it() -> None:
     ("change", "said"),
     [
         (lambda record: record.pop("cost_table_format"), "it is no cost table"),
-        (lambda record: record.update(cost_table_format=2), "its layout is 2, and this version knows 1"),
-        (lambda record: record["times"]["prefill:1x8"].update(rest_ms="fast"), "of another kind .ValueError"),
-        (lambda record: record.pop("width_step"), "missing or of another kind .KeyError: 'width_step'"),
+        (lambda record: record.update(cost_table_format=2), "its layout is 2, this version knows 1"),
+        (
+            lambda record: record["times"]["prefill:1x8"].update(rest_ms="fast"),
+            "a part of it is missing or of another kind .ValueError",
+        ),
+        (lambda record: record.pop("width_step"), "a part of it is missing or of another kind .KeyError: 'width_step'"),
         (lambda record: record["times"].clear(), "it has no times"),
     ],
 )
