@@ -14,7 +14,7 @@ from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import UNITS, PruningOptions
 from .run import DEVICE_HELP, RunConfig, device_faults, load_in_faults
-from .sizes import SPEED_AT, TARGETS, target_faults
+from .sizes import TARGETS, TimeOptions, target_faults
 
 DEFAULT_SPARSITY = 0.2
 """Where neither a sparsity nor a size is given."""
@@ -25,7 +25,7 @@ OF_TRAINING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
+class PruneConfig(PruningOptions, RecoveryOptions, TimeOptions, RunConfig):
     """Everything that `secateur prune` can be told."""
 
     least_steps: ClassVar[int] = 0
@@ -42,30 +42,6 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
         "instead of --sparsity: bytes of its weights in the checkpoint's precision, such as 160MB",
         None,
         group="pruning",
-    )
-    target_speedup: str | int | float | None = option(
-        "instead of --sparsity: how many times as fast the pruned model shall be, such as 1.5x, by the time that heads "
-        "and widths take here; measured once, then kept",
-        None,
-        group="pruning",
-    )
-    target_latency: str | None = option(
-        "instead of --sparsity: the time that the pruned model shall take, such as 40ms, of what --speed-at says",
-        None,
-        group="pruning",
-    )
-    speed_at: str = option(
-        "what --target-speedup and --target-latency time: a prompt (prefill:1x512), tokens after it "
-        "(decode:1x512+128), or a sum (prefill:1x512,decode:1x512+128)",
-        SPEED_AT,
-        group="pruning",
-    )
-    cost_table: str | None = option(
-        "take the times from this file, which secateur bench --cost-table wrote, on another machine perhaps; default: "
-        "measured on this one",
-        None,
-        group="pruning",
-        metavar="FILE",
     )
     experts: int | None = option(
         "mixtures of experts: keep this many in each layer; the others go before training",
@@ -105,11 +81,6 @@ class PruneConfig(PruningOptions, RecoveryOptions, RunConfig):
             object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
         if self.steps == 0 and self.cuts is None:
             object.__setattr__(self, "cuts", 1)
-
-    @property
-    def by_time(self) -> bool:
-        """Whether the target is a time."""
-        return self.target_speedup is not None or self.target_latency is not None
 
     @property
     def untrained(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..system.errors import InputError
-from .options import flag
+from .options import Options, flag, option
 
 BYTES = {
     "B": 1,
@@ -130,6 +130,41 @@ def parse_speed_at(words: str, option: str = "--speed-at") -> tuple[Timed, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"{option} is {words!r}: {max(names, key=names.count)} is there twice: put 2* before one.")
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeOptions(Options):
+    """A target in time, and where the times come from."""
+
+    target_speedup: str | int | float | None = option(
+        "instead of --sparsity: how many times as fast the pruned model shall be, such as 1.5x, by the time that heads "
+        "and widths take here; measured once, then kept",
+        None,
+        group="pruning",
+    )
+    target_latency: str | None = option(
+        "instead of --sparsity: the time that the pruned model shall take, such as 40ms, of what --speed-at says",
+        None,
+        group="pruning",
+    )
+    speed_at: str = option(
+        "what --target-speedup and --target-latency time: a prompt (prefill:1x512), tokens after it "
+        "(decode:1x512+128), or a sum (prefill:1x512,decode:1x512+128)",
+        SPEED_AT,
+        group="pruning",
+    )
+    cost_table: str | None = option(
+        "take the times from this file, which secateur bench --cost-table wrote, on another machine perhaps; default: "
+        "measured on this one",
+        None,
+        group="pruning",
+        metavar="FILE",
+    )
+
+    @property
+    def by_time(self) -> bool:
+        """Whether the target is a time."""
+        return self.target_speedup is not None or self.target_latency is not None
 
 
 def size_faults(config: Any, name: str, parse: Callable[[Any, str], Any]) -> list[str]:

@@ -11,23 +11,30 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from transformers import PreTrainedConfig
 
 from ..architecture.building import empty_model
 from ..architecture.discovery import find_units
 from ..architecture.experts import unstack_experts
-from ..config.sizes import Timed
+from ..architecture.units import Units
+from ..config.prune import PruneConfig
+from ..config.sizes import Timed, parse_speed_at
 from ..data.embedded import cache_root
-from ..models.devices import name_of
+from ..models.devices import device_of, dtype_of, name_of
+from ..models.stored import checkpoint_dtype
 from ..system.errors import InputError
 from ..system.machine.devices import name_of_device
 from ..system.progress import Progress, phase
 from ..system.reading import PARSER_ERRORS
 from ..system.records import cpu_name, version_of, write_json
+from .costs import Costs, check_timed
 from .measure import alike, measure_times
 from .stack import Subject
-from .table import CostTable, Times, table_of
+from .table import CostTable, Times, read_table, table_of
 
 log = logging.getLogger("secateur")
+COSTS = "cost-table.json"
+"""In a run's folder: the times that its budget was made from, with which it goes on."""
 FOLDER = "cost-tables"
 KEPT = 16
 """Tables that are kept of a model, of as many machines or settings."""
@@ -54,6 +61,37 @@ def check_positions(config: Any, at: Sequence[Timed]) -> None:
                 f"--speed-at {each.name} is {each.prompt + each.generated} tokens, and the model has {longest} "
                 "positions: ask for fewer."
             )
+
+
+def costs_of(
+    config: PruneConfig, model_config: PreTrainedConfig, units: Units, began: Path | None
+) -> tuple[Costs, str]:
+    """The times of a model's units, and how they were come by: of the run that goes on, of a file, or of this machine.
+
+    Args:
+        began: the table of the run that goes on, if one does.
+    Raises:
+        InputError: a file is of another model, or the model's layers cannot be timed.
+    """
+    if model_config.is_encoder_decoder:
+        raise InputError(
+            f"--model {config.model}: a target in time is of causal language models, and this is an encoder-decoder: "
+            "ask for --sparsity or --target-params."
+        )
+    at = parse_speed_at(config.speed_at)
+    if began is not None and began.is_file():
+        return Costs(read_table(began), at, units, str(began)), "cost table: that of the run that goes on"
+    if config.cost_table is not None:
+        place = f"--cost-table {config.cost_table}"
+        table = read_table(Path(config.cost_table).expanduser())
+        check_positions(model_config, at)
+        return Costs(table, at, units, place), f"cost table: {config.cost_table}, {table.source}"
+    check_timed(units)
+    dtype, weights = dtype_of(config), checkpoint_dtype(model_config)
+    held = torch.float32 if dtype == torch.float32 else weights
+    subject = Subject(model_config, units.family, device_of(config), dtype, held, config.trust_remote_code)
+    found = kept_table(subject, at)
+    return Costs(found.table, at, units), found.note
 
 
 def about_machine(subject: Subject) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config.sizes import PREFILL, Timed
-from ..models.benchmark import Latency, evaluating, forward_latency
+from ..models.benchmark import Latency, both_sides, evaluating, forward_latency
 from ..models.devices import autocast, name_of
 from ..system.machine.devices import wait_for
 
@@ -72,7 +72,11 @@ class Decoding:
         self.model, self.dtype = model, dtype
         self.device = next(model.parameters()).device
         with evaluating(model), torch.inference_mode(), autocast(self.device.type, dtype):
-            self._output: Any = model(input_ids=ids.to(self.device), use_cache=True)
+            self._output: Any = model(**both_sides(model, ids.to(self.device)), use_cache=True)
+        self._name, self._further = "input_ids", dict[str, Any]()
+        if getattr(model.config, "is_encoder_decoder", False):
+            self._name = "decoder_input_ids"
+            self._further = {"encoder_outputs": (self._output.encoder_last_hidden_state,)}
 
     def seconds(self, count: int) -> float:
         """Of `count` more tokens."""
@@ -80,8 +84,7 @@ class Decoding:
             wait_for(self.device)
             started = time.perf_counter()
             for _ in range(count):
-                following = self._output.logits[:, -1:].argmax(-1)
-                cache = self._output.past_key_values
-                self._output = self.model(input_ids=following, past_key_values=cache, use_cache=True)
+                more = {self._name: self._output.logits[:, -1:].argmax(-1), **self._further}
+                self._output = self.model(**more, past_key_values=self._output.past_key_values, use_cache=True)
             wait_for(self.device)
             return time.perf_counter() - started

@@ -23,13 +23,12 @@ from ..config.options import flag, part_of
 from ..config.prune import PruneConfig
 from ..config.pruning import ScoringOptions
 from ..config.run import load_in_words
-from ..config.sizes import parse_speed_at
 from ..criteria import CRITERIA
 from ..criteria.masks import NO_SCALED_MASKS, NO_SEARCHED_MASKS
 from ..models.adapter import lora_config_of, read_adapter, start_that_moves_base, starting_from_adapter
 from ..models.benchmark import parameter_count
 from ..models.coverage import check_coverage, planned_lora, unreached_words, weight_sizes
-from ..models.devices import device_of, dtype_of
+from ..models.devices import device_of
 from ..models.original import check_blocks
 from ..models.stored import checkpoint_dtype
 from ..pruning.allocation import make_budget
@@ -38,10 +37,9 @@ from ..pruning.allocation.target import Target, in_words_of, resolve_target, res
 from ..pruning.budget import Budget, budget_goal
 from ..pruning.compensation.single import check_compensation
 from ..pruning.schedule import Schedule, make_schedule
-from ..speed import Costs, read_table
-from ..speed.costs import PARAMETERS, check_timed
-from ..speed.find import check_positions, kept_table
-from ..speed.stack import Subject
+from ..speed import Costs
+from ..speed.costs import PARAMETERS
+from ..speed.find import COSTS, costs_of
 from ..system.errors import InputError, all_faults
 from ..system.launcher import launched
 from .checkpoints import work_folder
@@ -51,21 +49,10 @@ from .job import Job, check_lengths, open_model, read_inputs
 from .recovery.beside import check_parts
 from .recovery.restart import restart_steps
 
-COSTS = "cost-table.json"
-"""In the run's folder: the times that its budget was made from, with which it goes on."""
 IDLE = {
-    "lr",
-    "lr_warmup",
-    "lr_decay",
-    "epochs",
-    "prune_start",
-    "prune_end",
-    "frequency",
-    "ema",
-    "on_nan",
-    "lora_plus",
-    "lr_after",
-}
+    "lr", "lr_warmup", "lr_decay", "epochs", "prune_start", "prune_end",
+    "frequency", "ema", "on_nan", "lora_plus", "lr_after",
+}  # fmt: skip
 """Options that matter to training alone."""
 
 
@@ -265,7 +252,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
-    costs, note = costs_of(config, model_config, units) if config.by_time else (None, None)
+    began = work_folder(Path(config.output)) / COSTS if config.resume and config.output else None
+    costs, note = costs_of(config, model_config, units, began) if config.by_time else (None, None)
     target = resolve_time(config, costs) if costs else resolve_target(config, *sizes)
     legal = cache(partial(accepts, model_config, family, model_class=config.model_class))  # layers are mostly alike
     goal = budget_goal(config, target.sparsity, criterion.across_layers)
@@ -279,29 +267,6 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
         check_same(model_config, units, budget.example())
     measured = model_sizes(empty, units)
     return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units), note)
-
-
-def costs_of(config: PruneConfig, model_config: PreTrainedConfig, units: Units) -> tuple[Costs, str]:
-    """The times of a model's units, and how they were come by: of the run that goes on, of a file, or of this machine.
-
-    Raises:
-        InputError: a file is of another model, or the model's layers cannot be timed.
-    """
-    at = parse_speed_at(config.speed_at)
-    began = work_folder(Path(config.output)) / COSTS
-    if config.resume and config.output and began.is_file():
-        return Costs(read_table(began), at, units, str(began)), "cost table: that of the run that goes on"
-    if config.cost_table is not None:
-        place = f"--cost-table {config.cost_table}"
-        table = read_table(Path(config.cost_table).expanduser())
-        check_positions(model_config, at)
-        return Costs(table, at, units, place), f"cost table: {config.cost_table}, {table.source}"
-    check_timed(units)
-    dtype, weights = dtype_of(config), checkpoint_dtype(model_config)
-    held = torch.float32 if dtype == torch.float32 else weights
-    subject = Subject(model_config, units.family, device_of(config), dtype, held, config.trust_remote_code)
-    found = kept_table(subject, at)
-    return Costs(found.table, at, units), found.note
 
 
 def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> str | None:
