@@ -21,6 +21,8 @@ from secateur.models.coverage import not_adapted, uncalled_linears
 from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
 from secateur.models.surgery import merged_and_sliced
+from secateur.pruning.compensation.sequence import refit_in_sequence
+from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.prepare import prepare
 from tests.architecture.rows import IDS, tiny
@@ -105,6 +107,25 @@ def test_widths_that_differ_from_the_start_are_read_and_written() -> None:
     assert left[0] == 240
     shares = [after / before for after, before in zip(left[1:], (120, 240, 180), strict=True)]
     assert max(shares) - min(shares) < 0.01
+
+
+def test_a_hybrid_is_refit_in_sequence() -> None:
+    """Layers without attention are gone through too, and what is left is nearer to the whole model than without."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 120, (4, 37), generator=generator)} for _ in range(8)]
+    distances = []
+    for refits in (False, True):
+        model = tiny("qwen3_5_text")
+        units, whole = find_units(model, FAMILIES["qwen3_5_text"]), logits_of(model, batches[0]["input_ids"])
+        stay = {pool.name: torch.arange(pool.size) >= pool.size // 3 for pool in units.pools}
+        if refits:
+            assert len(refit_in_sequence(model, units, stay, batches)) == 5  # three of down, two of o
+        masks = Masks(units, {path: model.get_submodule(path) for path in units.linears}, {})
+        masks.update(stay)
+        distances.append((logits_of(model, batches[0]["input_ids"]) - whole).norm())
+    assert distances[1] < distances[0]
+    with pytest.raises(InputError, match="gemma4_text is a model whose layers use the keys and values of others"):
+        Pruner(tiny("gemma4_text"), sparsity=0.2, criterion="magnitude", compensate="sequential")
 
 
 def test_a_model_of_another_layout_is_no_hybrid() -> None:

@@ -14,4 +14,5 @@ FAMILIES.register(
         ffn_stays="mlp.activation_sparsity",
     ),
 )
-FAMILIES.register("gemma4_text", Family(name="gemma4_text", no_heads=_SHARED, layers_vary=True))
+for _model_type in ("gemma4_text", "gemma4_unified_text"):
+    FAMILIES.register(_model_type, Family(name=_model_type, no_heads=_SHARED, layers_vary=True))

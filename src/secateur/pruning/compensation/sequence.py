@@ -69,8 +69,11 @@ def refit_in_sequence(
         batches = list(batches)
         _check_batches(batches)
         (hidden,), (small,) = recorded(base, layers, [{"input_ids": batches[0]["input_ids"][:2, :PROBE]}])
-        blocks = []
-        for layer, place, call in zip(layers, units.places, small.calls, strict=True):
+        blocks: list[Block | None] = []
+        for layer, place, shape, call in zip(layers, units.places, units.shapes, small.calls, strict=True):
+            if not (shape.heads and shape.ffn):  # a hybrid's, which does something else beside
+                blocks.append(None)
+                continue
             ends = (layer.get_submodule(path) for path in (place.family.o, place.family.mlp_out))
             blocks.append(block_of(layer, call, hidden, *ends))
         walk = _Walk(*recorded(base, layers, batches), ridges, two=any(blocks))

@@ -41,10 +41,12 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
     """
     if how not in NEEDS:
         raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
-    if how == "sequential" and (units.family.experts or units.family.stacks):
-        kind = (
-            "a mixture, whose experts share out what the layer makes" if units.family.experts else "an encoder-decoder"
-        )
+    kinds = {
+        "a mixture, whose experts share out what the layer makes": units.family.experts,
+        "an encoder-decoder": units.family.stacks,
+        "a model whose layers use the keys and values of others": units.family.layers_vary,
+    }
+    if how == "sequential" and (kind := next((kind for kind, holds in kinds.items() if holds), None)):
         raise InputError(f"--compensate sequential: {units.family.name} is {kind}: use --compensate lstsq.")
     for path in (gate.linear for pool in units.pools for gate in pool.gates):
         linear = base_linear(modules[path])
