@@ -25,6 +25,7 @@ _REFUSED = {
     "with its cache it generates other tokens than without, so no result could be checked": ("cpmant",),
     "it reads bytes in patches, through three models of different sizes": ("blt",),
     "it goes through two stacks of layers in turns, which one config describes": ("hrm_text",),
+    "several layers share one attention and one FFN, so neither can be cut in one of them": ("zamba", "zamba2"),
     "it attends by hashing, and its layers are reversible": ("reformer",),
     "it reads a text in every order, in two streams": ("xlnet",),
 }  # fmt: skip
@@ -38,8 +39,8 @@ _NOT_YET = {
         "axk2", "deepseek_v4", "longcat_flash",
     ),
     "layers that differ in kind or size": (
-        "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "gemma4_unified_text",
-        "inkling2_text", "inkling_text", "lfm3", "qwen4_exp", "qwen4_exp_text", "zamba", "zamba2",
+        "gemma4_assistant", "gemma4_unified_assistant", "inkling2_text", "inkling_text", "lfm3", "qwen4_exp",
+        "qwen4_exp_text",
     ),
 }  # fmt: skip
 """What it has that no family describes yet -> the types."""
