@@ -35,8 +35,9 @@ STEPS, GLOBAL_BATCH, LENGTH = 14, 8, 24
 CUTS = (5, 8, 11)
 CRITERIA_SHOWN = {"lora": "none", "taylor": "none", "gate": "none", "wanda": "none", "obs": "lstsq"}
 """Criterion -> compensation, as the cells of docs/results/distributed.md."""
+EVERY_WAY = [f"{name}-{way}" for name in CRITERIA_SHOWN for way in ("shrink", "mask")]
 WAYS = some_of(
-    [f"{name}-{way}" for name in CRITERIA_SHOWN for way in ("shrink", "mask")],
+    EVERY_WAY,
     ["lora-shrink", "lora-mask", "taylor-shrink", "gate-mask", "wanda-mask", "obs-shrink"],
 )
 CASES = {name: (name.split("-")[0], CRITERIA_SHOWN[name.split("-")[0]], name.split("-")[1]) for name in WAYS}

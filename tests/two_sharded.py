@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import torch
+from product import some_of
 from safetensors.torch import save_file
 from tiny import tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
-from two_processes import CRITERIA_SHOWN, WAYS, adapted, at_cut, norms_in_float64, with_lora
+from two_processes import CRITERIA_SHOWN, EVERY_WAY, adapted, at_cut, norms_in_float64, with_lora
 
 from secateur import Pruner
 from secateur.checkpoint.streaming import export_streamed
@@ -21,6 +22,9 @@ from secateur.training.loss import causal_lm_loss
 
 STEPS, GLOBAL_BATCH, LENGTH = 8, 8, 24
 CUTS = (2, 4, 6)
+WAYS = some_of(  # with those of two_processes, each once at least
+    EVERY_WAY, ["lora-shrink", "lora-mask", "taylor-mask", "gate-shrink", "wanda-shrink", "obs-mask"]
+)
 CASES = {name: (name.split("-")[0], CRITERIA_SHOWN[name.split("-")[0]], name.split("-")[1]) for name in WAYS}
 CASES |= {
     "gate-lstsq-shrink": ("gate", "lstsq", "shrink"),

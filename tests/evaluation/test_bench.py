@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +28,17 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def imports_made_once(monkeypatch) -> None:
-    """What measures memory is forked from this process with its imports, which `spawn` would make for each model."""
+    """What measures memory is forked from this process with its imports, which `spawn` would make for each model. What
+    it is given is pickled and read back, as `spawn` does."""
     context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda method: context)
+
+    def process(target, args):
+        *given, sender = args  # a pipe's end is pickled while a process is spawned, alone
+        target, given = pickle.loads(pickle.dumps((target, given)))
+        return context.Process(target=target, args=(*given, sender))
+
+    alike = SimpleNamespace(Pipe=context.Pipe, Process=process)
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda method: alike)
 
 
 @pytest.mark.usefixtures("imports_made_once")

@@ -30,7 +30,7 @@ from ..training.job import Job, open_model
 from ..training.prepare import PruneJob, plan_budget, prepare_causal
 from .cell import run_cell
 from .estimate import estimated_seconds
-from .grid import Cell, Comparison, zeros_config
+from .grid import MADE_SMALLER, Cell, Comparison, zeros_config
 from .recorded import RECORD, check_inputs, recorded, tidy
 from .rehearsal import rehearsed
 from .tables import write_comparison
@@ -57,9 +57,7 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     for warning in warnings:
         tell(Words(f"warning: {warning}"))
     if any(cell.config.dry_run for cell in cells):
-        return rehearsed(
-            {cell.name: prepare_causal(_placed(cell, folder)) for cell in cells if cell.kind == "prune"}, share
-        )
+        return rehearsed({cell.name: _prepared(cell, folder) for cell in cells if cell.kind in MADE_SMALLER}, share)
     with locked(folder) if share.number == 0 else nullcontext():
         return _compare(comparison, folder, share, warnings)
 
@@ -93,7 +91,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
         try:
             record = run_cell(cell, jobs[cell.name], comparison)
         except (NumericsError, OutOfMemoryError, VerificationError) as error:
-            failed = {"status": "failed", "reason": str(error)}
+            failed = {"status": "failed", "reason": str(error), "zeros": dict(cell.zeros)}
             record = failed | {"config": asdict(cell.config), "environment": environment(device_of(cell.config))}
             print(f"failed: {error}\n(--overwrite runs failed cells again)", flush=True)
         (folder / cell.name).mkdir(exist_ok=True)

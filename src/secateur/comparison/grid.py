@@ -6,11 +6,12 @@ from typing import Any
 
 from ..config.compare import CompareConfig
 from ..config.files.recipes import build_values, read_with_recipe
+from ..config.lora import LoraOptions
 from ..config.options import build, flag, known_options
 from ..config.prune import PruneConfig
 from ..config.run import RunConfig
 from ..config.sizes import TARGETS
-from ..config.sparsify import SparsifyConfig
+from ..config.sparsify import LEARNT, OF_TRAINING, SET_BY_LEARNT, SparsifyConfig
 from ..system.errors import InputError, all_faults
 from ..system.locks import LOCK
 from ..system.registry import did_you_mean
@@ -39,6 +40,12 @@ FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
 """Options that came later with another default: what a record without them means."""
 OF_ZEROS = ("method", "pattern", "keep_pattern", "mask_lora")
 """Options of `sparsify` that are not of `prune`; one of the first two makes a cell a run of it."""
+MADE_SMALLER = ("prune", "sparsify")
+"""Kinds of cells that are no baselines."""
+BY_STEPS = ("lr", "lr_warmup", "epochs", "gradient_checkpointing", "on_nan")
+"""Options that training alone feels, beside those of LoRA and `sparsify`'s `OF_TRAINING`."""
+CHANGES_BASE = ("adapter", "init_rank")
+"""Options of LoRA that no run of `sparsify` takes: one that is shared is refused, not passed over."""
 CONDITIONS = (*TRAINED, *TARGETS)
 """Axes that are no contenders by themselves: where cells are named, these are for them."""
 
@@ -129,7 +136,7 @@ def _baselines(name: str, shared: dict[str, Any], axes: dict[str, list[str]]) ->
 
 def _sparse(name: str, zeros: dict[str, str], shared: dict[str, Any], axes: dict[str, list[str]]) -> list[Cell]:
     """A cell of `sparsify` for each condition that it can feel: without training no learning rate or seed."""
-    felt = UNTRAINED if str(zeros.get("steps", shared.get("steps"))) == "0" else TRAINED
+    felt = UNTRAINED if _is_untrained(zeros, shared.get("steps")) else TRAINED
     first = {key: values[0] for key, values in axes.items() if key in CONDITIONS}
     left = {key: values for key, values in axes.items() if key in felt and key not in zeros}
     cells = _crossed(name, {**shared, **first}, left, kind="sparsify")
@@ -139,12 +146,13 @@ def _sparse(name: str, zeros: dict[str, str], shared: dict[str, Any], axes: dict
 
 
 def zeros_config(name: str, config: PruneConfig, zeros: dict[str, str]) -> SparsifyConfig:
-    """A cell's options as `sparsify` takes them.
+    """A cell's options as `sparsify` takes them: its own, and of the shared ones those that it feels.
 
     Raises:
         InputError: names the cell.
     """
-    shared = {key: getattr(config, key) for key in known_options(RunConfig)}
+    unfelt = _unfelt(zeros, config.steps)
+    shared = {key: getattr(config, key) for key in known_options(RunConfig) if key not in unfelt}
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in shared.items()}
     try:
         if config.steps is None and "steps" not in zeros:
@@ -152,6 +160,17 @@ def zeros_config(name: str, config: PruneConfig, zeros: dict[str, str]) -> Spars
         return build_values(SparsifyConfig, {k: v for k, v in given.items() if v not in (None, [])} | zeros)
     except InputError as error:
         raise InputError(f"cell {name!r}: {error}") from None
+
+
+def _is_untrained(zeros: dict[str, str], steps: object) -> bool:
+    return str(zeros.get("steps", steps)) == "0"
+
+
+def _unfelt(zeros: dict[str, str], steps: object) -> set[str]:
+    """Shared options that a cell of `sparsify` does not feel, with these of its own: they stay those of others."""
+    if _is_untrained(zeros, steps):
+        return {*BY_STEPS, *OF_TRAINING, *known_options(LoraOptions)} - {*CHANGES_BASE}
+    return {*SET_BY_LEARNT} if zeros.get("method") == LEARNT else set()
 
 
 def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind: str = "prune") -> list[Cell]:
@@ -217,13 +236,24 @@ def _check_alike(cells: list[Cell]) -> None:
     all_faults(faults)
 
 
-def differences(one: dict[str, Any], other: dict[str, Any], kind: str = "prune") -> list[str]:
+def differences(
+    one: dict[str, Any], other: dict[str, Any], kind: str = "prune", zeros: dict[str, str] | None = None
+) -> list[str]:
     """`lr: 0.0005 -> 0.001` for every option in which two recorded configs differ and that a cell of this kind feels.
 
     An option that a record of an earlier version does not have was at its default then.
+
+    Args:
+        zeros: the second's own options of `sparsify`, which stand before those of its config.
     """
-    trained = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
-    felt = {"dense": {*UNTRAINED}, "dense+lora": trained, "sparsify": trained}.get(kind, {*known_options(PruneConfig)})
+    own = zeros or {}
+    felt = {*known_options(PruneConfig)}
+    if kind == "dense":
+        felt = {*UNTRAINED}
+    elif kind == "dense+lora":
+        felt = {*known_options(RunConfig), "lr_decay", "schedule", "prune_end"}  # the rate is held until the last cut
+    elif kind == "sparsify":  # which cuts nothing: its rate falls from the start
+        felt = {*known_options(RunConfig)} - {*own} - _unfelt(own, other.get("steps"))
     felt.difference_update(
         name for name, (where, needed) in ONLY.items() if not {one.get(where), other.get(where)} & {*needed}
     )

@@ -57,8 +57,8 @@ def recorded(folder: Path, cell: Cell) -> dict[str, Any] | None:
         return None
     record = read_record(path)
     now = json.loads(json.dumps(asdict(cell.config)))
-    changed = differences(record["config"], now, cell.kind)
     then, zeros = record.get("zeros", {}), dict(cell.zeros)
+    changed = differences(record["config"], now, cell.kind, zeros)
     changed += [f"{k}: {then.get(k)} -> {zeros.get(k)}" for k in then | zeros if then.get(k) != zeros.get(k)]
     if changed:
         raise InputError(f"{path.parent}: this cell was run with other options ({'; '.join(changed)}): {AWAY}")

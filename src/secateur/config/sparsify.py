@@ -22,6 +22,8 @@ OF_TRAINING = (
     "mask_lora",
 )  # fmt: skip
 """Options that ask for something of the training."""
+SET_BY_LEARNT = ("alpha", "rslora", "lora_plus", "dropout", "targets", "mask_lora", "lora_init")
+"""Options of LoRA that PST has no choice of."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ class SparsifyConfig(RunConfig):
         found += [
             f"{flag(name)} does not go with --method {LEARNT}, whose LoRA has scaling 1, is on every linear and is "
             "masked as the weight is: leave it out."
-            for name in ("alpha", "rslora", "lora_plus", "dropout", "targets", "mask_lora")
-            if getattr(self, name)
+            for name in SET_BY_LEARNT
+            if name != "lora_init" and getattr(self, name)
         ]
         if self.lora_init != "default":
             found.append(f"--lora-init {self.lora_init}: {LEARNT} has a start of its own: leave it out.")
