@@ -26,6 +26,7 @@ FIRST_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_dense_layers"
 BY_NUMBER = {
     "scale_attn_by_inverse_layer_idx": "each layer divides its attention by its number",
     "num_kv_shared_layers": "some layers use the keys and values of others",
+    "moe_layer_interval": "every so many layers one has experts, by its number",
 }
 """Config keys that tie a layer to its number, or to another layer."""
 
@@ -141,7 +142,8 @@ def check_depth(model: nn.Module, family: Family) -> None:
             f"--units layers: layers of a {family.name} hand on which tokens they look at: prune heads and channels."
         )
     for key, why in BY_NUMBER.items():
-        if value := getattr(config, key, None):
+        value = getattr(config, key, None)
+        if value and not (key == "moe_layer_interval" and value == 1):
             raise InputError(f"--units layers: with {key} = {value} {why}, so none can go: prune heads and channels.")
 
 

@@ -37,6 +37,11 @@ class LayerShape:
         return self.latent[1] or self.head_dim
 
     @property
+    def attention_width(self) -> float:
+        """Entries of a head over all query heads, on average over keys, of which scores are made, and values."""
+        return self.heads * (self.head_dim + self.value_dim) / 2
+
+    @property
     def gone(self) -> bool:
         """Whether the layer is gone: one without attention and FFN has its biases and its place still."""
         return not self.head_dim
@@ -127,6 +132,11 @@ def check_layout(family: Family) -> None:
         faults.append(
             "Family: o and mlp_out take what the units give out, so neither is a linear that makes it (q, k, v, "
             "mlp_in): name the linear that follows."
+        )
+    if family.by_head and not family.experts:
+        faults.append(
+            f"Family: by_head is {family.by_head!r}, which the modelling file of layers that differ does not resize: "
+            "leave it out, and say in no_heads why heads stay."
         )
     if wrong := {str(size) for size in family.attributes.values()} - set(SIZES):
         faults.append(f"Family: attributes hold {', '.join(sorted(wrong))}: choose from {', '.join(SIZES)}.")

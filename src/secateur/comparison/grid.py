@@ -36,8 +36,6 @@ ONLY = {
     "mask_lr": ("criterion", ("learned", "projected", "compresso")),
 }
 """Options that are felt where another one has one of some values, alone."""
-FORMERLY = {"lr_decay": "cosine", "gate_tokens": 0}
-"""Options that came later with another default: what a record without them means."""
 OF_ZEROS = ("method", "pattern", "keep_pattern", "mask_lora")
 """Options of `sparsify` that are not of `prune`; one of the first two makes a cell a run of it."""
 MADE_SMALLER = ("prune", "sparsify")
@@ -259,7 +257,7 @@ def differences(
     )
 
     def value(config: dict[str, Any], option: Field[Any]) -> Any:
-        default = FORMERLY.get(option.name, None if option.default is MISSING else option.default)
+        default = PruneConfig.formerly(config).get(option.name, None if option.default is MISSING else option.default)
         found = config.get(option.name, default)
         return list(found) if isinstance(found, tuple) else found
 

@@ -6,8 +6,9 @@ all with the same name. What a part of the program takes stands in a class besid
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .formats import FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, convertible
 from .lora import RecoveryOptions
@@ -81,6 +82,15 @@ class PruneConfig(PruningOptions, RecoveryOptions, TimeOptions, RunConfig):
             object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
         if self.steps == 0 and self.cuts is None:
             object.__setattr__(self, "cuts", 1)
+
+    @staticmethod
+    def formerly(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that came later with another default -> what a record without them means, by its other options."""
+        return {
+            "lr_decay": "cosine",
+            "gate_tokens": 0,
+            "experts_by": "router" if options.get("experts") else "reap",  # where none go, it says nothing
+        }
 
     @property
     def untrained(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from ..architecture.experts import chosen_of, expert_lists
 from ..architecture.quantised import entries
@@ -87,22 +88,33 @@ def forward_latency(
     return found
 
 
-def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[int] | None = None) -> int:
+def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[float] | None = None) -> int:
     """FLOPs of the linear layers (LoRA's and the output head included) for one sequence: 2·in·out a token.
 
     Norms and activations are left out, and so are attention's own products unless their width is given.
 
     Args:
         seq_len: tokens of the sequence, T.
-        attention_width: per layer, head_dim summed over its query heads. Adds scores and weighted values,
-            2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
+        attention_width: per layer, `LayerShape.attention_width`. Adds scores and weighted values, 2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
     """
-    # Not weight.numel(): 4-bit weights are stored packed.
-    linears = float(sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)))
-    for experts in expert_lists(model).values():  # a token goes through as many as the router chooses
-        own = sum(m.in_features * m.out_features for m in experts.modules() if isinstance(m, nn.Linear))
-        linears -= own * (1 - chosen_of(model.config) / len(experts))  # type: ignore[arg-type]
-    return 2 * seq_len * round(linears) + 4 * seq_len**2 * sum(attention_width or ())
+    linears = sum(rows * columns * share for rows, columns, share in linears_in_use(model).values())
+    return 2 * seq_len * round(linears) + round(4 * seq_len**2 * sum(attention_width or ()))
+
+
+def linears_in_use(model: nn.Module) -> dict[str, tuple[int, int, float]]:
+    """Path of each linear -> (out, in), and the share of tokens that go through it: of an expert's as the router
+    chooses, on average over layers."""
+    found = {}
+    shares: dict[nn.Module, float] = {}
+    for experts in expert_lists(model).values():
+        shares |= dict.fromkeys(experts.modules(), chosen_of(model.config) / len(experts))  # type: ignore[arg-type]
+    for path, module in model.named_modules():
+        share = shares.get(module, 1.0)
+        if isinstance(module, nn.Linear):  # not its weight's shape: 4-bit weights are stored packed
+            found[path] = (module.out_features, module.in_features, share)
+        elif isinstance(module, Conv1D):
+            found[path] = (module.nf, module.nx, share)
+    return found
 
 
 def matmul_flops_per_s(

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architecture.experts.lora import family_names_apart
 from ..architecture.families import family_of
-from ..architecture.layout import ATTENTION_BLOCK, LAYER, WHOLE_KINDS, LayerShape, common_shape
+from ..architecture.layout import WHOLE_KINDS, LayerShape, common_shape
 from ..architecture.stock import accepts
 from ..architecture.units import Units
 from ..checkpoint.streaming import FILE_BYTES
@@ -38,6 +38,7 @@ from ..pruning.search.cost import search_bytes
 from ..system.machine.devices import check_quantises, total_bytes
 from ..system.output import check_output_file
 from ..system.records import write_json
+from ..training.flops import forward_products
 from ..training.prepare import PlannedBudget, lora_names, plan_budget
 from .fleet import fleet_record, not_sharded
 from .footprint import Footprint, base_dtype, export_bytes, training_footprint
@@ -101,8 +102,8 @@ def plan(config: PlanConfig) -> str:
         "layers": layer_words(budget),
         **planned_time(planned),
         "legal_kv_heads": legal_kv_heads(units, partial(_is_legal, config, model_config)),
-        "before": size_of(units, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
-        "after": size_of(units, planned.params, checkpoint_dtype(model_config), config.seq_len, layers_gone(budget)),
+        "before": size_of(planned, planned.dense_params, checkpoint_dtype(model_config), config.seq_len, {}),
+        "after": size_of(planned, planned.params, checkpoint_dtype(model_config), config.seq_len, layers_gone(budget)),
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
         "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
         "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
@@ -213,32 +214,17 @@ def legal_kv_heads(units: Units, legal: Callable[[LayerShape], bool]) -> list[in
 
 
 def size_of(
-    units: Units, parameters: int, dtype: torch.dtype, seq_len: int, quota: Mapping[str, float]
+    planned: PlannedBudget, parameters: int, dtype: torch.dtype, seq_len: int, quota: Mapping[str, float]
 ) -> dict[str, int]:
-    """Parameters, bytes on disk, and FLOPs of one forward pass of `seq_len` tokens through the decoder's linears.
+    """Parameters, bytes on disk, and FLOPs of one forward pass of `seq_len` tokens through the decoder.
 
     Args:
-        quota: units that are gone from each pool; where it is not known which go (global allocation) attention's own
-            products are counted in full.
+        quota: units that are gone from each pool, as `forward_products` takes them.
     """
-    whole = {
-        pool.name: units.attention_params[pool.layer] + units.ffn_params[pool.layer] for pool in units.of_kind(LAYER)
-    }
-    removed = sum(quota.get(pool.name, 0) * whole.get(pool.name, pool.unit_params) for pool in units.pools)
-    widths = 0.0
-    for pool in units.pools:
-        shape = units.shapes[pool.layer]
-        if pool.kind in (LAYER, ATTENTION_BLOCK) and not units.of_kind("ffn"):
-            widths += (1 - quota.get(pool.name, 0)) * shape.heads * shape.head_dim
-        elif pool.kind == "ffn":
-            widths += shape.heads * shape.head_dim
-        elif pool.name in quota and pool.kind not in WHOLE_KINDS:
-            widths -= (shape.heads - shape.without(pool.kind, int(quota[pool.name])).heads) * shape.head_dim
-    linear = sum(units.attention_params) + sum(units.ffn_params) - removed
     return {
         "parameters": parameters,
         "bytes": parameters * dtype.itemsize,
-        "decoder_flops": round(2 * seq_len * linear + 4 * seq_len**2 * widths),
+        "decoder_flops": forward_products(planned.sizes, planned.budget.units, quota, seq_len),
     }
 
 

@@ -238,7 +238,7 @@ def _speed(dense: nn.Module, small: nn.Module, pruner: Pruner, job: Job, dtype: 
     latency = forward_latency(timed, batch=LATENCY_BATCH, **turns) if timed else {}
     shapes = {"dense": pruner.units.shapes, "pruned": pruner.units.shapes_after(pruner.keep)}
     flops = {
-        name: forward_flops(model, job.config.seq_len, attention_width=[s.heads * s.head_dim for s in shapes[name]])
+        name: forward_flops(model, job.config.seq_len, attention_width=[s.attention_width for s in shapes[name]])
         for name, model in models.items()
     }
     found: dict[str, Any] = {name: latency[name].to_dict() | {"flops": flops[name]} for name in timed}

@@ -20,7 +20,9 @@ from torch import nn
 
 from ..architecture.experts import chosen_of
 from ..architecture.families import Family
-from ..architecture.units import Units, base_linear, weight_of
+from ..architecture.layout import ATTENTION_BLOCK, LAYER
+from ..architecture.units import ATTENTION_KINDS, Units, base_linear, weight_of
+from ..models.benchmark import linears_in_use
 from ..pruning.schedule import Schedule
 
 
@@ -35,6 +37,8 @@ class ModelSizes:
     """Experts that a token goes through, where there are some."""
     linears: dict[str, tuple[int, int]]
     """Path of each decoder linear -> (out, in); of experts, as many as a token goes through."""
+    in_use: dict[str, tuple[int, int, float]]
+    """Path of every linear but the output head -> (out, in), and the share of tokens that go through it."""
     head: tuple[int, int]
     """(vocabulary, width) of the output head."""
     largest_params: int
@@ -99,7 +103,7 @@ class Workload:
 
 def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     """Sizes of a base model; it may be without weights."""
-    active = chosen_of(model.config)  # type: ignore[arg-type]
+    active = round(chosen_of(model.config))  # type: ignore[arg-type]
     linears, places = {}, []
     for stack in units.family.stacks or (units.family,):
         for number, layer in enumerate(model.get_submodule(stack.layers).children()):
@@ -121,7 +125,35 @@ def model_sizes(model: nn.Module, units: Units) -> ModelSizes:
     ]
     whole = sum(p.numel() for p in model.parameters()) - sum(spread)
     size = (int(vocabulary), int(width))
-    return ModelSizes(units.family, tuple(places), active, linears, size, max(spread, default=0), whole)
+    modules = dict(model.named_modules())
+    in_use = {path: sides for path, sides in linears_in_use(model).items() if modules[path] is not head}
+    return ModelSizes(units.family, tuple(places), active, linears, in_use, size, max(spread, default=0), whole)
+
+
+def forward_products(sizes: ModelSizes, units: Units, gone: Mapping[str, float], seq_len: int) -> int:
+    """FLOPs of one forward pass of `seq_len` tokens, without the output head: of the linears, and of attention.
+
+    Args:
+        gone: units that are gone from each pool; where it is not known which go (global allocation) attention's own
+            products are counted in full.
+    """
+    left = {path: [float(rows), float(columns), share] for path, (rows, columns, share) in sizes.in_use.items()}
+    widths = sum(shape.attention_width for shape in units.shapes)
+    for pool in (pool for pool in units.pools if gone.get(pool.name)):
+        lost = gone[pool.name]
+        if pool.kind == LAYER:
+            for path in (path for path in left if path.startswith(f"{pool.path}.")):
+                left[path][2] *= 1 - lost
+        else:
+            for member in (member for member in pool.members if member.linear in left):
+                left[member.linear][member.dim] -= lost * member.index.shape[1]
+        for shape in (units.shapes[layer] for layer in pool.layers):
+            if pool.kind in (LAYER, ATTENTION_BLOCK):
+                widths -= lost * shape.attention_width
+            elif pool.kind in ATTENTION_KINDS:
+                widths -= shape.attention_width - shape.without(pool.kind, int(lost)).attention_width
+    linear = sum(rows * columns * share for rows, columns, share in left.values())
+    return 2 * seq_len * round(linear) + round(4 * seq_len**2 * widths)
 
 
 def step_flops(sizes: ModelSizes, units: Units, gone: Mapping[str, float], rank: float, work: Workload) -> StepFlops:

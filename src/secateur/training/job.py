@@ -251,6 +251,8 @@ def _find_checkpoint(
     # Runs of earlier versions did without the options that they did not know, which is the default. But they put no
     # token before their blocks, which is what this one does where there is none.
     formerly = {name: each.default for name, each in known_options(type(config)).items() if each.default is not MISSING}
+    if getattr(config, "experts", None):
+        formerly["experts_by"] = "router"
     formerly["bos"] = config.bos if not start else None
     check_same_run(work, asdict(config), data, HARMLESS, contents, formerly=json.loads(json.dumps(formerly)))
     return checkpoint, (*skipped, f"resuming from {checkpoint.name}")

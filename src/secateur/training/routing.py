@@ -10,10 +10,7 @@ from ..models.devices import autocast
 from ..parallel.distributed import share_counts
 from ..system.progress import Progress
 from .job import first_batches
-from .prepare import PruneJob
-
-ROUTING_BATCHES = 8
-"""Batches from which experts are chosen that go before training."""
+from .prepare import ROUTING_BATCHES, PruneJob
 
 
 def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Dropped | None:
@@ -29,7 +26,7 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
             inputs, _ = job.blocks.batch(rows, base.device)
             with torch.inference_mode(), autocast(base.device.type, dtype):
                 base(**inputs)
-    gone = drop_experts(base, job.budget.units.family, job.config.experts, job.config.experts_by)
+    gone = drop_experts(base, job.budget.units.family, job.config.experts, job.experts_by)
     progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
     return Dropped(gone, parameters - parameter_count(base))
 

@@ -42,6 +42,7 @@ TYPES: dict[str, dict[str, object]] = {
     "ernie4_5_moe": {"moe_k": 2, "moe_num_experts": 4, "moe_intermediate_size": 64, "moe_num_shared_experts": 2,
                      "moe_layer_start_index": 1, "moe_layer_end_index": 2, "use_bias": True},
     "hunyuan_v1_moe": {"moe_topk": 2, "num_experts": 4, "intermediate_size": 64},
+    "hunyuan_v1_moe/listed": {"moe_topk": [2, 2], "num_hidden_layers": 2, "num_experts": 4, "intermediate_size": 64},
     "afmoe": {**FEW, "num_shared_experts": 2, "num_dense_layers": 1, "sliding_window": 8},
     "gpt_oss": {**MOE, "num_local_experts": 4, "intermediate_size": 64, "sliding_window": 8},
     "llama4_text": {"num_experts_per_tok": 1, "num_local_experts": 4, "intermediate_size": 64,

@@ -1,7 +1,15 @@
 """Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them."""
 
 from .apart import Expert, ExpertList, expert_lists, expert_names, unstack_experts
-from .dropping import LEAST_TOKENS, Dropped, check_expert_count, chosen_of, drop_experts, unused_experts
+from .dropping import (
+    LEAST_TOKENS,
+    Dropped,
+    check_expert_count,
+    check_experts_by,
+    chosen_of,
+    drop_experts,
+    unused_experts,
+)
 from .stacked import stack_experts
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "Expert",
     "ExpertList",
     "check_expert_count",
+    "check_experts_by",
     "chosen_of",
     "drop_experts",
     "expert_lists",

@@ -34,7 +34,13 @@ def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> 
     """
     if family.experts is None:
         raise InputError(f"--experts {count}: a {config.model_type} has no experts: leave --experts out.")
-    have, for_token = int(getattr(config, family.num_experts)), chosen_of(config)
+    have, chosen = int(getattr(config, family.num_experts)), _chosen(config)
+    if len(set(chosen)) > 1:
+        raise InputError(
+            f"--experts {count}: the router chooses {min(chosen)} to {max(chosen)} experts for a token, by layer "
+            f"({chosen}): leave --experts out."
+        )
+    for_token = chosen[0]
     groups, looked_into = groups_of(config)
     least = for_token
     if groups > 1:  # of each the router adds up the two best scores
@@ -48,9 +54,37 @@ def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> 
         )
 
 
-def chosen_of(config: PreTrainedConfig) -> int:
-    """Experts that the router chooses for a token; 1 of a model without."""
-    return int(getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1)
+def check_experts_by(config: PreTrainedConfig, family: Family, count: int, by: str, tokens: int) -> None:
+    """Refuse a way to choose experts that will have nothing to go by.
+
+    Args:
+        by: as `drop_experts` takes it.
+        tokens: that the layers will read.
+    Raises:
+        InputError: weights that cannot be added up; too few tokens for means.
+    """
+    if by == "router" and family.weighs_inputs:
+        raise _not_added_up(count, family)
+    each = int(tokens * chosen_of(config)) // int(getattr(config, family.num_experts))
+    if by == "reap" and each < LEAST_TOKENS:
+        instead = "" if family.weighs_inputs else ", or --experts-by router"
+        raise InputError(
+            f"--experts {count}: the experts will see {each} tokens each on average, and the means of --experts-by "
+            f"reap need {LEAST_TOKENS}: use more or larger batches (--steps, of which the first 8 count, --batch-size, "
+            f"--seq-len){instead}."
+        )
+
+
+def chosen_of(config: PreTrainedConfig) -> float:
+    """Experts that the router chooses for a token, on average over layers; 1 of a model without."""
+    chosen = _chosen(config)
+    return sum(chosen) / len(chosen)
+
+
+def _chosen(config: PreTrainedConfig) -> list[int]:
+    """The same by layer, or of all layers in one entry."""
+    given = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
+    return [int(each) for each in given] if isinstance(given, list | tuple) else [int(given)]
 
 
 def groups_of(config: PreTrainedConfig) -> tuple[int, int]:
@@ -110,10 +144,7 @@ def _scores(lists: dict[str, ExpertList], family: Family, count: int, by: str) -
     """
     if by == "router":
         if any(experts.mass.isnan().any() for experts in lists.values()):
-            raise InputError(
-                f"--experts {count}: the router's weights are in what a {family.name}'s experts read already, so they "
-                "cannot be added up: use --experts-by reap."
-            )
+            raise _not_added_up(count, family)
         return {path: experts.mass for path, experts in lists.items()}
     few = {path: int(experts.chosen.sum()) // len(experts) for path, experts in lists.items()}
     if few := {path: tokens for path, tokens in few.items() if tokens < LEAST_TOKENS}:
@@ -124,6 +155,13 @@ def _scores(lists: dict[str, ExpertList], family: Family, count: int, by: str) -
             f"means need {LEAST_TOKENS}: use larger batches (--batch-size, --seq-len), or --experts-by router."
         )
     return {path: experts.effect / experts.chosen.clamp_min(1) for path, experts in lists.items()}
+
+
+def _not_added_up(count: int, family: Family) -> InputError:
+    return InputError(
+        f"--experts {count}: the router's weights are in what a {family.name}'s experts read already, so they "
+        "cannot be added up: use --experts-by reap."
+    )
 
 
 def _keep_entries_(layer: nn.Module, name: str, stay: Tensor, have: int) -> None:

@@ -126,6 +126,8 @@ class Family:
     """Config key of the number of experts."""
     by_expert: tuple[str, ...] = ()
     """Further tensors of a layer with an entry for each expert: the router's bias, a correction of its choice."""
+    weighs_inputs: bool = False
+    """The router's weights are in what its experts read, and not in what is added up of what they say."""
     stacking: Stacking = Stacking()
     """How the class holds a layer's experts."""
     beside: tuple[Beside, ...] = ()

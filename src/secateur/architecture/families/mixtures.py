@@ -127,6 +127,7 @@ _PLAIN = {
     "llama4_text": replace(
         at(MIXTURE, "feed_forward"),
         router="feed_forward.router",
+        weighs_inputs=True,
         stacking=Stacking(turned=True),
         beside=(
             Beside(name="shared", at="feed_forward.shared_expert", ffn="intermediate_size", activation="activation_fn"),
