@@ -223,6 +223,7 @@ def test_the_command_on_a_deepseek(tmp_path, capsys) -> None:
     assert dense["dense_ffn"] < 240
     assert (moe["heads"], moe["shared_ffn"]) == (4, 2 * moe["ffn"])
     assert result["export"]["format"] == "stock"
+    assert result["experts"]["by"] == "reap"
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(small).__name__ == "DeepseekV3ForCausalLM"
     sizes = (small.config.n_routed_experts, small.config.num_attention_heads, small.config.moe_intermediate_size)

@@ -12,11 +12,13 @@ from secateur.architecture.experts import LEAST_TOKENS, check_expert_count, chec
 from secateur.architecture.families import FAMILIES
 from secateur.architecture.layout import check_layout
 from secateur.architecture.stock import stock_class_of
-from secateur.cli import main
 from secateur.comparison.grid import differences
+from secateur.config.options import build
+from secateur.config.prune import PruneConfig
 from secateur.models.benchmark import forward_flops
 from secateur.system.errors import InputError
 from secateur.training.flops import forward_products, model_sizes
+from secateur.training.prepare import prepare
 from tests.architecture.rows import tiny
 
 
@@ -56,23 +58,23 @@ def test_the_plan_counts_what_a_run_counts(name) -> None:
     assert forward_products(sizes, units, channels | heads, 16) == without - round(gone) - 2 * 16 * lost
 
 
-def test_too_few_tokens_for_means_are_told_before_weights_are_read(tmp_path, capsys) -> None:
+def test_too_few_tokens_for_means_are_told_before_weights_are_read(tmp_path) -> None:
     apart = tiny("qwen3_moe", 2)
     stock = stock_class_of(apart.config)._from_config(apart.config, dtype=torch.float32)
     stock.load_state_dict(dict(stack_experts(apart.state_dict().items(), FAMILIES["qwen3_moe"])))
     stock.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("a quick brown fox jumps over the lazy dog. " * 60)
-    arguments = ["prune", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--experts", "3"]
-    arguments += ["--sparsity", "0.3", "--steps", "1", "--batch-size", "2", "--seq-len", "16", "--dry-run"]
-    arguments += ["--output", str(tmp_path / "out")]
-    assert main([*arguments, "--experts-by", "reap"]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the experts will see 16 tokens each" in said
-    assert "--steps, of which the first 8 count" in said
-    assert "or --experts-by router" in said
-    assert main(arguments) == 0, capsys.readouterr().err
-    assert "experts go by the sum of their routing weights (--experts-by router)" in "".join(capsys.readouterr())
+    options = {"model": str(tmp_path / "model"), "data": (str(tmp_path / "text.txt"),), "experts": 3, "sparsity": 0.3}
+    options |= {"steps": 1, "batch_size": 2, "seq_len": 16, "output": str(tmp_path / "out")}
+    words = r"the experts will see 16 tokens each .*--steps, of which the first 8 count.* or --experts-by router"
+    with pytest.raises(InputError, match=words):
+        prepare(build(PruneConfig, options | {"experts_by": "reap"}))
+    job = prepare(build(PruneConfig, options))
+    assert (job.experts_by, job.config.experts_by) == ("router", "reap")
+    assert any("experts go by the sum of their routing weights (--experts-by router)" in note for note in job.notes)
+    job = prepare(build(PruneConfig, options | {"steps": 2}))
+    assert (job.experts_by, job.notes) == ("reap", ())
 
 
 def test_weights_that_are_in_what_experts_read_are_not_added_up() -> None:

@@ -95,7 +95,8 @@ def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[f
 
     Args:
         seq_len: tokens of the sequence, T.
-        attention_width: per layer, `LayerShape.attention_width`. Adds scores and weighted values, 2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
+        attention_width: per layer, `LayerShape.attention_width`. Adds scores and weighted values,
+            2·2·width·T² a layer: the full square, though a causal kernel may skip half of it.
     """
     linears = sum(rows * columns * share for rows, columns, share in linears_in_use(model).values())
     return 2 * seq_len * round(linears) + round(4 * seq_len**2 * sum(attention_width or ()))

@@ -97,7 +97,11 @@ def outcome(
             "perplexity": measured.to_dict() if (measured := measure(small, job, dtype, progress)) else None,
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
-        "experts": {"gone": dropped.experts if dropped else {}, "never_used": unused_experts(pruner.model)},
+        "experts": {
+            "gone": dropped.experts if dropped else {},
+            "by": dropped.by if dropped else None,
+            "never_used": unused_experts(pruner.model),
+        },
         **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         **({"search": asdict(pruner.allocator.record)} if pruner.allocator.record else {}),
         "shapes": [shape.to_dict() for shape in shapes],

@@ -28,7 +28,7 @@ def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, pr
                 base(**inputs)
     gone = drop_experts(base, job.budget.units.family, job.config.experts, job.experts_by)
     progress.message(f"{sum(map(len, gone.values()))} experts gone, {job.config.experts} stay in each layer")
-    return Dropped(gone, parameters - parameter_count(base))
+    return Dropped(gone, parameters - parameter_count(base), job.experts_by)
 
 
 def tell_unused(model: PeftModel, progress: Progress) -> dict[str, list[int]]:

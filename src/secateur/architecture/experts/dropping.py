@@ -23,6 +23,8 @@ class Dropped:
     experts: dict[str, list[int]]
     """Path of a layer's experts -> their numbers."""
     parameters: int
+    by: str
+    """How they were chosen."""
 
 
 def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> None:
