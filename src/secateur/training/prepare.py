@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.building import empty_model
 from ..architecture.discovery import check_text_model, find_units
-from ..architecture.experts import check_expert_count, check_experts_by, unstack_experts
+from ..architecture.experts import ROUTING_BATCHES, check_expert_count, choosing_rule, unstack_experts
 from ..architecture.families import FAMILIES, Family, check_not_refused, family_of
 from ..architecture.layout import own_name
 from ..architecture.likeness import check_same, family_for, is_tested
@@ -49,8 +49,6 @@ from .job import Job, check_lengths, open_model, read_inputs
 from .recovery.beside import check_parts
 from .recovery.restart import restart_steps
 
-ROUTING_BATCHES = 8
-"""Batches from which experts are chosen that go before training."""
 IDLE = {
     "lr", "lr_warmup", "lr_decay", "epochs", "prune_start", "prune_end",
     "frequency", "ema", "on_nan", "lora_plus", "lr_after",
@@ -139,7 +137,9 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
         job = replace(job, total_steps=config.scoring_steps(launched(), batches))
     schedule = make_schedule(config, job.total_steps)
     restart_steps(config, schedule, job.total_steps)
-    experts_by, instead = _experts_by(config, job, planned.budget.units.family)
+    rule = config.experts_by, "experts_by" in config.given
+    seen = min(job.total_steps, ROUTING_BATCHES) * job.tokens_per_step
+    experts_by, instead = choosing_rule(model_config, planned.budget.units.family, config.experts, *rule, seen)
     reason = planned.budget.units.family.no_heads or planned.budget.heads_stay
     about_heads = config.attention != "none" and not config.takes_whole
     notes = [f"attention heads stay: {reason}"] if reason and about_heads else []
@@ -150,28 +150,6 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
     return PruneJob(
         **job_values, schedule=schedule, budget=planned.budget, target=planned.target, experts_by=experts_by
     )
-
-
-def _experts_by(config: PruneConfig, job: Job, family: Family) -> tuple[str, list[str]]:
-    """How experts are chosen that go, and what to say of it: without tokens for means by the sum of weights, unless
-    means were asked for.
-
-    Raises:
-        InputError: see `check_experts_by`.
-    """
-    by = config.experts_by
-    if config.experts is None:
-        return by, []
-    batches = min(job.total_steps, ROUTING_BATCHES)
-    tokens = batches * config.batch_size * launched() * config.seq_len
-    try:
-        check_experts_by(job.model_config, family, config.experts, by, tokens)
-    except InputError:
-        if "experts_by" in config.given or family.weighs_inputs:
-            raise
-        words = f"the batches before training have {tokens} tokens, too few for --experts-by reap"
-        return "router", [f"{words}: experts go by the sum of their routing weights (--experts-by router)"]
-    return by, []
 
 
 def what_stays(units: Units) -> str:

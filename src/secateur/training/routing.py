@@ -4,13 +4,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..architecture.experts import Dropped, drop_experts, expert_lists, unused_experts
+from ..architecture.experts import ROUTING_BATCHES, Dropped, drop_experts, expert_lists, unused_experts
 from ..models.benchmark import parameter_count
 from ..models.devices import autocast
 from ..parallel.distributed import share_counts
 from ..system.progress import Progress
 from .job import first_batches
-from .prepare import ROUTING_BATCHES, PruneJob
+from .prepare import PruneJob
 
 
 def drop_by_routing(base: PreTrainedModel, job: PruneJob, dtype: torch.dtype, progress: Progress) -> Dropped | None:

@@ -3,9 +3,11 @@
 from .apart import Expert, ExpertList, expert_lists, expert_names, unstack_experts
 from .dropping import (
     LEAST_TOKENS,
+    ROUTING_BATCHES,
     Dropped,
     check_expert_count,
     check_experts_by,
+    choosing_rule,
     chosen_of,
     drop_experts,
     unused_experts,
@@ -14,11 +16,13 @@ from .stacked import stack_experts
 
 __all__ = [
     "LEAST_TOKENS",
+    "ROUTING_BATCHES",
     "Dropped",
     "Expert",
     "ExpertList",
     "check_expert_count",
     "check_experts_by",
+    "choosing_rule",
     "chosen_of",
     "drop_experts",
     "expert_lists",

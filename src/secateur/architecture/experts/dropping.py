@@ -16,6 +16,10 @@ LEAST_TOKENS = 32
 """Tokens that an expert of a layer has to have seen on average for means over its tokens to be compared."""
 
 
+ROUTING_BATCHES = 8
+"""Batches from which experts are chosen that go before training."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """Experts that went before training."""
@@ -72,9 +76,33 @@ def check_experts_by(config: PreTrainedConfig, family: Family, count: int, by: s
         instead = "" if family.weighs_inputs else ", or --experts-by router"
         raise InputError(
             f"--experts {count}: the experts will see {each} tokens each on average, and the means of --experts-by "
-            f"reap need {LEAST_TOKENS}: use more or larger batches (--steps, of which the first 8 count, --batch-size, "
-            f"--seq-len){instead}."
+            f"reap need {LEAST_TOKENS}: use more or larger batches (--steps, of which the first {ROUTING_BATCHES} count, "
+            f"--batch-size, --seq-len){instead}."
         )
+
+
+def choosing_rule(
+    config: PreTrainedConfig, family: Family, count: int | None, by: str, asked: bool, tokens: int
+) -> tuple[str, list[str]]:
+    """How experts are chosen that go, and what to say of it: with too few tokens for means by the sum of weights.
+
+    Args:
+        count: experts to keep in each layer; None: all.
+        asked: whether `by` was asked for by name, so that nothing goes in its place.
+        tokens: that the layers will read.
+    Raises:
+        InputError: see `check_experts_by`.
+    """
+    if count is None:
+        return by, []
+    try:
+        check_experts_by(config, family, count, by, tokens)
+    except InputError:
+        if asked or family.weighs_inputs:
+            raise
+        words = f"the batches before training have {tokens} tokens, too few for --experts-by reap"
+        return "router", [f"{words}: experts go by the sum of their routing weights (--experts-by router)"]
+    return by, []
 
 
 def chosen_of(config: PreTrainedConfig) -> float:
