@@ -103,18 +103,14 @@ def forward_flops(model: nn.Module, seq_len: int, *, attention_width: Sequence[f
 
 
 def linears_in_use(model: nn.Module) -> dict[str, tuple[int, int, float]]:
-    """Path of each linear -> (out, in), and the share of tokens that go through it: of an expert's as the router
-    chooses, on average over layers."""
-    found = {}
-    shares: dict[nn.Module, float] = {}
+    """Path of each linear -> (out, in), and the share of tokens that go through it: of an expert's as is chosen."""
+    found, shares = dict[str, tuple[int, int, float]](), dict[nn.Module, float]()
     for experts in expert_lists(model).values():
         shares |= dict.fromkeys(experts.modules(), chosen_of(model.config) / len(experts))  # type: ignore[arg-type]
     for path, module in model.named_modules():
-        share = shares.get(module, 1.0)
-        if isinstance(module, nn.Linear):  # not its weight's shape: 4-bit weights are stored packed
-            found[path] = (module.out_features, module.in_features, share)
-        elif isinstance(module, Conv1D):
-            found[path] = (module.nf, module.nx, share)
+        if isinstance(module, nn.Linear | Conv1D):  # not its weight's shape: 4-bit weights are stored packed
+            sides = ("nf", "nx") if isinstance(module, Conv1D) else ("out_features", "in_features")
+            found[path] = (getattr(module, sides[0]), getattr(module, sides[1]), shares.get(module, 1.0))
     return found
 
 

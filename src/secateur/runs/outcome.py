@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..architecture.experts import Dropped, unused_experts
+from ..architecture.experts import Dropped, gone_record, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
 from ..config.files.rerun import rerun_text
@@ -97,11 +97,7 @@ def outcome(
             "perplexity": measured.to_dict() if (measured := measure(small, job, dtype, progress)) else None,
         },
         "sparsity": _sparsity(pruner, small, dense, dropped.parameters if dropped else 0),
-        "experts": {
-            "gone": dropped.experts if dropped else {},
-            "by": dropped.by if dropped else None,
-            "never_used": unused_experts(pruner.model),
-        },
+        "experts": {**gone_record(dropped), "never_used": unused_experts(pruner.model)},
         **({"adapter": job.adapter.to_dict()} if job.adapter else {}),
         **({"search": asdict(pruner.allocator.record)} if pruner.allocator.record else {}),
         "shapes": [shape.to_dict() for shape in shapes],

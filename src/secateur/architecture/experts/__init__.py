@@ -10,6 +10,7 @@ from .dropping import (
     choosing_rule,
     chosen_of,
     drop_experts,
+    gone_record,
     unused_experts,
 )
 from .stacked import stack_experts
@@ -27,6 +28,7 @@ __all__ = [
     "drop_experts",
     "expert_lists",
     "expert_names",
+    "gone_record",
     "stack_experts",
     "unstack_experts",
     "unused_experts",

@@ -31,6 +31,11 @@ class Dropped:
     """How they were chosen."""
 
 
+def gone_record(dropped: Dropped | None) -> dict[str, Any]:
+    """What records say of them."""
+    return {"gone": dropped.experts, "by": dropped.by} if dropped else {"gone": {}, "by": None}
+
+
 def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> None:
     """Refuse a number of experts to keep.
 
@@ -76,8 +81,8 @@ def check_experts_by(config: PreTrainedConfig, family: Family, count: int, by: s
         instead = "" if family.weighs_inputs else ", or --experts-by router"
         raise InputError(
             f"--experts {count}: the experts will see {each} tokens each on average, and the means of --experts-by "
-            f"reap need {LEAST_TOKENS}: use more or larger batches (--steps, of which the first {ROUTING_BATCHES} count, "
-            f"--batch-size, --seq-len){instead}."
+            f"reap need {LEAST_TOKENS}: use more or larger batches (--steps, of which the first {ROUTING_BATCHES} "
+            f"count, --batch-size, --seq-len){instead}."
         )
 
 
