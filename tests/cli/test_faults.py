@@ -192,12 +192,13 @@ def test_a_record_that_cannot_be_written_costs_no_figures(place, tmp_path, capsy
     SafetensorError("Error while deserializing header: Cannot allocate memory (os error 12)"),
     RuntimeError("unable to mmap 57159888 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
 ])  # fmt: skip
-@pytest.mark.parametrize("at", ["secateur.models.files.safe_open", "secateur.models.loading.AutoModelForCausalLM"])
+@pytest.mark.parametrize("at", ["secateur.models.files.safe_open", "secateur.models.loading.auto_class"])
 def test_weights_that_cannot_be_mapped_for_lack_of_memory(place, tmp_path, capsys, monkeypatch, error, at) -> None:
     def failing(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(at, failing if at.endswith("safe_open") else SimpleNamespace(from_pretrained=failing))
+    stands_in = failing if at.endswith("safe_open") else lambda config: SimpleNamespace(from_pretrained=failing)
+    monkeypatch.setattr(at, stands_in)
     assert main(["sample", "--model", str(place / "model"), "--prompts", "x"]) == 3
     assert "secateur: error: out of memory while" in capsys.readouterr().err
 

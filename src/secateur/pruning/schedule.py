@@ -29,7 +29,7 @@ class Schedule:
     kind: str
     start: int
     end: int
-    frequency: int = 10
+    frequency: int = int(ScheduleOptions.frequency)
     share: float = 0.0
 
     def progress(self, step: int) -> float:

@@ -168,7 +168,7 @@ _PLAIN["mimo_v2_flash"] = replace(
     value_dim_at="v_head_dim",
     no_heads="its layers with a window have twice the KV heads that its config says: the FFNs take all",
 )
-_FUSED: dict[str, Any] = {"stock": None, "mlp_in": ("gate_up_proj", "gate_up_proj"), "mlp_out": "down_proj"}
+_FUSED: dict[str, Any] = dict(stock=None, mlp_in=("gate_up_proj", "gate_up_proj"), mlp_out="down_proj")
 _PLAIN["minimax_m3_vl_text"] = replace(
     MIXTURE,
     by_expert=("mlp.gate.e_score_correction_bias",),
