@@ -63,7 +63,7 @@ AGAIN = {"prune": "--resume", "adapt": "--resume", "compare": None, "quickstart"
 KILLED = {
     "while the model loads": [
         ("secateur.runs.prune", "load_base", 1), ("secateur.runs.adapt", "load_base", 1),
-        ("secateur.comparison.command", "load_base", 1), ("secateur.checkpoint.convert", "_read_state", 1),
+        ("secateur.comparison.cell", "load_base", 1), ("secateur.checkpoint.convert", "_read_state", 1),
         ("secateur.evaluation.assess", "load_model", 1),
     ],
     "while a batch is scored": [("secateur.training.one_shot", "causal_lm_loss", 3)],
@@ -87,8 +87,8 @@ KILLED = {
     "before the result is renamed": [("secateur.system.output", "lands", 1)],
     "just after the result is renamed": [("pathlib.Path", "rename", 1)],
     "while its page is drawn": [("secateur.report.page", "write_whole", 1)],
-    "while a cell is measured": [("secateur.comparison.command", "perplexity", 2)],
-    "before a cell's record": [("secateur.comparison.command", "_keep_metrics", 2)],
+    "while a cell is measured": [("secateur.comparison.cell", "perplexity", 2)],
+    "before a cell's record": [("secateur.comparison.cell", "_keep_metrics", 2)],
     "after a cell's record": [("secateur.comparison.command", "tidy", 3)],
     "while the table is written": [("secateur.comparison.command", "write_comparison", 2)],
     "while it answers": [("secateur.runs.quickstart", "generate_text", 2)],

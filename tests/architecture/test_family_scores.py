@@ -92,14 +92,14 @@ class Apart(torch.nn.Module):
         return torch.cat([part.unflatten(-1, (self.groups[0], -1, self.groups[1])) for part in said], -2).flatten(-3)
 
 
-INTERLEAVED = {"gpt_neox": (6, 16), "bloom": (6, 16), "falcon": (3, 16), "falcon/multi_query": (1, 16)}
+INTERLEAVED = {"gpt_neox": (6, 16), "falcon": (3, 16), "falcon/multi_query": (1, 16)}
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # by PEFT, anew at each linear of a GPT-2 of both kinds
 @pytest.mark.parametrize("name", ["phi3", "gpt2", *INTERLEAVED])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "wanda", "flap", "lora"])
 def test_scores_on_fused_projections_are_those_of_linears_in_their_place(name, criterion) -> None:
-    """Also of heads that cannot go (BLOOM, Falcon): what is scored is the layout."""
+    """Also of heads that cannot go (Falcon): what is scored is the layout."""
     fused = tiny(name)
     family = replace(FAMILIES[name.split("/")[0]], no_heads=None)
     heads = find_units(fused, family).shapes[0]

@@ -38,7 +38,7 @@ ALLOCATIONS = ("uniform", "protected", "global")
 
 
 def without_weights(name):
-    base = tiny(name)
+    base = tiny(name, layers=2)
     with torch.device("meta"):
         empty = type(base)(copy.deepcopy(base.config))
     unstack_experts(empty)

@@ -196,8 +196,8 @@ def test_evaluation_and_training_are_refused_what_makes_no_sense(place, tmp_path
     BartConfig(vocab_size=9, d_model=16, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path / "bart")
     bart = ["plan", "--model", str(tmp_path / "bart")]
     refused = {
-        "bart is an encoder-decoder whose layout is not one of those: what is known are t5, mt5, umt5": bart,
-        "--family opt: bart is an encoder-decoder, and this layout is not": [*bart, "--family", "opt"],
+        "model type 'bart' cannot be pruned: it": bart,
+        "--family opt: bart is an encoder-decoder; layouts of such are known of t5, mt5, umt5": [*bart, "--family", "opt"],
         "--packing separate: t5 is an encoder-decoder, and pairs are padded": [*train, "--packing", "separate"],
         "--bos never: t5 is an encoder-decoder": [*train, "--bos", "never"],
         "--load-in 8bit: t5 is an encoder-decoder": [*train, "--load-in", "8bit"],

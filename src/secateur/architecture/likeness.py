@@ -56,7 +56,8 @@ def family_for(model: nn.Module, model_type: str, override: str | Family | None 
 
 def is_tested(config: PreTrainedConfig, family: str | Family | None) -> bool:
     """Whether a model's layout is one that is tested here: the user named none, and registered none for its type."""
-    return family is None and config.model_type in BUILT_IN
+    kind = config.model_type
+    return family is None and kind in BUILT_IN and FAMILIES[kind] is BUILT_IN[kind]
 
 
 def check_same(config: PreTrainedConfig, units: Units, keep: dict[str, Tensor]) -> None:

@@ -202,10 +202,9 @@ def _check_pairs(config: PruneConfig, model_config: PreTrainedConfig) -> None:
         return
     named, known = config.family or kind, [name for name, family in FAMILIES.items() if family.stacks]
     if named not in known:
-        given = f"--family {named}: {kind} is an encoder-decoder, and this layout" if config.family else (
-            f"--model {config.model}: {kind} is an encoder-decoder whose layout"
-        )  # fmt: skip
-        raise InputError(f"{given} is not one of those: what is known are {', '.join(known)}.")
+        check_not_refused(named)
+        given = f"--family {named}" if config.family else f"--model {config.model}"
+        raise InputError(f"{given}: {kind} is an encoder-decoder; layouts of such are known of {', '.join(known)}.")
     reasons = {
         "--packing separate": config.packing != "joined" and "pairs are padded and never packed",
         f"--bos {config.bos}": config.bos != "auto" and "a source begins as the tokenizer has it",

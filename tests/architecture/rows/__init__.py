@@ -55,4 +55,4 @@ def unregister(model_type: str, monkeypatch) -> None:
     """Let a type be one that nothing is known of, until the test ends."""
     monkeypatch.setattr(FAMILIES, "_entries", {name: f for name, f in FAMILIES.items() if name != model_type})
     monkeypatch.delitem(REFUSED, model_type, raising=False)
-    monkeypatch.setattr(likeness, "BUILT_IN", frozenset(FAMILIES))
+    monkeypatch.setattr(likeness, "BUILT_IN", dict(FAMILIES.items()))

@@ -21,8 +21,8 @@ __all__ = [
     "BUILT_IN", "FAMILIES", "REFUSED", "Beside", "Family", "Stacking", "check_not_refused", "family_of", "refusal",
 ]  # fmt: skip
 
-BUILT_IN = frozenset(FAMILIES)
-"""The model types whose layouts are tested here; the others are registered by users."""
+BUILT_IN = dict(FAMILIES.items())
+"""The model types whose layouts are tested here, with these; what users register in their place is not."""
 
 
 def family_of(model_type: str, override: str | Family | None = None) -> Family:
