@@ -38,7 +38,7 @@ CRITERIA_SHOWN = {"lora": "none", "taylor": "none", "gate": "none", "wanda": "no
 EVERY_WAY = [f"{name}-{way}" for name in CRITERIA_SHOWN for way in ("shrink", "mask")]
 WAYS = some_of(
     EVERY_WAY,
-    ["lora-shrink", "lora-mask", "taylor-shrink", "gate-mask", "wanda-mask", "obs-shrink"],
+    ["lora-mask", "taylor-shrink", "gate-mask", "wanda-mask", "obs-shrink"],
 )
 CASES = {name: (name.split("-")[0], CRITERIA_SHOWN[name.split("-")[0]], name.split("-")[1]) for name in WAYS}
 CASES |= {

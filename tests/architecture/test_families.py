@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from product import some_of
 from torch import Tensor
 
 from secateur import Pruner
@@ -25,7 +26,7 @@ from secateur.models.coverage import tell_transposed_
 from secateur.models.surgery import merged_and_sliced
 from secateur.pruning.masks import Masks
 from secateur.training.prepare import lora_names
-from tests.architecture.rows import IDS, T5S, TYPES, tiny
+from tests.architecture.rows import IDS, T5S, TYPES, basic, tiny
 
 ALL = os.environ.get("SECATEUR_FAMILIES") == "all"
 """Every kind of unit of every row (`make families-test`); else of each row what no other test of it shows."""
@@ -50,6 +51,12 @@ def family_of(name: str) -> Family:
 
 
 CASES = [(name, attention) for name in TYPES for attention in cases_of(name)]
+EACH = list({name.split("/")[0]: (name, attention) for name, attention in reversed(CASES)}.values())[::-1]
+EACH += [("llama", "query_head"), ("phi3", "query_head"), ("gpt2", "kv_group")]
+"""The first case of each type, and what that leaves out of llama, gpt2 and phi3."""
+SOME = CASES if ALL else some_of(CASES, EACH)
+FEW = CASES if ALL else some_of(CASES, [case for case in EACH if case[0] in basic.TYPES] + EACH[::3])
+"""The rows that others are like, and a third of the rest."""
 MORE_THAN_STOCK = [("phi/qk_layernorm", "kv_group"), ("phi/qk_layernorm", "query_head")]
 """What the stock class of a family cannot hold in one variant."""
 
@@ -99,7 +106,7 @@ class Masked:
         return family_of(self.name)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=SOME, ids="-".join)
 def masked(request) -> Masked:
     """One for the tests of a row, which follow each other."""
     name, attention = request.param
@@ -135,6 +142,7 @@ def test_a_fresh_process_computes_the_masked_model(masked, tmp_path) -> None:
     assert parameter_count(base) - count == pruner.budget.removed_params
 
 
+@pytest.mark.parametrize("masked", FEW, indirect=True, ids="-".join)
 def test_shrinking_is_masking_and_training_goes_on(masked) -> None:
     pruner = masked.pruner
     shrunk, other = pruned(masked.name, masked.attention, shrink=True)
@@ -148,6 +156,7 @@ def test_shrinking_is_masking_and_training_goes_on(masked) -> None:
     shrunk(input_ids=IDS, labels=IDS).loss.backward()
 
 
+@pytest.mark.parametrize("masked", FEW, indirect=True, ids="-".join)
 def test_layers_that_differ_and_their_padded_form(masked) -> None:
     name, attention, family = masked.name, masked.attention, masked.family
     if family.alike_only:

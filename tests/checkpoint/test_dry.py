@@ -32,7 +32,7 @@ from secateur.pruning.budget import budget_goal
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget
 from tests.architecture.rows import SIZES, tiny
-from tests.architecture.test_families import CASES
+from tests.architecture.test_families import SOME
 
 ALLOCATIONS = ("uniform", "protected", "global")
 
@@ -45,7 +45,7 @@ def without_weights(name):
     return base, empty
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES)
+@pytest.mark.parametrize(("name", "attention"), SOME)
 def test_a_dry_export_agrees_with_the_end_of_a_run(name, attention, tmp_path) -> None:
     """For every family, unit, allocation and class: the one passes where the others make a model of the right size, in
     memory and streamed; what is merged is written under the config as it is."""

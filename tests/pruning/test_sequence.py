@@ -3,6 +3,7 @@
 import pytest
 import torch
 from live import LiveBytes
+from product import some_of
 from tiny import tiny_llama
 from torch import nn
 
@@ -175,7 +176,7 @@ IN_A_ROW = [name for name in basic.TYPES if not FAMILIES[name.split("/")[0]].ali
 NORMS_BEHIND = ("gemma2", "gemma3_text", "olmo2")
 
 
-@pytest.mark.parametrize("name", IN_A_ROW)
+@pytest.mark.parametrize("name", some_of(IN_A_ROW, ["llama", "gpt_neox", "phi", *NORMS_BEHIND]))
 def test_every_family(name, monkeypatch) -> None:
     """What a layer adds is found by trying, and the refit brings the logits closer to those before: closer than
     where each linear's own output is the target."""

@@ -99,6 +99,7 @@ for checkpointing in (False, True):
 """
 
 
+@pytest.mark.skipif("SECATEUR_ALL" not in os.environ, reason="make test-all does")
 def test_the_memory_of_a_run_is_within_15_percent(dense_folder, tmp_path, capsys) -> None:
     """What its tensors take, measured without the C library's heap: every tensor in pages of its own."""
     done = subprocess.run(

@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 import torch
+from product import some_of
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 from zygote import run_until
@@ -76,7 +77,13 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+SOME = some_of(
+    list(WAYS),
+    ["shrinking", "compensated", "searched", "more trained, LoRA anew", "masks and LoRA", "blocks", "pissa, distilled"],
+)
+
+
+@pytest.mark.parametrize("way", SOME)
 def test_resumed_is_uninterrupted(place, tmp_path, monkeypatch, way) -> None:
     whole = run(place, tmp_path / "whole", **WAYS[way])
     real = PruningCallback.on_optimizer_step
