@@ -696,10 +696,10 @@ def everything(folder: Path) -> list[tuple[str, int]]:
 
 
 def one_of_each() -> list[str]:
-    """Of each fault one command, the commands in turn; of what is no table's, every case."""
-    faults: dict[str, list[str]] = {}
-    for name in CASES:
-        faults.setdefault(name.split(": ", 1)[-1], []).append(name)
+    """Of each fault, and each thing said of it, one command, the commands in turn; what is in no table, whole."""
+    faults: dict[tuple[str, str], list[str]] = {}
+    for name, (_, said) in CASES.items():
+        faults.setdefault((name.split(": ", 1)[-1], said), []).append(name)
     return [names[turn % len(names)] for turn, names in enumerate(faults.values())]
 
 
