@@ -46,9 +46,7 @@ def prune(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Pr
 
     made = _options(PruneConfig, "prune", config, options)
     _train(made, prepare, run)
-    result = load_result(made.output)
-    assert isinstance(result, PruneResult)
-    return result
+    return _result(PruneResult, made.output)
 
 
 @speaks_python()
@@ -62,9 +60,7 @@ def adapt(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Ad
 
     made = _options(AdaptConfig, "adapt", config, options)
     _train(made, prepare_adapt, run)
-    result = load_result(made.output)
-    assert isinstance(result, AdaptResult)
-    return result
+    return _result(AdaptResult, made.output)
 
 
 @speaks_python()
@@ -81,9 +77,7 @@ def sparsify(*, config: str | os.PathLike[str] | None = None, **options: Any) ->
 
     made = _options(SparsifyConfig, "sparsify", config, options)
     _train(made, prepare_sparsify, run)
-    result = load_result(made.output)
-    assert isinstance(result, SparsifyResult)
-    return result
+    return _result(SparsifyResult, made.output)
 
 
 @speaks_python()
@@ -103,9 +97,7 @@ def compare(*, config: str | os.PathLike[str] | None = None, **options: Any) -> 
     if any(cell.config.dry_run for cell in comparison.cells):
         raise _rehearsal("compare")
     run(comparison)
-    result = load_result(comparison.settings.output)
-    assert isinstance(result, CompareResult)
-    return result
+    return _result(CompareResult, comparison.settings.output)
 
 
 @speaks_python()
@@ -121,6 +113,13 @@ def eval(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Eva
     made = _options(EvalConfig, "eval", config, options)
     record, _ = evaluated(made)
     return eval_result(cleaned(plain(record)), made.output or "the record")
+
+
+def _result(kind: type[C], folder: str) -> C:
+    """What a command has written, which is of its kind."""
+    result = load_result(folder)
+    assert isinstance(result, kind)
+    return result
 
 
 def _train(config: Any, prepare: Callable[[Any], Any], run: Callable[[Any, Progress], dict[str, Any]]) -> None:
