@@ -4,6 +4,10 @@ from dataclasses import replace
 
 from .family import FAMILIES, Family
 
+_ALIBI = (
+    "each head's slope (alibi) follows from its number among all heads, so fewer heads would get other slopes: the FFN "
+    "takes all"
+)
 _GPT_NEOX = FAMILIES.register(
     "gpt_neox",
     Family(
@@ -115,8 +119,7 @@ FAMILIES.register(
         ffn=None,
         head_dim=None,
         attributes={},
-        no_heads="each head's slope (alibi) follows from its number among all heads, so fewer heads would get other "
-        "slopes: the FFN takes all",
+        no_heads=_ALIBI,
         in_tuple=True,
     ),
 )
@@ -246,8 +249,7 @@ FAMILIES.register(
         ffn=None,
         head_dim=None,
         attributes={},
-        no_heads="each head's slope (alibi) follows from its number among all heads, so fewer heads would get other "
-        "slopes: the FFN takes all",
+        no_heads=_ALIBI,
         in_tuple=True,
     ),
 )
