@@ -98,7 +98,7 @@ def test_a_step_that_was_left_out_does_not_count(tmp_path) -> None:
     blocks = SimpleNamespace(n_documents=1, n_tokens=1000, left_out=Tally())
     config = SimpleNamespace(eval_steps=0, eval_data=None)
     job = SimpleNamespace(work=tmp_path, tokens_per_step=10, total_steps=3, blocks=blocks, config=config)
-    watched = SimpleNamespace(steps_done=lambda: 0, facts=dict, words=str)
+    watched = SimpleNamespace(steps_done=lambda: 0, facts=dict, words=str, cuts_left=lambda: 0)
     shown = SimpleNamespace(begin=lambda step: None, update=lambda *args, **kwargs: None)
     recording = RecordingCallback(watched, job, shown, lambda: None)
     state = SimpleNamespace(max_steps=3, global_step=1)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from secateur.config.schedule import ScheduleOptions
-from secateur.pruning.schedule import Schedule, make_schedule
+from secateur.pruning.schedule import Schedule, cuts_after, make_schedule
 from secateur.system.errors import InputError
 
 
@@ -59,3 +59,13 @@ def test_bad_bounds_name_the_steps() -> None:
         schedule_of("cubic", 0.5, 0.5, 10, 40)
     with pytest.raises(InputError, match=r"--prune-end 41 is step 41 of a run of 40"):
         schedule_of("cubic", 0.1, 41, 10, 40)
+
+
+@pytest.mark.parametrize("kind", ["cubic", "linear", "one-shot"])
+@pytest.mark.parametrize("frequency", [1, 3, 4, 100])
+def test_cuts_after_a_step_are_those_of_the_list(kind: str, frequency: int) -> None:
+    options = ScheduleOptions(schedule=kind, prune_start=3, prune_end=14, frequency=frequency)
+    schedule = make_schedule(options, 20)
+    for step in range(20):
+        assert cuts_after(schedule, step) == sum(cut > step for cut in schedule.cuts())
+    assert cuts_after(None, 3) == 0

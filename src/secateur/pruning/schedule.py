@@ -67,6 +67,16 @@ class Schedule:
         return [step for step in range(1, self.last_cut + 1) if self.is_cut(step)]
 
 
+def cuts_after(schedule: Schedule | None, step: int) -> int:
+    """How many cuts come after a step; none without a schedule."""
+    if schedule is None or step >= schedule.last_cut:
+        return 0
+    if schedule.kind == "one-shot":
+        return 1
+    behind = max(step, schedule.start) - schedule.start
+    return math.ceil((schedule.end - schedule.start) / schedule.frequency) - behind // schedule.frequency
+
+
 def tell_unfinished(schedule: Schedule | None, steps_done: int) -> None:
     """Warn where a run ended before its last cut: less is gone than was asked for."""
     if schedule is None or steps_done >= schedule.last_cut:

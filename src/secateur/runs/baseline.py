@@ -44,6 +44,9 @@ class WatchedSteps(TrainerCallback):
     def words(self) -> str:
         return self.said
 
+    def cuts_left(self) -> int:
+        return 0
+
     def sizes(self) -> dict[str, float]:
         return {}
 

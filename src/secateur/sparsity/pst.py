@@ -164,6 +164,9 @@ class PstCallback(TrainerCallback):
     def words(self) -> str:
         return f"{self.pst.now:.1%} zero"
 
+    def cuts_left(self) -> int:
+        return 0
+
     def sizes(self) -> dict[str, float]:
         return {}
 

@@ -2,7 +2,9 @@
 
 import math
 import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..evaluation.perplexity import Perplexity
 from ..pruning.cut import Cut
 from ..pruning.pruner import Pruner
+from ..pruning.schedule import cuts_after
 from ..ranks import RankCut, RankPruner
 from ..system.launcher import rank
 from ..system.progress import Progress, human_count
@@ -31,6 +34,9 @@ class Watched(Protocol):
 
     def words(self) -> str:
         """The same for the live line."""
+
+    def cuts_left(self) -> int:
+        """Cuts that are still to come."""
 
     def sizes(self) -> dict[str, float]:
         """How much every layer has, for trackers."""
@@ -60,6 +66,9 @@ class WatchedUnits:
         target = self.pruner.budget.sparsity
         return f"sparsity {facts['sparsity']:.1%} of {target:.1%}  {human_count(facts['parameters'])} params"
 
+    def cuts_left(self) -> int:
+        return cuts_after(self.pruner.schedule, self.pruner.steps_done)
+
     def sizes(self) -> dict[str, float]:
         units: dict[str, float] = {f"units/{name}": int(kept.sum()) for name, kept in self.pruner.keep.items()}
         return units | (WatchedRanks(self.ranks).sizes() if self.ranks is not None else {})
@@ -82,8 +91,40 @@ class WatchedRanks:
         facts = self.facts()
         return f"rank {facts['rank']:.1f} of {self.pruner.rank}  {human_count(facts['adapter_parameters'])} params"
 
+    def cuts_left(self) -> int:
+        return cuts_after(self.pruner.schedule, self.pruner.steps_done)
+
     def sizes(self) -> dict[str, float]:
         return {f"rank/{layer}": rank for layer, rank in self.pruner.ranks.items()}
+
+
+class TimeLeft:
+    """Seconds to the end of training: steps take what they usually do, cuts what the last one took beside.
+
+    Args:
+        cuts: that are to come.
+    """
+
+    RECENT = 20
+
+    def __init__(self, cuts: int) -> None:
+        self._recent: deque[float] = deque(maxlen=self.RECENT)
+        self._cuts, self._of_a_cut = cuts, 0.0
+
+    def __call__(self, seconds: float, steps: int, cuts: int) -> float:
+        """After a step.
+
+        Args:
+            seconds: that it took.
+            steps, cuts: that are to come.
+        """
+        cut, self._cuts = cuts < self._cuts, cuts
+        if not cut or not self._recent:
+            self._recent.append(seconds)
+        usual = statistics.median(self._recent)
+        if cut:
+            self._of_a_cut = max(seconds - usual, 0.0)
+        return usual * steps + self._of_a_cut * cuts
 
 
 class RecordingCallback(TrainerCallback):
@@ -113,7 +154,7 @@ class RecordingCallback(TrainerCallback):
         place = job.work / "metrics.jsonl" if rank() == 0 else Path(os.devnull)
         self.log = MetricsLog(place, last_step=watched.steps_done())
         self._step_started = self._last = time.perf_counter()
-        self._seconds_per_step = 0.0
+        self._left = TimeLeft(watched.cuts_left())
         progress.begin(watched.steps_done())  # Trainer takes its time before the first step
 
     def on_step_begin(
@@ -133,7 +174,6 @@ class RecordingCallback(TrainerCallback):
             return
         loss, step, grad_norm = logs["loss"], self.watched.steps_done(), logs.get("grad_norm")
         seconds = time.perf_counter() - self._step_started
-        self._seconds_per_step = 0.8 * self._seconds_per_step + 0.2 * seconds if self._seconds_per_step else seconds
         line: dict[str, Any] = {
             "step": step,
             "loss": loss,
@@ -158,7 +198,7 @@ class RecordingCallback(TrainerCallback):
             lr=line["learning_rate"],
             state=self.watched.words(),
             tokens_per_s=line["tokens_per_s"],
-            seconds_left=self._seconds_per_step * (state.max_steps - state.global_step),
+            seconds_left=self._left(seconds, state.max_steps - state.global_step, self.watched.cuts_left()),
         )
 
     def close(self) -> None:
