@@ -1,24 +1,40 @@
 """Help, suggestions, completion and the schema: what people meet before a command runs."""
 
 import json
+import re
 
 import jsonschema
 import pytest
 import yaml
 
 from secateur.cli import main
+from secateur.cli.commands import COMMANDS
 from secateur.cli.parsing import make_parser, parse
 from secateur.config.files.rerun import rerun_text
+from secateur.config.options import known_options
 
 
-def test_help_shows_what_most_runs_need_and_names_the_rest(capsys) -> None:
+@pytest.mark.parametrize(("command", "first", "hidden"), [
+    ("prune", "--model --data --eval-data --output", "--ema-relative"),
+    ("adapt", "--model --data --eval-data --output", "--k1"),
+    ("eval", "--model --against --data --preset", "--num-fewshot"),
+    ("plan", "--model --load-in --json", "--output"),
+])  # fmt: skip
+def test_help_shows_what_most_runs_need_and_names_the_rest(command, first, hidden, capsys) -> None:
     with pytest.raises(SystemExit):
-        main(["prune", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--sparsity" in text
-    assert "--model" in text
-    assert "--ema-relative" not in text
-    assert "more options: secateur prune --help-all" in text
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    listed = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  --")]
+    options = [name for name in listed if name not in ("--debug", "--help-all", "--recipe", "--config")]
+    assert options[: len(first.split())] == first.split()
+    assert 10 <= len(options) <= 13
+    assert hidden not in text
+    more = re.search(r"(\d+) more\s+options:\s+secateur", text)
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    everything = capsys.readouterr().out
+    assert f"  {hidden}" in everything
+    assert int(more[1]) + len(options) == len(set(known_options(COMMANDS[command].options[0])))
 
 
 def test_a_flag_that_is_nearly_right_is_suggested_among_all_other_faults(capsys) -> None:
@@ -36,11 +52,14 @@ def test_a_flag_that_is_nearly_right_is_suggested_among_all_other_faults(capsys)
         "x",
         "--seed",
         "y",
+        "--sparsity",
+        "2",
         "odd",
     ]
     assert main(given) == 2
     said = capsys.readouterr().err
-    assert "3 faults in the options:" in said
+    assert "4 faults in the options:" in said
+    assert "--sparsity is 2.0: " in said
     assert "unknown option --step. Did you mean '--steps'? See secateur prune --help-all." in said
     assert "--rank is 'x': expected a whole number." in said
     assert "--seed is 'y': expected a whole number." in said
@@ -48,6 +67,18 @@ def test_a_flag_that_is_nearly_right_is_suggested_among_all_other_faults(capsys)
     assert "unexpected 'lora'. See secateur criteria --help." in capsys.readouterr().err
     assert main(["--verbose"]) == 2
     assert "give a command: quickstart, prune" in capsys.readouterr().err
+
+
+def test_what_depends_on_a_value_that_is_wrong_is_not_said(capsys) -> None:
+    """A length or a target that is no number is one fault: not, too, that it does not fit, or that there is none."""
+    given = ["prune", "--model", "m", "--data", "d", "--output", "o", "--sparsity", "half", "--steps", "many"]
+    assert main([*given, "--prune-start", "500", "--lr", "-1"]) == 2
+    said = capsys.readouterr().err
+    assert "3 faults in the options:" in said, said
+    assert "--lr is -1.0" in said
+    assert main(["prune"]) == 2
+    said = capsys.readouterr().err
+    assert [words.split()[1] for words in said.splitlines()[1:4]] == ["--model", "--data", "--output"], said
 
 
 def test_singular_and_plural_are_one_option() -> None:

@@ -10,7 +10,7 @@ from tiny import save_tiny, tiny_llama
 
 from secateur.models.devices import autocast, compute_dtype, default_device
 from secateur.models.files import check_checkpoint
-from secateur.models.loading import load_config, load_model
+from secateur.models.loading import _doing, load_config, load_model
 from secateur.models.source import ModelSource, resolve_model
 from secateur.models.tokenizers import load_tokenizer
 from secateur.system.errors import InputError
@@ -50,6 +50,15 @@ def test_loads_in_the_checkpoint_dtype(tmp_path, tied, dtype, capfd):
     assert load_model(source, dtype="float32").dtype == torch.float32
     assert load_config(source).num_hidden_layers == 1
     assert load_tokenizer(source).decode(load_tokenizer(source)("Hi")["input_ids"]) == "Hi"
+
+
+def test_what_comes_over_the_network_is_said(monkeypatch, folder):
+    here: set[str] = set()
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: file if file in here else None)
+    assert _doing(source_of(folder)) == "loading"
+    assert _doing(ModelSource("org/name", "org/name")) == "downloading and loading"
+    here.add("model.safetensors.index.json")
+    assert _doing(ModelSource("org/name", "org/name")) == "loading"
 
 
 def test_resolve_forms(folder, tmp_path):

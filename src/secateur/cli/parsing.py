@@ -17,28 +17,9 @@ from ..system.progress import STARTING, phase
 from ..system.registry import did_you_mean
 from ..system.version import VERSION
 from .commands import COMMANDS, Command
+from .shown import place_of, shown
 
 SHELLS = ("bash", "zsh", "fish")
-COMMON = frozenset(
-    {
-        "model",
-        "data",
-        "output",
-        "sparsity",
-        "target_params",
-        "target_speedup",
-        "recipe",
-        "config",
-        "criterion",
-        "allocation",
-        "steps",
-    }
-    | {"epochs", "batch_size", "seq_len", "lr", "rank", "init_rank", "compensate", "eval_data", "save_steps", "resume"}
-    | {"overwrite", "dry_run", "response_only", "merge", "pattern", "method"}
-)
-"""Options of the commands that train which `--help` shows; `--help-all` shows every one."""
-FEW = 20
-"""A command with no more options than these shows all of them at once."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,8 +134,9 @@ def make_parser(everything: bool = True, named: Container[str] = COMMANDS) -> ar
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         options = {f.name for cls in command.options for f in fields(cls)}
-        few = everything or len(options) <= FEW
-        more = "" if few else f"{len(options - COMMON)} more options: secateur {name} --help-all. "
+        listed = options if everything else shown(name, options)
+        rest = len(options - listed)
+        more = f"{rest} more options: secateur {name} --help-all. " if rest else ""
         sub = commands.add_parser(
             name,
             help=command.summary,
@@ -164,28 +146,31 @@ def make_parser(everything: bool = True, named: Container[str] = COMMANDS) -> ar
             allow_abbrev=False,
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if not few:
+        if rest:
             sub.add_argument("--help-all", action="store_true", help="show every option and exit")
         if name in named:
-            _add_options(sub, command.options, few)
+            _add_options(sub, command.options, listed)
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], everything: bool) -> None:
-    """One flag per field; values stay text, so that YAML and the command line are converted in one place."""
+def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], listed: Container[str]) -> None:
+    """One flag per field, of which help shows those `listed`.
+
+    Values stay text, so that YAML and the command line are converted in one place.
+    """
     if not classes:
         return
     hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
     known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
     groups: dict[str, Any] = {}
-    for f in known.values():
+    for f in sorted(known.values(), key=lambda f: place_of(f.metadata["group"])):
         group = groups.setdefault(f.metadata["group"], parser.add_argument_group(f.metadata["group"]))
         if f.metadata["positional"]:
             text = f.metadata["help"].replace("%", "%%")
             count = "*" if get_origin(hints[f.name]) is tuple else "?"
             group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs=count)
             continue
-        text = _help_of(f) if everything or f.name in COMMON or f.default is MISSING else argparse.SUPPRESS
+        text = _help_of(f) if f.name in listed or f.default is MISSING else argparse.SUPPRESS
         if hints[f.name] is bool:
             group.add_argument(flag(f.name), action=argparse.BooleanOptionalAction, help=text)
             continue
@@ -206,11 +191,10 @@ def _help_of(option: Any) -> str:
     text: str = option.metadata["help"].replace("%", "%%")
     if option.default is MISSING:
         return text + " (required)"
-    return (
-        text
-        if option.default in (None, ()) or isinstance(option.default, bool)
-        else f"{text} (default: {option.default})"
-    )
+    if option.default in (None, (), "") or isinstance(option.default, bool):
+        return text
+    default = " ".join(option.default) if isinstance(option.default, tuple) else option.default
+    return f"{text} (default: {default})"
 
 
 def _metavar(hint: Any) -> str:

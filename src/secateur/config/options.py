@@ -64,23 +64,30 @@ def build(
                 converted[name] = _convert(value, hints[name])
             except ValueError:
                 faults.append(f"{flag(name)} is {_shown(value)}: expected {_type_name(hints[name])}.")
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in converted and n not in values]
-    for name in missing:
-        metadata = known[name].metadata
-        label = metadata["metavar"] if metadata["positional"] else flag(name)
-        faults.append(f"{label} is required: {metadata['help']}.")
-    all_faults([with_origin(fault, origins) for fault in faults])
-    config = cls(**converted)
+    for name, f in known.items():
+        if f.default is MISSING and name not in values:
+            label = f.metadata["metavar"] if f.metadata["positional"] else flag(name)
+            faults.append(f"{label} is required: {f.metadata['help']}.")
+    # What is wrong with the others is said, too, where it is not about these.
+    open_ = {n for n, f in known.items() if n in values or f.default is MISSING} - converted.keys()
+    blank = {n: "" if hints[n] is str else () for n in open_ if known[n].default is MISSING}
+    config = cls(**converted, **blank)
     object.__setattr__(config, "given", frozenset(converted))
-    all_faults([with_origin(fault, origins) for fault in config.faults()])  # type: ignore[attr-defined]
+    of_config: list[str] = config.faults()  # type: ignore[attr-defined]
+    faults += [fault for fault in of_config if not any(_names(fault, name) for name in open_)]
+    all_faults([with_origin(fault, origins) for fault in faults])
     return config
+
+
+def _names(message: str, name: str) -> bool:
+    return re.search(rf"{flag(name)}(?![\w-])", message) is not None
 
 
 def with_origin(message: str, origins: Mapping[str, str]) -> str:
     """A message, and where the values of the options that it names came from."""
     named: dict[str, list[str]] = {}
     for name, origin in origins.items():
-        if re.search(rf"{flag(name)}(?![\w-])", message):
+        if _names(message, name):
             named.setdefault(origin, []).append(flag(name))
     words = [
         f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'} from {where}." for where, flags in named.items()

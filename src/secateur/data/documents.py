@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system.errors import InputError
+from ..system.progress import phase
 from ..system.registry import did_you_mean
 from .embedded import stdlib_docs
 from .forms.document import Document
@@ -132,7 +133,9 @@ def _hub_rows(spec: str, split: str) -> Iterator[dict[str, Any]]:
     assert parts is not None  # check_spec
     split = parts["split"] or split
     try:
-        yield from load_dataset(parts["name"], parts["config"], split=split)
+        with phase(f"getting {spec} from the hub or its cache"):
+            rows = load_dataset(parts["name"], parts["config"], split=split)
+        yield from rows
     except Exception as error:  # datasets raises its own classes, OSError, ValueError and the HTTP client's
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(

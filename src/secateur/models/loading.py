@@ -137,7 +137,7 @@ def load_model(
         options |= {"use_safetensors": True, **(quantising or {})}
     if whole_type(config):
         options["key_mapping"] = RENAMED
-    with memory_for(f"loading {source.name}", LOAD_LESS), phase(f"loading {source.name}"):
+    with memory_for(f"loading {source.name}", LOAD_LESS), phase(f"{_doing(source)} {source.name}"):
         model, info = guarded(source, _loader(config, trust_remote_code), trust_remote_code, options)
     if not source.is_local:
         check_numbers(source)  # its files are in the hub's cache by now
@@ -149,6 +149,15 @@ def load_model(
     untie_(model)
     forget_whole_(model)
     return model.eval()
+
+
+def _doing(source: ModelSource) -> str:
+    """What loading is called: a model of the hub comes over the network first, unless it is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("model.safetensors", "model.safetensors.index.json")
+    there = source.is_local or any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files)
+    return "loading" if there else "downloading and loading"
 
 
 def _loader(config: PretrainedConfig, trust_remote_code: bool) -> Callable[..., Any]:

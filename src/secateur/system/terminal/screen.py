@@ -164,19 +164,42 @@ class Above(Escaping):
 
 
 def drawn(line: Line, columns: int) -> "RenderableType":
-    """A line for a terminal of so many columns: where it is narrow, first the bar goes, then the last parts."""
-    from rich.progress_bar import ProgressBar
+    """What is alive, for a terminal of so many columns.
+
+    Where there is no room for all of it beside a bar, it takes two lines: below the bar and the first part the next
+    ones, as many as fit, and of the rest what fits beside the bar. Where no end is known it is one, without the last.
+    """
+    from rich.console import Group
     from rich.spinner import Spinner
-    from rich.table import Table
     from rich.text import Text
 
     said = [on_one_line(part) for part in line.parts]
-    while len(said) > 1 and len("  ".join(said)) >= columns:
-        said.pop()
-    text = Text("  ".join(said), no_wrap=True, overflow="crop")
     if not line.total:
-        return Spinner("dots", text)
-    room = columns - len(text.plain) - 2
+        words, _ = _that_fit(said, columns - 1)
+        return Spinner("dots", Text(words, no_wrap=True, overflow="crop"))
+    upper, rest = _that_fit(said, columns - BAR - 2)
+    if not rest:
+        return _with_bar(upper, line, columns)
+    lower, rest = _that_fit(said[1:], columns)
+    upper, _ = _that_fit([said[0], *rest], columns - BAR - 2)
+    return Group(_with_bar(upper, line, columns), Text(lower, no_wrap=True, overflow="crop"))
+
+
+def _that_fit(parts: list[str], room: int) -> tuple[str, list[str]]:
+    """The first of the parts, one at least, on one line; and the others."""
+    count = len(parts)
+    while count > 1 and len("  ".join(parts[:count])) > room:
+        count -= 1
+    return "  ".join(parts[:count]), parts[count:]
+
+
+def _with_bar(words: str, line: Line, columns: int) -> "RenderableType":
+    """Words with a bar before them, where there is room for one."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    text, room = Text(words, no_wrap=True, overflow="crop"), columns - len(words) - 2
     if room < BAR:
         return text
     grid = Table.grid(padding=(0, 2, 0, 0))
