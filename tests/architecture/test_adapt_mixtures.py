@@ -33,7 +33,7 @@ def stock(name: str):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", [*ONCE_REFUSED, "ernie4_5_moe"])
+@pytest.mark.parametrize("name", [*ONCE_REFUSED, "ernie4_5_moe", "gpt_oss", "laguna"])
 def test_an_adapter_of_a_mixture_is_trained_cut_read_and_merged(name, tmp_path) -> None:
     base = stock(name)
     base.config.use_cache = False
@@ -43,7 +43,7 @@ def test_an_adapter_of_a_mixture_is_trained_cut_read_and_merged(name, tmp_path) 
     without = [*uncalled_linears(base, IDS), *fits.without]
     model = add_lora(base, CONFIG, fits.linears, scaling=1.0, without=without).train()
     reached = lora_layers(model)
-    assert all(not re.search(r"router|mlp\.gate|experts\.", path) for path in reached), sorted(reached)
+    assert all(not re.search(r"\b(router|gate|experts)\b", path) for path in reached), sorted(reached)
     assert any(path.endswith(".o_proj") for path in reached)
     pruner = RankPruner(model, rank=2, total_steps=4, prune_start=1, prune_end=3, frequency=1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

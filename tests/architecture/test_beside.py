@@ -30,6 +30,7 @@ BIASED = {
     "gpt_oss": "router.bias",
     "afmoe": "expert_bias",
     "minimax_m2": "e_score_correction_bias",
+    "dots3_note_text": "gate.e_score_correction_bias",
 }
 """What, at minus infinity, keeps a router from choosing an expert; the others' weights stay as they are."""
 
@@ -91,6 +92,43 @@ def test_ernies_correction_goes_with_its_expert() -> None:
     counted(model)
     (gone,) = drop_experts(model, FAMILIES["ernie4_5_moe"], 3).values()
     assert torch.equal(statics.e_score_correction_bias, before[:, [n for n in range(4) if n not in gone]])
+
+
+def let_skip_(model) -> None:
+    """Half of the tokens skip each layer's experts; at first none do."""
+    for layer in model.model.layers:
+        seen = []
+        handle = layer.mlp.gate.router_mlp.register_forward_hook(lambda m, args, output, seen=seen: seen.append(output))
+        logits_of(model, torch.arange(3, 103).unsqueeze(0))
+        handle.remove()
+        chances = seen[0].softmax(-1).flatten(0, 1)
+        layer.mlp.gate.balancing_biases[-1] = (chances[:, :-1].amax(-1) - chances[:, -1]).median()
+
+
+@pytest.mark.parametrize(("name", "each", "more"), [("zaya", 1, 1), ("longcat_flash", 3, 2), ("dbrx", 2, 0)])
+def test_what_a_router_chooses_beside_experts_stays(name, each, more) -> None:
+    """Zaya may skip a layer, and some of LongCat's experts hand on what they read: their rows follow the others'."""
+    model, family = tiny(name, 2), FAMILIES[name]
+    layers = list(model.get_submodule(family.layers))
+    before = [layer.get_submodule(family.router).weight.clone() for layer in layers]
+    if name == "zaya":
+        let_skip_(model)
+    ids = counted(model)
+    for experts in expert_lists(model).values():
+        assert (int(experts.chosen.sum()) == ids.numel() * each) == (more == 0)
+    gone = drop_experts(model, family, 3)
+    for layer, rows, numbers in zip(layers, before, gone.values(), strict=True):
+        left = rows[[number for number in range(4 + more) if number not in numbers]]
+        assert torch.equal(layer.get_submodule(family.router).weight, left)
+    again = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
+    again.load_state_dict(dict(stack_experts(model.state_dict().items(), family)))
+    expected = logits_of(model, IDS)
+    torch.testing.assert_close(logits_of(again, IDS), expected, rtol=0.0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_a_key_that_is_of_two_mixtures_lets_no_expert_go() -> None:
+    with pytest.raises(InputError, match="--experts 3: its attention has as many experts as its FFN"):
+        check_expert_count(tiny("jetmoe").config, FAMILIES["jetmoe"], 3)
 
 
 def noting(seen, path):

@@ -99,6 +99,8 @@ def test_what_goes_with_heads_needs_files_that_resize_it() -> None:
     check_layout(FAMILIES["gpt_oss"])
     with pytest.raises(InputError, match="by_head is .*does not resize"):
         check_layout(replace(FAMILIES["llama"], by_head=("self_attn.sinks",)))
+    with pytest.raises(InputError, match="value_gate is True.*does not resize"):
+        check_layout(replace(FAMILIES["llama"], value_gate=True))
 
 
 def test_experts_went_by_the_router_before_there_was_a_choice() -> None:

@@ -89,7 +89,7 @@ class NoAttention(nn.Module):
         for cache in (value for value in (*args, *kwargs.values()) if isinstance(value, Cache)):
             mark = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
             cache.update(mark, mark, self.layer_idx)
-        return self.get_submodule(self.last)(hidden_states), None
+        return [self.get_submodule(self.last)(hidden_states), None]  # a list: OpenAI GPT adds it to one
 
 
 ABSENT_SOURCE = "\n\n".join(getsource(each) for each in (NoLinear, NoAttention))
@@ -111,12 +111,12 @@ def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 def leaving(output: Any) -> Tensor:
     """The hidden states of what a layer returned."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+    return cast(Tensor, output[0] if isinstance(output, tuple | list) else output)
 
 
 def with_states(output: Any, states: Tensor) -> Any:
     """What a layer returned, with other hidden states."""
-    return (states, *output[1:]) if isinstance(output, tuple) else states
+    return (states, *output[1:]) if isinstance(output, tuple | list) else states
 
 
 def check_depth(model: nn.Module, family: Family) -> None:
@@ -126,6 +126,8 @@ def check_depth(model: nn.Module, family: Family) -> None:
         InputError: says why.
     """
     config: Any = getattr(model, "config", None)
+    if family.layers_stay:
+        raise InputError(f"--units layers: {family.layers_stay}: prune heads and channels.")
     if family.stacks or getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"--units layers: a {family.name} has layers of several kinds under one number in its config, and the "
@@ -150,7 +152,7 @@ def check_depth(model: nn.Module, family: Family) -> None:
 def layer_pool(number: int, layer: nn.Module, place: Place, linears: dict[str, Linear], shape: LayerShape) -> Pool:
     """A layer as one unit: it is scored by the linears that it has of the layout, and all of it goes."""
     family = place.family
-    chosen = list(parts(family, shape, "attention"))
+    chosen = [part for part in parts(family, shape, "attention") if part.linear in linears]
     there = {family.mlp_out.format(number) for number in range(len(linears))} & linears.keys()
     for expert in range(len(there)):
         chosen += parts(family, shape, "ffn", expert)

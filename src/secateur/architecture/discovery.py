@@ -13,7 +13,7 @@ from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent
 from .experts import unstack_experts
 from .families import FAMILIES, Family
 from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
-from .pools import by_head, ffn_pools, head_pool, submodule, taken_alone, together
+from .pools import by_head, ffn_pools, head_pool, spare_of, submodule, taken_alone, together
 from .quantised import entries
 from .stock import auto_class, is_whole, resized_config
 from .units import Linear, Place, Pool, Units, base_linear, sides_of
@@ -65,7 +65,8 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
                 pools += block_pools(len(places), layer, place, linears, shape, inner)
             own = sum(_parameters(linears[path]) for path in stack.attention_linears if path in linears)
             beside = sum(held.numel() for held in by_head(layer, stack).values()) if shape.heads else 0
-            params.append((own + beside, sum(map(_parameters, linears.values())) - own))
+            unused = 0 if (spare := spare_of(layer, stack)) is None else spare.numel()
+            params.append((own + beside, sum(map(_parameters, linears.values())) - own + unused))
             places.append(place)
             shapes.append(shape)
         if heads:
@@ -209,15 +210,18 @@ def _not_apart(why: str) -> InputError:
 
 
 def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], prefix: str) -> LayerShape:
-    there = family.o in linears
+    there = any(path in linears for path in family.attention_linears)
     attention = submodule(layer, family.attention, prefix) if there or family.recurrent is None else None
-    head_dim = int(getattr(attention, family.head_dim_at)) if attention is not None else 0
+    head_dim = _head_dim(attention, family) if attention is not None else 0
     latent = family.latent if attention is not None else None
     nope, value = (int(getattr(attention, name)) for name in latent) if latent else (0, 0)
     value = int(getattr(attention, family.value_dim_at)) if family.value_dim_at else value
-    heads = sides_of(linears[family.o])[1] // (value or head_dim) if there else 0
-    key_rows = sides_of(linears[family.k])[0] if family.k in linears else 0
-    kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
+    if family.attention_of and there:
+        heads, kv_heads = (_told(attention, family, size) for size in ("heads", "kv_heads"))
+    else:
+        heads = sides_of(linears[family.o])[1] // (value or head_dim) if there else 0
+        key_rows = sides_of(linears[family.k])[0] if family.k in linears else 0
+        kv_heads = kv_heads_of(family, heads, head_dim, key_rows, (nope, value)) if there else 0
     if family.layers_vary and not kv_heads:  # those of another layer
         kv_heads = heads // int(getattr(attention, "num_key_value_groups", 1))
     out = linears.get(family.mlp_out.format(0)) if family.mlp_in else None
@@ -235,6 +239,16 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
             f"the checkpoint does not follow the {family.name} layout."
         )
     return shape
+
+
+def _head_dim(attention: nn.Module, family: Family) -> int:
+    whole, _, heads = family.head_dim_at.partition(" // ")
+    return int(getattr(attention, whole)) // (int(getattr(attention, heads)) if heads else 1)
+
+
+def _told(attention: nn.Module | None, family: Family, size: str) -> int:
+    """A size of an attention, of one of `LayerShape.sizes`, by the attribute that holds it."""
+    return next(int(getattr(attention, name)) for name, held in family.attributes.items() if held == size)
 
 
 def _hybrid(shapes: list[LayerShape], family: Family) -> list[LayerShape]:

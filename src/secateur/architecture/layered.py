@@ -131,14 +131,14 @@ def _of_layer(family: Family, whole: bool) -> list[str]:
     return [
         f"attention = layer.{family.attention}",
         f"heads, kv_heads, ffn = (size[key] for key in {SIZE_KEYS})",
-        f"head_dim = attention.{family.head_dim_at}",
+        _head_dim(family),
         *(_resizing(family) if whole else _resizing_what_is_there(family)),
     ]
 
 
 def _of_hybrid(family: Family) -> list[str]:
     """The same where a layer may lack attention or an FFN from the start, and its sizes then the keys."""
-    known = [f"attention = layer.{family.attention}", f"head_dim = attention.{family.head_dim_at}"]
+    known = [f"attention = layer.{family.attention}", _head_dim(family)]
     heads = ["if heads:", *(f"    {line}" for line in [*known, *_resizing(family, "attention")])]
     return [
         f"heads, kv_heads, ffn = (size.get(key, 0) for key in {SIZE_KEYS})",
@@ -146,6 +146,10 @@ def _of_hybrid(family: Family) -> list[str]:
         "if ffn:",
         *(f"    {line}" for line in _resizing(family, "ffn")),
     ]
+
+
+def _head_dim(family: Family) -> str:
+    return "head_dim = " + " // ".join(f"attention.{name}" for name in family.head_dim_at.split(" // "))
 
 
 def _resizing_what_is_there(family: Family) -> list[str]:

@@ -133,9 +133,10 @@ def check_layout(family: Family) -> None:
             "Family: o and mlp_out take what the units give out, so neither is a linear that makes it (q, k, v, "
             "mlp_in): name the linear that follows."
         )
-    if family.by_head and not family.experts:
+    if (family.by_head or family.value_gate) and not family.experts:
+        given = f"by_head is {family.by_head!r}" if family.by_head else "value_gate is True"
         faults.append(
-            f"Family: by_head is {family.by_head!r}, which the modelling file of layers that differ does not resize: "
+            f"Family: {given}, which the modelling file of layers that differ does not resize: "
             "leave it out, and say in no_heads why heads stay."
         )
     if wrong := {str(size) for size in family.attributes.values()} - set(SIZES):
@@ -253,7 +254,8 @@ def kv_heads_of(family: Family, heads: int, head_dim: int, key_rows: int, latent
 def _qkv(family: Family, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
     """(heads or KV heads, head_dim) rows of q, k and v in their linears."""
     heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
-    queries, keys = _blocks(heads, size * family.query_rows), _blocks(kv_heads, size)
+    gate = shape.value_dim if family.value_gate else 0
+    queries, keys = _blocks(heads, size * family.query_rows + gate), _blocks(kv_heads, size)
     if family.latent is not None:  # of each head, the key's entries that do not depend on the position, then the value
         rows = _blocks(kv_heads, sum(shape.latent))
         return queries, rows[:, : shape.latent[0]], rows[:, shape.latent[0] :]

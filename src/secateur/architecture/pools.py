@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..system.errors import InputError
-from .experts import ExpertList
+from .experts import ExpertList, find
 from .families import Family
 from .layout import LayerShape, beside_parts, parts
 from .units import Linear, Member, Place, Pool, base_linear, pool_of
@@ -73,11 +73,27 @@ def ffn_pools(
             pool_of(number, "ffn", place, linears, parts(family, shape, "ffn", expert), shape.ffn, part=f"expert{name}")
             for expert, name in enumerate(numbers)
         ]
+        if (spare := spare_of(layer, family)) is not None:
+            pools[0] = _with_spare(pools[0], spare, f"{place.prefix}.{family.experts}.spare")
     widths, times = dict(shape.beside), {each.name: each.times for each in family.beside}
     for name, chosen in beside_parts(family, shape).items():
         pool = pool_of(number, "ffn", place, linears, chosen, widths[name], part=name)
         pools.append(replace(pool, beside=True, together=int(getattr(config, times[name] or "", 1))))
     return pools
+
+
+def spare_of(layer: nn.Module, family: Family) -> Tensor | None:
+    """What a layer's experts have in gate and up for experts that hand on what they read (`ExpertList.spare`)."""
+    experts = find(layer, family.experts) if family.experts else None
+    return experts.spare if isinstance(experts, ExpertList) else None
+
+
+def _with_spare(pool: Pool, spare: Tensor, path: str) -> Pool:
+    """The pool of the first expert, with whose rows of gate and up those go that no expert uses."""
+    rows = [member for member in pool.members if member.dim == 0]
+    further = tuple(Member(path, 0, member.index, len(spare), scored=False) for member in rows)
+    more = sum(member.index.shape[1] for member in rows) * spare.shape[1]
+    return replace(pool, members=(*pool.members, *further), unit_params=pool.unit_params + more)
 
 
 def _stays(layer: nn.Module, family: Family) -> bool:

@@ -16,6 +16,7 @@ from transformers import (
 
 from ..system.errors import InputError
 from .families import Family
+from .families.keys import with_values
 from .layout import LayerShape
 from .nested import WHOLE
 
@@ -94,7 +95,7 @@ def resized_config(
         values["sliding_window"] = None
         model_type = model_class
     try:
-        return AutoConfig.for_model(model_type, **{**values, **changes})
+        return AutoConfig.for_model(model_type, **with_values(values, changes))
     except Exception as error:  # strict dataclass validation raises its own classes, per transformers version
         reason = " ".join(str(error).split())
         sizes = f"{shape.heads} query heads, {shape.kv_heads} KV heads, FFN width {shape.ffn}" if shape else "its sizes"
@@ -206,6 +207,11 @@ def _changes(config: PreTrainedConfig, family: Family, shape: LayerShape) -> dic
 
 def _check_width(config: PreTrainedConfig, family: Family, shape: LayerShape) -> None:
     """Where a class takes the size of a head from the width, the heads must be as many as make it."""
+    if family.heads_divide_width and config.hidden_size % shape.heads:
+        raise InputError(
+            f"a stock {config.model_type} takes numbers of heads that divide its width ({config.hidden_size}), which "
+            f"{shape.heads} does not"
+        )
     derived = family.head_dim is None or bool(getattr(config, family.head_dim_derived_if or "", False))
     if family.latent is None and derived and shape.heads * shape.head_dim != config.hidden_size:
         raise InputError(

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model, runs_code
 from ..architecture.discovery import check_text_model
-from ..architecture.experts.lora import adaptable
+from ..architecture.experts.lora import adaptable, lost_on_reading
 from ..architecture.nested import check_adapter_fits_whole
 from ..checkpoint.adapter import AdapterPlace, AdapterReport, write_adapter, write_merged
 from ..checkpoint.comparing import same_after_restoring
@@ -271,6 +271,13 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
         if isinstance(module, nn.Linear | Conv1D) and module is not head and path not in left
         and (not asked or any(path == t or path.endswith("." + t) for t in asked))
     }  # fmt: skip
+    lost = [] if config.merge or config.adapter else lost_on_reading(linears, empty)
+    if lost and config.targets:
+        raise InputError(
+            f"--targets {' '.join(config.targets)}: PEFT would not find LoRA on {lost[0]} in an adapter's files, as it "
+            f"takes that name for an older one of a {model_config.model_type}: add --merge, or name other linears."
+        )
+    linears = {path: module for path, module in linears.items() if path not in lost}
     for path, module in linears.items():
         smaller = min(module.weight.shape)
         if config.init_rank > smaller:
@@ -283,9 +290,11 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
         needed = 4 * config.init_rank * sum(sum(module.weight.shape) for module in linears.values())
     sizes, parameters = weight_sizes(empty), parameter_count(empty)
     lora = lora_config(config, names)
-    lora.exclude_modules = list(left) or None
+    lora.exclude_modules = [*left, *lost] or None
     covered = planned_lora(empty, config, lora)
     words = None if config.targets else unreached_words(sizes, covered, parameters)
     rank = config.init_rank
     few = f"no LoRA on {len(left)} routers or linears narrower than --init-rank {rank}: {left[0]}" if left else None
-    return Fit(needed, names if isinstance(names, str) else tuple(names), left, tuple(filter(None, (few, words))))
+    gone = f"no LoRA on {len(lost)} linears that PEFT would not find in an adapter, such as {lost[0]}" if lost else ""
+    notes = tuple(filter(None, (few, gone and f"{gone}: --merge takes them, too", words)))
+    return Fit(needed, names if isinstance(names, str) else tuple(names), (*left, *lost), notes)

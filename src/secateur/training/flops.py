@@ -226,7 +226,8 @@ def _without(sizes: ModelSizes, units: Units, gone: Mapping[str, float]) -> dict
 def _stages(sizes: ModelSizes, family: Family, number: int) -> Iterator[list[str]]:
     """Paths of a layer's linears; those that read the same thing together, in order of use."""
     beside = [stage for each in family.beside for stage in (each.inputs, (each.output,))]
-    for stage in ((family.q, family.k, family.v), (family.o,), family.mlp_in, (family.mlp_out,), *beside):
+    attention = (family.attention_of,) if family.attention_of else ((family.q, family.k, family.v), (family.o,))
+    for stage in (*attention, family.mlp_in, (family.mlp_out,), *beside):
         paths = [f"{family.layers}.{number}.{path}" for path in _paths(family, stage, sizes.active)]
         yield [path for path in paths if path in sizes.linears]
 

@@ -200,7 +200,7 @@ def _check_pairs(config: PruneConfig, model_config: PreTrainedConfig) -> None:
                 "leave it out."
             )
         return
-    named, known = config.family or kind, [name for name, family in FAMILIES.items() if family.stacks]
+    named, known = config.family or kind, [name for name, family in FAMILIES.items() if family.encoder_decoder]
     if named not in known:
         check_not_refused(named)
         given = f"--family {named}" if config.family else f"--model {config.model}"

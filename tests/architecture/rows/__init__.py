@@ -38,10 +38,15 @@ def tiny(name: str, layers: int | None = None):
         given = {"num_layers": layers or 3, **TYPES[name]}
     options = {k: v for k, v in given.items() if v is not None or k in MEANT}
     config = AutoConfig.for_model(model_type, **options)
-    model = stock_class_of(config)._from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # some vectors start at random (sinks), and what is added to them is no value of its own
+        model = stock_class_of(config)._from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        biases = [(n, b) for n, b in model.named_buffers() if n.endswith("bias") and b.is_floating_point()]
+        kept = model.state_dict()  # OpenAI GPT calls its causal mask a bias
+        biases = [
+            (n, b) for n, b in model.named_buffers() if n.endswith("bias") and b.is_floating_point() and n in kept
+        ]
         for path, parameter in (*model.named_parameters(), *biases):
             # T5 does not scale attention scores: with wider ones its softmax is a switch, and rounding throws it.
             values = torch.randn(parameter.shape, generator=generator) * (0.1 if model_type in T5S else 0.2)

@@ -1,6 +1,6 @@
 """Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them."""
 
-from .apart import Expert, ExpertList, expert_lists, expert_names, unstack_experts
+from .apart import Expert, ExpertList, expert_lists, expert_names, find, unstack_experts
 from .dropping import (
     LEAST_TOKENS,
     ROUTING_BATCHES,
@@ -28,6 +28,7 @@ __all__ = [
     "drop_experts",
     "expert_lists",
     "expert_names",
+    "find",
     "gone_record",
     "stack_experts",
     "unstack_experts",

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...system.errors import InputError
 from ...system.voice import speaks_python
-from ..families import FAMILIES, Beside, Family, Stacking
-
-STOCK_NAMES = ("gate_up_proj", "down_proj")
-"""What transformers calls a layer's expert tensors."""
-BIAS = "_bias"
-"""What their biases' names end in."""
+from ..families import FAMILIES, Beside, Family
+from .stock_tensors import Pair, check_stacked, has_own_gate, linears_in, spare_in
 
 
 class Expert(nn.Module):
@@ -34,8 +29,8 @@ class Expert(nn.Module):
 
     def __init__(
         self,
-        gate_up: tuple[Tensor, Tensor | None],
-        down: tuple[Tensor, Tensor | None],
+        gate_up: Pair,
+        down: Pair,
         activation: Any,
         names: tuple[str, str],
         gate: nn.Module | None = None,
@@ -75,12 +70,23 @@ class ExpertList(nn.ModuleList):
         mass: (experts,) the sum of their routing weights.
         effect: (experts,) the sum of their routing weights times the norms of what the expert said, while `counting`.
         numbers: what each was called before some went: names of pools and records refer to these.
+        hands_on: the router also chooses among experts beyond these, which hand on what they read.
+        spare: (2 x channels, entries) what the class has in gate and up for those, and does not use; its rows go with
+            the first expert's.
         counting: also count outside of training.
         even: give every expert its even share of tokens whatever the router says, to count memory without data.
     """
 
-    def __init__(self, experts: Iterable[Expert], numbers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        experts: Iterable[Expert],
+        numbers: Sequence[int] | None = None,
+        hands_on: bool = False,
+        spare: Tensor | None = None,
+    ) -> None:
         super().__init__(experts)
+        self.hands_on = hands_on
+        self.spare = None if spare is None else nn.Parameter(spare, requires_grad=False)
         self.numbers = tuple(range(len(self)) if numbers is None else numbers)
         self.chosen, self.mass, self.effect = (torch.zeros(len(self)) for _ in range(3))
         self.counting = False
@@ -94,11 +100,13 @@ class ExpertList(nn.ModuleList):
         Where a class multiplies what experts read by the weights (Llama 4), it gives each expert all tokens, of which
         those are zero that it was not chosen for, and is given back what each said.
 
-        Shapes: hidden_states (tokens, width), or (experts x tokens, width); top_k_index, top_k_weights (tokens, k).
+        Shapes: hidden_states (tokens, width), or (experts x tokens, width), or (sequences, tokens, width);
+            top_k_index, top_k_weights (tokens, k).
         """
         if top_k_index is None or top_k_weights is None:
             return self._of_weighted(hidden_states)
-        total = torch.zeros_like(hidden_states)
+        read = hidden_states.reshape(-1, hidden_states.shape[-1])
+        total = torch.zeros_like(read)
         for number, expert in enumerate(self):
             if self.even:
                 tokens = torch.arange(max(1, top_k_index.numel() // len(self)), device=hidden_states.device)
@@ -108,10 +116,13 @@ class ExpertList(nn.ModuleList):
             weights = top_k_weights[tokens, slots]
             # In training an expert without tokens still runs, so that its gradients are zero and not missing.
             if len(tokens) or torch.is_grad_enabled():
-                said = expert(hidden_states[tokens]) * weights.unsqueeze(1)
+                said = expert(read[tokens]) * weights.unsqueeze(1)
                 self._count(number, said, weights)
                 total = total.index_add(0, tokens, said.to(total.dtype))
-        return total
+        if self.hands_on:
+            handed = (top_k_weights * (top_k_index >= len(self))).sum(-1, keepdim=True)
+            total = total + (read * handed).to(total.dtype)
+        return total.view_as(hidden_states)
 
     def _of_weighted(self, hidden_states: Tensor) -> Tensor:
         blocks = hidden_states.view(len(self), -1, hidden_states.shape[-1])
@@ -129,10 +140,30 @@ class ExpertList(nn.ModuleList):
 
     def _count(self, number: int, said: Tensor, weights: Tensor | None) -> None:
         if (self.training or self.counting) and not self.even:
-            self.chosen[number] += len(said)
+            self.chosen[number] += len(said) if weights is None else int((weights != 0).sum())  # 0: a skipped layer
             self.mass[number] += float("nan") if weights is None else float(weights.detach().sum())
             if self.counting:
                 self.effect[number] += float(said.detach().float().norm(dim=-1).sum())
+
+
+class Routed(nn.Module):
+    """A mixture's block whose class has tensors, router and bias in one (JetMoE), with its experts apart."""
+
+    def __init__(self, block: Any, name: str, experts: ExpertList) -> None:
+        super().__init__()
+        self.router = block.router
+        self.bias = block.bias
+        self.add_module(name, experts)
+        self.name = name
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(sequences, tokens, width), the same as the class's."""
+        read = hidden_states.reshape(-1, hidden_states.shape[-1])
+        *_, logits = self.router(read)
+        best, chosen = logits.topk(self.router.top_k, dim=1)
+        weights = best.softmax(1).type_as(read)
+        said = self.get_submodule(self.name)(read, chosen, weights)
+        return cast(Tensor, (said + self.bias).view_as(hidden_states))
 
 
 @speaks_python()
@@ -157,18 +188,32 @@ def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
     for layer in model.get_submodule(family.layers).children():
         for beside in family.beside:
             _set_apart_(layer, beside, names)
-        stacked = find(layer, family.experts)
-        if stacked is None or isinstance(stacked, nn.ModuleList):
+        stacked = find(layer, family.stacking.at or family.experts)
+        if stacked is None or isinstance(find(layer, family.experts), nn.ModuleList):
             continue
-        tensors: Any = stacked
-        _check_stacked(tensors, family)
-        gate = OwnGate(tensors) if _own_gate(tensors) else None
-        activation = getattr(tensors, "act_fn", None)
-        gate_up, down = (_linears_in(tensors, name, family.stacking) for name in STOCK_NAMES)
-        experts = (Expert(*pair, activation, names, gate) for pair in zip(gate_up, down, strict=True))
-        layer.set_submodule(family.experts, ExpertList(experts))
+        _take_apart_(layer, stacked, family, names)
         count += 1
     return count
+
+
+def _take_apart_(layer: nn.Module, stacked: Any, family: Family, names: tuple[str, str]) -> None:
+    """Put a list of linears in the place of a layer's expert tensors.
+
+    Raises:
+        InputError: as `check_stacked`.
+    """
+    assert family.experts is not None
+    stacking = family.stacking
+    check_stacked(stacked, layer, family)
+    gate = OwnGate(stacked) if has_own_gate(stacked) else None
+    activation = getattr(stacked, stacking.activation, None)
+    experts = (Expert(*pair, activation, names, gate) for pair in linears_in(stacked, layer, family))
+    found = ExpertList(experts, hands_on=stacking.hands_on, spare=spare_in(stacked, stacking))
+    if stacking.routes:
+        assert stacking.at is not None
+        layer.set_submodule(stacking.at, Routed(stacked, family.experts.removeprefix(f"{stacking.at}."), found))
+    else:
+        layer.set_submodule(family.experts, found)
 
 
 def expert_names(family: Family) -> tuple[str, str]:
@@ -201,45 +246,9 @@ def _set_apart_(layer: nn.Module, beside: Beside, names: tuple[str, str]) -> Non
     layer.set_submodule(beside.at, Expert(both, (down.weight.data, down.bias), activation, names))
 
 
-def _linears_in(tensors: Any, name: str, stacking: Stacking) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight (out, in) and bias of each expert."""
-    weights, biases = getattr(tensors, name).data, getattr(tensors, name + BIAS, None)
-    weights = weights.transpose(1, 2) if stacking.turned else weights
-    return [(weight, None if biases is None else biases.data[number]) for number, weight in enumerate(weights)]
-
-
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
-
-
-def _own_gate(tensors: Any) -> bool:
-    gate = getattr(type(tensors), "_apply_gate", None)  # transformers' own where a class has none
-    return gate is not None and gate.__module__ != "transformers.integrations.moe"
-
-
-def _check_stacked(tensors: Any, family: Family) -> None:
-    """Refuse tensors that `Expert` would compute something else from than the layout says."""
-    stacking = family.stacking
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.named_parameters(recurse=False)}
-    weights = [found.pop(name, ()) for name in reversed(STOCK_NAMES)]
-    biases = {name: found.pop(name + BIAS, None) for name in STOCK_NAMES}
-    fits = not found and all(len(size) == 3 for size in weights) and len(set(map(bool, biases.values()))) == 1
-    if fits:
-        (count, width, ffn), gate_up = ((size[0], *size[:0:-1]) if stacking.turned else size for size in weights)
-        fits = gate_up == (count, 2 * ffn, width)
-    own = vars(tensors)
-    fits &= own.get("is_concatenated", not stacking.interleaved) is not stacking.interleaved
-    fits &= own.get("is_transposed", stacking.turned) is stacking.turned and own.get("has_gate", True)
-    fits &= _own_gate(tensors) is stacking.own_gate
-    if not fits:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.named_parameters(recurse=False)}
-        raise InputError(
-            f"the experts of this {family.name} are {type(tensors).__name__} with {shapes}, which is not as the layout "
-            "says (Family.stacking): gate and up in one, (experts, 2 x channels, width), and down, (experts, width, "
-            "channels). Name the layout that it has, or put a list of plain linears in their place and describe it "
-            "(docs/add-a-family.md)."
-        )

@@ -10,12 +10,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...system.errors import InputError
 from ...system.voice import speaks_python
 from ..families import Family
+from ..families.keys import put_, value_of
 from .apart import Expert, ExpertList, expert_lists
 
 LEAST_TOKENS = 32
 """Tokens that an expert of a layer has to have seen on average for means over its tokens to be compared."""
 
 
+COUNTS = ("num_experts", "n_routed_experts", "num_router_classes")
+"""Attributes of routers and models that count experts, some with others that compute nothing."""
 ROUTING_BATCHES = 8
 """Batches from which experts are chosen that go before training."""
 
@@ -40,12 +43,14 @@ def check_expert_count(config: PreTrainedConfig, family: Family, count: int) -> 
     """Refuse a number of experts to keep.
 
     Raises:
-        InputError: there are no experts; as many as `count` or fewer; fewer than the router chooses for a token; or no
-            whole number for each of the groups that it chooses first.
+        InputError: there are no experts, or none can go; as many as `count` or fewer; fewer than the router chooses for
+            a token; or no whole number for each of the groups that it chooses first.
     """
     if family.experts is None:
         raise InputError(f"--experts {count}: a {config.model_type} has no experts: leave --experts out.")
-    have, chosen = int(getattr(config, family.num_experts)), _chosen(config)
+    if family.experts_stay is not None:
+        raise InputError(f"--experts {count}: {family.experts_stay}: leave --experts out.")
+    have, chosen = int(value_of(config, family.num_experts)), _chosen(config)
     if len(set(chosen)) > 1:
         raise InputError(
             f"--experts {count}: the router chooses {min(chosen)} to {max(chosen)} experts for a token, by layer "
@@ -76,7 +81,7 @@ def check_experts_by(config: PreTrainedConfig, family: Family, count: int, by: s
     """
     if by == "router" and family.weighs_inputs:
         raise _not_added_up(count, family)
-    each = int(tokens * chosen_of(config)) // int(getattr(config, family.num_experts))
+    each = int(tokens * chosen_of(config)) // int(value_of(config, family.num_experts))
     if by == "reap" and each < LEAST_TOKENS:
         instead = "" if family.weighs_inputs else ", or --experts-by router"
         raise InputError(
@@ -118,7 +123,13 @@ def chosen_of(config: PreTrainedConfig) -> float:
 
 def _chosen(config: PreTrainedConfig) -> list[int]:
     """The same by layer, or of all layers in one entry."""
-    given = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
+    inner = getattr(config, "ffn_config", None)
+    given = (
+        getattr(config, "num_experts_per_tok", None)
+        or getattr(config, "moe_topk", None)
+        or getattr(inner, "moe_top_k", None)
+        or 1
+    )
     return [int(each) for each in given] if isinstance(given, list | tuple) else [int(given)]
 
 
@@ -143,7 +154,7 @@ def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "
     """
     config = model.config
     check_expert_count(config, family, count)
-    have = int(getattr(config, family.num_experts))
+    have = int(value_of(config, family.num_experts))
     lists = expert_lists(model)
     if not lists or not all((experts.chosen + experts.mass).any() for experts in lists.values()):
         raise InputError(
@@ -159,15 +170,17 @@ def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "
         stay = places[:, : count // groups].flatten().sort().values
         gone[path] = sorted(experts.numbers[number] for number in places[:, count // groups :].flatten().tolist())
         numbers = [experts.numbers[number] for number in stay.tolist()]
-        small = ExpertList((cast(Expert, experts[number]) for number in stay.tolist()), numbers)
+        left = (cast(Expert, experts[number]) for number in stay.tolist())
+        small = ExpertList(left, numbers, experts.hands_on, experts.spare)
         model.set_submodule(path, small)
         layer = model.get_submodule(path.removesuffix(f".{family.experts}"))
         for name in (f"{family.router}.weight", *family.by_expert):
             _keep_entries_(layer, name, stay, have)
     for module in model.modules():  # routers, and the model itself for its loss of balance
-        if vars(module).get("num_experts") == have:
-            module.num_experts = count  # type: ignore[assignment]
-    setattr(config, family.num_experts, count)
+        for name in COUNTS:
+            if (number := vars(module).get(name, 0)) >= have:
+                setattr(module, name, number - have + count)
+    put_(config, family.num_experts, count)
     return gone
 
 
@@ -200,16 +213,19 @@ def _not_added_up(count: int, family: Family) -> InputError:
 
 
 def _keep_entries_(layer: nn.Module, name: str, stay: Tensor, have: int) -> None:
-    """Leave of a tensor those rows (or columns, where it has no rows for experts) that `stay` has."""
+    """Leave of a tensor those rows (or columns, where it has no rows for experts) that `stay` has, and what it has
+    beyond those of experts."""
     path, _, leaf = name.rpartition(".")
     holder: Any = layer.get_submodule(path)
     old = getattr(holder, leaf, None)  # some models of a type have none
     if old is None:
         return
-    new = old.data.index_select(0 if old.shape[0] == have else 1, stay.to(old.device))
+    dim = 0 if old.shape[0] >= have else 1
+    left = torch.cat([stay, torch.arange(have, old.shape[dim])])
+    new = old.data.index_select(dim, left.to(old.device))
     setattr(holder, leaf, nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new)
     if leaf == "weight" and isinstance(holder, nn.Linear):
-        holder.out_features = len(stay)
+        holder.out_features = len(left)
 
 
 @speaks_python()

@@ -12,14 +12,18 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...system.errors import InputError
 from ..families import Family
 from ..units import sides_of
-from .apart import STOCK_NAMES, Expert, expert_lists, expert_names, find
+from .apart import Expert, expert_lists, expert_names, find
+from .stock_tensors import STOCK_NAMES
 
 APART = re.compile(r"base_model\.model\.(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
 """A factor of one expert's linear, by the name that older versions gave it, or that it has apart."""
@@ -86,6 +90,16 @@ def adaptable(model: nn.Module) -> list[str] | str:
             "rank can be pruned: it cannot be adapted."
         )
     return [name for name in names if name not in moved] if moved or _moved("all-linear", model) else "all-linear"
+
+
+def lost_on_reading(paths: Iterable[str], model: nn.Module) -> list[str]:
+    """Those of the linears whose LoRA PEFT would not find in an adapter's files: it renames what it reads as a model's
+    files are, and some of transformers' patterns also meet the names that the model has now (Laguna's
+    `shared_expert.` those of `shared_experts`)."""
+    names = {f"base_model.model.{path}.lora_A.weight": path for path in paths}
+    given = {name: torch.zeros(1, 1) for name in names}
+    found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), given)
+    return [path for name, path in names.items() if name not in found]
 
 
 def _refused(names: Iterable[str], model: nn.Module) -> set[str]:

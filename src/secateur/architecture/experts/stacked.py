@@ -5,26 +5,51 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..families import Beside, Family
-from .apart import BIAS, STOCK_NAMES, expert_names
+from ..families import Beside, Family, Stacking
+from .apart import expert_names
+from .stock_tensors import BIAS
 
 
 def stack_experts(tensors: Iterable[tuple[str, Tensor]], family: Family) -> Iterator[tuple[str, Tensor]]:
     """A state's tensors with each layer's experts in one tensor again, as the stock class has them."""
+    stacking = family.stacking
     marker = f".{family.experts}."
     names = expert_names(family)
-    stock = dict(zip(names, STOCK_NAMES, strict=True))
     waiting: dict[str, list[Tensor]] = {}
+    spare: dict[str, Tensor] = {}
     for name, tensor in tensors:
         prefix, found, rest = name.partition(marker)
         if not found:
             yield from _with_halves(name, tensor, family, names)
             continue
+        place = f"{prefix}.{stacking.at or family.experts}."
+        if rest == "spare":
+            spare[place + stacking.tensors[0]] = tensor
+            continue
         linear, _, leaf = rest.partition(".")[2].rpartition(".")
-        turned = tensor.T if family.stacking.turned and leaf == "weight" else tensor
-        waiting.setdefault(f"{prefix}{marker}{stock[linear]}{BIAS if leaf == 'bias' else ''}", []).append(turned)
+        for stock, piece in _pieces(linear == names[0], leaf, tensor, stacking):
+            waiting.setdefault(place + stock, []).append(piece)
     for name, experts in waiting.items():
-        yield name, torch.stack(experts)
+        whole = torch.cat(experts) if stacking.flat else torch.stack(experts)
+        if name in spare:
+            beyond = spare[name].unflatten(1, (-1, whole.shape[2])).transpose(0, 1)
+            whole = torch.cat([whole, beyond])
+        yield name, whole
+
+
+def _pieces(both: bool, leaf: str, tensor: Tensor, stacking: Stacking) -> Iterator[tuple[str, Tensor]]:
+    """What one expert's weight or bias is of tensors of all: their names and its part.
+
+    Args:
+        both: it is of gate and up in one, and not of down.
+    """
+    if stacking.flat:
+        *inputs, output = stacking.tensors
+        yield from zip(inputs, tensor.chunk(len(inputs)), strict=True) if both else [(output, tensor.T)]
+        return
+    stock = stacking.tensors[0 if both else 1]
+    turned = tensor.T if stacking.turned and leaf == "weight" else tensor
+    yield f"{stock}{BIAS if leaf == 'bias' else ''}", turned
 
 
 def _with_halves(name: str, tensor: Tensor, family: Family, names: tuple[str, str]) -> Iterator[tuple[str, Tensor]]:

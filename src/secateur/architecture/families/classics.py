@@ -47,6 +47,17 @@ _GPT2 = FAMILIES.register(
         attributes={"num_heads": "heads", "split_size": "width"},
     ),
 )
+FAMILIES.register(
+    "openai-gpt",
+    replace(
+        _GPT2,
+        name="openai-gpt",
+        ffn=None,
+        head_dim_at="split_size // n_head",
+        attributes={"n_head": "heads", "split_size": "width"},
+        in_tuple=True,
+    ),
+)
 _OPT = FAMILIES.register(
     "opt",
     Family(

@@ -63,3 +63,19 @@ FAMILIES.register(
         head_dim_derived_if="qk_layernorm",
     ),
 )
+FAMILIES.register(
+    "moshi",  # its text decoder; the one for sound has weights for each stream
+    Family(
+        name="moshi",
+        q="self_attn.q_proj.linear",
+        k="self_attn.k_proj.linear",
+        v="self_attn.v_proj.linear",
+        o="self_attn.o_proj.linear",
+        mlp_in=("mlp.fc1", "mlp.fc1"),
+        mlp_out="mlp.fc2",
+        ffn="ffn_dim",
+        ffn_times=2,
+        heads_divide_width=True,
+        attributes={"num_heads": "heads", "num_key_value_heads": "kv_heads", "num_key_value_groups": "groups"},
+    ),
+)

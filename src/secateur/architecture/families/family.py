@@ -54,6 +54,18 @@ class Stacking:
     """Gate and up take turns, channel by channel, instead of all of gate before all of up."""
     own_gate: bool = False
     """The class says in `_apply_gate` what down reads."""
+    at: str | None = None
+    """The module of the layer that has the tensors, where that is not the one in whose place the list goes."""
+    tensors: tuple[str, ...] = ("gate_up_proj", "down_proj")
+    """Their names in it: gate and up in one and down, or each for itself."""
+    flat: bool = False
+    """All experts' channels are the rows of a tensor of two dimensions, also of down."""
+    routes: bool = False
+    """The module at `at` chooses the experts, too, so that there is none for the list: it has `router` and `bias`."""
+    hands_on: bool = False
+    """The router also chooses among experts that hand on what they read; gate and up have unused entries for them."""
+    activation: str = "act_fn"
+    """The attribute that is the activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,9 @@ class Family:
     name: str
     layers: str = "model.layers"
     attention: str = "self_attn"
+    attention_of: tuple[str, ...] = ()
+    """The linears of an attention whose heads stay, where q, k, v and o do not describe it; `attributes` then say where
+    it has its numbers of heads."""
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
@@ -75,6 +90,8 @@ class Family:
     """How one linear holds q, k and v: all of q, all of k, all of v; or, interleaved, each KV head's q, k and v."""
     query_rows: int = 1
     """Rows of q for each head, over the size of a head: 2 where a head's query is followed by its gate."""
+    value_gate: bool = False
+    """A head's query is followed by a gate of the size of its value."""
     transposed: bool = False
     """The linears are `Conv1D`, whose weights are stored (in, out)."""
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -101,8 +118,10 @@ class Family:
     """Config key of the size of a head. None: it is the width over the heads, so a stock checkpoint has all of them."""
     head_dim_derived_if: str | None = None
     """Config key that, when it is set, makes a part of the attention take the size of a head from the width."""
+    heads_divide_width: bool = False
+    """The class takes only numbers of heads that divide the model's width, which its config does not check."""
     head_dim_at: str = "head_dim"
-    """Attribute of the attention module that holds the size of a head."""
+    """Attribute of the attention module that holds the size of a head; or `A // B`: one attribute over another."""
     value_dim_at: str | None = None
     """The same of the size of a head's value, where that is another."""
     latent: tuple[str, str] | None = None
@@ -126,6 +145,8 @@ class Family:
     """Config key of the number of experts."""
     by_expert: tuple[str, ...] = ()
     """Further tensors of a layer with an entry for each expert: the router's bias, a correction of its choice."""
+    experts_stay: str | None = None
+    """Why whole experts cannot go; None: they can."""
     weighs_inputs: bool = False
     """The router's weights are in what its experts read, and not in what is added up of what they say."""
     stacking: Stacking = Stacking()
@@ -138,8 +159,11 @@ class Family:
     """A module of layers with experts, whose width is that of the dense FFNs in the config: no such model is pruned."""
     layers_vary: bool = False
     """Layers have heads of several sizes from the start, and some use the keys and values of others."""
+    layers_stay: str | None = None
+    """Why whole layers cannot go; None: they can."""
     stacks: tuple["Family", ...] = ()
-    """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; otherwise none."""
+    """An encoder-decoder's stacks of layers, each with a layout of its own, under one config; or the parts of layers
+    that have two of everything; otherwise none."""
     head_bias: str | None = None
     """An embedding in the first layer with a column for each head, whose bias all layers share: heads go together."""
     own_head_bias: bool = False
@@ -154,7 +178,7 @@ class Family:
     @property
     def attention_linears(self) -> tuple[str, ...]:
         """The linears of a layer's attention, in order of use, each once."""
-        return tuple(dict.fromkeys((self.q, self.k, self.v, self.o)))
+        return self.attention_of or tuple(dict.fromkeys((self.q, self.k, self.v, self.o)))
 
     @property
     def ffn_linears(self) -> tuple[str, ...]:
@@ -167,6 +191,11 @@ class Family:
         own = () if self.stacks else self.attention_linears + self.ffn_linears
         further = [part.linears for part in self.stacks] + [part.linears for part in self.beside]
         return own + tuple(dict.fromkeys(path for linears in further for path in linears))
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether there is more than one stack of layers."""
+        return len({stack.layers for stack in self.stacks}) > 1
 
     @property
     def alike_only(self) -> bool:
@@ -198,11 +227,12 @@ class Family:
             f"{self.recurrent} stay": self.recurrent,
             f"with {derived} in its config no head goes in stock format": derived,
             "latent attention: the latent vectors keep their sizes": self.latent,
-            "whole experts, before training: --experts (stock)": self.experts,
+            "whole experts, before training: --experts (stock)": self.experts and not self.experts_stay,
+            f"no whole experts: {self.experts_stay}": self.experts_stay,
             f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,
             f"widths of experts in steps of {self.ffn_multiple}": self.ffn_multiple > 1,
             "an FFN that chooses among its channels by all of them stays": self.ffn_stays,
-            "an encoder-decoder: prune, plan, eval, bench, sample; data of pairs": self.stacks,
+            "an encoder-decoder: prune, plan, eval, bench, sample; data of pairs": self.encoder_decoder,
         }
         return tuple(note for note, holds in found.items() if holds)
 

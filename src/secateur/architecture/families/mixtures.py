@@ -117,6 +117,62 @@ _PLAIN = {
         beside=(_shared("shared_experts", times="num_shared_experts"), DENSE),
         by_head=("self_attn.gate_proj",),
     ),
+    "beam": replace(
+        SMALL,
+        by_expert=("mlp.gate.e_score_correction_bias",),
+        by_head=("self_attn.gate_proj", "self_attn.gate_bias"),
+        stacking=Stacking(own_gate=True),
+        beside=(DENSE,),
+        layers_stay="a layer of a beam adds to what it read by its number",
+    ),
+    "dbrx": replace(
+        MIXTURE,
+        layers="transformer.blocks",
+        attention="norm_attn_norm.attn",
+        q="norm_attn_norm.attn.Wqkv",
+        k="norm_attn_norm.attn.Wqkv",
+        v="norm_attn_norm.attn.Wqkv",
+        o="norm_attn_norm.attn.out_proj",
+        mlp_in=("ffn.experts.{}.gate_up",) * 2,
+        mlp_out="ffn.experts.{}.down",
+        experts="ffn.experts",
+        router="ffn.router.layer",
+        ffn="ffn_config.ffn_hidden_size",
+        num_experts="ffn_config.moe_num_experts",
+        stacking=Stacking(at="ffn.experts.mlp", tensors=("w1", "v1", "w2"), flat=True, activation="activation_fn"),
+        no_heads="it takes the size of a head from the width over the heads: the experts take all",
+    ),
+    "jetmoe": replace(
+        MIXTURE,
+        attention="self_attention",
+        attention_of=("self_attention.kv_proj",),
+        attributes={"num_heads": "heads", "num_key_value_heads": "kv_heads"},
+        router="mlp.router.layer",
+        stacking=Stacking(
+            at="mlp", tensors=("input_linear.weight", "output_linear.weight"), routes=True, activation="activation"
+        ),
+        no_heads="its attention is a mixture, too, whose experts are tensors of three dimensions: the FFN's take all",
+        experts_stay="its attention has as many experts as its FFN, by one key of its config",
+    ),
+    "zaya": replace(
+        SMALL,
+        router="mlp.gate.router_mlp.out_proj",
+        by_expert=("mlp.gate.balancing_biases",),
+        attention_of=tuple(
+            f"self_attn.{name}"
+            for name in (
+                "qkv_proj.q_proj",
+                "qkv_proj.k_proj",
+                "qkv_proj.v_proj_current",
+                "qkv_proj.v_proj_delayed",
+                "o_proj",
+            )
+        ),
+        attributes={"num_attention_heads": "heads", "num_key_value_heads": "kv_heads"},
+        in_tuple=True,
+        layers_stay="each router of a zaya reads what the one before it made",
+        no_heads="convolutions run over its queries and keys, and each value is of two tokens: the experts take all",
+    ),
     "gpt_oss": replace(
         MIXTURE,
         router="mlp.router",
@@ -162,11 +218,48 @@ _PLAIN["hy_v4"] = replace(
     stacking=Stacking(own_gate=True),
     in_tuple=True,
 )
+_PLAIN["axk2"] = replace(_PLAIN["deepseek_v32"], q="self_attn.q_gate_proj", value_gate=True)
+_PLAIN["dots3_note_text"] = replace(
+    _PLAIN["deepseek_v32"],
+    beside=(_shared("shared_experts", "shared_experts_intermediate_size", "n_shared_experts"), DENSE),
+    layers_vary=True,
+    no_heads="its layers with a window have heads of another number and size: the FFNs take all",
+)
 _PLAIN["mimo_v2_flash"] = replace(
     DEEPSEEK,
     beside=(DENSE,),
     value_dim_at="v_head_dim",
     no_heads="its layers with a window have twice the KV heads that its config says: the FFNs take all",
+)
+
+
+def _half(number: int) -> dict[str, Any]:
+    """Of a layer that is two of other models, one's attention and FFN."""
+    attention = f"self_attn.{number}"
+    return {
+        "attention": attention,
+        "q": f"{attention}.q_b_proj",
+        "k": f"{attention}.kv_b_proj",
+        "v": f"{attention}.kv_b_proj",
+        "o": f"{attention}.o_proj",
+        "beside": (Beside(name="dense", at=f"mlps.{number}", ffn="ffn_hidden_size"),),
+    }
+
+
+_LONGCAT = replace(
+    MIXTURE,
+    **(LATENT | _half(0)),
+    ffn="expert_ffn_hidden_size",
+    num_experts="n_routed_experts",
+    router="mlp.router.classifier",
+    by_expert=("mlp.router.e_score_correction_bias",),
+    stacking=Stacking(hands_on=True),
+)
+_PLAIN["longcat_flash"] = replace(
+    _LONGCAT,
+    beside=_half(0)["beside"] + _half(1)["beside"],
+    layers_stay="a layer of a longcat_flash is two of other models, with experts beside both",
+    stacks=(_LONGCAT, replace(_LONGCAT, **_half(1), experts="mlps.1.experts")),  # which are the first's alone
 )
 _FUSED: dict[str, Any] = dict(stock=None, mlp_in=("gate_up_proj", "gate_up_proj"), mlp_out="down_proj")
 _PLAIN["minimax_m3_vl_text"] = replace(

@@ -43,7 +43,7 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
         raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
     kinds = {
         "a mixture, whose experts share out what the layer makes": units.family.experts,
-        "an encoder-decoder": units.family.stacks,
+        "an encoder-decoder": units.family.encoder_decoder,
         "a model whose layers use the keys and values of others": units.family.layers_vary,
     }
     if how == "sequential" and (kind := next((kind for kind, holds in kinds.items() if holds), None)):
