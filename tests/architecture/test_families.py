@@ -66,6 +66,12 @@ def dtype_of(name: str) -> torch.dtype:
     return torch.float64 if name.split("/")[0] in T5S else torch.float32
 
 
+def share_of(family: Family, attention: str) -> float | None:
+    """Of the attention's parameters that go: with one of three groups, or one of two query heads of each."""
+    gated = family.query_rows > 1 or any(path.endswith("gate_proj") for path in family.by_head)
+    return None if attention == "none" else 3 / 8 if gated and attention == "query_head" else 1 / 3
+
+
 def pruned(name: str, attention: str, *, shrink: bool):
     """A LoRA model trained for four steps in which half of it goes, and its pruner."""
     torch.manual_seed(0)
@@ -78,7 +84,7 @@ def pruned(name: str, attention: str, *, shrink: bool):
         model, sparsity=0.3, total_steps=4, prune_start=1, prune_end=3, frequency=1, attention=attention,
         shrink=shrink, allocation="uniform" if family_of(name).alike_only else "protected",
         protect_first=0, protect_last=0,
-        attention_sparsity=None if attention == "none" else 1 / 3, criterion="taylor",
+        attention_sparsity=share_of(family_of(name), attention), criterion="taylor",
     )  # fmt: skip
     # The large eps keeps AdamW from making steps of what is rounding in gradients that are zero.
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, eps=1e-3)

@@ -63,10 +63,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
                 pools.append(layer_pool(len(places), layer, place, linears, shape))
             elif BLOCKS in kinds:
                 pools += block_pools(len(places), layer, place, linears, shape, inner)
-            own = sum(_parameters(linears[path]) for path in stack.attention_linears if path in linears)
-            beside = sum(held.numel() for held in by_head(layer, stack).values()) if shape.heads else 0
-            unused = 0 if (spare := spare_of(layer, stack)) is None else spare.numel()
-            params.append((own + beside, sum(map(_parameters, linears.values())) - own + unused))
+            params.append(_params(layer, stack, linears, shape))
             places.append(place)
             shapes.append(shape)
         if heads:
@@ -239,6 +236,14 @@ def _layer_shape(layer: nn.Module, family: Family, linears: dict[str, Linear], p
             f"the checkpoint does not follow the {family.name} layout."
         )
     return shape
+
+
+def _params(layer: nn.Module, family: Family, linears: dict[str, Linear], shape: LayerShape) -> tuple[int, int]:
+    """Parameters of a layer's attention and of its FFNs that count."""
+    own = sum(_parameters(linears[path]) for path in family.attention_linears if path in linears)
+    beside = sum(held.numel() for held in by_head(layer, family).values()) if shape.heads else 0
+    unused = 0 if (spare := spare_of(layer, family)) is None else spare.numel()
+    return own + beside, sum(map(_parameters, linears.values())) - own + unused
 
 
 def _head_dim(attention: nn.Module, family: Family) -> int:
