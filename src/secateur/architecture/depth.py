@@ -27,6 +27,7 @@ BY_NUMBER = {
     "scale_attn_by_inverse_layer_idx": "each layer divides its attention by its number",
     "num_kv_shared_layers": "some layers use the keys and values of others",
     "moe_layer_interval": "every so many layers one has experts, by its number",
+    "n_layers_per_attn_res_block": "every so many layers one begins a block, by its number",
 }
 """Config keys that tie a layer to its number, or to another layer."""
 

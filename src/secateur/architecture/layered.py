@@ -48,7 +48,7 @@ def resized(linear, rows=None, columns=None):
     bias = linear.bias is not None
     return type(linear)(columns or linear.in_features, rows or linear.out_features, bias=bias, **place)
 
-
+{by_head}
 def resize(layers, config):
     """Give each layer of a stock model the sizes in `config.{key}`."""
     for layer, size in zip(layers, config.{key}, strict=True):
@@ -94,6 +94,16 @@ class DeciLMConfig({config}):
 Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
 _ABSENT = f"from typing import Any\n\nfrom torch import Tensor, nn\nfrom transformers import Cache\n\n\n{ABSENT_SOURCE}"
+_BY_HEAD = '''
+def of_heads(held, heads, before):
+    """What has rows for each head, a linear or a vector, with those of so many `heads` instead of `before`."""
+    if held is None:
+        return None
+    if isinstance(held, nn.Parameter):
+        return nn.Parameter(held.new_empty(len(held) * heads // before, *held.shape[1:]))
+    return resized(held, rows=held.out_features * heads // before)
+
+'''
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
 
@@ -101,9 +111,11 @@ _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * h
 def modeling_source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file for layers of different sizes on top of a config's stock class."""
     stock, whole = stock_class_of(config), is_whole(config)
+    by_head = _BY_HEAD if family.by_head and not family.no_heads else ""
     lines = _of_hybrid(family) if family.recurrent else _of_layer(family, whole)
     return _SOURCE.format(
-        absent="" if whole else _ABSENT,
+        absent=_ABSENT if not whole else "from torch import nn\n" if by_head else "",
+        by_head=by_head,
         stock=stock.__name__,
         body=body_class_of(config).__name__,
         body_layers=family.layers.removeprefix(f"{stock.base_model_prefix}."),
@@ -176,6 +188,8 @@ def _resizing(family: Family, roles: str = "attention ffn") -> list[str]:
         if name.startswith("config."):
             lines.append("attention.config = copy.copy(attention.config)")
         lines.append(f"attention.{name} = {_SIZES[size]}")
+    for path in family.by_head if "attention" in roles and not family.no_heads else ():
+        lines.append(f"{in_code(path)} = of_heads({in_code(path)}, heads, config.{family.heads})")
     lengths: dict[tuple[str, int], list[str]] = {}
     known = _LENGTHS | _latent_lengths(family)
     for part in parts(family, LayerShape(1, 1, 1, 1), "ffn" if family.no_heads else roles):

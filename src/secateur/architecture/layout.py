@@ -133,11 +133,10 @@ def check_layout(family: Family) -> None:
             "Family: o and mlp_out take what the units give out, so neither is a linear that makes it (q, k, v, "
             "mlp_in): name the linear that follows."
         )
-    if (family.by_head or family.value_gate) and not family.experts:
-        given = f"by_head is {family.by_head!r}" if family.by_head else "value_gate is True"
+    if family.value_gate and not family.experts:
         faults.append(
-            f"Family: {given}, which the modelling file of layers that differ does not resize: "
-            "leave it out, and say in no_heads why heads stay."
+            "Family: value_gate is True, which the modelling file of layers that differ does not resize: leave it out, "
+            "and say in no_heads why heads stay."
         )
     if wrong := {str(size) for size in family.attributes.values()} - set(SIZES):
         faults.append(f"Family: attributes hold {', '.join(sorted(wrong))}: choose from {', '.join(SIZES)}.")

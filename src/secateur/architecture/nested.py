@@ -8,14 +8,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..system.errors import InputError
 
-AS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe"}
+AS = {
+    "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+    "emu3_text_model": "llama",
+}  # fmt: skip
 """Text models without a class of their own -> the type that computes the same from text alone: positions by height,
 width and time are then one and the same."""
 ROPE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings")
 """Of the rotation, what is not about height, width and time."""
 RENAMED = {
-    r"^(?:model\.)?language_model\.model\.": "model.",
-    r"^(?:model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?(?:language|text)_model\.model\.": "model.",
+    r"^(?:model\.)?(?:language|text)_model\.lm_head\.": "lm_head.",
     r"^model\.(?:language|text)_model\.": "model.",
     r"^language_model\.(?!model\.|lm_head\.)": "model.",
 }
@@ -48,7 +51,8 @@ def text_alone(config: PreTrainedConfig) -> PreTrainedConfig:
     if twin := AS.get(str(inner.model_type)):
         values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
         rope = values.get("rope_parameters") or {}
-        values["rope_parameters"] = {key: rope[key] for key in ROPE if key in rope} | {"rope_type": "default"}
+        if "mrope_section" in rope:
+            values["rope_parameters"] = {key: rope[key] for key in ROPE if key in rope} | {"rope_type": "default"}
         inner = AutoConfig.for_model(twin, **values)
     else:
         inner = type(inner).from_dict(values)

@@ -57,8 +57,15 @@ def padded_state(
     pairs = enumerate(zip(shapes, wide, strict=True))
     places = [_places(family, number, shape, wider) for number, (shape, wider) in pairs]
     moves = {key: move for layer in places for key, move in layer.items()}
+    held = {key: move for number in range(len(shapes)) for key, move in _held(family, number, shapes, wide).items()}
     for name, tensor in state.items():
         path, _, _ = name.rpartition(".")
+        if move := held.get(path) or held.get(name):
+            slots, before, after = move
+            each = tensor.view(before, -1, *tensor.shape[1:])
+            bigger = each.new_zeros(after, *each.shape[1:]).index_copy_(0, slots, each)
+            yield name, bigger.view(-1, *tensor.shape[1:])
+            continue
         for dim in (0, 1):
             if (path, dim) in moves and dim < tensor.dim():
                 index, size = moves[path, dim]
@@ -74,9 +81,7 @@ def _places(
 ) -> dict[tuple[str, int], tuple[Tensor, int]]:
     """(linear, dim) -> where each of its entries goes along `dim`, and how many there are then."""
     roles = "ffn" if family.no_heads else "attention ffn"
-    n_rep, wide_rep = (max(1, each.heads // max(1, each.kv_heads)) for each in (shape, wide))
-    heads = torch.arange(shape.heads)
-    slots = {"q": heads // n_rep * wide_rep + heads % n_rep, "k": torch.arange(shape.kv_heads)}
+    slots = {"q": _slots(shape, wide), "k": torch.arange(shape.kv_heads)}
     slots |= {"o": slots["q"], "v": slots["k"], "in": torch.arange(shape.ffn), "out": torch.arange(shape.ffn)}
     sizes, wide_sizes = linear_sizes(family, shape), linear_sizes(family, wide)
     sides = {(part.linear, part.dim) for part in parts(family, shape, roles)}
@@ -85,3 +90,21 @@ def _places(
         moves[old.linear, old.dim][old.index] = new.index[slots[old.role]]
     prefix = f"{family.layers}.{number}"
     return {(f"{prefix}.{path}", dim): (move, wide_sizes[path, dim]) for (path, dim), move in moves.items()}
+
+
+def _held(
+    family: Family, number: int, shapes: tuple[LayerShape, ...], wide: tuple[LayerShape, ...]
+) -> dict[str, tuple[Tensor, int, int]]:
+    """What goes with a layer's query heads beside the projections -> their places, how many they are, and then."""
+    shape, wider = shapes[number], wide[number]
+    if family.no_heads or not shape.heads:
+        return {}
+    move = _slots(shape, wider), shape.heads, wider.heads
+    return {f"{family.layers}.{number}.{path}": move for path in family.by_head}
+
+
+def _slots(shape: LayerShape, wide: LayerShape) -> Tensor:
+    """(heads,) the place of each query head."""
+    n_rep, wide_rep = (max(1, each.heads // max(1, each.kv_heads)) for each in (shape, wide))
+    heads = torch.arange(shape.heads)
+    return heads // n_rep * wide_rep + heads % n_rep

@@ -5,6 +5,10 @@ from .sizes import MHA, SOFT_CAPS
 WIDE: dict[str, object] = {"hidden_size": 96, "head_dim": None}
 """The width is the heads together, as the class has it."""
 OLD: dict[str, object] = {**MHA, "intermediate_size": None}
+EYES: dict[str, object] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                           "image_size": 28}  # fmt: skip
+EARS: dict[str, object] = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+                           "ext_pw_out_channel": 16}  # fmt: skip
 TYPES: dict[str, dict[str, object]] = {
     "apertus": {},
     "arcee": {"mlp_bias": True},
@@ -43,6 +47,7 @@ TYPES: dict[str, dict[str, object]] = {
     "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
     "openai-gpt": {**OLD, "max_position_embeddings": None, "n_positions": 256},
     "persimmon": {**MHA, "partial_rotary_factor": 0.5},
+    "phi4_multimodal": {"vision_config": EYES, "audio_config": EARS},
     "seed_oss": {},
     "stablelm": WIDE,
     "starcoder2": {"sliding_window": 8},

@@ -1,5 +1,7 @@
 """Decoders with one FFN a layer, whose modules are named as Llama's or nearly so."""
 
+from dataclasses import replace
+
 from .family import FAMILIES, Family
 
 NORMS_OVER_WIDTH = (
@@ -33,12 +35,11 @@ FAMILIES.register("cohere_compass_text", Family(name="cohere_compass_text", head
 for _model_type, _reason in {
     "diffllama": "its heads work in pairs, one's attention less the other's: the FFN takes all",
     "doge": "each KV head has a gate of its own, which no linear holds: the FFN takes all",
-    "granite_swa": "each head has a sink of its own, which no linear holds: the FFN takes all",
     "stablelm": "its attention takes the size of a head from the width over the heads, and some models of this type "
     "have a norm for each head: the FFN takes all",
 }.items():
     FAMILIES.register(_model_type, Family(name=_model_type, no_heads=_reason))
-FAMILIES.register(
+_PHI3 = FAMILIES.register(
     "phi3",
     Family(
         name="phi3",
@@ -53,6 +54,7 @@ FAMILIES.register(
         },
     ),
 )
+FAMILIES.register("granite_swa", Family(name="granite_swa", by_head=("self_attn.sinks",)))
 FAMILIES.register(
     "phi",
     Family(
@@ -79,3 +81,4 @@ FAMILIES.register(
         attributes={"num_heads": "heads", "num_key_value_heads": "kv_heads", "num_key_value_groups": "groups"},
     ),
 )
+FAMILIES.register("phi4_multimodal", replace(_PHI3, name="phi4_multimodal"))

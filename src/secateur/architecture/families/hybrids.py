@@ -19,7 +19,7 @@ FAMILIES.register("qwen3_5_text", Family(name="qwen3_5_text", query_rows=2, recu
 FAMILIES.register("bamba", replace(_FEED_FORWARD, in_tuple=True))
 FAMILIES.register("falcon_h1", replace(_FEED_FORWARD, name="falcon_h1", in_tuple=True))
 FAMILIES.register("jamba", replace(_FEED_FORWARD, name="jamba", dense_only="feed_forward.experts"))
-FAMILIES.register(
+_LFM2 = FAMILIES.register(
     "lfm2",
     Family(
         name="lfm2",
@@ -30,6 +30,7 @@ FAMILIES.register(
         recurrent="convolutions",
     ),
 )
+FAMILIES.register("lfm3", replace(_LFM2, name="lfm3", o="self_attn.o_proj", fixed={}, by_head=("self_attn.g_proj",)))
 FAMILIES.register(
     "granitemoehybrid",
     Family(
@@ -87,6 +88,7 @@ FAMILIES.register(
 _MIXTURES = {
     "qwen3_next": replace(SMALL, query_rows=2, beside=(OWN_SHARED, DENSE), recurrent=_LINEAR),
     "qwen3_5_moe_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),
+    "qwen4_exp_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),
     "minimax": replace(
         MIXTURE,
         no_heads="its linear attention has as many heads, under the same key of the config: the experts take all",

@@ -16,9 +16,12 @@ _REFUSED = {
     "it is recurrent alone: it has no attention heads, and its channels carry a state from token to token": (
         "falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm",
     ),
-    "its text model has no class of its own, and reads pictures or sound": (
-        "emu3", "git", "mllama", "phi4_multimodal",
+    "it has layers that read pictures among those that read text, under one width, and text would leave them out of "
+    "the scores": ("mllama",),
+    "it drafts for another model, whose keys and values it reads, so there is no text to train it on": (
+        "gemma4_assistant", "gemma4_unified_assistant",
     ),
+    "its loss begins behind the tokens of a picture, so that it cannot be trained on text alone": ("git",),
     "norms run over its FFN's channels and over its heads, so what is left would be scaled otherwise": ("bitnet",),
     "it lets every token look at those after it, so a loss over its text means nothing, and with its cache it says "
     "other things than without": ("cpmant",),
@@ -26,8 +29,12 @@ _REFUSED = {
     "it goes through two stacks of layers in turns, which one config describes": ("hrm_text",),
     "several layers share one attention and one FFN, and LoRA would give each place an adapter of its own, so that "
     "they could not be written as one again": ("zamba", "zamba2"),
-    "it attends by hashing, and its layers are reversible": ("reformer",),
-    "it reads a text in every order, in two streams": ("xlnet",),
+    "it attends by hashing at random, so no two passes compute the same, and trains on texts of one length alone": (
+        "reformer",
+    ),
+    "it sees the tokens that it is to say unless a permutation hides them, so a loss over plain text means nothing": (
+        "xlnet",
+    ),
 }  # fmt: skip
 """Why -> the types."""
 
@@ -36,8 +43,7 @@ _NOT_YET = {
         "deepseek_v4",
     ),
     "layers that differ in kind or size": (
-        "gemma4_assistant", "gemma4_unified_assistant", "inkling2_text", "inkling_text", "lfm3", "qwen4_exp",
-        "qwen4_exp_text",
+        "inkling_text",
     ),
 }  # fmt: skip
 """What it has that no family describes yet -> the types."""
