@@ -37,7 +37,7 @@ def standing(model_type: str) -> str:
 INSIDE = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if standing(name) == "inside"]
 
 NO_DEFAULTS: dict[str, dict[str, object]] = {
-    "qwen4_exp": {"text_config": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64,
+    "qwen4_exp": {"text_config": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256,
                                   "indexer_budget": 64, "indexer_compress_ratio": 4}},
 }  # fmt: skip
 """What the configuration of a type does not say of itself, and its class needs."""
