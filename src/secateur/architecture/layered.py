@@ -17,12 +17,11 @@ from ..system.errors import InputError
 from .depth import ABSENT_SOURCE
 from .families import FAMILIES, Family, family_of
 from .layout import LayerShape, in_code, parts
+from .pools import BY_HEAD_SOURCE
 from .stock import (
     DECILM,
     FAMILY_KEY,
-    HETEROGENEOUS,
     LAYERS_KEY,
-    STOCK_TYPE_KEY,
     body_class_of,
     head_dim_of,
     is_whole,
@@ -94,16 +93,6 @@ class DeciLMConfig({config}):
 Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
 _ABSENT = f"from typing import Any\n\nfrom torch import Tensor, nn\nfrom transformers import Cache\n\n\n{ABSENT_SOURCE}"
-_BY_HEAD = '''
-def of_heads(held, heads, before):
-    """What has rows for each head, a linear or a vector, with those of so many `heads` instead of `before`."""
-    if held is None:
-        return None
-    if isinstance(held, nn.Parameter):
-        return nn.Parameter(held.new_empty(len(held) * heads // before, *held.shape[1:]))
-    return resized(held, rows=held.out_features * heads // before)
-
-'''
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
 
@@ -111,7 +100,7 @@ _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * h
 def modeling_source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file for layers of different sizes on top of a config's stock class."""
     stock, whole = stock_class_of(config), is_whole(config)
-    by_head = _BY_HEAD if family.by_head and not family.no_heads else ""
+    by_head = BY_HEAD_SOURCE if family.by_head and not family.no_heads else ""
     lines = _of_hybrid(family) if family.recurrent else _of_layer(family, whole)
     return _SOURCE.format(
         absent=_ABSENT if not whole else "from torch import nn\n" if by_head else "",
@@ -225,19 +214,6 @@ def code_map(config: PreTrainedConfig) -> dict[str, str]:
     """`auto_map` of a layered checkpoint: where transformers, and engines with heads of their own, find its classes."""
     classes = {"AutoModel": body_class_of(config), "AutoModelForCausalLM": stock_class_of(config)}
     return {auto: f"{MODULE}.Layered{stock.__name__}" for auto, stock in classes.items()}
-
-
-def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Take what a layered checkpoint says to engines out of its configuration: `LAYERS_KEY` says it here."""
-    vary = config.model_type in FAMILIES and FAMILIES[config.model_type].layers_vary
-    if getattr(config, LAYERS_KEY, None) and not vary:
-        if getattr(config, "is_heterogeneous", False):
-            config.per_layer_config = None
-        for key in (HETEROGENEOUS[1], STOCK_TYPE_KEY, "block_configs"):
-            config.__dict__.pop(key, None)
-        if config.__dict__.get("model_type") == DECILM:
-            del config.__dict__["model_type"]
-    return config
 
 
 def layer_sizes(shapes: tuple[LayerShape, ...], family: Family) -> list[dict[str, int]]:

@@ -12,6 +12,18 @@ from .families import Family
 from .layout import LayerShape, beside_parts, parts
 from .units import Linear, Member, Place, Pool, base_linear, pool_of
 
+BY_HEAD_SOURCE = '''
+def of_heads(held, heads, before):
+    """What has rows for each head, a linear or a vector, with those of so many `heads` instead of `before`."""
+    if held is None:
+        return None
+    if isinstance(held, nn.Parameter):
+        return nn.Parameter(held.new_empty(len(held) * heads // before, *held.shape[1:]))
+    return resized(held, rows=held.out_features * heads // before)
+
+'''
+"""Of the modelling file of layers that differ: what resizes what goes with heads."""
+
 
 def submodule(root: nn.Module, path: str, prefix: str) -> nn.Module:
     try:

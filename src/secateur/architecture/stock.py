@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ..system.errors import InputError
-from .families import Family
+from .families import FAMILIES, Family
 from .families.keys import with_values
 from .layout import LayerShape
 from .nested import WHOLE
@@ -142,6 +142,19 @@ def stock_config_class(values: dict[str, Any]) -> type[PreTrainedConfig] | None:
     if values.get("model_type") != DECILM or not values.get(LAYERS_KEY) or stock not in CONFIG_MAPPING:
         return None
     return cast(type[PreTrainedConfig], CONFIG_MAPPING[stock])
+
+
+def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Take what a layered checkpoint says to engines out of its configuration: `LAYERS_KEY` says it here."""
+    vary = config.model_type in FAMILIES and FAMILIES[config.model_type].layers_vary
+    if getattr(config, LAYERS_KEY, None) and not vary:
+        if getattr(config, "is_heterogeneous", False):
+            config.per_layer_config = None
+        for key in (HETEROGENEOUS[1], STOCK_TYPE_KEY, "block_configs"):
+            config.__dict__.pop(key, None)
+        if config.__dict__.get("model_type") == DECILM:
+            del config.__dict__["model_type"]
+    return config
 
 
 def is_whole(config: PreTrainedConfig) -> bool:

@@ -63,8 +63,8 @@ def padded_state(
         if move := held.get(path) or held.get(name):
             slots, before, after = move
             each = tensor.view(before, -1, *tensor.shape[1:])
-            bigger = each.new_zeros(after, *each.shape[1:]).index_copy_(0, slots, each)
-            yield name, bigger.view(-1, *tensor.shape[1:])
+            wider = each.new_zeros(after, *each.shape[1:]).index_copy_(0, slots, each)
+            yield name, wider.view(-1, *tensor.shape[1:])
             continue
         for dim in (0, 1):
             if (path, dim) in moves and dim < tensor.dim():

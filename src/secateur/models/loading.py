@@ -17,11 +17,11 @@ from transformers import (
 from ..architecture.building import empty_model, own_code
 from ..architecture.config_faults import token_warnings
 from ..architecture.gguf import check_gguf, settle_
-from ..architecture.layered import forget_layers_, is_layered, layered_class, layered_family
+from ..architecture.layered import is_layered, layered_class, layered_family
 from ..architecture.nested import RENAMED, forget_whole_, is_of_text, text_alone, whole_type
 from ..architecture.quantised import check_rows, is_quantised
 from ..architecture.quantised import settle_ as settle_packed_
-from ..architecture.stock import auto_class, stock_config_class
+from ..architecture.stock import auto_class, forget_layers_, stock_config_class
 from ..system.errors import InputError
 from ..system.progress import phase
 from ..system.terminal.streams import safe
