@@ -123,6 +123,9 @@ def training_footprint(
     unstack_experts(base, family)
     for experts in expert_lists(base).values():
         experts.even = True  # which experts a token goes to is not known without data
+    for layer in base.get_submodule(family.layers).children() if family.chooser else ():
+        if any(path == family.chooser for path, _ in layer.named_modules()):
+            layer.set_submodule(str(family.chooser), _All())  # nor which tokens a layer looks at
     model = _with_lora(base, linears, rank)
     held = _sum_bytes(model, family, repeats)
     Beside(model, find_units(base, family), also, restarts=restarts)
@@ -147,6 +150,13 @@ def training_footprint(
         moments=2 * moments,
         teacher=logits // 2 if distilled else 0,
     )
+
+
+class _All(nn.Module):
+    """Lets a layer look at all tokens (`Family.chooser`)."""
+
+    def forward(self, hidden_states: Tensor, positions: Any, mask: Tensor, *further: Any) -> Tensor:
+        return torch.ones_like(mask, dtype=torch.bool)
 
 
 def _with_lora(base: PreTrainedModel, linears: list[str], rank: int) -> nn.Module:

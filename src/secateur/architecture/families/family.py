@@ -157,6 +157,8 @@ class Family:
     """Of a hybrid: what layers have in place of attention or beside it, which stays. A layer may lack an FFN too."""
     dense_only: str | None = None
     """A module of layers with experts, whose width is that of the dense FFNs in the config: no such model is pruned."""
+    chooser: str | None = None
+    """A module that says by the values of tokens which of them a layer looks at: a mask like its third argument."""
     layers_vary: bool = False
     """Layers have heads of several sizes from the start, and some use the keys and values of others."""
     layers_stay: str | None = None

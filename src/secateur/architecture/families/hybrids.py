@@ -88,7 +88,9 @@ FAMILIES.register(
 _MIXTURES = {
     "qwen3_next": replace(SMALL, query_rows=2, beside=(OWN_SHARED, DENSE), recurrent=_LINEAR),
     "qwen3_5_moe_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),
-    "qwen4_exp_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),
+    "qwen4_exp_text": replace(
+        SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR, chooser="self_attn.indexer"
+    ),
     "minimax": replace(
         MIXTURE,
         no_heads="its linear attention has as many heads, under the same key of the config: the experts take all",
