@@ -253,7 +253,8 @@ def _head_dim(attention: nn.Module, family: Family) -> int:
 
 def _told(attention: nn.Module | None, family: Family, size: str) -> int:
     """A size of an attention, of one of `LayerShape.sizes`, by the attribute that holds it."""
-    return next(int(getattr(attention, name)) for name, held in family.attributes.items() if held == size)
+    held = {size: int(getattr(attention, name)) for name, size in family.attributes.items()}
+    return held[size] if size in held else held["heads"] // held["groups"]
 
 
 def _hybrid(shapes: list[LayerShape], family: Family) -> list[LayerShape]:

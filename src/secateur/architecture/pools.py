@@ -87,10 +87,12 @@ def ffn_pools(
         ]
         if (spare := spare_of(layer, family)) is not None:
             pools[0] = _with_spare(pools[0], spare, f"{place.prefix}.{family.experts}.spare")
-    widths, times = dict(shape.beside), {each.name: each.times for each in family.beside}
+    widths, besides = dict(shape.beside), {each.name: each for each in family.beside}
     for name, chosen in beside_parts(family, shape).items():
-        pool = pool_of(number, "ffn", place, linears, chosen, widths[name], part=name)
-        pools.append(replace(pool, beside=True, together=int(getattr(config, times[name] or "", 1))))
+        times = int(getattr(config, besides[name].times or "", 1))
+        sets = times if besides[name].together else 1  # each FFN of several loses the same number
+        pool = pool_of(number, "ffn", place, linears, chosen, widths[name], sets, part=name)
+        pools.append(replace(pool, beside=True, together=times))
     return pools
 
 

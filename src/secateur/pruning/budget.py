@@ -148,7 +148,7 @@ class Budget:
         kept = {name: mask.clone() for name, mask in keep.items()}
         for pool in self.units.pools:
             if pool.name in self.quota:
-                step = pool.sets * pool.together
+                step = math.lcm(pool.sets, pool.together)
                 due = round(progress * self.quota[pool.name] / step) * step
                 gone = pool.size - int(kept[pool.name].sum())
                 _remove_lowest_(kept[pool.name], scores[pool.name], max(0, due - gone), pool.sets)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architecture.experts import ROWS
 from ..architecture.units import Member, Pool
 from ..config.pruning import ScoringOptions
 from ..criteria.base import Evidence, InputMoments, Look, scored_members, switch, wide
 from ..models.surgery import merged_weight
 from ..parallel.distributed import average_
 from ..system.errors import InputError
-from .taps import Pass, Passes, layer_tap, moments_of, tap
+from .taps import Pass, Passes, by_sequence, layer_tap, moments_of, tap
 
 NONE: Mapping[str, nn.Module] = MappingProxyType({})
 
@@ -211,28 +212,20 @@ class Statistics:
             passed.whole.counted = True
             self._sequences += passed.whole.batch
 
-    @staticmethod
-    def _by_sequence(x: Tensor, passed: Pass) -> Tensor:
-        """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
-
-        An expert gets tokens of all sequences together: they count as one. A latent vector may come as one head's.
-        """
-        if x.dim() > 2:
-            return x.flatten(1, -2)
-        return x.unflatten(0, (passed.batch, -1)) if x.shape[0] == passed.tokens else x.unsqueeze(0)
-
     def _input_tap(
         self, pool: Pool, gate: Member, needs: frozenset[str], own: nn.Module
     ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         path = gate.linear
 
-        def observe(passed: Pass, x: Tensor, gradient: Tensor) -> None:
+        def observe(passed: Pass, rows: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             self._count(passed)
             if "gate_grad" in needs:
-                sums = self._looked(x, gradient, gate.index_on(x.device))
+                states, g = (by_sequence(each, passed, rows) for each in (x, gradient))
+                sums = self._looked(states, g, gate.index_on(x.device))
                 self._gates[pool.name] = self._gates.get(pool.name, 0) + sums
             if needs & {"input_moments", "second_moments"}:
-                seen = moments_of(x, passed, self.steps, second="second_moments" in needs)
+                whole = by_sequence(x, passed)
+                seen = moments_of(whole, passed, self.steps, second="second_moments" in needs)
                 self._seen[path] = self._seen[path].plus(seen) if path in self._seen else seen
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -241,7 +234,7 @@ class Statistics:
             x, passed = args[0], self._passes.of(path)
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return None
-            return (tap(x, self._by_sequence(x, passed), partial(observe, passed)), *args[1:])
+            return (tap(x, x, partial(observe, passed, vars(module).get(ROWS))), *args[1:])
 
         return hook
 
@@ -272,17 +265,18 @@ class Statistics:
     def _weight_tap(
         self, path: str, own: nn.Module, dims: list[int]
     ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def per_sequence(passed: Pass, x: Tensor, gradient: Tensor) -> None:
+        def per_sequence(passed: Pass, rows: Tensor | None, x: Tensor, gradient: Tensor) -> None:
             self._count(passed)
             weight = wide(merged_weight(own))
-            for h, g in zip(x.detach(), gradient.reshape(*x.shape[:-1], gradient.shape[-1]), strict=True):
+            states, gradients = (by_sequence(each, passed, rows) for each in (x.detach(), gradient))
+            for h, g in zip(states, gradients, strict=True):
                 term = (g.T @ h.to(g.dtype)).to(weight.dtype).mul_(weight)
                 term = term.square_() if self.scoring.reduce == "squared" else term.abs_()
                 for dim in dims:
                     self._terms[path, dim] = self._terms.get((path, dim), 0) + term.sum(1 - dim)
 
-        def whole_batch(passed: Pass, x: Tensor, gradient: Tensor) -> None:
-            flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, 1).to(gradient.dtype)
+        def whole_batch(passed: Pass, rows: Tensor | None, x: Tensor, gradient: Tensor) -> None:
+            flat = gradient.flatten(0, -2).T @ x.detach().flatten(0, -2).to(gradient.dtype)
             flat = flat.cpu() if self.scoring.offload_gradients else flat
             self._weight_grads[path] = self._weight_grads[path].add_(flat) if path in self._weight_grads else flat
 
@@ -294,6 +288,6 @@ class Statistics:
             passed = self._passes.of(path)
             if not (torch.is_grad_enabled() and output.requires_grad):
                 return None
-            return tap(output, self._by_sequence(args[0], passed), partial(observe, passed))
+            return tap(output, args[0], partial(observe, passed, vars(module).get(ROWS)))
 
         return hook

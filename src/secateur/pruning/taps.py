@@ -82,6 +82,27 @@ class Pass:
         """Whether a gradient of it has been seen."""
 
 
+def by_sequence(x: Tensor, passed: Pass, rows: Tensor | None = None) -> Tensor:
+    """(batch, tokens, columns), also where the model has flattened its sequences into one (OPT's FFN).
+
+    A latent vector may come as one head's.
+
+    Args:
+        rows: of an expert, which rows of the batch it was given; each sequence's are filled up with zeros. Without,
+            they count as one sequence.
+    """
+    if x.dim() > 2:
+        return x.flatten(1, -2)
+    if rows is None or passed.tokens == passed.batch:  # the second: nothing is known of the pass
+        return x.unflatten(0, (passed.batch, -1)) if x.shape[0] == passed.tokens else x.unsqueeze(0)
+    sequence = rows // (passed.tokens // passed.batch)
+    counts = torch.bincount(sequence, minlength=passed.batch)
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[sequence]
+    apart = x.new_zeros(passed.batch, int(counts.max()), x.shape[1])
+    apart[sequence, place] = x
+    return apart
+
+
 class Passes:
     """Reads what a model is called with, as a whole or a part of it: the model under PEFT's wrapper, or the decoder
     under its head, which loops with a loss of their own call.

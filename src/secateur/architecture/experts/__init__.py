@@ -1,6 +1,6 @@
 """Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them."""
 
-from .apart import Expert, ExpertList, expert_lists, expert_names, find, unstack_experts
+from .apart import ROWS, Expert, ExpertList, expert_lists, expert_names, find, unstack_experts
 from .dropping import (
     LEAST_TOKENS,
     ROUTING_BATCHES,
@@ -18,6 +18,7 @@ from .stacked import stack_experts
 __all__ = [
     "LEAST_TOKENS",
     "ROUTING_BATCHES",
+    "ROWS",
     "Dropped",
     "Expert",
     "ExpertList",

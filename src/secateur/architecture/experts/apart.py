@@ -16,6 +16,10 @@ from transformers import PreTrainedModel
 from ...system.voice import speaks_python
 from ..families import FAMILIES, Beside, Family
 from .stock_tensors import Pair, check_stacked, has_own_gate, linears_in, spare_in
+from .together import Together, joined
+
+ROWS = "rows_of_batch"
+"""Attribute of an expert's linears while they run: (tokens,) which rows of the batch it was given."""
 
 
 class Expert(nn.Module):
@@ -116,7 +120,7 @@ class ExpertList(nn.ModuleList):
             weights = top_k_weights[tokens, slots]
             # In training an expert without tokens still runs, so that its gradients are zero and not missing.
             if len(tokens) or torch.is_grad_enabled():
-                said = expert(read[tokens]) * weights.unsqueeze(1)
+                said = self._of(expert, read[tokens], tokens) * weights.unsqueeze(1)
                 self._count(number, said, weights)
                 total = total.index_add(0, tokens, said.to(total.dtype))
         if self.hands_on:
@@ -133,10 +137,21 @@ class ExpertList(nn.ModuleList):
             else:
                 tokens = block.detach().abs().amax(-1).nonzero().flatten()
             if len(tokens) or torch.is_grad_enabled():
-                said = expert(block[tokens])
+                said = self._of(expert, block[tokens], tokens)
                 self._count(number, said, None)
                 total = total.index_put((torch.full_like(tokens, number), tokens), said.to(total.dtype))
         return total.view_as(hidden_states)
+
+    @staticmethod
+    def _of(expert: nn.Module, read: Tensor, tokens: Tensor) -> Tensor:
+        """What an expert says; meanwhile its linears know which of the batch's tokens they are given (`ROWS`)."""
+        linears = [expert.get_submodule(name) for name in cast(Expert, expert).names]
+        for linear in linears:
+            setattr(linear, ROWS, tokens)
+        said = cast(Tensor, expert(read))
+        for linear in linears:
+            delattr(linear, ROWS)
+        return said
 
     def _count(self, number: int, said: Tensor, weights: Tensor | None) -> None:
         if (self.training or self.counting) and not self.even:
@@ -187,7 +202,7 @@ def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
     names = expert_names(family)
     for layer in model.get_submodule(family.layers).children():
         for beside in family.beside:
-            _set_apart_(layer, beside, names)
+            _set_apart_(layer, beside, names, family.experts)
         stacked = find(layer, family.stacking.at or family.experts)
         if stacked is None or isinstance(find(layer, family.experts), nn.ModuleList):
             continue
@@ -234,16 +249,26 @@ def find(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _set_apart_(layer: nn.Module, beside: Beside, names: tuple[str, str]) -> None:
-    """Put an `Expert` in the place of an FFN of gate, up and down; other layouts stay as they are."""
-    if beside.stock is None or any(find(layer, f"{beside.at}.{name}") is None for name in beside.stock):
+def _set_apart_(layer: nn.Module, beside: Beside, names: tuple[str, str], experts: str) -> None:
+    """Put an `Expert` in the place of an FFN of gate, up and down; other layouts stay as they are.
+
+    Args:
+        experts: where the layer's routed ones are, still in their tensors.
+    """
+    mlp: Any = find(layer, beside.at)
+    if mlp is None or beside.stock is None or not all(hasattr(mlp, name) for name in beside.stock):
         return
-    mlp = layer.get_submodule(beside.at)
-    gate, up, down = (cast(nn.Linear, mlp.get_submodule(name)) for name in beside.stock)
+    activation = getattr(mlp, beside.activation)
+    if beside.together:
+        count, *weights = joined(mlp, beside)
+        linears = {name: _linear(weight, None) for name, weight in zip(names, weights, strict=True)}
+        layer.set_submodule(beside.at, Together(count, linears, activation))
+        return
+    gate, up, down = (cast(nn.Linear, getattr(mlp, name)) for name in beside.stock)
     bias = None if gate.bias is None else torch.cat([gate.bias.data, up.bias.data])
     both = torch.cat([gate.weight.data, up.weight.data]), bias
-    activation = getattr(mlp, beside.activation)
-    layer.set_submodule(beside.at, Expert(both, (down.weight.data, down.bias), activation, names))
+    own = OwnGate(layer.get_submodule(experts)) if beside.own_gate else None
+    layer.set_submodule(beside.at, Expert(both, (down.weight.data, down.bias), activation, names, own))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

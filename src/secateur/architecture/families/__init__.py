@@ -12,6 +12,7 @@ from . import (  # noqa: F401 (each registers its families)
     hybrids,
     latent,
     mixtures,
+    own_attention,
     varied,
 )
 from .family import FAMILIES, Beside, Family, Stacking

@@ -27,6 +27,11 @@ class Beside:
     mlp_out: str = "down"
     activation: str = "act_fn"
     """Attribute of its module that is the activation."""
+    own_gate: bool = False
+    """What down reads is what the class's routed experts say in `_apply_gate`."""
+    together: bool = False
+    """Tensors of three dimensions hold so many FFNs of one width, as the config says under `times`, and the router
+    weighs each: they become one FFN, whose channels are those of the first, then those of the next."""
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -261,12 +261,6 @@ _PLAIN["longcat_flash"] = replace(
     layers_stay="a layer of a longcat_flash is two of other models, with experts beside both",
     stacks=(_LONGCAT, replace(_LONGCAT, **_half(1), experts="mlps.1.experts")),  # which are the first's alone
 )
-_PLAIN["inkling2_text"] = replace(
-    DEEPSEEK,
-    beside=(),
-    stacking=Stacking(own_gate=True),
-    no_heads="convolutions run over its keys and values, and each head has scales of its own: the experts take all",
-)
 _FUSED: dict[str, Any] = dict(stock=None, mlp_in=("gate_up_proj", "gate_up_proj"), mlp_out="down_proj")
 _PLAIN["minimax_m3_vl_text"] = replace(
     MIXTURE,

@@ -38,20 +38,7 @@ _REFUSED = {
 }  # fmt: skip
 """Why -> the types."""
 
-_NOT_YET = {
-    "attention whose keys and values come from one of low rank": (
-        "deepseek_v4",
-    ),
-    "layers that differ in kind or size": (
-        "inkling_text",
-    ),
-}  # fmt: skip
-"""What it has that no family describes yet -> the types."""
-
-REFUSED = {
-    **{name: f"not yet: it has {why}" for why, names in _NOT_YET.items() for name in names},
-    **{name: why for why, names in _REFUSED.items() for name in names},
-}
+REFUSED = {name: why for why, names in _REFUSED.items() for name in names}
 """Model type -> why."""
 
 
