@@ -76,7 +76,7 @@ def test_nearly_all_decoders_with_attention_and_an_ffn_are_pruned() -> None:
     decoders = [n for n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not REFUSED.get(n, "").startswith(WITHOUT)]
     green = [name for name in decoders if standing(name) in ("green", "inside")]
     print(f"{len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)} types, {len(decoders)} such decoders, {len(green)} of them green")
-    assert len(green) >= 0.8 * len(decoders)
+    assert len(green) >= 0.9 * len(decoders)
 
 
 def test_a_refusal_says_why(tmp_path, capsys) -> None:
