@@ -144,8 +144,9 @@ class ExpertList(nn.ModuleList):
 
     @staticmethod
     def _of(expert: nn.Module, read: Tensor, tokens: Tensor) -> Tensor:
-        """What an expert says; meanwhile its linears know which of the batch's tokens they are given (`ROWS`)."""
-        linears = [expert.get_submodule(name) for name in cast(Expert, expert).names]
+        """What an expert says; in training its linears know which of the batch's tokens they are given (`ROWS`)."""
+        trains = torch.is_grad_enabled()
+        linears = [expert.get_submodule(name) for name in cast(Expert, expert).names if trains]
         for linear in linears:
             setattr(linear, ROWS, tokens)
         said = cast(Tensor, expert(read))
