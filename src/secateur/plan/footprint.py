@@ -121,11 +121,7 @@ def training_footprint(
     family = family or FAMILIES[model_config.model_type]
     repeats = _leave_first_layers(base, family)
     unstack_experts(base, family)
-    for experts in expert_lists(base).values():
-        experts.even = True  # which experts a token goes to is not known without data
-    for layer in base.get_submodule(family.layers).children() if family.chooser else ():
-        if any(path == family.chooser for path, _ in layer.named_modules()):
-            layer.set_submodule(str(family.chooser), _All())  # nor which tokens a layer looks at
+    _without_data_(base, family)
     model = _with_lora(base, linears, rank)
     held = _sum_bytes(model, family, repeats)
     Beside(model, find_units(base, family), also, restarts=restarts)
@@ -150,6 +146,15 @@ def training_footprint(
         moments=2 * moments,
         teacher=logits // 2 if distilled else 0,
     )
+
+
+def _without_data_(base: PreTrainedModel, family: Family) -> None:
+    """Let a model do without values: which experts a token goes to, and which tokens a layer looks at."""
+    for experts in expert_lists(base).values():
+        experts.even = True
+    for layer in base.get_submodule(family.layers).children() if family.chooser else ():
+        if any(path == family.chooser for path, _ in layer.named_modules()):
+            layer.set_submodule(str(family.chooser), _All())
 
 
 class _All(nn.Module):
