@@ -53,7 +53,7 @@ from ..training.prepare import PruneJob, lora_names
 from ..training.recording import RecordingCallback, WatchedUnits, cut_words, rank_cut_words
 from ..training.recovery.teacher import Teacher
 from ..training.recovery.whole import Recovery, make_recovery
-from ..training.routing import drop_by_routing, tell_unused
+from ..training.routing import drop_by_routing, note_experts, tell_unused
 from ..training.saving import Interruption, SavingCallback
 from ..training.trainer import Distillation, run_trainer
 from .outcome import measure, outcome, report_on, training_kept, write_records
@@ -90,6 +90,7 @@ def _prune(job: PruneJob, progress: Progress, tracking: Tracking) -> dict[str, A
     tracking.before = start_perplexity = measure(base, job, dtype, progress)
     training = time.perf_counter()
     dropped = drop_by_routing(base, job, dtype, progress)
+    note_experts(job, dropped)
     model, pruner, recovery = fine_tune_and_prune(base, job, dtype, progress, tracking)
     train_seconds = time.perf_counter() - training
     if rank() > 0:

@@ -219,6 +219,8 @@ def _check_vocabulary(blocks: Blocks | Pairs, model_config: PreTrainedConfig, mo
 
 SEARCH = "search.json"
 """The state of a search (`--allocation search`) in the run's folder: it knows whether it is of the same run."""
+EXPERTS = "experts.json"
+"""Which experts went before training (`--experts`), in the run's folder."""
 HARMLESS = (
     "device",
     "recipe",
@@ -277,7 +279,7 @@ def make_work(job: Job) -> None:
     if job.checkpoint is not None:
         drop_damaged(job.work, job.checkpoint)
         return
-    kept = (LOCK, SEARCH) if job.config.resume else (LOCK,)
+    kept = (LOCK, EXPERTS, SEARCH) if job.config.resume else (LOCK, EXPERTS)
     for path in job.work.iterdir() if job.work.exists() else ():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -11,6 +11,7 @@ from .dropping import (
     chosen_of,
     drop_experts,
     gone_record,
+    take_out_experts,
     unused_experts,
 )
 from .stacked import stack_experts
@@ -32,6 +33,7 @@ __all__ = [
     "find",
     "gone_record",
     "stack_experts",
+    "take_out_experts",
     "unstack_experts",
     "unused_experts",
 ]

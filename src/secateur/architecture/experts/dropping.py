@@ -1,5 +1,6 @@
 """Whole experts removed before training: which of them, and a router over those that stay."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -142,8 +143,6 @@ def groups_of(config: PreTrainedConfig) -> tuple[int, int]:
 def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "router") -> dict[str, list[int]]:
     """Keep the best `count` experts of each layer, and of each group that the router has; before LoRA is added.
 
-    The router loses its rows with them, so its probabilities are over the experts that stay.
-
     Args:
         by: `router`: the sum of the weights that the router gave to the expert; `reap`: the mean, over the tokens that
             it was given, of that weight times the norm of what the expert said (Lasby et al. 2025, arXiv 2510.13999).
@@ -154,7 +153,6 @@ def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "
     """
     config = model.config
     check_expert_count(config, family, count)
-    have = int(value_of(config, family.num_experts))
     lists = expert_lists(model)
     if not lists or not all((experts.chosen + experts.mass).any() for experts in lists.values()):
         raise InputError(
@@ -167,10 +165,25 @@ def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "
     for path, experts in lists.items():
         order = scores[path].view(groups, -1).argsort(dim=1, descending=True, stable=True)
         places = order + torch.arange(groups).unsqueeze(1) * order.shape[1]
-        stay = places[:, : count // groups].flatten().sort().values
         gone[path] = sorted(experts.numbers[number] for number in places[:, count // groups :].flatten().tolist())
-        numbers = [experts.numbers[number] for number in stay.tolist()]
-        left = (cast(Expert, experts[number]) for number in stay.tolist())
+    take_out_experts(model, family, gone)
+    return gone
+
+
+def take_out_experts(model: PreTrainedModel, family: Family, gone: Mapping[str, list[int]]) -> None:
+    """Take experts out of each layer, as many of all; before LoRA is added.
+
+    The router loses its rows with them, so its probabilities are over the experts that stay.
+
+    Args:
+        gone: path of a layer's experts -> their numbers.
+    """
+    config, count = model.config, 0
+    have = int(value_of(config, family.num_experts))
+    for path, experts in expert_lists(model).items():
+        stay = torch.tensor([place for place, number in enumerate(experts.numbers) if number not in gone[path]])
+        count, numbers = len(stay), [experts.numbers[place] for place in stay.tolist()]
+        left = (cast(Expert, experts[place]) for place in stay.tolist())
         small = ExpertList(left, numbers, experts.hands_on, experts.spare)
         model.set_submodule(path, small)
         layer = model.get_submodule(path.removesuffix(f".{family.experts}"))
@@ -181,7 +194,6 @@ def drop_experts(model: PreTrainedModel, family: Family, count: int, by: str = "
             if (number := vars(module).get(name, 0)) >= have:
                 setattr(module, name, number - have + count)
     put_(config, family.num_experts, count)
-    return gone
 
 
 def _scores(lists: dict[str, ExpertList], family: Family, count: int, by: str) -> dict[str, Tensor]:
