@@ -6,8 +6,9 @@ there while the cursor is hidden. Silent is when there is none.
     python benchmarks/cost/phases.py build/phases            # all cases, some minutes each
     python benchmarks/cost/phases.py build/phases plan eval  # some
 
-Adds each case to `--record` (docs/results/phases.json), and prints the tables of docs/results/terminal.md. Tasks need
-`SECATEUR_DATA`, GGUF the Python of an environment with llama.cpp (`SECATEUR_LLAMA_CPP`).
+Adds each case to `--record` (docs/results/phases.json), and prints the tables of docs/results/terminal.md. A case that
+is recorded is not run again, unless it is named. Tasks need `SECATEUR_DATA`, GGUF the Python of an environment with
+llama.cpp (`SECATEUR_LLAMA_CPP`).
 """
 
 import argparse
@@ -199,11 +200,13 @@ def main() -> None:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         places = {"out": given.out, "model": model, "data": os.environ.get("SECATEUR_DATA", "data")}
         places["engine"] = os.environ.get("SECATEUR_LLAMA_CPP", sys.executable)
+        shown = command.format(out="OUT", model=model.replace(given.out, "OUT"), data="$SECATEUR_DATA", engine="PYTHON")
+        done = known.get(name, {})
+        if not given.cases and (done.get("command"), done.get("exit_code")) == (shown, 0):
+            continue
         code, stretches = watch(command.format(**places).split())
         record = {
-            "command": command.format(
-                out="OUT", model=model.replace(given.out, "OUT"), data="$SECATEUR_DATA", engine="PYTHON"
-            ),
+            "command": shown,
             "exit_code": code,
             "seconds": round(sum(seconds for _, seconds in stretches), 1),
             "longest_silence": round(max((s for words, s in stretches if not words), default=0.0), 2),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import jsonschema
 import pytest
@@ -12,6 +13,7 @@ from secateur.cli.commands import COMMANDS
 from secateur.cli.parsing import make_parser, parse
 from secateur.config.files.rerun import rerun_text
 from secateur.config.options import known_options
+from secateur.system.quiet import deprecations_unheard
 
 
 @pytest.mark.parametrize(("command", "first", "hidden"), [
@@ -125,3 +127,13 @@ def test_the_schema_takes_what_the_command_takes(tmp_path, capsys) -> None:
     (tmp_path / "tab.yaml").write_text("model:\tm\n\tdata: x\n")
     assert main(["prune", "--config", str(tmp_path / "tab.yaml"), "--output", "o"]) == 2
     assert "tab.yaml: line 1 has a tab, which YAML does not take" in capsys.readouterr().err
+
+
+def test_deprecations_between_others_are_not_said() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with deprecations_unheard():
+            for module in ("transformers.modeling_utils", "secateur.runs"):
+                warnings.warn_explicit(module, FutureWarning, "file.py", 1, module=module)
+        warnings.warn_explicit("afterwards", FutureWarning, "file.py", 1, module="transformers.modeling_utils")
+    assert [str(warning.message) for warning in heard] == ["secateur.runs", "afterwards"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from secateur.report.runs import Run
 from secateur.results.commands import _given
 from secateur.system.errors import InputError
 from secateur.system.records import FORMAT
+from secateur.system.voice import NAMES
 from tests.report.test_report import HOSTILE, records, unfinished, with_tasks, write_run
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
@@ -288,6 +290,8 @@ def test_what_is_no_result_is_refused(kind, tmp_path) -> None:
     [
         (secateur.prune, {"modle": "m", "data": "d", "output": "o"}, "unknown option 'modle'. Did you mean 'model'?"),
         (secateur.prune, {"sparsity": 1.5, "model": "m", "data": "d", "output": "o"}, "sparsity is 1.5"),
+        (secateur.prune, {"steps": "x", "model": "m", "data": "d", "output": "o"}, "steps is 'x': expected a whole"),
+        (secateur.prune, {"lr": -1, "model": "m", "data": "d", "output": "o"}, "lr is -1"),
         (secateur.adapt, {"model": "m", "data": "d", "output": "o", "dry_run": True}, "a dry run has no result"),
         (secateur.eval, {"model": "m"}, "nothing to evaluate on: give data, preset"),
         (secateur.compare, {"model": "m", "data": "d", "output": "o", "evaluate_on": "x", "cells": "odd"}, "odd"),
@@ -299,6 +303,7 @@ def test_bad_options(call, options, words, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError) as refused:
         call(**options)
     assert words in str(refused.value)
+    assert not set(NAMES.values()) & set(re.findall(r"the learning rate|\w+", str(refused.value)))  # those of Pruner
     assert list(tmp_path.iterdir()) == []
 
 

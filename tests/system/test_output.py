@@ -7,7 +7,14 @@ from safetensors import SafetensorError
 
 from secateur.system.errors import InputError
 from secateur.system.finished import forget, results
-from secateur.system.output import check_output, check_output_file, passing_folder, replaced_whole, scratch
+from secateur.system.output import (
+    check_output,
+    check_output_file,
+    link_or_copy,
+    passing_folder,
+    replaced_whole,
+    scratch,
+)
 
 
 def write_two(output: Path) -> None:
@@ -79,6 +86,19 @@ def test_a_link_stays_a_link(tmp_path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("error", [None, OSError(1314, "a privilege is not held"), NotImplementedError])
+def test_where_there_are_no_links_a_file_is_copied(tmp_path, monkeypatch, error) -> None:
+    def refused(path: Path, target: Path) -> None:
+        raise error
+
+    (tmp_path / "weights").write_bytes(b"1 2 3")
+    if error:
+        monkeypatch.setattr(Path, "symlink_to", refused)
+    link_or_copy(tmp_path / "weights", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == b"1 2 3"
+    assert (tmp_path / "again").is_symlink() is (error is None)
 
 
 def test_refusals(tmp_path, monkeypatch) -> None:

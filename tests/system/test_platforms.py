@@ -8,7 +8,7 @@ import sys
 from tiny import save_tiny
 
 ELSEWHERE = """
-import json, os, signal, sys, threading, warnings
+import json, os, signal, stat, sys, threading, warnings
 sys.modules["fcntl"] = None
 import filelock
 del sys.modules["fcntl"]
@@ -19,6 +19,11 @@ for name in ("fcntl", "resource"):
 for name in ("fork", "getuid", "killpg", "pathconf", "symlink", "sysconf"):
     delattr(os, name)
 del signal.SIGHUP
+sync = os.fsync
+def of_what_is_written(handle):
+    stat.S_ISDIR(os.fstat(handle).st_mode) or os.write(handle, b"")  # as on Windows: refused where it is read alone
+    sync(handle)
+os.fsync = of_what_is_written
 warnings.filterwarnings("error", category=EncodingWarning, module="secateur")
 from secateur.cli import main
 codes = []
@@ -30,8 +35,8 @@ print(*codes, "and no more", file=sys.stderr)
 
 
 def test_a_run_where_a_system_lacks_what_linux_has(tmp_path) -> None:
-    """No fcntl, resource, fork, SIGHUP, links; no handlers of signals; every `open` of ours names its encoding; an odd
-    path; and streams that know Western letters alone, as those of a pipe on Windows."""
+    """No fcntl, resource, fork, SIGHUP, links, no flush of what is open to read alone; no handlers of signals; every
+    `open` of ours names its encoding; an odd path; streams that know Western letters alone, as a pipe's on Windows."""
     place = tmp_path / "Bäume \\\\ und Äste"
     place.mkdir()
     save_tiny(place / "model")
@@ -49,6 +54,7 @@ def test_a_run_where_a_system_lacks_what_linux_has(tmp_path) -> None:
         "0.2",
     ]
     flags += ["--steps", "4", "--batch-size", "2", "--seq-len", "16", "--frequency", "1", "--dtype", "float32"]
+    flags += ["--save-steps", "2"]
     small = ["--model", "aus gabe", "--device", "cpu"]
     commands = [
         ["prune", *flags],

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..models.adapter_extras import WEIGHTS, extra_places
 from ..models.source import ModelSource
 from ..models.surgery import lora_layers, merged_weight
 from ..system.errors import VerificationError
-from ..system.output import check_output, replaced_whole, scratch
+from ..system.output import check_output, link_or_copy, replaced_whole, scratch
 from ..system.quiet import quiet_transformers
 from .card import adapter_front
 from .child import ADAPTER
@@ -230,10 +229,7 @@ def _with_our_code(folder: Path, work: Path, model: PeftModel) -> Path:
     copy.mkdir()
     for path in folder.iterdir():
         if path.is_file() and path.name != f"{MODULE}.py":
-            try:
-                (copy / path.name).symlink_to(path)
-            except OSError:  # a file system without links, or a Windows user who may make none
-                shutil.copyfile(path, copy / path.name)
+            link_or_copy(path, copy / path.name)
     source = modeling_source(config, layered_family(config))
     (copy / f"{MODULE}.py").write_text(source, encoding="utf-8")
     return copy

@@ -7,7 +7,6 @@ import errno
 import os
 import pickle
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from ..config.files.recipes import FromRecipe
 from ..config.options import with_origin
 from ..system.errors import InputError, OutOfMemoryError, SecateurError, disk_is_full, out_of_memory
 from ..system.finished import forget, results
+from ..system.quiet import deprecations_unheard
 from ..system.terminal.screen import Above, columns_of, is_terminal
 from ..system.terminal.signals import exit_code_of, terminated_tidily
 from ..system.terminal.streams import Escaping, safe
@@ -42,8 +42,6 @@ FILE_SYSTEM = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0 done, 2 bad input, 3 memory, 4 verification, 5 numbers)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # PEFT and transformers tell each other about their deprecations; there is nothing a user could do.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # What Apple's GPUs cannot compute yet, PyTorch then computes on the CPU; it reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     debug = "--debug" in arguments
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forget()
     try:
         # What commands print has names and texts in it that come from models and data.
-        with terminated_tidily(), flags_spoken(), said() as out, redirect_stdout(out):
+        with terminated_tidily(), flags_spoken(), deprecations_unheard(), said() as out, redirect_stdout(out):
             command, config = parse(arguments)
             return command(config)
     except SecateurError as error:

@@ -1,7 +1,8 @@
 """`secateur.prune` and its like: what the commands of these names do, with their options as arguments."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from ..system.errors import InputError
 from ..system.launcher import launched
 from ..system.places import check_options_kept
 from ..system.progress import Progress, phase
+from ..system.quiet import deprecations_unheard
 from ..system.records import plain
 from ..system.voice import speaks_python
 from .compared import CompareResult
@@ -26,7 +28,14 @@ from .trained import AdaptResult, PruneResult
 C = TypeVar("C")
 
 
-@speaks_python()
+@contextmanager
+def _as_function() -> Iterator[None]:
+    """A command that Python calls: its errors name arguments, and what is not the caller's to mend is not said."""
+    with speaks_python(options=True), deprecations_unheard():
+        yield
+
+
+@_as_function()
 def prune(*, config: str | os.PathLike[str] | None = None, **options: Any) -> PruneResult:
     """`secateur prune`: prune a model while LoRA fine-tunes it, write the smaller checkpoint, measure both models.
 
@@ -49,7 +58,7 @@ def prune(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Pr
     return _result(PruneResult, made.output)
 
 
-@speaks_python()
+@_as_function()
 def adapt(*, config: str | os.PathLike[str] | None = None, **options: Any) -> AdaptResult:
     """`secateur adapt`: train a LoRA adapter from a high rank down to a low one.
 
@@ -63,7 +72,7 @@ def adapt(*, config: str | os.PathLike[str] | None = None, **options: Any) -> Ad
     return _result(AdaptResult, made.output)
 
 
-@speaks_python()
+@_as_function()
 def sparsify(*, config: str | os.PathLike[str] | None = None, **options: Any) -> SparsifyResult:
     """`secateur sparsify`: put zeros into a model's weights by a pattern, and train LoRA over them.
 
@@ -80,7 +89,7 @@ def sparsify(*, config: str | os.PathLike[str] | None = None, **options: Any) ->
     return _result(SparsifyResult, made.output)
 
 
-@speaks_python()
+@_as_function()
 def compare(*, config: str | os.PathLike[str] | None = None, **options: Any) -> CompareResult:
     """`secateur compare`: a grid of runs of `prune` under the same data, steps and budget.
 
@@ -100,7 +109,7 @@ def compare(*, config: str | os.PathLike[str] | None = None, **options: Any) -> 
     return _result(CompareResult, comparison.settings.output)
 
 
-@speaks_python()
+@_as_function()
 def eval(*, config: str | os.PathLike[str] | None = None, **options: Any) -> EvalResult:
     """`secateur eval`: perplexity and tasks of a model, or of two side by side.
 

@@ -284,3 +284,11 @@ def _written(output: Path, temporary: Path, needed_bytes: int | None) -> Iterato
         shutil.rmtree(temporary, ignore_errors=True)
         if output.exists():  # the new one
             shutil.rmtree(old, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A file under a second name: a link, or a copy where there are none (vfat, a Windows user who may make none)."""
+    try:
+        target.symlink_to(source)
+    except (OSError, NotImplementedError):
+        shutil.copyfile(source, target)

@@ -1,9 +1,18 @@
-"""Libraries that speak while a live line is on the terminal."""
+"""Libraries that speak while a live line is on the terminal, or of what is not a user's."""
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+
+
+@contextmanager
+def deprecations_unheard() -> Iterator[None]:
+    """PEFT and transformers tell each other about their deprecations; there is nothing a user could do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+        yield
 
 
 class _Kept(logging.Handler):

@@ -15,20 +15,25 @@ CHOICES: dict[str, set[str]] = {}
 """Option -> the words that it may be, as the options' classes tell when they are made."""
 
 _flags: ContextVar[bool] = ContextVar("flags", default=False)
+_options: ContextVar[bool] = ContextVar("options", default=False)
 
 PHRASES = {
+    "or pass --family": "or give family",
+    "pass --family with one": "give family one",
+    "pass another --family": "give another family",
+}
+"""What is said otherwise in Python, where a name alone would not do."""
+OF_CLASSES = {
     "leave --targets out": 'give target_modules="all-linear" to LoraConfig',
     "leave it out of --targets": "leave it out of target_modules",
     "leave it out with --targets": "leave it out of target_modules",
     "(--init-rank)": "(r of its LoraConfig)",
     "compute in float32 (--dtype float32)": "compute in float32",
     "compute in --dtype float32": "compute in float32",
-    "or pass --family": "or give family",
-    "pass --family with one": "give family one",
-    "pass another --family": "give another family",
 }
-"""What is said otherwise in Python, where a name alone would not do."""
+"""The same where LoRA and the precision are the caller's: of `Pruner` and its like, but not of `secateur.prune`."""
 NAMES = {"targets": "target_modules", "lr": "the learning rate", "steps": "total_steps", "init_rank": "r"}
+"""Option -> what such a class calls it, where that is not the option's name."""
 SWITCHES = {"overwrite", "trust_remote_code", "gradient_checkpointing", "resume"}
 OPEN = {"family", "criterion", "model", "adapter", "load_in", "data"}
 """Options whose values are anybody's words."""
@@ -52,19 +57,26 @@ def flags_spoken() -> Iterator[None]:
 
 
 @contextmanager
-def speaks_python() -> Iterator[None]:
-    """Around what Python calls, or as its decorator: errors name arguments, unless a command is running."""
+def speaks_python(*, options: bool = False) -> Iterator[None]:
+    """Around what Python calls, or as its decorator: errors name arguments, unless a command is running.
+
+    Args:
+        options: the arguments are a command's options, by their names.
+    """
+    token = _options.set(options or _options.get())
     try:
         yield
     except SecateurError as error:
         if not _flags.get() and error.args:
             error.args = (in_python(str(error.args[0])), *error.args[1:])
         raise
+    finally:
+        _options.reset(token)
 
 
 def in_python(message: str) -> str:
     """A message that names flags, with the arguments that they are in Python."""
-    for phrase, words in PHRASES.items():
+    for phrase, words in (PHRASES if _options.get() else PHRASES | OF_CLASSES).items():
         message = message.replace(phrase, words)
     parts = COMMAND.split(message)
     return "".join(part if number % 2 else FLAG.sub(_argument, part) for number, part in enumerate(parts))
@@ -77,7 +89,7 @@ def _argument(found: re.Match[str]) -> str:
         return f"{name.removeprefix('no_')}=False{rest}"
     if name in SWITCHES:
         return f"{name}=True{rest}"
-    shown = NAMES.get(name, name)
+    shown = name if _options.get() else NAMES.get(name, name)
     if not value:
         return shown
     if re.fullmatch(r"-?\d[\d.e+-]*", value):

@@ -49,7 +49,7 @@ def seal(folder: Path) -> None:
         half_written.unlink()
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
+        with path.open("rb+") as file:  # Windows flushes what is open for writing alone
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     write_json(folder / MANIFEST, {"files": files})

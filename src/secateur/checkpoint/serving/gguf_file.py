@@ -34,7 +34,7 @@ from ...models.stored import checkpoint_dtype, stored_bytes
 from ...models.tokenizers import load_tokenizer, settings_of
 from ...system.errors import InputError, SecateurError, VerificationError, disk_is_full
 from ...system.finished import lands
-from ...system.output import check_output_file, passing_folder, room_words
+from ...system.output import check_output_file, link_or_copy, passing_folder, room_words
 from ...system.progress import megabytes, phase
 from ..comparing import logits_of
 from ..probe import default_probe
@@ -240,7 +240,7 @@ def _staged(
     folder.mkdir()
     for path in Path(source.path).absolute().iterdir():
         if path.is_file() and path.suffix != ".py" and not path.name.startswith(("config.json", "adapter_")):
-            (folder / path.name).symlink_to(path)
+            link_or_copy(path, folder / path.name)
     values = json.loads((Path(source.path) / "config.json").read_text(encoding="utf-8"))
     if settings_of(source.path).get("tokenizer_class") in FILES_OWN:
         # of some model types transformers would build a tokenizer of the type's own class from the file's vocabulary
