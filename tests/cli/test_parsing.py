@@ -1,7 +1,10 @@
 """Help, suggestions, completion and the schema: what people meet before a command runs."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import jsonschema
@@ -10,7 +13,7 @@ import yaml
 
 from secateur.cli import main
 from secateur.cli.commands import COMMANDS
-from secateur.cli.parsing import make_parser, parse
+from secateur.cli.parsing import parse
 from secateur.config.files.rerun import rerun_text
 from secateur.config.options import known_options
 from secateur.system.quiet import deprecations_unheard
@@ -91,16 +94,17 @@ def test_singular_and_plural_are_one_option() -> None:
 @pytest.mark.parametrize(("line", "expected"), [
     ("secateur pru", {"prune"}),
     ("secateur prune --sparsi", {"--sparsity"}),
+    ("secateur prune --search-ev", {"--search-evaluations"}),
     ("secateur prune --allocation prot", {"protected"}),
+    ("secateur prune --recipe llama-3.2", {"llama-3.2-1b", "llama-3.2-3b"}),
+    ("secateur recipes trai", {"training-free"}),
 ])  # fmt: skip
-def test_shells_complete_commands_options_and_values(line, expected) -> None:
-    from argcomplete.completers import SuppressCompleter
-    from argcomplete.finders import CompletionFinder
-
-    finder = CompletionFinder(make_parser(), default_completer=SuppressCompleter())
-    words = line.split()
-    found = finder._get_completions(words[:-1], words[-1], "", None)
-    assert {word.strip() for word in found} == expected
+def test_shells_complete_commands_options_and_values(line, expected, tmp_path) -> None:
+    """As the shells' scripts ask for it; options that `--help` does not show, too."""
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = f"{sys.executable} -m secateur 8>{tmp_path / 'answer'} 9>/dev/null"
+    subprocess.run(["bash", "-c", command], env=os.environ | asked, check=True)
+    assert set((tmp_path / "answer").read_text().split()) == expected
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -119,8 +123,10 @@ def test_the_schema_takes_what_the_command_takes(tmp_path, capsys) -> None:
     text = rerun_text("prune", config)
     values = yaml.safe_load(text)
     known.validate(values)
-    for wrong in ({"sparsty": 0.5}, {"rank": "x"}, {"allocation": "globe"}, {"options_format": 2}):
+    for wrong in ({"sparsty": 0.5}, {"rank": "x"}, {"allocation": "globe"}, {"options_format": 2}, {"recipe": "beste"}):
         assert not known.is_valid(values | wrong)
+    assert main(["schema", "--of", "eval"]) == 0
+    assert "recipe" not in json.loads(capsys.readouterr().out)["properties"]  # as the command itself
     (tmp_path / "new.yaml").write_text(text.replace("options_format: 1", "options_format: 2"))
     assert main(["prune", "--config", str(tmp_path / "new.yaml"), "--output", "o"]) == 2
     assert "options_format is 2, this version knows 1: update secateur." in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import argcomplete
 
 from ..config.compare import CompareConfig
-from ..config.files.recipes import CLASSES, build_values, read_with_recipe
+from ..config.files.recipes import CLASSES, RecipesConfig, build_values, read_with_recipe, recipes
 from ..config.options import flag, known_options
 from ..system.errors import InputError, all_faults, faults_of
 from ..system.places import check_options_kept
@@ -35,9 +35,9 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
     Raises:
         InputError: every fault that the options have, in one message.
     """
-    everything = "--help-all" in arguments
+    everything, completing = "--help-all" in arguments, "_ARGCOMPLETE" in os.environ
     # Options of the commands that are named alone; a shell that asks for completions names them elsewhere.
-    parser = make_parser(everything, COMMANDS if "_ARGCOMPLETE" in os.environ else arguments)
+    parser = make_parser(everything or completing, COMMANDS if completing else arguments)
     argcomplete.autocomplete(parser)  # ends here where a shell asks for completions
     if set(arguments) == {"--version", "--verbose"}:
         return _print_versions, None
@@ -168,7 +168,9 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], lis
         if f.metadata["positional"]:
             text = f.metadata["help"].replace("%", "%%")
             count = "*" if get_origin(hints[f.name]) is tuple else "?"
-            group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs=count)
+            positional = group.add_argument(f.name, help=text, metavar=f.metadata["metavar"], nargs=count)
+            if RecipesConfig in classes:
+                positional.completer = _recipe_names
             continue
         text = _help_of(f) if f.name in listed or f.default is MISSING else argparse.SUPPRESS
         if hints[f.name] is bool:
@@ -183,8 +185,14 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], lis
         if choices:
             action.completer = argcomplete.ChoicesCompleter(choices)
     if any(cls in CLASSES for cls in classes):
-        parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
+        named = parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
+        named.completer = _recipe_names  # type: ignore[attr-defined]
     parser.add_argument("--config", metavar="YAML", help="read options from a file; flags win over it")
+
+
+def _recipe_names(**_: Any) -> list[str]:
+    """For a shell to complete."""
+    return list(recipes())
 
 
 def _help_of(option: Any) -> str:

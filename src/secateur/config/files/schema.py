@@ -5,6 +5,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..options import FORMAT, FORMAT_KEY, choice_faults, option
+from .recipes import KEY, recipes
 
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 
@@ -34,12 +35,14 @@ def options_schema(command: str, classes: tuple[type, ...]) -> dict[str, Any]:
     hints = {name: hint for cls in reversed(classes) for name, hint in get_type_hints(cls).items()}
     known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
     described = {name: _property(f, hints[name], axes=len(classes) > 1) for name, f in known.items()}
+    if names := [name for name, recipe in recipes().items() if command in recipe.commands]:
+        described = {KEY: {"enum": names, "description": "start from a recipe's options"}} | described
     described[FORMAT_KEY] = {"const": FORMAT, "description": "version of this list of options"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"secateur {command}",
         "type": "object",
-        "properties": {"recipe": {"type": "string", "description": "start from a recipe's options"}} | described,
+        "properties": described,
         "additionalProperties": False,
     }
 
