@@ -62,14 +62,16 @@ MORE_THAN_STOCK = [("phi/qk_layernorm", "kv_group"), ("phi/qk_layernorm", "query
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """T5 does not scale attention scores: in float32 a few steps make 2e-4 of the logits out of rounding."""
-    return torch.float64 if name.split("/")[0] in T5S else torch.float32
+    """T5 does not scale attention scores: in float32 a few steps make 2e-4 of the logits out of rounding. Zamba 2's
+    states make 4e-5."""
+    return torch.float64 if name.split("/")[0] in (*T5S, "zamba2") else torch.float32
 
 
 def share_of(family: Family, attention: str) -> float | None:
     """Of the attention's parameters that go: with one of three groups, or one of two query heads of each."""
     gated = family.query_rows > 1 or any(path.endswith("gate_proj") for path in family.by_head)
-    return None if attention == "none" else 3 / 8 if gated and attention == "query_head" else 1 / 3
+    single = 3 / 8 if gated else 0.3 if family.shared else 1 / 3  # Zamba's queries read twice the width
+    return None if attention == "none" else single if attention == "query_head" else 1 / 3
 
 
 def pruned(name: str, attention: str, *, shrink: bool):

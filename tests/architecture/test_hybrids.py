@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 
 from secateur import Pruner
 from secateur.architecture.discovery import find_units
-from secateur.architecture.experts.lora import adaptable
+from secateur.architecture.experts.lora import adaptable, lost_on_reading
 from secateur.architecture.families import FAMILIES
 from secateur.architecture.layered import layered_shapes
 from secateur.architecture.stock import stock_class_of
@@ -24,6 +25,7 @@ from secateur.models.surgery import merged_and_sliced
 from secateur.pruning.compensation.sequence import refit_in_sequence
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
+from secateur.training.finetune import check_resumable
 from secateur.training.prepare import prepare
 from tests.architecture.rows import IDS, tiny
 
@@ -107,6 +109,25 @@ def test_widths_that_differ_from_the_start_are_read_and_written() -> None:
     assert left[0] == 240
     shares = [after / before for after, before in zip(left[1:], (120, 240, 180), strict=True)]
     assert max(shares) - min(shares) < 0.01
+
+
+def test_a_block_that_layers_share_is_one(tmp_path) -> None:
+    model = tiny("zamba")
+    blocks = [layer.shared_transf for layer in model.model.layers if hasattr(layer, "shared_transf")]
+    assert len(blocks) == 2
+    assert blocks[0] is blocks[1]
+    assert [pool.layer for pool in find_units(model, FAMILIES["zamba"]).pools] == [1, 1]  # heads and channels
+    apart = type(model)(model.config)  # the same weights in two modules, as transformers has it
+    with pytest.raises(InputError, match="layers share their shared_transf by its weights.*unstack_experts"):
+        find_units(apart, FAMILIES["zamba"])
+    linears = [path for path, module in apart.named_modules() if isinstance(module, torch.nn.Linear)]
+    lost = lost_on_reading(linears, apart)
+    assert lost == [path for path in linears if ".shared_transf." in path]
+    assert len(lost) == 2 * 7
+    lora = get_peft_model(model, LoraConfig(r=2, target_modules=["gate_proj"]))
+    lora.save_pretrained(tmp_path)
+    check_resumable(lora, tmp_path)  # the file names it in both layers
+    assert sum(".lora_A" in name for name, _ in lora.named_parameters()) == 1
 
 
 def test_a_hybrid_is_refit_in_sequence() -> None:

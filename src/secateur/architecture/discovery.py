@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 from ..config.pruning import BLOCKS, LAYERS, WIDTH
 from ..system.errors import InputError
 from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent, layer_pool
-from .experts import unstack_experts
+from .experts import is_shared, repeated, unstack_experts
 from .families import FAMILIES, Family
 from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
-from .pools import by_head, ffn_pools, head_pool, spare_of, submodule, taken_alone, together
+from .pools import by_channel, by_head, ffn_pools, head_pool, spare_of, submodule, taken_alone, together
 from .quantised import entries
 from .stock import auto_class, is_whole, resized_config
 from .units import Linear, Place, Pool, Units, base_linear, sides_of
@@ -42,6 +42,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
     places: list[Place] = []
     shapes: list[LayerShape] = []
     params: list[tuple[int, int]] = []
+    again = _repeated(model, family)
     for stack in family.stacks or (family,):
         heads: list[Pool] = []
         for number, layer in enumerate(submodule(model, stack.layers, "").children()):
@@ -51,7 +52,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
                 places.append(place)
                 shapes.append(LayerShape(0, 0, 0, 0))
                 continue
-            linears = _linears(layer, place)
+            linears = _linears(layer, place) if layer not in again else {}
             shape = _layer_shape(layer, stack, linears, place.prefix)
             if attention != "none" and shape.heads:
                 heads.append(head_pool(attention, len(places), place, layer, linears, shape))
@@ -202,6 +203,12 @@ def _linears(layer: nn.Module, place: Place) -> dict[str, Linear]:
     return {path: base_linear(submodule(layer, path, place.prefix)) for path in paths}
 
 
+def _repeated(model: nn.Module, family: Family) -> set[nn.Module]:
+    if not is_shared(model, family):
+        raise _not_apart(f"layers share their {family.shared} by its weights, which LoRA would part")
+    return repeated(model, family)
+
+
 def _not_apart(why: str) -> InputError:
     return InputError(f"{why}: call secateur.unstack_experts(model) before LoRA is added.")
 
@@ -243,6 +250,7 @@ def _params(layer: nn.Module, family: Family, linears: dict[str, Linear], shape:
     own = sum(_parameters(linears[path]) for path in family.attention_linears if path in linears)
     beside = sum(held.numel() for held in by_head(layer, family).values()) if shape.heads else 0
     unused = 0 if (spare := spare_of(layer, family)) is None else spare.numel()
+    unused += sum(entries(linear.weight) for linear in by_channel(layer, family).values()) if shape.ffn else 0
     return own + beside, sum(map(_parameters, linears.values())) - own + unused
 
 

@@ -1,7 +1,7 @@
 """The pools of a layer: its heads, with what goes with them, and the channels of each of its FFNs."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,10 @@ def ffn_pools(
     if _stays(layer, family):
         return []
     if family.experts is None and shape.ffn:
-        return [pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)]
+        pool = pool_of(number, "ffn", place, linears, parts(family, shape, "ffn"), shape.ffn)
+        for path, linear in by_channel(layer, family).items():
+            pool = _with_rows(pool, f"{place.prefix}.{path}", linear.weight)
+        return [pool]
     if family.experts is not None and shape.ffn:
         experts = layer.get_submodule(family.experts)
         numbers = experts.numbers if isinstance(experts, ExpertList) else range(len(list(experts.children())))
@@ -86,7 +89,7 @@ def ffn_pools(
             for expert, name in enumerate(numbers)
         ]
         if (spare := spare_of(layer, family)) is not None:
-            pools[0] = _with_spare(pools[0], spare, f"{place.prefix}.{family.experts}.spare")
+            pools[0] = _with_rows(pools[0], f"{place.prefix}.{family.experts}.spare", spare)
     widths, besides = dict(shape.beside), {each.name: each for each in family.beside}
     for name, chosen in beside_parts(family, shape).items():
         times = int(getattr(config, besides[name].times or "", 1))
@@ -102,11 +105,18 @@ def spare_of(layer: nn.Module, family: Family) -> Tensor | None:
     return experts.spare if isinstance(experts, ExpertList) else None
 
 
-def _with_spare(pool: Pool, spare: Tensor, path: str) -> Pool:
-    """The pool of the first expert, with whose rows of gate and up those go that no expert uses."""
+def by_channel(layer: nn.Module, family: Family) -> dict[str, nn.Linear]:
+    """Path in the layer -> what adds to gate and up beside their own linears (`Family.by_channel`)."""
+    parts = layer.get_submodule(family.by_channel).named_children() if family.by_channel else ()
+    lists = {f"{family.by_channel}.{name}": part for name, part in parts if isinstance(part, nn.Sequential)}
+    return {f"{path}.{len(part) - 1}": cast(nn.Linear, base_linear(part[-1])) for path, part in lists.items()}
+
+
+def _with_rows(pool: Pool, path: str, held: Tensor) -> Pool:
+    """The pool with what has a row for each of gate and up, and counts for nothing in the scores."""
     rows = [member for member in pool.members if member.dim == 0]
-    further = tuple(Member(path, 0, member.index, len(spare), scored=False) for member in rows)
-    more = sum(member.index.shape[1] for member in rows) * spare.shape[1]
+    further = tuple(Member(path, 0, member.index, len(held), scored=False) for member in rows if member.scored)
+    more = sum(member.index.shape[1] for member in rows if member.scored) * held.shape[1]
     return replace(pool, members=(*pool.members, *further), unit_params=pool.unit_params + more)
 
 

@@ -274,8 +274,8 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     lost = [] if config.merge or config.adapter else lost_on_reading(linears, empty)
     if lost and config.targets:
         raise InputError(
-            f"--targets {' '.join(config.targets)}: PEFT would not find LoRA on {lost[0]} in an adapter's files, as it "
-            f"takes that name for an older one of a {model_config.model_type}: add --merge, or name other linears."
+            f"--targets {' '.join(config.targets)}: PEFT would not read LoRA on {lost[0]} of a "
+            f"{model_config.model_type} back as it was: add --merge, or name other linears."
         )
     linears = {path: module for path, module in linears.items() if path not in lost}
     for path, module in linears.items():
@@ -295,6 +295,6 @@ def _check_ranks(config: AdaptConfig, model_config: PreTrainedConfig) -> Fit:
     words = None if config.targets else unreached_words(sizes, covered, parameters)
     rank = config.init_rank
     few = f"no LoRA on {len(left)} routers or linears narrower than --init-rank {rank}: {left[0]}" if left else None
-    gone = f"no LoRA on {len(lost)} linears that PEFT would not find in an adapter, such as {lost[0]}" if lost else ""
+    gone = f"no LoRA on {len(lost)} linears that an adapter cannot hold, such as {lost[0]}" if lost else ""
     notes = tuple(filter(None, (few, gone and f"{gone}: --merge takes them, too", words)))
     return Fit(needed, names if isinstance(names, str) else tuple(names), (*left, *lost), notes)

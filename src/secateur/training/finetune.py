@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.building import empty_model
-from ..architecture.experts import unstack_experts
+from ..architecture.experts import share_, unstack_experts
 from ..architecture.experts.lora import name_experts_
+from ..architecture.families import FAMILIES
 from ..architecture.quantised import is_quantised, loading_options, settle_
 from ..architecture.stock import task_of
 from ..checkpoint.convert import compare_with_whole
@@ -74,6 +75,8 @@ def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts
         model.config.use_cache = False
         if experts_apart:
             unstack_experts(model, job.family)
+        elif model.config.model_type in FAMILIES:
+            share_(model, FAMILIES[model.config.model_type])
         nn.Module.to(model, device)
     return model
 
@@ -179,7 +182,8 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
     """
     with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
         saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - beside them: biases, embeddings
-    ours = {name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name}
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    ours = {name.replace(".default", "") for name in names if ".lora_" in name}
     if other := sorted(saved.symmetric_difference(ours)):
         raise InputError(
             f"--resume: {checkpoint} has LoRA on other linears than this run ({other[0]} and {len(other) - 1} more): "

@@ -155,7 +155,8 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
 def what_stays(units: Units) -> str:
     """Which part of a hybrid stays as it is, and how many of its layers have heads."""
     layers = sum(shape.heads > 0 for shape in units.shapes)
-    return f"{units.family.recurrent} stay as they are: {layers} of {len(units.shapes)} layers have attention"
+    have = "have attention" if units.family.shared is None else "have a block of attention and FFN, which others share"
+    return f"{units.family.recurrent} stay as they are: {layers} of {len(units.shapes)} layers {have}"
 
 
 def prepare_causal(config: PruneConfig) -> PruneJob:

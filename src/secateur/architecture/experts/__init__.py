@@ -1,6 +1,7 @@
-"""Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them."""
+"""Mixtures of experts: their experts apart for training and in one tensor again, whole ones removed, LoRA on them; and
+blocks that layers share, made one."""
 
-from .apart import ROWS, Expert, ExpertList, expert_lists, expert_names, find, unstack_experts
+from .apart import ROWS, Expert, ExpertList, expert_lists, expert_names, unstack_experts
 from .dropping import (
     LEAST_TOKENS,
     ROUTING_BATCHES,
@@ -14,6 +15,7 @@ from .dropping import (
     take_out_experts,
     unused_experts,
 )
+from .shared import find, is_shared, repeated, share_, tied_linears
 from .stacked import stack_experts
 
 __all__ = [
@@ -32,8 +34,12 @@ __all__ = [
     "expert_names",
     "find",
     "gone_record",
+    "is_shared",
+    "repeated",
+    "share_",
     "stack_experts",
     "take_out_experts",
+    "tied_linears",
     "unstack_experts",
     "unused_experts",
 ]

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ...system.voice import speaks_python
 from ..families import FAMILIES, Beside, Family
+from .shared import find, share_
 from .stock_tensors import Pair, check_stacked, has_own_gate, linears_in, spare_in
 from .together import Together, joined
 
@@ -197,6 +198,8 @@ def unstack_experts(model: nn.Module, family: Family | None = None) -> int:
     if family is None:
         model_type = cast(PreTrainedModel, model).config.model_type
         family = FAMILIES[model_type] if model_type in FAMILIES else None  # noqa: SIM401 (get would raise)
+    if family is not None:
+        share_(model, family)
     if family is None or family.experts is None:
         return 0
     count = 0
@@ -240,14 +243,6 @@ def expert_names(family: Family) -> tuple[str, str]:
 def expert_lists(model: nn.Module) -> dict[str, ExpertList]:
     """The model's lists of experts by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, ExpertList)}
-
-
-def find(module: nn.Module, path: str) -> nn.Module | None:
-    """What is at a path, None where there is nothing."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _set_apart_(layer: nn.Module, beside: Beside, names: tuple[str, str], experts: str) -> None:

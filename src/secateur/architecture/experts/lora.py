@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from ...system.errors import InputError
 from ..families import Family
 from ..units import sides_of
-from .apart import Expert, expert_lists, expert_names, find
+from .apart import Expert, expert_lists, expert_names
+from .shared import find, tied_linears
 from .stock_tensors import STOCK_NAMES
 
 APART = re.compile(r"base_model\.model\.(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
@@ -95,11 +96,13 @@ def adaptable(model: nn.Module) -> list[str] | str:
 def lost_on_reading(paths: Iterable[str], model: nn.Module) -> list[str]:
     """Those of the linears whose LoRA PEFT would not find in an adapter's files: it renames what it reads as a model's
     files are, and some of transformers' patterns also meet the names that the model has now (Laguna's
-    `shared_expert.` those of `shared_experts`)."""
+    `shared_expert.` those of `shared_experts`). And those whose weights stand in several places (Zamba): whoever merges
+    the adapter would add to them in each."""
     names = {f"base_model.model.{path}.lora_A.weight": path for path in paths}
     given = {name: torch.zeros(1, 1) for name in names}
     found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), given)
-    return [path for name, path in names.items() if name not in found]
+    tied = tied_linears(model)
+    return [path for name, path in names.items() if name not in found or path in tied]
 
 
 def _refused(names: Iterable[str], model: nn.Module) -> set[str]:

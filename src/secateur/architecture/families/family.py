@@ -160,6 +160,10 @@ class Family:
     """FFNs that some layers have beside the routed experts, or in their place."""
     recurrent: str | None = None
     """Of a hybrid: what layers have in place of attention or beside it, which stays. A layer may lack an FFN too."""
+    shared: str | None = None
+    """A module that layers share by tied weights, so that what goes in one goes in all of them."""
+    by_channel: str | None = None
+    """A list with parts whose last linear's rows are those of gate and up, where they are no `Identity`."""
     dense_only: str | None = None
     """A module of layers with experts, whose width is that of the dense FFNs in the config: no such model is pruned."""
     chooser: str | None = None
@@ -207,7 +211,7 @@ class Family:
     @property
     def alike_only(self) -> bool:
         """Whether all layers must lose alike: one size in the config stands for places that differ in kind."""
-        return bool(self.stacks or self.experts)
+        return bool(self.stacks or self.experts or self.shared)
 
     @property
     def in_part(self) -> bool:
@@ -234,6 +238,7 @@ class Family:
             f"{self.recurrent} stay": self.recurrent,
             f"with {derived} in its config no head goes in stock format": derived,
             "latent attention: the latent vectors keep their sizes": self.latent,
+            "one block for several layers: what goes in one goes in all": self.shared,
             "whole experts, before training: --experts (stock)": self.experts and not self.experts_stay,
             f"no whole experts: {self.experts_stay}": self.experts_stay,
             f"one size in its config ({self.ffn}): {self._tied} as the routed experts do": self._tied,

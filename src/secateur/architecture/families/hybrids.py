@@ -85,6 +85,38 @@ FAMILIES.register(
         recurrent="recurrent blocks",
     ),
 )
+_ZAMBA = Family(
+    name="zamba",
+    attention="shared_transf.self_attn",
+    q="shared_transf.self_attn.q_proj",
+    k="shared_transf.self_attn.k_proj",
+    v="shared_transf.self_attn.v_proj",
+    o="shared_transf.self_attn.o_proj",
+    mlp_in=("shared_transf.feed_forward.gate_proj", "shared_transf.feed_forward.up_proj"),
+    mlp_out="shared_transf.feed_forward.down_proj",
+    head_dim="attention_head_dim",
+    shared="shared_transf",
+    recurrent=_MAMBA,
+)
+FAMILIES.register("zamba", _ZAMBA)
+_BLOCK = "shared_transformer"
+FAMILIES.register(
+    "zamba2",
+    replace(
+        _ZAMBA,
+        name="zamba2",
+        attention=f"{_BLOCK}.self_attn",
+        q=f"{_BLOCK}.self_attn.q_proj",
+        k=f"{_BLOCK}.self_attn.k_proj",
+        v=f"{_BLOCK}.self_attn.v_proj",
+        o=f"{_BLOCK}.self_attn.o_proj",
+        mlp_in=(f"{_BLOCK}.feed_forward.gate_up_proj",) * 2,
+        mlp_out=f"{_BLOCK}.feed_forward.down_proj",
+        shared=_BLOCK,
+        by_channel=f"{_BLOCK}.feed_forward.gate_up_proj_adapter_list",
+        no_heads="it takes the size of a head from the width over the heads: the FFN takes all",
+    ),
+)
 _MIXTURES = {
     "qwen3_next": replace(SMALL, query_rows=2, beside=(OWN_SHARED, DENSE), recurrent=_LINEAR),
     "qwen3_5_moe_text": replace(SMALL, query_rows=2, beside=(OWN_SHARED,), recurrent=_LINEAR),

@@ -27,8 +27,6 @@ _REFUSED = {
     "other things than without": ("cpmant",),
     "it reads bytes in patches, through three models of different sizes": ("blt",),
     "it goes through two stacks of layers in turns, which one config describes": ("hrm_text",),
-    "several layers share one attention and one FFN, and LoRA would give each place an adapter of its own, so that "
-    "they could not be written as one again": ("zamba", "zamba2"),
     "it attends by hashing at random, so no two passes compute the same, and trains on texts of one length alone": (
         "reformer",
     ),

@@ -70,7 +70,7 @@ def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator
         path, _, leaf = plain(name).rpartition(".")
         turned = leaf == "weight" and path in transposed
         path = path.removesuffix(".base_layer")
-        if ".lora_" in name or leaf == GAIN:
+        if ".lora_" in name or leaf == GAIN or path not in modules:  # a block that an earlier layer has, too
             continue
         if f"{path}.".startswith(gone) and f"{path}.{leaf}" not in biases:
             continue
