@@ -126,7 +126,7 @@ def test_a_block_that_layers_share_is_one(tmp_path) -> None:
     assert len(lost) == 2 * 7
     lora = get_peft_model(model, LoraConfig(r=2, target_modules=["gate_proj"]))
     lora.save_pretrained(tmp_path)
-    check_resumable(lora, tmp_path)  # the file names it in both layers
+    check_resumable(lora, tmp_path)
     assert sum(".lora_A" in name for name, _ in lora.named_parameters()) == 1
 
 

@@ -182,9 +182,15 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
     """
     with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
         saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - beside them: biases, embeddings
-    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
-    ours = {name.replace(".default", "") for name in names if ".lora_" in name}
-    if other := sorted(saved.symmetric_difference(ours)):
+    once, each = (  # a module that stands in two layers has two names, of which a file has one or both
+        {
+            name.replace(".default", "")
+            for name, _ in model.named_parameters(remove_duplicate=single)
+            if ".lora_" in name
+        }
+        for single in (True, False)
+    )
+    if other := sorted((saved - each) | (once - saved)):
         raise InputError(
             f"--resume: {checkpoint} has LoRA on other linears than this run ({other[0]} and {len(other) - 1} more): "
             "another version wrote it, so start anew with --overwrite."
