@@ -1,6 +1,5 @@
 """The steps that cost.py times: criteria, and one training step of each."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from secateur.criteria import InputMoments
 from secateur.models.devices import autocast, compute_dtype, default_device
 from secateur.ranks import RankPruner
 from secateur.sparsity.pst import Pst
+from secateur.system.machine.devices import clock_of
 from secateur.training.finetune import checkpoint_layers
 from secateur.training.loss import causal_lm_loss
 
@@ -115,7 +115,7 @@ class Stepper:
     def step(self) -> float:
         """One optimiser step with its scores; -> seconds."""
         wait()
-        began = time.perf_counter()
+        began = (clock := clock_of(self.ids.device))()
         for _ in range(self.setup.accumulation):
             with autocast(self.ids.device.type, compute_dtype("auto")), disable_input_dtype_casting(self.model):
                 loss = causal_lm_loss(self.model(input_ids=self.ids), self.ids) / self.setup.accumulation
@@ -130,7 +130,7 @@ class Stepper:
                 self.pruner.step(self.optimizer)
         self.optimizer.zero_grad()
         wait()
-        return time.perf_counter() - began
+        return clock() - began
 
     def turn(self, name: str) -> tuple[float, int]:
         """One step of a case on this model, its hooks put on before and taken off after; -> seconds, peak bytes."""

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from tiny import save_tiny
+from tiny import save_tiny, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from zygote import run_until
 
@@ -29,6 +29,7 @@ from secateur.system.errors import InputError, NumericsError
 from secateur.system.locks import locked
 from secateur.training.checkpoints import MANIFEST, find_latest
 from secateur.training.saving import SavingCallback
+from tests.speed import made_up
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box and quarrel about nothing at all. "
 
@@ -165,6 +166,20 @@ def test_budgets_that_differ_are_refused(inputs) -> None:
     given = {**inputs, "sparsity": "0.3", "cells": ("coarse: criterion=gate round_to=32",)}
     with pytest.raises(InputError, match="would lose .*same budget"):
         compare(build_comparison(given))
+
+
+def test_of_a_time_it_is_the_time_that_must_be_alike(inputs, tmp_path) -> None:
+    """A whole layer of 12 ms or 36 of each layer's 96 channels: other parameters, and the same time."""
+    save_tiny(tmp_path / "deep", layers=4)
+    made = made_up.table(tiny_llama(layers=4), lambda _, kv: 2.0 * kv, lambda width: width / 12, step=4, rest_ms=2.0)
+    costs = str(made_up.written(tmp_path / "costs.json", made))
+    given = {**inputs, "model": str(tmp_path / "deep"), "criterion": "gate", "cost_table": costs, "baselines": ()}
+    given |= {"target_speedup": str(50 / 38)}
+    del given["sparsity"]
+    cells = ["narrow: attention=none", "whole: units=layers", "coarse: attention=none round_to=32"]
+    compare_module._check_budgets(build_comparison({**given, "cells": tuple(cells[:2])}).cells[1:], {}, tmp_path)
+    with pytest.raises(InputError, match=r"narrow and coarse would take 38 ms and 39.33 ms \(prefill:1x512\)"):
+        compare_module._check_budgets(build_comparison({**given, "cells": tuple(cells)}).cells[1:], {}, tmp_path)
 
 
 def test_a_stopped_comparison_goes_on_to_the_same_table(inputs, tmp_path, monkeypatch, capsys) -> None:

@@ -1,5 +1,7 @@
 """Timing alternates; FLOPs and sizes are counted, not guessed."""
 
+import time
+
 import pytest
 import torch
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -20,6 +22,16 @@ def test_models_take_turns() -> None:
     assert calls == ["a", "b"] * 4
     assert found["a"].repeats == 3
     assert found["a"].median_ms > 0
+
+
+def test_what_others_take_of_one_thread_does_not_count(monkeypatch) -> None:
+    """Waiting stands for another program's turn; with several threads only the clock knows what they took together."""
+    model = tiny_llama(layers=1)
+    model.register_forward_pre_hook(lambda module, args: time.sleep(0.1))
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found = forward_latency({"a": model}, batch=1, seq_len=8, repeats=1, dtype=torch.float32, warmup=0)
+        assert (found["a"].median_ms > 100) == (threads > 1)
 
 
 def test_flops_are_those_of_the_linears() -> None:

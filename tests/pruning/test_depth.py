@@ -244,7 +244,7 @@ def test_protected_layers_stay_and_the_nearest_count_goes() -> None:
         ({"sparsity": 0.7, "protect_first": 2}, "at most 0.6000. Stay within that: protect fewer"),
         ({"allocation": "global"}, "global.? says how much each layer loses"),
         ({"attention": "query_head"}, "attention is about heads and channels"),
-        ({"compensate": "lstsq"}, "use none"),
+        ({"compensate": "lstsq"}, "use sequential, by which the layers before and behind do, or none"),
         ({"criterion": "wanda"}, "scores heads and channels, by input moments"),
         ({"units": "heads,channels,blocks"}, "add .*allocation.*global"),
         (

@@ -109,14 +109,17 @@ class Pool:
         return replace(self, members=tuple(members))
 
     @property
+    def ends(self) -> tuple[Member, ...]:
+        """The linears that give out what the units make, by the columns that read them."""
+        return tuple(member for member in self.members if member.dim == 1 and member.scored)
+
+    @property
     def gates(self) -> tuple[Member, ...]:
         """The linears whose inputs carry the units: zeroing their columns removes them (Eqs. 12, 13).
 
         None of a layer: what removes it is that its output is what came in.
         """
-        if self.kind == LAYER:
-            return ()
-        return tuple(member for member in self.members if member.dim == 1 and member.scored)
+        return () if self.kind == LAYER else self.ends
 
     def __str__(self) -> str:
         parts = ", ".join(

@@ -119,7 +119,7 @@ def _checkpoint(job: PruneJob) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The whole of `secateur prune`, its checkpoint read back."""
     result = prune(job, Progress(job.total_steps, every_seconds=60))
     details = {"sparsity": result["sparsity"]["reached"], "shapes": result["shapes"], "checkpoint": str(job.output)}
-    return _read_back(job, result), details
+    return _read_back(job, result), details | ({"time": result["time"]} if "time" in result else {})
 
 
 def _read_back(job: Job, result: dict[str, Any]) -> PreTrainedModel:

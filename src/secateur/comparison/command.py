@@ -17,6 +17,7 @@ from ..models.devices import device_of
 from ..models.source import resolve_model
 from ..models.tokenizers import load_tokenizer
 from ..parallel.distributed import Share
+from ..plan.speed import expected_ms
 from ..pruning.allocation.reach import TOLERANCE
 from ..runs.sparsify.job import prepare_sparsify
 from ..system.errors import InputError, NumericsError, OutOfMemoryError, VerificationError
@@ -34,6 +35,9 @@ from .grid import MADE_SMALLER, Cell, Comparison, zeros_config
 from .recorded import RECORD, check_inputs, recorded, tidy
 from .rehearsal import rehearsed
 from .tables import write_comparison
+
+ALIKE = 0.03
+"""How far times of cells may lie apart, over the time that is asked for: whole layers come to it in steps."""
 
 
 def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B008 - it is frozen
@@ -159,8 +163,10 @@ def _prepared(cell: Cell, folder: Path) -> Job:
 
 
 def _check_budgets(cells: Sequence[Cell], jobs: dict[str, Job], folder: Path) -> None:
-    """Cells that ask for the same sparsity or size must lose the same share of parameters, recorded ones too."""
+    """Cells that ask for the same sparsity or size must lose the same share of parameters, recorded ones too; those
+    that ask for the same time must take the same by the cost table."""
     first: dict[float, tuple[str, float]] = {}
+    timed: dict[tuple[str, float], tuple[str, float]] = {}
     for cell in cells:
         if cell.kind != "prune":
             continue
@@ -170,6 +176,15 @@ def _check_budgets(cells: Sequence[Cell], jobs: dict[str, Job], folder: Path) ->
             config = _placed(cell, folder)
             planned = plan_budget(config, open_model(config)[1])
             target, budget = planned.target, planned.budget
+        if (asked := target.time) is not None:
+            ms = expected_ms(target, budget)
+            other, others = timed.setdefault((asked.at, round(asked.ms, 6)), (cell.name, ms))
+            if abs(ms - others) > ALIKE * asked.ms:
+                raise InputError(
+                    f"cells {other} and {cell.name} would take {others:.4g} ms and {ms:.4g} ms ({asked.at}): give them "
+                    "the same --cost-table and a time that both come to, or pass --allow-different."
+                )
+            continue
         other, sparsity = first.setdefault(target.sparsity, (cell.name, budget.sparsity))
         if abs(sparsity - budget.sparsity) > TOLERANCE:
             raise InputError(

@@ -245,10 +245,10 @@ class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
         found = groups + below_one(self, "ema") + at_least(self, "calibration_tokens", 1) + at_least(self, "cuts", 1)
         if self.schedule == "one-shot" and (self.cuts or 1) > 1:
             found.append(f"--schedule one-shot makes one cut and --cuts asks for {self.cuts}: use --schedule linear.")
-        if self.units != UNITS[0] and self.compensate != "none":
+        if self.units != UNITS[0] and self.compensate not in ("none", "sequential"):
             found.append(
-                f"--compensate {self.compensate} lets the heads and channels that stay take over: with "
-                f"--units {self.units} use none."
+                f"--compensate {self.compensate} lets heads and channels take over for others beside them: with "
+                f"--units {self.units} use sequential, by which the layers before and behind do, or none."
             )
         if self.criterion == "compresso" and self.compensate != "none":
             found.append(

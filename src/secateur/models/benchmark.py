@@ -19,7 +19,7 @@ from ..data.encoding import encode
 from ..data.endings import ending_ids
 from ..data.pairs import source_ids
 from ..system.errors import InputError, out_of_memory
-from ..system.machine.devices import own_randomness, wait_for
+from ..system.machine.devices import clock_of, own_randomness, wait_for
 from .devices import autocast
 
 LONGEST_SIDE = 4096
@@ -27,7 +27,7 @@ LONGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one forward pass."""
+    """Time of one forward pass: the processor's, where one thread of a CPU computes."""
 
     median_ms: float
     spread_ms: float
@@ -277,10 +277,10 @@ def _time_forward(model: nn.Module, ids: torch.Tensor, dtype: torch.dtype) -> fl
     ids = ids.to(device)
     with evaluating(model), torch.inference_mode(), autocast(device.type, dtype):
         wait_for(device)
-        started = time.perf_counter()
+        started = (clock := clock_of(device))()
         model(**both_sides(model, ids), use_cache=False)
         wait_for(device)
-        return time.perf_counter() - started
+        return clock() - started
 
 
 def both_sides(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..architecture.layout import LayerShape
+from ..pruning.allocation.target import Target
 from ..pruning.budget import Budget
 from ..speed.costs import Costs
 from ..training.prepare import PlannedBudget
@@ -17,8 +18,7 @@ def planned_time(planned: PlannedBudget) -> dict[str, Any]:
     asked, costs = planned.target.time, planned.budget.account
     if asked is None or not isinstance(costs, Costs):
         return {}
-    exact = not planned.budget.pot
-    pruned = costs.ms(shapes_left(planned.budget)) if exact else asked.ms
+    exact, pruned = not planned.budget.pot, expected_ms(planned.target, planned.budget)
     return {
         "speed": {
             "at": asked.at,
@@ -30,6 +30,13 @@ def planned_time(planned: PlannedBudget) -> dict[str, Any]:
             "layers": _layers(planned.budget, exact),
         }
     }
+
+
+def expected_ms(target: Target, budget: Budget) -> float:
+    """What a model shall take at the end, by its cost table; 0 where no time is asked for."""
+    if target.time is None or not isinstance(budget.account, Costs):
+        return 0.0
+    return target.time.ms if budget.pot else budget.account.ms(shapes_left(budget))
 
 
 def shapes_left(budget: Budget) -> Sequence[LayerShape]:

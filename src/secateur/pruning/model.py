@@ -28,6 +28,7 @@ from .checks import check_not_sharded, criterion_of
 from .compensation.calibration import NONE_GIVEN, Calibration, calibration_of
 from .compensation.sequence import refit_in_sequence
 from .compensation.single import check_compensation, compensate_, rewritten_by
+from .compensation.steps import check_repairable
 from .masks import Masks, check_unmasked
 
 
@@ -159,7 +160,7 @@ class PrunedModel:
 
     def rewritten(self) -> dict[str, nn.Parameter]:
         """Name -> base parameter that compensation changes: an adapter alone does not say the model any more."""
-        return rewritten_by(self.compensate, self.units, self.modules)
+        return rewritten_by(self.compensate, self.live, self.modules)
 
     def state(self) -> dict[str, Any]:
         """What of the model a checkpoint of LoRA's weights does not hold."""
@@ -215,7 +216,10 @@ class Shown:
         Raises:
             InputError: there are none, or one is not what a model is given.
         """
-        self.pruned.calibration = calibration_of(batches, dtype)
+        found = calibration_of(batches, dtype)
+        if self.pruned.compensate == "sequential":
+            check_repairable(self.pruned.model, self.pruned.live, found.batches[0], dtype)
+        self.pruned.calibration = found
 
     @property
     def units(self) -> Units:

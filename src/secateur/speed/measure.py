@@ -19,7 +19,7 @@ from ..config.pruning import LAYERS
 from ..config.sizes import PREFILL, Timed
 from ..models.benchmark import evaluating
 from ..models.devices import autocast
-from ..system.machine.devices import own_randomness, wait_for
+from ..system.machine.devices import clock_of, own_randomness, wait_for
 from .costs import monotone
 from .stack import SMALL_VOCABULARY, Stack, Subject
 from .table import Channels, Heads, LayerTimes, Times
@@ -183,10 +183,10 @@ def _timer(model: nn.Module, at: Timed, subject: Subject) -> Timer:
 def _forward_ms(model: nn.Module, ids: Tensor, subject: Subject) -> float:
     with evaluating(model), torch.inference_mode(), autocast(subject.device.type, subject.dtype):
         wait_for(subject.device)
-        started = time.perf_counter()
+        started = (clock := clock_of(subject.device))()
         model(input_ids=ids, use_cache=False)
         wait_for(subject.device)
-        return (time.perf_counter() - started) * 1e3
+        return (clock() - started) * 1e3
 
 
 @dataclass(frozen=True)

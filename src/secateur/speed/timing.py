@@ -1,7 +1,6 @@
 """How long models take for what `--speed-at` says, taking turns so that the machine's drift hits all alike."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 from ..config.sizes import PREFILL, Timed
 from ..models.benchmark import Latency, both_sides, evaluating, forward_latency
 from ..models.devices import autocast, name_of
-from ..system.machine.devices import wait_for
+from ..system.machine.devices import clock_of, wait_for
 
 Told = Callable[[int, int], None]
 
@@ -82,9 +81,9 @@ class Decoding:
         """Of `count` more tokens."""
         with evaluating(self.model), torch.inference_mode(), autocast(self.device.type, self.dtype):
             wait_for(self.device)
-            started = time.perf_counter()
+            started = (clock := clock_of(self.device))()
             for _ in range(count):
                 more = {self._name: self._output.logits[:, -1:].argmax(-1), **self._further}
                 self._output = self.model(**more, past_key_values=self._output.past_key_values, use_cache=True)
             wait_for(self.device)
-            return time.perf_counter() - started
+            return clock() - started

@@ -37,7 +37,7 @@ def refit_flops(units: Units, outputs: int, tokens: int) -> float:
 
 def _inputs(units: Units) -> Collection[int]:
     """Columns of each o and down."""
-    return [gate.size for pool in units.pools for gate in pool.gates]
+    return list({end.linear: end.size for pool in units.pools for end in pool.ends}.values())
 
 
 def second_moment_bytes(pools: Iterable[Pool]) -> int:

@@ -7,30 +7,32 @@ to the columns that stay, so each layer also repairs what those before it have l
 linear and the stream, R is over the norm's gain and X over the size of what the linear makes. Where a layer does
 something else, R is what the linear's own output lacks, on the same X.
 
+Where layers or blocks go whole, R of the last linear before the gap reaches to the gap's end: so it takes the
+least-squares map that LLM-Streamline puts in the place of layers (arXiv:2403.19135, §3.2) into its own weight.
+
 The idea of refitting on inputs that are already pruned is SparseGPT's (arXiv:2301.00774, §3) and OSSCAR's
 (arXiv:2403.12983); here the target is the stream, and units go whole.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ...architecture.units import ATTENTION_KINDS, Member, Units, base_linear, sides_of, weight_of
+from ...architecture.units import Units, base_linear, sides_of, weight_of
 from ...criteria.base import wide
 from ...parallel.distributed import largest, processes, total
 from ...parallel.sharding import assign_, gathered
 from ...system.errors import InputError
 from ...system.launcher import rank
-from .blocks import Block, Branch, block_of
+from .blocks import Branch
 from .layerwise import Batch, Seen, at_rest, recorded, watched
 from .ridge import RIDGES, Fit, Sums
+from .steps import Gate, Step, blocks_of_all, gates_of
 
-PROBE = 8
-"""Tokens of two sequences that show what a layer does with what its linears make."""
 HELD = 4
 """One sequence in so many is not fitted to, but there to choose the ridge."""
 
@@ -68,49 +70,15 @@ def refit_in_sequence(
     with at_rest(model, dtype):
         batches = list(batches)
         _check_batches(batches)
-        (hidden,), (small,) = recorded(base, layers, [{"input_ids": batches[0]["input_ids"][:2, :PROBE]}])
-        blocks: list[Block | None] = []
-        for layer, place, shape, call in zip(layers, units.places, units.shapes, small.calls, strict=True):
-            if not (shape.heads and shape.ffn):  # a hybrid's, which does something else beside
-                blocks.append(None)
-                continue
-            ends = (layer.get_submodule(path) for path in (place.family.o, place.family.mlp_out))
-            blocks.append(block_of(layer, call, hidden, *ends))
-        walk = _Walk(*recorded(base, layers, batches), ridges, two=any(blocks))
-        for number, layer in enumerate(layers):
-            walk.through(number, layer, blocks[number], dict(_gates(units, number, stay, base)))
+        blocks = blocks_of_all(base, units, batches[0])
+        steps = [
+            Step(number, layer, blocks[number], *gates_of(units, number, stay, base))
+            for number, layer in enumerate(layers)
+        ]
+        walk = _Walk(steps, *recorded(base, layers, batches), ridges, two=any(blocks))
+        for step in steps:
+            walk.through(step)
         return walk.found
-
-
-@dataclass(frozen=True, eq=False)
-class _Gate:
-    """An o or down whose input loses columns, or may make up for what went before it."""
-
-    path: str
-    linear: nn.Module
-    columns: Tensor
-    """(n,) positions along its input that stay."""
-    mask: Tensor
-    """(columns,) 1 at those, else 0."""
-
-    @property
-    def loses(self) -> bool:
-        return len(self.columns) < len(self.mask)
-
-
-def _gates(units: Units, layer: int, stay: Mapping[str, Tensor], base: nn.Module) -> Iterable[tuple[str, _Gate]]:
-    """`attention` and `ffn`, of those that a layer has, and its gate."""
-    for pool in units.pools:
-        for gate in pool.gates if pool.layer == layer else ():
-            kind = "attention" if pool.kind in ATTENTION_KINDS else "ffn"
-            yield kind, _gate(gate, stay[pool.name], base.get_submodule(gate.linear))
-
-
-def _gate(gate: Member, stay: Tensor, linear: nn.Module) -> _Gate:
-    columns, mask = gate.entries(stay), torch.zeros(gate.size)
-    mask[columns] = 1
-    device = weight_of(base_linear(linear)).device
-    return _Gate(gate.linear, linear, columns.to(device), mask.to(device))
 
 
 def _check_batches(batches: Sequence[Mapping[str, Tensor]]) -> None:
@@ -125,65 +93,93 @@ class _Walk:
     """Both streams of hidden states, from layer to layer.
 
     Args:
+        steps: the layers.
         entering: the batches at the entrance of the first layer.
         two: whether any layer looks at the whole model's stream.
     """
 
-    def __init__(self, entering: list[Tensor], batches: list[Batch], ridges: Sequence[float], *, two: bool) -> None:
-        self._batches, self._ridges, self._two = batches, ridges, two
+    def __init__(
+        self, steps: list[Step], entering: list[Tensor], batches: list[Batch], ridges: Sequence[float], *, two: bool
+    ) -> None:
+        self._steps, self._batches, self._ridges, self._two = steps, batches, ridges, two
         self._whole = entering
-        """The stream of the model before the cut."""
+        """The stream of the model before the cut; behind a layer, as it is behind the gap that follows."""
+        self._ahead = 0
+        """Number of the layer that it comes to next."""
         self._cut = list(self._whole)
         self._same = True
         self.found: dict[str, Fit] = {}
 
-    def through(self, number: int, layer: nn.Module, block: Block | None, gates: Mapping[str, _Gate]) -> None:
+    def through(self, step: Step) -> None:
         """Refit the gates of a layer, and go on to the next one."""
-        self._same &= not any(gate.loses for gate in gates.values())
+        gap = step.gone or any(following.leaves_nothing for following in self._steps[step.number + 1 :][:1])
+        self._same &= not (gap or any(gate.loses for gate in step.gates))
         if self._same:
-            self._whole = [batch.calls[number](layer, h) for batch, h in zip(self._batches, self._whole, strict=True)]
-            self._cut = list(self._whole)
+            calls = (batch.calls[step.number] for batch in self._batches)
+            self._whole = [call(step.layer, h) for call, h in zip(calls, self._whole, strict=True)]
+            self._cut, self._ahead = list(self._whole), step.number + 1
             return
-        attention, ffn = gates.get("attention"), gates.get("ffn")
-        self._refit_attention(number, layer, block, attention)
-        self._refit_ffn(number, layer, block, attention, ffn)
+        before = self._through_whole(step)
+        if not step.gone:
+            self._refit_attention(step, before)
+            self._refit_ffn(step)
 
-    def _refit_attention(self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None) -> None:
-        """Refit o, and take the stream of the whole model behind the layer."""
-        sums, branch = None, None if block is None else block.attention
+    def _through_whole(self, step: Step) -> list[tuple[Tensor, Seen]]:
+        """Take the whole model's stream behind a layer, and the gap that follows; if it is not there yet.
+
+        Returns:
+            of each batch, what it was before the layer, and what the layer's o has seen.
+        """
+        behind = itertools.takewhile(lambda each: each.leaves_nothing, self._steps[step.number + 1 :])
+        passed = [each for each in (step, *behind) if each.number >= self._ahead and self._two]
+        found = []
         for place, batch in enumerate(self._batches):
-            call, h, cut = batch.calls[number], self._whole[place], self._cut[place]
-            if o is None:
-                self._whole[place] = call(layer, h) if self._two else h
-                continue
-            with watched(o.linear) as before:
-                self._whole[place] = call(layer, h) if self._two else h
+            h, seen = self._whole[place], Seen()
+            with ExitStack() as stack:
+                if step.attention is not None:
+                    seen = stack.enter_context(watched(step.attention.linear))
+                for each in passed:
+                    self._whole[place] = batch.calls[each.number](each.layer, self._whole[place])
+            found.append((h, seen))
+        self._ahead = max([self._ahead, *(each.number + 1 for each in passed)])
+        return found
+
+    def _refit_attention(self, step: Step, whole: list[tuple[Tensor, Seen]]) -> None:
+        """Refit o. What it makes is to come to the whole model's stream as it is before what stays next."""
+        o, down, branch = step.attention, step.ffn, None if step.block is None else step.block.attention
+        if o is None or not o.stays:
+            return
+        sums = None
+        for place, batch in enumerate(self._batches):
+            (h, before), cut = whole[place], self._cut[place]
             with watched(o.linear, o.mask, stop=True) as now:
-                call(layer, cut)
+                batch.calls[step.number](step.layer, cut)
             lacks = None
             if branch is not None:
-                added, adds = (branch.adds(wide(seen.output).reshape(h.shape)) for seen in (before, now))
-                lacks = (h - cut).to(adds) + added.to(adds) - adds
+                adds = branch.adds(wide(now.output).reshape(h.shape))
+                if down is not None and down.stays:
+                    lacks = (h - cut).to(adds) + branch.adds(wide(before.output).reshape(h.shape)).to(adds) - adds
+                else:
+                    lacks = (self._whole[place] - cut).to(adds) - adds
             sums = sums or self._sums(o, now.output)
             self._add(sums, place, o, now, branch, lacks)
-        if o is not None and sums is not None:
+        if sums is not None:
             self._change_(o, sums, branch)
 
-    def _refit_ffn(
-        self, number: int, layer: nn.Module, block: Block | None, o: _Gate | None, down: _Gate | None
-    ) -> None:
+    def _refit_ffn(self, step: Step) -> None:
         """Refit down, and take the stream of the cut model behind the layer."""
-        sums, branch = None, None if block is None else block.ffn
+        number, layer, o, down = step.number, step.layer, step.attention, step.ffn
+        sums, branch = None, None if step.block is None else step.block.ffn
         inputs: list[Tensor] = []
         again = branch is None or branch.normed  # what a change adds to the stream is not seen without the layer
         for place, batch in enumerate(self._batches):
             out, now = self._cut_pass(layer, batch, number, place, o, down)
-            if down is not None:
+            if down is not None and down.stays:
                 sums = sums or self._sums(down, now.output)
                 self._add(sums, place, down, now, branch, None if branch is None else wide(self._whole[place] - out))
                 if not again:
                     inputs.append(now.input[..., down.columns])
-            if down is None or not again:
+            if sums is None or not again:
                 self._cut[place] = out
         if down is None or sums is None:
             return
@@ -196,7 +192,7 @@ class _Walk:
                 self._cut[place] = self._cut[place] + branch.adds(more.reshape(self._cut[place].shape))
 
     def _cut_pass(
-        self, layer: nn.Module, batch: Batch, number: int, place: int, o: _Gate | None, down: _Gate | None
+        self, layer: nn.Module, batch: Batch, number: int, place: int, o: Gate | None, down: Gate | None
     ) -> tuple[Tensor, Seen]:
         """The cut layer's output on the cut stream, and what its down has seen."""
         seen = Seen()
@@ -207,12 +203,10 @@ class _Walk:
                 seen = stack.enter_context(watched(down.linear, down.mask))
             return batch.calls[number](layer, self._cut[place]), seen
 
-    def _sums(self, gate: _Gate, output: Tensor) -> Sums:
+    def _sums(self, gate: Gate, output: Tensor) -> Sums:
         return Sums(sides_of(base_linear(gate.linear))[0], len(gate.columns), output)
 
-    def _add(
-        self, sums: Sums, place: int, gate: _Gate, seen: Seen, branch: Branch | None, lacks: Tensor | None
-    ) -> None:
+    def _add(self, sums: Sums, place: int, gate: Gate, seen: Seen, branch: Branch | None, lacks: Tensor | None) -> None:
         """Add a batch's tokens that are no padding.
 
         Args:
@@ -233,7 +227,7 @@ class _Walk:
             x, lacks, held = x[counts], lacks[counts], held[counts]
         sums.add(x, lacks, held)
 
-    def _change_(self, gate: _Gate, sums: Sums, branch: Branch | None) -> Tensor:
+    def _change_(self, gate: Gate, sums: Sums, branch: Branch | None) -> Tensor:
         """Add what fits best to the columns that stay; returns what was added, as rounded."""
         sums.share()
         change, self.found[gate.path] = sums.fit(self._ridges, gate.path, None if branch is None else branch.gain)

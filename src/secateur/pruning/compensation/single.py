@@ -48,7 +48,7 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
     }
     if how == "sequential" and (kind := next((kind for kind, holds in kinds.items() if holds), None)):
         raise InputError(f"--compensate sequential: {units.family.name} is {kind}: use --compensate lstsq.")
-    for path in (gate.linear for pool in units.pools for gate in pool.gates):
+    for path in (end.linear for pool in units.pools for end in pool.ends):
         linear = base_linear(modules[path])
         if how == "bias" and linear.bias is None:
             raise InputError(
@@ -68,9 +68,9 @@ def rewritten_by(how: str, units: Units, modules: dict[str, nn.Module]) -> dict[
     if leaf is None:
         return {}
     return {
-        f"{gate.linear}.{leaf}": getattr(base_linear(modules[gate.linear]), leaf)
+        f"{end.linear}.{leaf}": getattr(base_linear(modules[end.linear]), leaf)
         for pool in units.pools
-        for gate in pool.gates
+        for end in pool.ends
     }
 
 

@@ -5,6 +5,7 @@ The only module that asks torch for an accelerator by its name; of several kinds
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,6 +222,12 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
     elif device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds of work on a device: on one thread of a CPU those of the thread, which other programs do not lengthen."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time if alone else time.perf_counter
 
 
 def free_cache() -> None:
