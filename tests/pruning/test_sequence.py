@@ -11,7 +11,7 @@ from secateur import Pruner
 from secateur.architecture.discovery import find_units
 from secateur.architecture.families import FAMILIES
 from secateur.models.surgery import merged_weight
-from secateur.pruning.compensation import sequence
+from secateur.pruning.compensation import steps
 from secateur.pruning.compensation.blocks import block_of
 from secateur.pruning.compensation.cost import refit_bytes
 from secateur.pruning.compensation.layerwise import recorded
@@ -211,7 +211,7 @@ def test_every_family(name, monkeypatch) -> None:
         masks = Masks(units, {path: base.get_submodule(path) for path in units.linears}, {})
         for way in ("none", "stream", "own output"):
             if way == "own output":
-                monkeypatch.setattr(sequence, "block_of", lambda *given: None)
+                monkeypatch.setattr(steps, "block_of", lambda *given: None)
             if way != "none":
                 refit_in_sequence(base, units, keep, [{"input_ids": part} for part in ids.split(4)])
             masks.update(keep)

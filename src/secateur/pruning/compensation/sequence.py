@@ -119,39 +119,34 @@ class _Walk:
             self._whole = [call(step.layer, h) for call, h in zip(calls, self._whole, strict=True)]
             self._cut, self._ahead = list(self._whole), step.number + 1
             return
-        before = self._through_whole(step)
-        if not step.gone:
-            self._refit_attention(step, before)
-            self._refit_ffn(step)
-
-    def _through_whole(self, step: Step) -> list[tuple[Tensor, Seen]]:
-        """Take the whole model's stream behind a layer, and the gap that follows; if it is not there yet.
-
-        Returns:
-            of each batch, what it was before the layer, and what the layer's o has seen.
-        """
         behind = itertools.takewhile(lambda each: each.leaves_nothing, self._steps[step.number + 1 :])
         passed = [each for each in (step, *behind) if each.number >= self._ahead and self._two]
-        found = []
-        for place, batch in enumerate(self._batches):
-            h, seen = self._whole[place], Seen()
-            with ExitStack() as stack:
-                if step.attention is not None:
-                    seen = stack.enter_context(watched(step.attention.linear))
-                for each in passed:
-                    self._whole[place] = batch.calls[each.number](each.layer, self._whole[place])
-            found.append((h, seen))
+        self._refit_attention(step, passed)
         self._ahead = max([self._ahead, *(each.number + 1 for each in passed)])
-        return found
+        if not step.gone:
+            self._refit_ffn(step)
 
-    def _refit_attention(self, step: Step, whole: list[tuple[Tensor, Seen]]) -> None:
-        """Refit o. What it makes is to come to the whole model's stream as it is before what stays next."""
+    def _through_whole(self, place: int, step: Step, passed: Sequence[Step]) -> Seen:
+        """Take a batch of the whole model's stream through layers; what the o of `step`'s has seen."""
+        with ExitStack() as stack:
+            seen = Seen() if step.attention is None else stack.enter_context(watched(step.attention.linear))
+            for each in passed:
+                self._whole[place] = self._batches[place].calls[each.number](each.layer, self._whole[place])
+        return seen
+
+    def _refit_attention(self, step: Step, passed: Sequence[Step]) -> None:
+        """Refit o. What it makes is to come to the whole model's stream as it is before what stays next.
+
+        Args:
+            passed: layers that the whole model's stream goes through first: this one, and the gap that follows.
+        """
         o, down, branch = step.attention, step.ffn, None if step.block is None else step.block.attention
-        if o is None or not o.stays:
-            return
         sums = None
         for place, batch in enumerate(self._batches):
-            (h, before), cut = whole[place], self._cut[place]
+            h, cut = self._whole[place], self._cut[place]
+            before = self._through_whole(place, step, passed)
+            if o is None or not o.stays:
+                continue
             with watched(o.linear, o.mask, stop=True) as now:
                 batch.calls[step.number](step.layer, cut)
             lacks = None
@@ -163,7 +158,7 @@ class _Walk:
                     lacks = (self._whole[place] - cut).to(adds) - adds
             sums = sums or self._sums(o, now.output)
             self._add(sums, place, o, now, branch, lacks)
-        if sums is not None:
+        if o is not None and sums is not None:
             self._change_(o, sums, branch)
 
     def _refit_ffn(self, step: Step) -> None:

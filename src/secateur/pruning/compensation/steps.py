@@ -46,9 +46,11 @@ class Step:
     layer: nn.Module
     block: Block | None
     gone: bool
-    """Whether it goes as a whole: what comes out of it is then what came in."""
+    """Whether it is gone as a whole, or goes: what comes out of it is then what came in."""
     attention: Gate | None
     ffn: Gate | None
+    ends: tuple[str, str]
+    """Paths of its o and down."""
 
     @property
     def gates(self) -> list[Gate]:
@@ -57,21 +59,22 @@ class Step:
     @property
     def leaves_nothing(self) -> bool:
         """Whether none of its linears stays to make up for anything."""
-        return self.gone or (bool(self.gates) and not any(gate.stays for gate in self.gates))
+        absent = all(is_absent(self.layer, path) for path in self.ends)
+        return self.gone or absent or (bool(self.gates) and not any(gate.stays for gate in self.gates))
 
 
 def gates_of(
     units: Units, layer: int, stay: Mapping[str, Tensor], base: nn.Module
-) -> tuple[bool, Gate | None, Gate | None]:
-    """Whether a layer goes, and the gates of its attention and its FFN, of those that it has."""
-    place, gone, masks = units.places[layer], False, dict[str, Tensor]()
+) -> tuple[bool, Gate | None, Gate | None, tuple[str, str]]:
+    """Whether a layer is gone or goes; the gates of its attention and its FFN, of those that it has; their paths."""
+    place, gone, masks = units.places[layer], units.shapes[layer].gone, dict[str, Tensor]()
     for pool in (pool for pool in units.pools if pool.layer == layer):
         gone |= pool.kind == LAYER and not bool(stay[pool.name].all())
         for end in pool.ends:  # a block's and those of its heads or channels are one
             masks.setdefault(end.linear, torch.ones(end.size))[end.entries(~stay[pool.name])] = 0
     gates = {path: _gate(path, mask, base.get_submodule(path)) for path, mask in masks.items()}
     ffn = gates.pop(f"{place.prefix}.{place.family.mlp_out}", None)
-    return gone, next(iter(gates.values()), None), ffn
+    return gone, next(iter(gates.values()), None), ffn, (place.family.o, place.family.mlp_out)
 
 
 def _gate(path: str, mask: Tensor, linear: nn.Module) -> Gate:
