@@ -186,6 +186,8 @@ YAMLS = {
 ABSENT = "xpu" if accelerator() == "mps" else "mps"
 DEVICES = {
     "cuba": "--device is 'cuba'. Did you mean 'cuda'? Choose from: auto, cpu, cuda, mps, xpu",
+    "GPU": "--device is 'GPU'. 'auto' takes the GPU where there is one. Choose from: auto",
+    "Cuda": "Did you mean 'cuda'?",
     "cuda:-1": "--device is 'cuda:-1': give cuda or a number with it, such as cuda:1",
     ABSENT: f"--device {ABSENT}: this PyTorch ({torch.__version__}) is built without it",
 }

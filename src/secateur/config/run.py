@@ -37,7 +37,8 @@ def device_faults(device: str) -> list[str]:
     """A fault where `--device` names no kind of device; whether there is one is seen when torch is there."""
     kind, _, number = device.partition(":")
     if kind not in DEVICES:
-        return [f"--device is {device!r}. {did_you_mean(kind, DEVICES)}Choose from: {', '.join(DEVICES)}, cuda:0."]
+        meant = "'auto' takes the GPU where there is one. " if kind.lower() == "gpu" else did_you_mean(kind, DEVICES)
+        return [f"--device is {device!r}. {meant}Choose from: {', '.join(DEVICES)}, cuda:0."]
     numbered = kind in ("cuda", "xpu") and number.isdecimal() and number.isascii() and len(number) < 4
     if device != kind and not numbered:
         return [f"--device is {device!r}: give {kind}{' or a number with it, such as cuda:1' * (kind == 'cuda')}."]

@@ -10,9 +10,10 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence `Did you mean 'x'? ` for the closest known name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}? " if close else ""
+    """A sentence `Did you mean 'x'? ` for the closest known name, in whatever letters, or an empty string."""
+    cased = {each.lower(): each for each in known}
+    close = get_close_matches(name.lower(), cased, n=1)
+    return f"Did you mean {cased[close[0]]!r}? " if close else ""
 
 
 class Registry(Mapping[str, T]):
