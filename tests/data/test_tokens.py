@@ -163,9 +163,13 @@ def test_bad_files(name, content, message, tmp_path):
 
 
 def test_unreadable_hub_data_set(monkeypatch):
+    """Nor does anything of theirs draw a bar meanwhile."""
     import datasets
+    import huggingface_hub
 
     def load_dataset(name, config, split):
+        assert datasets.utils.are_progress_bars_disabled()
+        assert huggingface_hub.utils.are_progress_bars_disabled()
         if name == "org/empty":
             return [{"text": " "}]
         raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
@@ -175,6 +179,8 @@ def test_unreadable_hub_data_set(monkeypatch):
         read_documents("org/name:dev")
     with pytest.raises(InputError, match="data set org/empty has no text"):
         read_documents("org/empty")
+    assert not datasets.utils.are_progress_bars_disabled()
+    assert not huggingface_hub.utils.are_progress_bars_disabled()
 
 
 def test_hub_splits(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..system.errors import InputError
 from ..system.progress import phase
+from ..system.quiet import quiet_datasets
 from ..system.registry import did_you_mean
 from .embedded import stdlib_docs
 from .forms.document import Document
@@ -133,7 +134,7 @@ def _hub_rows(spec: str, split: str) -> Iterator[dict[str, Any]]:
     assert parts is not None  # check_spec
     split = parts["split"] or split
     try:
-        with phase(f"getting {spec} from the hub or its cache"):
+        with phase(f"getting {spec} from the hub or its cache"), quiet_datasets():
             rows = load_dataset(parts["name"], parts["config"], split=split)
         yield from rows
     except Exception as error:  # datasets raises its own classes, OSError, ValueError and the HTTP client's

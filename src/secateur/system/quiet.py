@@ -47,3 +47,19 @@ def quiet_transformers(*, gguf: bool = False) -> Iterator[list[str]]:
         logger.handlers, logger.propagate = handlers, propagates
         if bars:
             its.enable_progress_bar()
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """`datasets` and the hub's client without their bars: a line of ours says what lasts."""
+    import datasets.utils
+    import huggingface_hub.utils
+
+    talking = [each for each in (datasets.utils, huggingface_hub.utils) if not each.are_progress_bars_disabled()]
+    for each in talking:
+        each.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for each in talking:
+            each.enable_progress_bars()
