@@ -86,7 +86,7 @@ dist: $(BARE)/.ready
 	rm -rf $(DIST) build/tree
 	mkdir -p $(DIST) build/tree
 	git archive HEAD | tar -x -C build/tree
-	$(BARE)/bin/python -m build --outdir $(DIST) build/tree >$(DIST)/build.log
+	$(BARE)/bin/python -m build --outdir $(DIST) build/tree >$(DIST)/build.log 2>&1 || { cat $(DIST)/build.log; exit 1; }
 	for each in $(DIST)/*.whl $(DIST)/*.tar.gz; do \
 		$(BARE)/bin/pip install -qq --disable-pip-version-check --no-deps --force-reinstall $$each && \
 		$(BARE)/bin/python -I tests/installed.py build/tree || exit 1; \

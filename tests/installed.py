@@ -59,7 +59,7 @@ def use(place: Path) -> None:
     sys.path.append(str(TREE / "tests"))
     from tiny import save_tiny
 
-    assert "--help-all" in run("--help")
+    assert "--help-all" in run("prune", "--help")
     assert f"secateur {version('secateur')}" in run("--version")
     recipes = run("recipes")
     assert all(path.stem in recipes for path in (TREE / "src" / "secateur" / "recipes").glob("*.yaml"))
