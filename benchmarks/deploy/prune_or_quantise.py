@@ -13,10 +13,13 @@ import argparse
 import json
 import os
 import subprocess
-from math import exp
+from math import exp, prod
 from pathlib import Path
 from typing import Any
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from secateur.architecture.gguf import head_of
 from secateur.checkpoint.convert import export_config
 from secateur.config.prune import ExportConfig
 from secateur.data.encoding import encode
@@ -39,6 +42,13 @@ def text_of(name: str) -> str:
         return (folder / "wikitext2_raw_test.txt").read_text(encoding="utf-8")
     rows = (folder / "c4_eval.jsonl").read_text(encoding="utf-8").splitlines()
     return "\n\n".join(json.loads(row)["text"] for row in rows[:200])
+
+
+def tensor_bytes(file: Path) -> int:
+    """Of the tensors of a file, as its head lists them. Where the embedding is the head too, a token reads them all."""
+    head = head_of(file)
+    sizes = {name: GGML_QUANT_SIZES[GGMLQuantizationType(kind)] for name, kind in head.kinds.items()}
+    return sum(prod(shape) * sizes[name][1] // sizes[name][0] for name, (_, shape) in head.places.items())
 
 
 def run(engine: str, work: Path, task: dict[str, Any]) -> Any:
@@ -100,7 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the files, which stay")
     parser.add_argument("--tokens", type=int, default=8192, help="of each text")
     parser.add_argument("--forms", default=",".join(FORMS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of the speeds; 0: measure none")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -121,13 +131,15 @@ def main() -> None:
             report = export_config(ExportConfig(model=place, output=str(file), **options))
             found: dict[str, Any] = {"bytes": report.bytes, "parameters": report.parameters}
             found["types"] = report.types  # type: ignore[attr-defined]
+            found["tensor_bytes"] = tensor_bytes(file)
             found["perplexity"] = measured(given.engine, given.work, file, texts)
             record["cells"][name] = found
             write_json(given.record, record)
             print(name, found, flush=True)
-    task = {"files": files, "threads": 1, "prompt": 512, "new": 64, "repeats": given.repeats}
-    record["speed"] = run(given.engine, given.work, task)
-    write_json(given.record, record)
+    if given.repeats:
+        task = {"files": files, "threads": 1, "prompt": 512, "new": 64, "repeats": given.repeats}
+        record["speed"] = run(given.engine, given.work, task)
+        write_json(given.record, record)
     print(table(record))
     if given.plot:
         plot(record, given.plot)

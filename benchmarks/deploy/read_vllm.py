@@ -21,14 +21,19 @@ TOP = 20
 def read(job: dict) -> dict:
     """One folder's largest log-probabilities at each position of each text."""
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
+    adapter = job.get("adapter")
+    lora = {"enable_lora": True, "max_lora_rank": rank_for(job["rank"]), "max_loras": 1} if adapter else {}
     engine = LLM(
         job["folder"], trust_remote_code=True, dtype=job["dtype"], enforce_eager=job.get("eager", True),
         model_impl=job.get("model_impl", "auto"),
-        max_model_len=256, max_num_seqs=4, max_logprobs=TOP, enable_prefix_caching=False,
+        max_model_len=256, max_num_seqs=4, max_logprobs=TOP, enable_prefix_caching=False, **lora,
     )  # fmt: skip
     wanted = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=TOP)
-    answers = engine.generate([{"prompt_token_ids": ids} for ids in job["ids"]], wanted, use_tqdm=False)
+    request = LoRARequest("it", 1, adapter) if adapter else None
+    prompts = [{"prompt_token_ids": ids} for ids in job["ids"]]
+    answers = engine.generate(prompts, wanted, use_tqdm=False, lora_request=request)
     texts = [
         [{str(token): found.logprob for token, found in place.items()} for place in answer.prompt_logprobs[1:]]
         for answer in answers
@@ -36,6 +41,11 @@ def read(job: dict) -> dict:
     name = engine.apply_model(lambda model: type(model).__name__)[0]
     speed = [round(tokens_per_second(engine, job["ids"][0]), 2) for _ in range(job.get("timed", 0))]
     return {"loads": True, "class": name, "texts": texts, **({"tokens_per_second": speed} if speed else {})}
+
+
+def rank_for(rank: int) -> int:
+    """The smallest of the ranks that vLLM allows for."""
+    return next(most for most in (1, 8, 16, 32, 64, 128, 256, 320, 512) if most >= rank)
 
 
 def tokens_per_second(engine: object, ids: list[int], tokens: int = 96, requests: int = 4) -> float:

@@ -1,6 +1,7 @@
-"""What `matrix.py` has read: pruned results of the real model, and of tiny random models of other families."""
+"""What `matrix.py` has read: pruned results of real models, and of small random models of other families."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,30 +9,41 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig
 
 from secateur.architecture.discovery import find_units
 from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES
 from secateur.architecture.layered import stock_class_of
 from secateur.checkpoint.export import build_small, save_model
+from secateur.data.embedded import embedded_model_dir
 from secateur.models.surgery import merged_and_sliced
 
-COMMAND = ["--model", "smollm2-135m-instruct", "--data", "c4_calib.jsonl", "--schedule", "one-shot", "--criterion",
-           "gate", "--compensate", "lstsq", "--steps", "10", "--lr", "2e-4"]  # fmt: skip
+SMOLLM = "smollm2-135m-instruct"
+COMMAND = [
+    "--data", "stdlib-docs:train", "--schedule", "one-shot", "--criterion", "gate", "--compensate", "lstsq", "--steps",
+    "10", "--batch-size", "1", "--seq-len", "512", "--eval-tokens", "512", "--lr", "2e-4",
+]  # fmt: skip
+QUICKSTART = "quickstart's (uniform, 20 %)"
 REAL = {
-    "quickstart (uniform, 20 %)": ["--sparsity", "0.2", "--attention", "none"],
+    QUICKSTART: ["--sparsity", "0.2", "--attention", "none"],
     "global, 30 %": ["--sparsity", "0.3", "--allocation", "global"],
     "global, 50 %, heads gone": ["--sparsity", "0.5", "--allocation", "global"],
     "uniform, KV groups gone": ["--sparsity", "0.3", "--attention-sparsity", "0.34"],
+    "uniform, 20 %, --round-to 256": ["--sparsity", "0.2", "--attention", "none", "--round-to", "256"],
 }
 """Results of SmolLM2-135M-Instruct -> options. Ten steps: asked is who reads them, not how good they are."""
+GEMMA = "Gemma 3 270M (uniform, 20 %)"
+"""Of the file that `$SECATEUR_GEMMA` names (docs/results/families.md says where it is from); left out without it."""
 SIZES = {
-    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 0,
-    "pad_token_id": 0,
+    "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 2,
 }  # fmt: skip
+"""The vocabulary is SmolLM2's, whose tokenizer goes beside: llama.cpp reads no other kind."""
+BLOCKS = "tiny llama, blocks gone"
+GONE = {(0, "attention_block"), (1, "ffn_block"), (2, "attention_block"), (2, "ffn_block")}
+"""Of `BLOCKS`: (layer, kind)."""
 DECILM_TYPES = ("llama", "mistral", "qwen2")
 ALL_HEADS = {"num_key_value_heads": None, "head_dim": None}
 SOME_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
@@ -39,7 +51,12 @@ TINY: dict[str, dict[str, object]] = {
     "llama": {},
     "qwen2": {"head_dim": None},
     "qwen3": {},
-    "gemma3_text": {"query_pre_attn_scalar": 32, "sliding_window": 16, "sliding_window_pattern": 2},
+    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 64, "num_hidden_layers": 6},
+    "gpt_neox": {**ALL_HEADS, "rotary_pct": 0.25},
+    "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 4, "sliding_window": None},
+}
+"""Model type -> what its configuration is given beside `SIZES` (None: left out)."""
+MORE: dict[str, dict[str, object]] = {
     "mistral": {"sliding_window": None},
     "granite": {"head_dim": None},
     "smollm3": {"head_dim": None},
@@ -49,31 +66,37 @@ TINY: dict[str, dict[str, object]] = {
     "phi": {"partial_rotary_factor": 0.5},
     "olmo": {},
     "olmo2": {},
-    "gpt_neox": {**ALL_HEADS, "rotary_pct": 0.25},
     "gpt2": {
         **ALL_HEADS,
         "intermediate_size": None,
-        "n_inner": 192,
+        "n_inner": 512,
         "n_positions": 512,
         "max_position_embeddings": None,
     },
-    "opt": {**ALL_HEADS, "intermediate_size": None, "ffn_dim": 192, "word_embed_proj_dim": 128},
-    "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 4},
+    "opt": {**ALL_HEADS, "intermediate_size": None, "ffn_dim": 512, "word_embed_proj_dim": 256},
     "qwen3_moe": SOME_EXPERTS,
 }
-"""Model type -> what its configuration is given beside `SIZES` (None: left out)."""
+"""The same of families that the matrix has with `--more` alone."""
 
 
-def results() -> dict[str, Callable[[Path], None]]:
+def results(*, more: bool = False) -> dict[str, Callable[[Path], None]]:
     """Name -> what writes it to a folder."""
-    found: dict[str, Callable[[Path], None]] = {name: partial(real, options) for name, options in REAL.items()}
-    for model_type in TINY:
+    found: dict[str, Callable[[Path], None]] = {name: partial(real, SMOLLM, given) for name, given in REAL.items()}
+    if file := os.environ.get("SECATEUR_GEMMA"):
+        found[GEMMA] = partial(real, file, ["--sparsity", "0.2"])
+    types = TINY | (MORE if more else {})
+    for model_type in types:
         family = FAMILIES[model_type]
         found[f"tiny {model_type}, stock"] = partial(tiny, model_type, alike=True)
         if not family.alike_only:
             found[f"tiny {model_type}, layers differ"] = partial(tiny, model_type, alike=False)
-    for name in ("global, 30 %", "global, 50 %, heads gone", *(f"tiny {t}, layers differ" for t in DECILM_TYPES)):
-        found[f"{name}, --format vllm"] = partial(decilm, name)
+    found[BLOCKS] = partial(tiny, "llama", alike=False, blocks=True)
+    padded = ("global, 30 %", "global, 50 %, heads gone", BLOCKS)
+    for name in (*padded, *(f"tiny {model_type}, layers differ" for model_type in DECILM_TYPES)):
+        if name in found:
+            found[f"{name}, --format vllm"] = partial(decilm, name)
+    for kind in ("int8", "int4"):
+        found[f"{QUICKSTART}, {kind}"] = partial(quantised, QUICKSTART, kind)
     return found
 
 
@@ -82,33 +105,52 @@ def place(name: str, work: Path) -> Path:
     return work / "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
+def quantised(of: str, kind: str, folder: Path) -> None:
+    """Another result, made before, in whole numbers of 8 or 4 bits."""
+    command = [sys.executable, "-m", "secateur", "export", "--format", "compressed-tensors", "--quantise", kind]
+    command += ["--model", str(place(of, folder.parent)), "--output", str(folder), "--data", "stdlib-docs:train"]
+    subprocess.run([*command, "--calibration-tokens", "16384"], check=True)
+
+
 def decilm(of: str, folder: Path) -> None:
     """Another result, made before, in the form of vLLM's own class."""
     command = [sys.executable, "-m", "secateur", "export", "--format", "vllm", "--output", str(folder)]
     subprocess.run([*command, "--model", str(place(of, folder.parent))], check=True)
 
 
-def real(options: list[str], folder: Path) -> None:
-    command = [sys.executable, "-m", "secateur", "prune", *COMMAND, *options, "--output", str(folder)]
-    subprocess.run(command, check=True, cwd=os.environ["SECATEUR_DATA"])
+def real(model: str, options: list[str], folder: Path) -> None:
+    """A short run."""
+    command = [sys.executable, "-m", "secateur", "prune", "--model", model, *COMMAND, *options]
+    subprocess.run([*command, "--output", str(folder)], check=True)
 
 
-def tiny(model_type: str, folder: Path, *, alike: bool) -> None:
-    """A wide random model whose layers lose channels, and KV groups where they can; written as a run writes it."""
-    given = {key: value for key, value in {**SIZES, **TINY[model_type]}.items() if not (value is None and key in SIZES)}
+def tiny(model_type: str, folder: Path, *, alike: bool, blocks: bool = False) -> None:
+    """A wide random model whose layers lose channels, and KV groups where they can; written as a run writes it.
+
+    Args:
+        blocks: attention and FFNs go whole instead.
+    """
+    given = {
+        key: value
+        for key, value in {**SIZES, **(TINY | MORE)[model_type]}.items()
+        if not (value is None and key in SIZES)
+    }
     config, family = AutoConfig.for_model(model_type, **given), FAMILIES[model_type]
     model = stock_class_of(config)._from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.08)
     unstack_experts(model, family)
     heads = not (family.no_heads or family.alike_only or (alike and family.head_dim is None))
     units = find_units(model, family, "kv_group" if heads else "none")
+    units = find_units(model, family, kinds=("blocks",)) if blocks else units
     keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in units.pools}
     for pool in units.pools:
-        if pool.kind == "ffn":
-            keep[pool.name][: pool.size // 4 if alike else 8 + 24 * pool.layer] = False
+        if blocks:
+            keep[pool.name][0] = (pool.layer, pool.kind) not in GONE
+        elif pool.kind == "ffn":
+            keep[pool.name][: pool.size // 4 if alike else 64 * pool.layer + 8] = False
         elif alike or pool.layer in (1, 2):
             keep[pool.name][: pool.size // 2] = False
     tensors = merged_and_sliced(model, units, keep)
@@ -116,7 +158,5 @@ def tiny(model_type: str, folder: Path, *, alike: bool) -> None:
     small.config.architectures = [type(small).__name__]
     folder.mkdir()
     save_model(small, folder, None if alike else units.family)
-    characters = {"<unk>": 0} | {chr(number): number for number in range(1, 256)}
-    core = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(folder)
+    for file in embedded_model_dir(None).glob("tokenizer*"):
+        shutil.copy(file, folder)

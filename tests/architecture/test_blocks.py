@@ -9,7 +9,8 @@ from secateur.architecture.families import FAMILIES
 from secateur.architecture.layered import layered_shapes
 from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.export import build_small, save_model
-from secateur.checkpoint.serving.layouts import check_period, check_whole
+from secateur.checkpoint.padding import padded_shape, padded_state
+from secateur.checkpoint.serving.layouts import check_period
 from secateur.checkpoint.verify import Check, verify, weights_checksum
 from secateur.models.benchmark import parameter_count
 from secateur.models.surgery import merged_and_sliced, shrink_
@@ -54,21 +55,26 @@ def written(tmp_path_factory):
         assert [(pool.layer, pool.kind) for pool in again.pools] == [(0, "ffn_block"), (1, "attention_block")]
         assert layered_shapes(small.config) == again.shapes
         assert find_units(small, units.family, "none").shapes == again.shapes
-        found[name] = wanted, whole, masked, logits_of(model, IDS), counted
+        shapes = layered_shapes(small.config)
+        wide = (padded_shape(small.config, units.family, shapes, "keep"),) * len(shapes)
+        tensors = padded_state(small.state_dict(), units.family, shapes, wide)
+        padded = build_small(small.config, units.family, wide, tensors, torch.float32, "keep")
+        stock = type(padded) is type(tiny(name))
+        found[name] = wanted, whole, masked, logits_of(model, IDS), counted, logits_of(padded, IDS), stock
         parameters = parameter_count(small)
         checks[name] = Check(folder, IDS, wanted, parameters, remote_code=True, checksum=weights_checksum(small))
-        with pytest.raises(InputError, match="its layer 0 has no attention"):
-            check_whole(small.config, name)
     return found, dict(zip(checks, verify(list(checks.values())), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fresh_process_computes_the_model_without_the_blocks(written, name) -> None:
     """Its greedy text with the cache is that without, though the first layer has no keys to count."""
-    wanted, whole, masked, shrunk, counted = written[0][name]
+    wanted, whole, masked, shrunk, counted, padded, stock = written[0][name]
     scale = wanted.abs().max()
     torch.testing.assert_close(masked, wanted, rtol=0.0, atol=float(1e-5 * scale))
     torch.testing.assert_close(shrunk, wanted, rtol=0.0, atol=float(1e-5 * scale))
+    torch.testing.assert_close(padded, wanted, rtol=0.0, atol=float(1e-5 * scale))
+    assert stock
     assert (whole - wanted).abs().max() > 0.1 * scale
     assert written[1][name].difference <= 1e-5 * scale
     assert counted

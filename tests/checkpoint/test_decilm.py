@@ -123,3 +123,17 @@ def test_a_layered_folder_of_before_is_read_as_it_was(tmp_path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / f"{MODULE}.py").write_text("raise SystemExit('ran')\n")
     assert torch.equal(logits_of(read(folder), IDS), wanted)
+
+
+def test_attention_and_ffns_that_are_gone_are_no_op(tmp_path) -> None:
+    """The first layer's attention is zeros instead: vLLM's class passes on what enters it from there."""
+    shapes = tuple(LayerShape(*sizes, 16) for sizes in ((0, 0, 40), (4, 2, 0), (0, 0, 0), (2, 1, 24), (0, 0, 24)))
+    folder = layered(tmp_path / "in", shapes, attention_bias=False, mlp_bias=False)
+    wanted, out = logits_of(read(folder), IDS), tmp_path / "out"
+    export_config(ExportConfig(model=str(folder), output=str(out), format="vllm"))
+    blocks = json.loads((out / "config.json").read_text())["block_configs"]
+    assert [block["attention"]["no_op"] for block in blocks] == [False, False, True, False, True]
+    assert [block["ffn"]["no_op"] for block in blocks] == [False, True, True, False, False]
+    with safe_open(out / "model.safetensors", framework="pt") as tensors:
+        assert not [name for name in tensors.keys() if ".4.self_attn." in name or ".1.mlp." in name]  # noqa: SIM118
+    assert (logits_of(read(out), IDS) - wanted).abs().max() < 1e-12 * wanted.abs().max()

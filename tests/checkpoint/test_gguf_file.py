@@ -39,15 +39,13 @@ def gguf(model: Path, output: Path, **more: object) -> ExportConfig:
     return ExportConfig(model=str(model), output=str(output), format="gguf", **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def layered(tmp_path_factory) -> Path:
-    """A checkpoint whose layers differ, with all that a Llama may have, and a tokenizer that llama.cpp knows."""
-    folder = tmp_path_factory.mktemp("layered")
+def saved(folder: Path, shapes: tuple[LayerShape, ...], *, bias: bool) -> Path:
+    """A checkpoint whose layers differ, with a tokenizer that llama.cpp knows."""
     tokenizer = sentence_file(prefix=False)
-    config = tiny_llama(vocab=tokenizer.get_vocab_size(), bias=True).config
+    config = tiny_llama(vocab=tokenizer.get_vocab_size(), bias=bias, layers=len(shapes)).config
     config.rope_parameters = {"rope_theta": 1e4, **LLAMA3}
     family = family_of("llama")
-    kind, config = small_class(config, family, SHAPES, "keep")
+    kind, config = small_class(config, family, shapes, "keep")
     model = kind._from_config(config)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -55,6 +53,12 @@ def layered(tmp_path_factory) -> Path:
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2)
     save_model(model, folder, family)
     return save_tokenizer(folder, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory) -> Path:
+    """With all that a Llama may have."""
+    return saved(tmp_path_factory.mktemp("layered"), SHAPES, bias=True)
 
 
 @needs_engine
@@ -72,6 +76,27 @@ def test_layers_that_differ_are_each_of_their_size_in_llama_cpp(layered, tmp_pat
     assert head.own["feed_forward_length"] == [96, 32, 64]
     assert head.places["blk.1.attn_q.weight"][1] == (32, 64)
     assert [path.name for path in tmp_path.iterdir()] == ["small.gguf"]
+
+
+@needs_engine
+def test_layers_without_attention_or_ffn(tmp_path) -> None:
+    """By themselves, and both of one layer: what is left of it passes on what enters it."""
+    none = [(0, 0, 96, 16), (4, 2, 0, 16), (0, 0, 0, 16), (2, 1, 64, 16)]
+    folder = saved(tmp_path / "gone", tuple(LayerShape(*shape) for shape in none), bias=False)
+    report = export_config(gguf(folder, tmp_path / "gone.gguf", outtype="f32", engine=ENGINE))
+    assert report.converted.largest < 1e-3
+    assert report.converted.top1 == 1
+    head = head_of(tmp_path / "gone.gguf")
+    assert head.own["attention.head_count"] == [0, 4, 0, 2]
+    assert head.own["feed_forward_length"] == [96, 32, 32, 64]
+    assert "blk.0.attn_norm.weight" not in head.places
+
+
+def test_a_bias_where_nothing_else_is(tmp_path) -> None:
+    folder = saved(tmp_path / "gone", (LayerShape(0, 0, 96, 16), LayerShape(4, 2, 32, 16)), bias=True)
+    for form in ("gguf", "vllm"):
+        with pytest.raises(InputError, match="its layer 0 has no attention but its bias"):
+            export_config(ExportConfig(model=str(folder), output=str(tmp_path / "o.gguf"), format=form))
 
 
 @needs_engine

@@ -33,7 +33,6 @@ from .padding import padded_shape, padded_state
 from .probe import default_probe
 from .serving.decilm import DECILM_SAYS, check_decilm, decilm_shapes
 from .serving.engines import VLLM_ENGINE, serving_block
-from .serving.layouts import check_whole
 from .tokenizer_files import copied_files
 from .verify import TOLERANCE
 
@@ -95,7 +94,6 @@ def open_layered(config: ExportConfig, otherwise: str) -> Layered:
     old = load_config(source)
     if not old.to_dict().get(LAYERS_KEY):
         raise InputError(f"--model {config.model}: its layers are alike, {otherwise}.")
-    check_whole(old, config.model)
     return Layered(source, old, layered_family(old), layered_shapes(old))
 
 

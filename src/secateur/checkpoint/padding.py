@@ -52,7 +52,8 @@ def padded_state(
     """A layered checkpoint's tensors with every layer widened to its shape of `wide`.
 
     Padded channels and heads have zero columns in `down` and `o`, so they add nothing. Each KV head keeps its
-    place and its query heads stay behind it: head h of layer goes to group h // n_rep, slot h % n_rep.
+    place and its query heads stay behind it: head h of layer goes to group h // n_rep, slot h % n_rep. Where attention
+    or an FFN is gone, all of its weights are zeros; the last linear's bias, which still counts, is there.
     """
     pairs = enumerate(zip(shapes, wide, strict=True))
     places = [_places(family, number, shape, wider) for number, (shape, wider) in pairs]
@@ -74,6 +75,31 @@ def padded_state(
                 bigger[along] = size
                 tensor = tensor.new_zeros(bigger).index_copy_(along, index, tensor)
         yield name, tensor
+    yield from _zeros_of_gone(state, family, shapes, wide)
+
+
+def _zeros_of_gone(
+    state: dict[str, Tensor], family: Family, shapes: tuple[LayerShape, ...], wide: tuple[LayerShape, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of attention and FFNs that are gone from some layers, and that `wide` has there."""
+    whole = {  # the tensors of a layer, by their names in it; each of a layer that has it
+        name.removeprefix(f"{family.layers}.{number}."): tensor
+        for number in range(len(shapes))
+        for name, tensor in state.items()
+        if name.startswith(f"{family.layers}.{number}.")
+    }
+    for number, (shape, wider) in enumerate(zip(shapes, wide, strict=True)):
+        if bool(shape.heads) == bool(wider.heads) and bool(shape.ffn) == bool(wider.ffn):
+            continue
+        sizes = linear_sizes(family, wider)
+        for name, tensor in whole.items():
+            if f"{family.layers}.{number}.{name}" in state:
+                continue
+            path, size = name.rpartition(".")[0], list(tensor.shape)
+            for dim in range(tensor.dim()):
+                along = 1 - dim if family.transposed and tensor.dim() == 2 else dim
+                size[along] = sizes.get((path, dim), size[along])
+            yield f"{family.layers}.{number}.{name}", tensor.new_zeros(size)
 
 
 def _places(

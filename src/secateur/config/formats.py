@@ -96,7 +96,7 @@ FORMATS.register(
     Format(
         "llama.cpp and what is built on it",
         help="one file for llama.cpp, Ollama and others, also of layers that differ",
-        converter="checkpoint.serving.gguf_file:to_gguf",
+        converter="runs.quantised.weighed:to_gguf",
         engine="llama.cpp",
         quantisations=tuple(QUANTISATIONS),
     ),
@@ -105,8 +105,9 @@ FORMATS.register(
     ADAPTER,
     Format(
         "PEFT, and engines that know one rank",
-        help="a LoRA adapter with one rank and scaling 1 in every layer, as vLLM and llama.cpp read it",
-        converter="checkpoint.serving.adapters:to_one_rank",
+        help="a LoRA adapter with one rank and scaling 1 in every layer, as vLLM reads it, or to a name that ends with "
+        ".gguf a file for llama.cpp",
+        converter="checkpoint.serving.lora_file:to_adapter",
         of_pruned=False,
     ),
 )

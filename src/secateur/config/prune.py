@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .formats import FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, convertible
+from .formats import ADAPTER, FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, convertible
 from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import UNITS, PruningOptions
@@ -235,10 +235,14 @@ class ExportConfig:
         choices=convertible(),
     )
     data: str | None = option(
-        "compressed-tensors: text to calibrate on; default: what the run was trained on", None, group="output"
+        "compressed-tensors, --imatrix: text to calibrate on; default: what the run was trained on",
+        None,
+        group="output",
     )
-    calibration_tokens: int = option("compressed-tensors: tokens of it to calibrate on", 65536, group="output")
-    device: str = option(f"compressed-tensors: {DEVICE_HELP}", "auto", group="output")
+    calibration_tokens: int = option(
+        "compressed-tensors, --imatrix: tokens of it to calibrate on", 65536, group="output"
+    )
+    device: str = option(f"compressed-tensors, --imatrix: {DEVICE_HELP}", "auto", group="output")
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",
@@ -254,8 +258,13 @@ class ExportConfig:
         group="output",
         choices=tuple(dict.fromkeys(name for format in FORMATS.values() for name in format.quantisations)),
     )
+    imatrix: bool = option(
+        "gguf, with --quantise: weigh roundings by an importance matrix (mean squares of what weights get on --data)",
+        False,
+        group="output",
+    )
     engine: str | None = option(
-        "gguf: the Python of the environment that has llama.cpp's wheels, where it is not this one",
+        "gguf, and adapters for llama.cpp: the Python of the environment that has its wheels; default: this one",
         None,
         group="output",
         metavar="PYTHON",
@@ -267,14 +276,16 @@ class ExportConfig:
         found = choice_faults(self) + at_least(self, "calibration_tokens", 1024) + device_faults(self.device)
         if found:
             return found
-        if self.device != "auto" and self.format != QUANTISED:
+        if self.device != "auto" and self.format != QUANTISED and not self.imatrix:
             found.append(
-                f"--device {self.device} goes with --format {QUANTISED}, which calibrates: others are written and read "
-                "back on the CPU."
+                f"--device {self.device} goes with --format {QUANTISED} and --imatrix, which calibrate: others are "
+                "written and read back on the CPU."
             )
+        if self.imatrix and (self.format != GGUF or not self.quantise):
+            found.append(f"--imatrix goes with --format {GGUF} and --quantise: it is of use for a quantisation alone.")
         chosen = FORMATS[self.format]
         if not chosen.engine:
-            given = {"outtype": self.outtype, "engine": self.engine}
+            given = {"outtype": self.outtype, "engine": self.engine if self.format != ADAPTER else None}
             found += [f"{flag(name)} {value} goes with --format {GGUF}." for name, value in given.items() if value]
         elif self.model_class != "keep":
             found.append(f"--model-class {self.model_class} goes with --format {PADDED}: leave it out.")

@@ -25,7 +25,7 @@ MOST = 1e-6
 
 
 def to_one_rank(config: ExportConfig) -> str:
-    """`secateur export --format adapter`: an adapter's folder, in the form for engines.
+    """An adapter's folder in the form for engines that read PEFT's.
 
     Raises:
         InputError: no adapter, one that is no plain LoRA, or the output cannot be written.

@@ -5,6 +5,8 @@ and KV heads of its own number; query heads are equally many in all. So FFNs sta
 zero-padded where it must be.
 """
 
+from dataclasses import replace
+
 from transformers import PreTrainedConfig
 
 from ...architecture.families import Family
@@ -13,7 +15,7 @@ from ...architecture.stock import accepts, window_of
 from ...config.formats import LAYERED, PADDED, VLLM
 from ...system.errors import InputError
 from .engines import VLLM_ENGINE
-from .layouts import SAME, WHY_NOT
+from .layouts import SAME, WHY_NOT, check_gone
 
 DECILM_SAYS = (
     "This is the `vllm` form, that of NVIDIA's DeciLM: FFNs are as they were, attention is zero-padded to equally many "
@@ -25,14 +27,15 @@ DECILM_SAYS = (
 def decilm_shapes(config: PreTrainedConfig, family: Family, shapes: tuple[LayerShape, ...]) -> tuple[LayerShape, ...]:
     """The smallest shapes with equally many query heads that hold each layer, FFNs as they are.
 
-    In each, KV heads divide the query heads.
+    In each, KV heads divide the query heads. A layer without attention stays so, but the first: vLLM's class takes what
+    enters it from there.
 
     Raises:
         InputError: no number of query heads up to twice the widest layer's will do.
     """
     most = max(shape.heads for shape in shapes)
     for heads in range(most, 2 * most + 1):
-        wide = [_holding(shape, heads) for shape in shapes]
+        wide = [_holding(shape, heads, first=number == 0) for number, shape in enumerate(shapes)]
         found = tuple(shape for shape in wide if shape is not None)
         if len(found) == len(shapes):
             widest = LayerShape(heads, max(shape.kv_heads for shape in found), shapes[0].ffn, shapes[0].head_dim)
@@ -44,8 +47,10 @@ def decilm_shapes(config: PreTrainedConfig, family: Family, shapes: tuple[LayerS
     )
 
 
-def _holding(shape: LayerShape, heads: int) -> LayerShape | None:
+def _holding(shape: LayerShape, heads: int, *, first: bool) -> LayerShape | None:
     """A shape of so many query heads that holds a layer's, with the fewest KV heads; None where there is none."""
+    if not shape.heads:
+        return replace(shape, heads=heads, kv_heads=1) if first else shape
     repeats = shape.heads // shape.kv_heads
     for kv_heads in range(shape.kv_heads, heads // repeats + 1):
         if heads % kv_heads == 0:
@@ -61,6 +66,7 @@ def check_decilm(config: PreTrainedConfig, model: str) -> None:
     """
     windows = window_of(config) or "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if config.model_type in SAME and not windows:
+        check_gone(config, model)
         return
     kind = config.model_type
     why = f"this is a {kind}: {WHY_NOT.get(kind, 'it is no Llama')}"

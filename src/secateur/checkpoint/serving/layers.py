@@ -41,8 +41,8 @@ def write_decilm(folder: Path, config: PreTrainedConfig) -> None:
     heads = max(size["num_attention_heads"] for size in sizes)
     blocks = [
         {
-            "attention": {"no_op": False, "n_heads_in_group": heads // size["num_key_value_heads"]},
-            "ffn": {"no_op": False, "intermediate_size": size["intermediate_size"]},
+            "attention": _attention(heads, size["num_key_value_heads"]),
+            "ffn": {"no_op": not size["intermediate_size"], "intermediate_size": size["intermediate_size"] or None},
         }
         for size in sizes
     ]
@@ -59,6 +59,11 @@ def write_decilm(folder: Path, config: PreTrainedConfig) -> None:
         **_biases(config),
     }
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _attention(heads: int, kv_heads: int) -> dict[str, Any]:
+    """A block's attention: none, or query heads for each KV head."""
+    return {"no_op": not kv_heads, "n_heads_in_group": heads // kv_heads if kv_heads else None}
 
 
 def _biases(config: PreTrainedConfig) -> dict[str, bool]:

