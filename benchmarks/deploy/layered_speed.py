@@ -5,7 +5,7 @@
 
 PYTHON is that of an environment with llama.cpp's wheels (`make deploy-engines`). Each model is written in each form;
 the files then take turns, each with a prompt of 512 tokens and 64 more one by one, on one thread. Where the embedding
-is the head, too, a token reads all tensors, so the ratio of the tensors' bytes is the gain that can be had. Some minutes.
+is the head, too, a token reads all tensors, so the ratio of the tensors' bytes is the gain that can be had.
 """
 
 import argparse
@@ -14,11 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prune_or_quantise import FORMS, run, tensor_bytes
+from prune_or_quantise import run, tensor_bytes, write
 from safetensors import safe_open
 
-from secateur.checkpoint.convert import export_config
-from secateur.config.prune import ExportConfig
 from secateur.models.files import tensor_places
 from secateur.models.source import resolve_model
 from secateur.system.records import environment, write_json
@@ -51,8 +49,7 @@ def main() -> None:
         parameters = parameters_in(Path(resolve_model(place).path))
         for form in forms:
             file = given.work / f"speed-{name}-{form}.gguf"
-            options: dict[str, Any] = {"format": "gguf", "engine": given.engine, "overwrite": True, **FORMS[form]}
-            export_config(ExportConfig(model=place, output=str(file), **options))
+            write(place, form, file, given.engine, given.work)
             sizes = {"bytes": file.stat().st_size, "tensor_bytes": tensor_bytes(file), "parameters": parameters}
             files[f"{name} {form}"] = {"file": str(file), **sizes}
     task = {"threads": 1, "prompt": 512, "new": 64, "repeats": given.repeats}

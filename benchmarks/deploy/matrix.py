@@ -6,7 +6,8 @@
 The results are made where DIR lacks them (a minute or two each for the real model). Compared are the largest 20
 log-probabilities that the reader gives at each position of 4 x 96 tokens (`stdlib-docs:held-out`) with those of
 secateur's own reading in float32 (of quantised ones that of transformers), and the likeliest token. llama.cpp gets a
-file of each form by `secateur export`, which compares all tokens of 1e-4 or more on a paragraph of English. The record,
+file by `secateur export --outtype f32` and `q8_0`, and its own quantiser makes the other forms of the first; compared
+are all tokens of 1e-4 or more on a paragraph of English. The record,
 `docs/results/deploy.json`, is a list of cells: result, reader, precision, loads, class or reason, largest difference,
 top-1 agreement, positions. Cells of other readers stay, and those of other results.
 """
@@ -16,7 +17,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,12 +28,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur.architecture.config_faults import values_in
 from secateur.architecture.stock import LAYERS_KEY, STOCK_TYPE_KEY
+from secateur.checkpoint.comparing import logits_of
 from secateur.checkpoint.convert import export_config
+from secateur.checkpoint.probe import default_probe
 from secateur.checkpoint.serving.engines import serving
-from secateur.config.formats import LAYERED, STOCK, VLLM
+from secateur.checkpoint.serving.gguf_file import read_back
+from secateur.checkpoint.serving.llama_cpp import QUANTISE, run_engine
+from secateur.config.formats import LAYERED, QUANTISATIONS, STOCK, VLLM
 from secateur.config.prune import ExportConfig
 from secateur.data.tokens import evaluation_tokens
-from secateur.models.loading import load_model
+from secateur.models.loading import load_config, load_model
 from secateur.models.source import ModelSource
 from secateur.models.tokenizers import load_tokenizer
 from secateur.system.errors import SecateurError
@@ -38,11 +45,8 @@ from secateur.system.records import write_json
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "deploy.json"
 TEXTS, TOKENS = 4, 96
-LLAMA_CPP: dict[str, dict[str, str]] = {
-    "f32": {"outtype": "f32"}, "bf16": {"outtype": "bf16"}, "q8_0": {"outtype": "q8_0"},
-    "Q4_K_M": {"quantise": "Q4_K_M"},
-}  # fmt: skip
-"""Its precisions -> options of `export`."""
+LLAMA_CPP = {"f32": None, "bf16": 32, "q8_0": None, "Q4_K_M": QUANTISATIONS["Q4_K_M"].ftype}
+"""Its precisions -> what its quantiser calls them (llama.h); None: what `export --outtype` writes."""
 
 
 def token_ids(folder: Path) -> list[list[int]]:
@@ -100,57 +104,69 @@ def compared(expected: list[torch.Tensor], texts: list[list[dict[str, float]]]) 
     }
 
 
-def in_llama_cpp(folder: Path, engine: str, form: str) -> dict[str, Any]:
-    """A result as a file: what llama.cpp predicts, or why it was refused."""
-    file, options = folder.with_name("made.gguf"), LLAMA_CPP[form]
-    config = ExportConfig(
-        model=str(folder), output=str(file), format="gguf", engine=engine, overwrite=True,
-        outtype=options.get("outtype"), quantise=options.get("quantise"),
-    )  # fmt: skip
+def in_llama_cpp(job: dict[str, Any], engine: str, work: Path) -> dict[str, dict[str, Any]]:
+    """A result as a file of each form: what llama.cpp predicts, or why it was refused."""
+    folder, whole = Path(job["folder"]), work / "made-f32.gguf"
+    reports: dict[str, Any] = {}
+    options: dict[str, Any] = {"model": str(folder), "format": "gguf", "engine": engine, "overwrite": True}
     try:
-        report: Any = export_config(config)
+        for form in (form for form, ftype in LLAMA_CPP.items() if ftype is None):
+            written = ExportConfig(output=str(work / f"made-{form}.gguf"), outtype=form, **options)
+            reports[form] = export_config(written)
     except SecateurError as error:
-        return {"loads": False, "reason": str(error).replace(str(folder), folder.name)}
-    file.unlink()
-    found = report.agreement
-    return {
-        "loads": True, "class": report.architecture, "largest_difference": found.largest, "kl": found.kl,
-        "top_1": found.top1, "positions": report.tokens, "bytes": report.bytes, "types": report.types,
-    }  # fmt: skip
+        reason = str(error).replace(str(folder), folder.name)
+        return {form: {"loads": False, "reason": reason} for form in LLAMA_CPP}
+    source = ModelSource(str(folder), str(folder))
+    tokenizer = load_tokenizer(source)
+    ids = default_probe(tokenizer, load_config(source).vocab_size)
+    wanted = logits_of(load_model(source, dtype="float32"), ids)
+    cells, file = {}, work / "made.gguf"
+    for form, ftype in LLAMA_CPP.items():
+        report = reports.get(form, reports["f32"])
+        found, size = report.agreement, report.bytes
+        if ftype is not None:
+            task = {"source": str(whole), "target": str(file), "ftype": ftype, "threads": 1}
+            run_engine(engine, QUANTISE, task, work)
+            found, size = read_back(engine, file, ids, wanted, tokenizer, work)[0], file.stat().st_size
+        cells[form] = {
+            "loads": True, "class": report.architecture, "largest_difference": found.largest, "kl": found.kl,
+            "top_1": found.top1, "positions": report.tokens, "bytes": size,
+        }  # fmt: skip
+    return cells
 
 
 def in_process(job: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What a reader's process said of a result, compared."""
     texts = found.pop("texts", None)
-    kept = {key: job[key] for key in ("model_type", "format", "model_impl") if key in job}
+    kept = {key: job[key] for key in ("model_type", "format", "model_impl", "gone") if key in job}
     return kept | found | (compared(torch.load(job["whole"]), texts) if texts else {})
 
 
-def cells_of(python: str, jobs: list[dict[str, Any]], dtype: str, timed: int, work: Path) -> list[dict[str, Any]]:
-    """A reader's cells."""
+def cells_of(python: str, jobs: list[dict[str, Any]], dtype: str, timed: int, work: Path) -> Iterator[dict[str, Any]]:
+    """A reader's cells, one after the other."""
     script = reader_of(Path(python))
     if script:
         wanted = [{**job, "whole": None, "dtype": dtype, "timed": timed} for job in jobs]
-        answer = run(python, script, wanted, work)
+        with TemporaryDirectory(dir=work) as files:
+            answer = run(python, script, wanted, Path(files))
         base = {"reader": answer["reader"], "dtype": dtype}
         pairs = zip(jobs, answer["found"], strict=False)  # fewer where it was killed
-        return [{"result": job["name"], **base, **in_process(job, found)} for job, found in pairs]
+        yield from ({"result": job["name"], **base, **in_process(job, found)} for job, found in pairs)
+        return
     command = [python, "-c", "from importlib.metadata import version; print(version('cyllama'))"]
     reader = f"llama.cpp (cyllama {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()})"
-    return [
-        {"result": job["name"], "reader": reader, "dtype": form, "model_type": job["model_type"],
-         "format": job["format"], **in_llama_cpp(Path(job["folder"]), python, form)}
-        for job in jobs
-        for form in LLAMA_CPP
-    ]  # fmt: skip
+    for job in jobs:
+        with TemporaryDirectory(dir=work) as files:
+            found = in_llama_cpp(job, python, Path(files))
+        for form, cell in found.items():
+            yield {"result": job["name"], "reader": reader, "dtype": form, **in_process(job, cell)}
 
 
-def kept(cells: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The record with new cells in the place of those that they measure again."""
+def kept(cells: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The record with a new cell, in the place of the one that it measures again."""
     keys = ("reader", "dtype", "result")
-    new = {tuple(cell[key] for key in keys) for cell in found}
-    stay = [cell for cell in cells if tuple(cell[key] for key in keys) not in new]
-    return sorted([*stay, *found], key=lambda cell: tuple(cell[key] for key in keys))
+    stay = [cell for cell in cells if any(cell[key] != new[key] for key in keys)]
+    return sorted([*stay, new], key=lambda cell: tuple(cell[key] for key in keys))
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -186,9 +202,15 @@ def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
             make(folder)
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         form = VLLM if STOCK_TYPE_KEY in values else LAYERED if LAYERS_KEY in values else STOCK
-        job = {"name": name, "model_type": values.get(STOCK_TYPE_KEY, values["model_type"]), "format": form}
+        job: dict[str, Any] = {
+            "name": name,
+            "model_type": values.get(STOCK_TYPE_KEY, values["model_type"]),
+            "format": form,
+        }
         if form == STOCK and "--model-impl" in str(serving(folder, AutoConfig.for_model(**values), form)):
             job["model_impl"] = "transformers"
+        if not all(all(size.values()) for size in values.get(LAYERS_KEY, ())):
+            job["gone"] = True  # attention or FFNs of some layers
         job |= {"folder": str(folder), "ids": token_ids(folder), "whole": f"{folder}.pt"}
         if not Path(job["whole"]).is_file():
             torch.save(expected(folder, job["ids"]), job["whole"])
@@ -205,6 +227,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of all readers but llama.cpp")
     parser.add_argument("--timed", type=int, default=0, help="of vLLM: generate so many times")
     parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--others", action="store_true", help="only the readers given, not this environment's")
     parser.add_argument("--table", action="store_true", help="print the record, and run nothing")
     given = parser.parse_args()
     cells = json.loads(given.record.read_text(encoding="utf-8")) if given.record.is_file() else []
@@ -213,11 +236,11 @@ def main() -> None:
         return
     given.work.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(given)
-    for python in [sys.executable, *given.readers]:
-        for cell in (found := cells_of(python, jobs, given.dtype, given.timed, given.work)):
+    for python in [*([] if given.others else [sys.executable]), *given.readers]:
+        for cell in cells_of(python, jobs, given.dtype, given.timed, given.work):
             print(json.dumps(cell), flush=True)
-        cells = kept(cells, found)
-        write_json(given.record, cells)
+            cells = kept(cells, cell)
+            write_json(given.record, cells)
     print(table(cells))
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from secateur.architecture.stock import LAYERS_KEY
 from secateur.checkpoint.older_readers import needs_newer
-from secateur.checkpoint.serving.engines import VLLM_ENGINE, serving, serving_block
+from secateur.checkpoint.serving.engines import ENGINES, VLLM_ENGINE, serving, serving_block
 
 RECORD = Path(__file__).parents[2] / "docs" / "results" / "deploy.json"
 
 
 def test_only_engines_that_computed_the_same_are_named() -> None:
     """Of each engine, format and model type: a cell in float32 whose log-probabilities are those of transformers."""
-    cells = json.loads(RECORD.read_text(encoding="utf-8"))
+    cells = [cell for cell in json.loads(RECORD.read_text(encoding="utf-8")) if not cell.get("gone")]
     right = {
         (cell["reader"].split()[0], cell["format"], cell["model_type"])
         for cell in cells
@@ -28,6 +29,24 @@ def test_only_engines_that_computed_the_same_are_named() -> None:
     named = {(VLLM_ENGINE.name, form, kind) for form, kinds in VLLM_ENGINE.takes.items() for kind in kinds}
     assert len(named) > 15
     assert named <= right - wrong
+    same = {
+        (cell["format"], cell["model_type"]) for cell in cells if cell["dtype"] == "f32" and cell.get("kl", 1) < 1e-4
+    }
+    (llama_cpp,) = (engine for engine in ENGINES if engine.name == "llama.cpp")
+    # a window of Mistral's apart, which llama.cpp knows, it is Llama
+    assert {(form, kind) for form, kinds in llama_cpp.takes.items() for kind in kinds if kind != "mistral"} <= same
+
+
+def test_layers_without_attention_are_for_engines_that_know_them() -> None:
+    """As the record has them: vLLM reads DeciLM's form of them, llama.cpp the layered one."""
+    sizes = [{"num_attention_heads": heads, "num_key_value_heads": heads, "intermediate_size": 8} for heads in (0, 2)]
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, **{LAYERS_KEY: sizes})
+    named = {form: [name.split()[0] for name in serving("m", config, form)] for form in ("layered", "vllm")}
+    assert named == {"layered": ["llama.cpp"], "vllm": ["vLLM"]}
+    cells = [cell for cell in json.loads(RECORD.read_text(encoding="utf-8")) if cell.get("gone")]
+    read = {(cell["reader"].split()[0], cell["format"]) for cell in cells if cell["loads"] and cell["top_1"] == 1}
+    assert {("vLLM", "vllm"), ("llama.cpp", "layered"), ("transformers", "layered")} <= read
+    assert ("vLLM", "layered") not in read
 
 
 def test_commands_are_of_this_result(tmp_path) -> None:

@@ -13,7 +13,7 @@ from tokenizing import save_tokenizer, sentence_file
 
 from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.serving import lora_file
-from secateur.checkpoint.serving.libllama import QUANTISE_WEIGHED
+from secateur.checkpoint.serving.libllama import QUANTISE_WEIGHED, READ_ADAPTED
 from secateur.checkpoint.serving.llama_cpp import ADAPTERS, LIBRARY, run_engine
 from secateur.cli import main
 from secateur.config.prune import ExportConfig
@@ -58,7 +58,7 @@ def to_file(adapter: Path, output: Path) -> list[str]:
 
 
 @needs_library
-def test_llama_cpp_with_the_adapter_predicts_what_peft_does(model, tmp_path, capsys, monkeypatch) -> None:
+def test_llama_cpp_with_the_adapter_predicts_what_peft_does(model, tmp_path, capsys) -> None:
     adapter = adapted(model, tmp_path / "a")
     assert main(to_file(adapter, tmp_path / "a.gguf")) == 0
     said = capsys.readouterr().out
@@ -66,17 +66,25 @@ def test_llama_cpp_with_the_adapter_predicts_what_peft_does(model, tmp_path, cap
     assert moves > 0.1
     assert off < 1e-7
     assert "rank 7 for llama.cpp" in said
-    bake_ = lora_file.bake_
-
-    def spoilt(folder: Path) -> int:
-        config = (folder / "adapter_config.json").read_text()
-        (folder / "adapter_config.json").write_text(config.replace('"v_proj": 3', '"v_proj": 4'))
-        return bake_(folder)
-
-    monkeypatch.setattr(lora_file, "bake_", spoilt)
-    assert main(to_file(adapter, tmp_path / "b.gguf")) == 4
-    assert "llama.cpp with the adapter predicts" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
+
+
+def test_an_adapter_that_llama_cpp_computes_otherwise_is_not_put_in_place(model, tmp_path, capsys, monkeypatch) -> None:
+    """Here llama.cpp is one that finds all tokens alike."""
+
+    def engine(_: str, source: str, task: dict, __: Path, ___: str) -> dict:
+        tokens = sentence_file(prefix=False).get_vocab_size()
+        if source is READ_ADAPTED:
+            Path(task["logits"]).write_bytes(bytes(4 * tokens * len(task["ids"])))
+        else:
+            Path(task["arguments"][task["arguments"].index("--outfile") + 1]).touch()
+        return {"vocabulary": tokens}
+
+    monkeypatch.setattr(lora_file, "check_engine", lambda *_: "python")
+    monkeypatch.setattr(lora_file, "run_or_refuse", engine)
+    assert main(to_file(adapted(model, tmp_path / "a"), tmp_path / "b.gguf")) == 4
+    assert "llama.cpp with the adapter predicts" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @needs_library

@@ -59,7 +59,7 @@ class Layered{body}({body}):
 
     def __init__(self, config):
         super().__init__(config)
-        resize(self.{body_layers}, config)
+        resize(self.{body_layers}, config){unused_body}
 
 
 class Layered{stock}({stock}):
@@ -67,7 +67,7 @@ class Layered{stock}({stock}):
 
     def __init__(self, config):
         super().__init__(config)
-        resize(self.{layers}, config)
+        resize(self.{layers}, config){unused}
 '''
 _DECILM_SOURCE = '''
 
@@ -92,6 +92,8 @@ class DeciLMConfig({config}):
 
 Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
+NORMED_SO = ("llama", "mistral", "qwen2")
+"""Model types that DeciLM's form is for."""
 _ABSENT = f"from typing import Any\n\nfrom torch import Tensor, nn\nfrom transformers import Cache\n\n\n{ABSENT_SOURCE}"
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
@@ -102,16 +104,32 @@ def modeling_source(config: PreTrainedConfig, family: Family) -> str:
     stock, whole = stock_class_of(config), is_whole(config)
     by_head = BY_HEAD_SOURCE if family.by_head and not family.no_heads else ""
     lines = _of_hybrid(family) if family.recurrent else _of_layer(family, whole)
+    body = family.layers.removeprefix(f"{stock.base_model_prefix}.")
+    ignored = "\n        self._keys_to_ignore_on_load_missing = {}" if unused_norms(config, family) else ""
     return _SOURCE.format(
         absent=_ABSENT if not whole else "from torch import nn\n" if by_head else "",
         by_head=by_head,
+        unused=ignored.format(unused_norms(config, family)),
+        unused_body=ignored.format(unused_norms(config, family, body)),
         stock=stock.__name__,
         body=body_class_of(config).__name__,
-        body_layers=family.layers.removeprefix(f"{stock.base_model_prefix}."),
+        body_layers=body,
         key=LAYERS_KEY,
         layers=family.layers,
         lines="\n".join(f"        {line}" for line in lines),
     )
+
+
+def unused_norms(config: PreTrainedConfig, family: Family, layers: str = "") -> list[str]:
+    """The norms before attention and FFNs that are gone, which DeciLM's form leaves out: their tensors' names.
+
+    Args:
+        layers: where a model has its layers, if not as the family.
+    """
+    norms = {"num_attention_heads": "input_layernorm", "intermediate_size": "post_attention_layernorm"}
+    sizes = enumerate(getattr(config, LAYERS_KEY, None) or () if config.model_type in NORMED_SO else ())
+    names = [(number, norm) for number, size in sizes for key, norm in norms.items() if not size[key]]
+    return [f"{layers or family.layers}.{number}.{norm}.weight" for number, norm in names]
 
 
 def decilm_file(config: PreTrainedConfig, source: str) -> str:

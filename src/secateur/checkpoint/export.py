@@ -35,7 +35,7 @@ from .card import plain_card
 from .comparing import compare, in_precision, logits_of, wide_of
 from .older_readers import add_older_keys
 from .serving.engines import serving
-from .serving.layers import write_decilm, write_layers
+from .serving.layers import decilm_state, write_decilm, write_layers
 from .tokenizer_files import WrittenTokenizer, write_tokenizer
 from .verify import Check, verify, weights_checksum
 
@@ -225,7 +225,8 @@ def write_checkpoint(
     layered = FORMATS[format].trust
     runs_code = layered or _brings_code(small)
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
-        save_model(small, folder, family if layered else None)
+        state = decilm_state(small, family) if format == VLLM and family else None
+        save_model(small, folder, family if layered else None, state)
         beside = write_tokenizer(tokenizer, folder) if tokenizer is not None else None
         if format == VLLM:  # a model type whose configuration is code, which reading a tokenizer would ask for
             write_decilm(folder, small.config)
@@ -261,12 +262,11 @@ def _brings_code(small: PreTrainedModel) -> bool:
     return type(small).__module__.startswith("transformers_modules.")
 
 
-def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> None:
-    """Config, safetensors and generation settings. A failed write is an OSError whichever library met it.
-
-    Args:
-        family: of a layered checkpoint, whose modelling file is written too.
-    """
+def save_model(
+    small: PreTrainedModel, folder: Path, family: Family | None, state: dict[str, Tensor] | None = None
+) -> None:
+    """Config, safetensors (of `state` alone) and generation settings; of a layered checkpoint, which has a `family`,
+    the modelling file. A failed write is an OSError whichever library met it."""
     settings = small.generation_config
     vars(small.config).pop(OWN_HEAD, None)  # others see it in the files
     # save_pretrained refuses settings that contradict each other, and well-known checkpoints ship such (Vicuna:
@@ -274,7 +274,7 @@ def save_model(small: PreTrainedModel, folder: Path, family: Family | None) -> N
     small.generation_config = GenerationConfig()
     try:
         with quiet_transformers():
-            small.save_pretrained(folder)
+            small.save_pretrained(folder, state_dict=state)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     finally:

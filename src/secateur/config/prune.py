@@ -278,8 +278,8 @@ class ExportConfig:
             return found
         if self.device != "auto" and self.format != QUANTISED and not self.imatrix:
             found.append(
-                f"--device {self.device} goes with --format {QUANTISED} and --imatrix, which calibrate: others are "
-                "written and read back on the CPU."
+                f"--device {self.device} goes with --format {QUANTISED}, which calibrates, and with --imatrix: others "
+                "are written and read back on the CPU."
             )
         if self.imatrix and (self.format != GGUF or not self.quantise):
             found.append(f"--imatrix goes with --format {GGUF} and --quantise: it is of use for a quantisation alone.")

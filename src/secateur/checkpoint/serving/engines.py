@@ -25,6 +25,9 @@ class Engine:
     """`{model}`: the folder, `{file}` and `{name}`: a GGUF file beside it and its name, as a shell has them; `{trust}`:
     ` --trust-remote-code` where the folder brings code, or nothing."""
 
+    gone: frozenset[str] = frozenset()
+    """Formats in which it takes layers without attention or FFN."""
+
     def started_with(self, folder: Path | str, format: str) -> str:
         """The command for one result."""
         folder = str(folder).rstrip("/")
@@ -40,20 +43,28 @@ _VLLM = frozenset(
 _BY_WIDTH = frozenset({"qwen2"})
 """Model types whose classes in vLLM take the size of a head from the width, whatever `head_dim` says."""
 _LLAMA = frozenset(SAME)
+_LLAMA_CPP = _LLAMA | {"qwen3", "gemma3_text", "gpt_neox", "mixtral"}
 _TO_GGUF = "secateur export --model {model} --format gguf --output {file}\n"
 VLLM_ENGINE = Engine(
     "vLLM",
     "0.32 was tried",
     {STOCK: _VLLM | {"mixtral", "qwen3_moe"}, LAYERED: _VLLM, VLLM: _LLAMA},
     "vllm serve {model}{trust}",
+    frozenset({VLLM}),
 )
 ENGINES = (
     VLLM_ENGINE,
-    Engine("llama.cpp", "the export tries it", {STOCK: _LLAMA, LAYERED: _LLAMA}, f"{_TO_GGUF}llama-server -m {{file}}"),
+    Engine(
+        "llama.cpp",
+        "the export tries it",
+        {STOCK: _LLAMA_CPP, LAYERED: _LLAMA},
+        f"{_TO_GGUF}llama-server -m {{file}}",
+        frozenset({LAYERED}),
+    ),
     Engine(
         "Ollama",
         "it runs llama.cpp's files; not tried",
-        {STOCK: _LLAMA},
+        {STOCK: _LLAMA_CPP},
         f'{_TO_GGUF}echo "FROM $(realpath {{file}})" > Modelfile\nollama create {{name}} -f Modelfile',
     ),
 )
@@ -61,13 +72,12 @@ TAKE_IT = "Engines that take results like this one:"
 
 
 def serving(folder: Path | str, config: PreTrainedConfig, format: str) -> dict[str, str]:
-    """Engine, and what is known of it -> the command that serves a result; none that is not known to, as of layers
-    without attention or FFN."""
+    """Engine, and what is known of it -> the command that serves a result; none that is not known to."""
     kind = STOCK if format == PADDED else format
     return {
         f"{engine.name} ({engine.note})": engine.started_with(folder, format) + _option(engine, config, kind)
         for engine in ENGINES
-        if config.model_type in engine.takes.get(kind, ()) and is_whole(config)
+        if config.model_type in engine.takes.get(kind, ()) and (kind in engine.gone or is_whole(config))
     }
 
 

@@ -33,7 +33,7 @@ from ..comparing import logits_of
 from ..probe import default_probe
 from .agreement import Agreement, GgufReport, agreement
 from .importances import save_importances
-from .layouts import check_depth
+from .layouts import check_depth, held_sizes
 from .libllama import QUANTISE_WEIGHED
 from .llama_cpp import CONVERT, LIBRARY, QUANTISE, READ, WHEELS, check_engine
 from .making import LAYERED_CLASS, beside, put, read_logits, run_or_refuse, staged
@@ -85,13 +85,14 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
         arguments = [str(staged(source, model_config, work, sizes)), "--outtype", outtype]
         arguments += ["--outfile", str(made), "--model-name", output.stem]
         with phase("llama.cpp's converter writes the file"):
-            task = {"arguments": arguments, "class": LAYERED_CLASS, "sizes": sizes}
+            written = held_sizes(sizes) if sizes else None
+            task = {"arguments": arguments, "class": LAYERED_CLASS, "sizes": written, "given": sizes}
             run_or_refuse(engine, CONVERT, task, work, config.model)
         tokenizer = load_tokenizer(source)
         ids = default_probe(tokenizer, model_config.get_text_config().vocab_size)
         model = load_model(source, dtype="float32")
         expected = logits_of(model, ids)
-        first, read = _read_back(engine, made, ids, expected, tokenizer, work)
+        first, read = read_back(engine, made, ids, expected, tokenizer, work)
         if not first.kl <= MOST_KL[outtype]:
             raise VerificationError(
                 f"{output}: llama.cpp predicts {first.kl:.3g} nats off what the checkpoint does (allowed in {outtype}: "
@@ -102,7 +103,7 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
             if weigh:
                 notes = [*notes, save_importances(weigh(model), made, work / IMPORTANCES)]
             made = _quantised(engine, made, config.quantise, work, config.model)
-            last, read = _read_back(engine, made, ids, expected, tokenizer, work)
+            last, read = read_back(engine, made, ids, expected, tokenizer, work)
         report = _report(output, made, config.quantise or outtype, (first, last), ids.shape[1], read, notes)
         put(made, output)
     return report
@@ -169,7 +170,7 @@ def _needed_bytes(source: ModelSource, model_config: PreTrainedConfig, outtype: 
     return int(stored * BITS[outtype] / bits * (1.5 if quantise else 1.0))
 
 
-def _read_back(
+def read_back(
     engine: str, file: Path, ids: Tensor, expected: Tensor, tokenizer: PreTrainedTokenizerBase, work: Path
 ) -> tuple[Agreement, bool]:
     """What llama.cpp predicts on `ids`, beside what transformers does; and whether it reads their text as those."""

@@ -5,6 +5,7 @@ llama.cpp's own tool collects the same while it runs (tools/imatrix of its sourc
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -27,7 +28,7 @@ def save_importances(squares: Mapping[str, Tensor], file: Path, target: Path) ->
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     layers = 1 + max((int(name.split(".")[1]) for name in head.places if name.startswith("blk.")), default=0)
     names = get_tensor_name_map(kinds[head.architecture], layers)
-    found = {}
+    found: dict[str, Any] = {}
     for name, values in squares.items():
         tensor = f"{names.get_name(name)}.weight"
         if tensor in head.places and head.places[tensor][1][-1] == len(values):
@@ -38,5 +39,5 @@ def save_importances(squares: Mapping[str, Tensor], file: Path, target: Path) ->
             "leave --imatrix out."
         )
     np.savez(target, **found)
-    weighed = sum(len(shape) > 1 and name.startswith("blk.") for name, (_, shape) in head.places.items())
-    return f"importance matrix: of {len(found)} of the {weighed} weights in its layers"
+    weights = [name for name, (_, shape) in head.places.items() if len(shape) > 1 and name.startswith("blk.")]
+    return f"importance matrix: of {len(found.keys() & set(weights))} of the {len(weights)} weights in its layers"

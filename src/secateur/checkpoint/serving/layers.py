@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...architecture.families import Family
-from ...architecture.layered import MODULE, code_map, decilm_file, modeling_source
+from ...architecture.layered import MODULE, code_map, decilm_file, modeling_source, unused_norms
 from ...architecture.stock import DECILM, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of
 
 PER_LAYER, READABLE = HETEROGENEOUS
@@ -28,6 +29,17 @@ def write_layers(folder: Path, config: PreTrainedConfig, family: Family) -> None
     if not family.layers_vary:
         values |= {"head_dim": head_dim_of(config, family)} | heads_of_layers(config, family)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def decilm_state(model: PreTrainedModel, family: Family) -> dict[str, Tensor] | None:
+    """A model's tensors without the norms before what is gone, which vLLM's class has not; None: all of them.
+
+    These are made ones, as whoever reads the rest begins them: nothing depends on them.
+    """
+    without = unused_norms(model.config, family)
+    for name in without:
+        model.get_parameter(name).data.fill_(1)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in without} if without else None
 
 
 def write_decilm(folder: Path, config: PreTrainedConfig) -> None:

