@@ -121,11 +121,7 @@ def modeling_source(config: PreTrainedConfig, family: Family) -> str:
 
 
 def unused_norms(config: PreTrainedConfig, family: Family, layers: str = "") -> list[str]:
-    """The norms before attention and FFNs that are gone, which DeciLM's form leaves out: their tensors' names.
-
-    Args:
-        layers: where a model has its layers, if not as the family.
-    """
+    """Tensors of norms before what is gone, which DeciLM's form leaves out; `layers`: where, if not as the family."""
     norms = {"num_attention_heads": "input_layernorm", "intermediate_size": "post_attention_layernorm"}
     sizes = enumerate(getattr(config, LAYERS_KEY, None) or () if config.model_type in NORMED_SO else ())
     names = [(number, norm) for number, size in sizes for key, norm in norms.items() if not size[key]]
