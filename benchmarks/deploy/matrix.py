@@ -127,7 +127,7 @@ def in_llama_cpp(job: dict[str, Any], engine: str, work: Path) -> dict[str, dict
         if ftype is not None:
             task = {"source": str(whole), "target": str(file), "ftype": ftype, "threads": 1}
             run_engine(engine, QUANTISE, task, work)
-            found, size = read_back(engine, file, ids, wanted, tokenizer, work)[0], file.stat().st_size
+            found, size = read_back(engine, file, ids, wanted, tokenizer, work, folder.name)[0], file.stat().st_size
         cells[form] = {
             "loads": True, "class": report.architecture, "largest_difference": found.largest, "kl": found.kl,
             "top_1": found.top1, "positions": report.tokens, "bytes": size,

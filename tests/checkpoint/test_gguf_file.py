@@ -18,7 +18,7 @@ from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import save_model, small_class
 from secateur.checkpoint.serving import gguf_file, llama_cpp, making
 from secateur.checkpoint.serving.agreement import agreement
-from secateur.checkpoint.serving.layouts import SAME, WHY_NOT, check_layers
+from secateur.checkpoint.serving.layouts import SAME, WHY_NOT, check_layers, sizes_beside_width
 from secateur.config.formats import QUANTISATIONS, width_words
 from secateur.config.prune import ExportConfig
 from secateur.system.errors import InputError, VerificationError
@@ -90,6 +90,15 @@ def test_layers_without_attention_or_ffn(tmp_path) -> None:
     assert head.own["attention.head_count"] == [1, 4, 0, 2]
     assert head.own["feed_forward_length"] == [96, 32, 32, 64]
     assert ["blk.0.attn_norm.weight" in head.places, "blk.2.attn_norm.weight" in head.places] == [True, False]
+
+
+def test_a_qwen2_without_some_heads_is_told_the_size_of_a_head() -> None:
+    """llama.cpp's `qwen2` reckons it from the width, so such a result goes into `deci`."""
+    values = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 1}
+    less = AutoConfig.for_model("qwen2", num_attention_heads=2, head_dim=16, **values)
+    assert sizes_beside_width(less) == [(2, 1, 96)] * 2
+    for kind, heads in (("qwen2", 4), ("llama", 2), ("qwen3", 2)):
+        assert sizes_beside_width(AutoConfig.for_model(kind, num_attention_heads=heads, head_dim=16, **values)) is None
 
 
 def test_a_bias_where_nothing_else_is(tmp_path) -> None:

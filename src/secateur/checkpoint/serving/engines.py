@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ...architecture.stock import is_whole
 from ...config.formats import FORMATS, LAYERED, PADDED, STOCK, VLLM
-from .layouts import SAME
+from .layouts import SAME, heads_are_gone
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,6 @@ def _option(engine: Engine, config: PreTrainedConfig, format: str) -> str:
     """What a stock result needs in addition where heads are gone, which vLLM's own class does not expect."""
     own = engine is VLLM_ENGINE and format == STOCK and config.model_type in _BY_WIDTH
     return " --model-impl transformers" if own and heads_are_gone(config) else ""
-
-
-def heads_are_gone(config: PreTrainedConfig) -> bool:
-    """Whether the heads of a stock model are not its width together."""
-    head_dim = getattr(config, "head_dim", None)
-    return bool(head_dim) and head_dim * config.num_attention_heads != config.hidden_size
 
 
 def serving_block(export: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ from ..comparing import logits_of
 from ..probe import default_probe
 from .agreement import Agreement, GgufReport, agreement
 from .importances import save_importances
-from .layouts import check_depth, held_sizes
+from .layouts import check_depth, held_sizes, sizes_beside_width
 from .libllama import QUANTISE_WEIGHED
 from .llama_cpp import CONVERT, LIBRARY, QUANTISE, READ, WHEELS, check_engine
 from .making import LAYERED_CLASS, beside, put, read_logits, run_or_refuse, staged
@@ -92,7 +92,7 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
         ids = default_probe(tokenizer, model_config.get_text_config().vocab_size)
         model = load_model(source, dtype="float32")
         expected = logits_of(model, ids)
-        first, read = read_back(engine, made, ids, expected, tokenizer, work)
+        first, read = read_back(engine, made, ids, expected, tokenizer, work, config.model)
         if not first.kl <= MOST_KL[outtype]:
             raise VerificationError(
                 f"{output}: llama.cpp predicts {first.kl:.3g} nats off what the checkpoint does (allowed in {outtype}: "
@@ -103,7 +103,7 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
             if weigh:
                 notes = [*notes, save_importances(weigh(model), made, work / IMPORTANCES)]
             made = _quantised(engine, made, config.quantise, work, config.model)
-            last, read = read_back(engine, made, ids, expected, tokenizer, work)
+            last, read = read_back(engine, made, ids, expected, tokenizer, work, config.model)
         report = _report(output, made, config.quantise or outtype, (first, last), ids.shape[1], read, notes)
         put(made, output)
     return report
@@ -157,10 +157,10 @@ def _check_source(source: ModelSource) -> None:
 
 
 def _sizes(model_config: PreTrainedConfig, source: ModelSource) -> list[tuple[int, int, int]] | None:
-    """(query heads, KV heads, channels) of each layer; None where they are alike."""
+    """(query heads, KV heads, channels) of each layer; None where llama.cpp has them alike."""
     check_depth(model_config, source.name)
     if not model_config.to_dict().get(LAYERS_KEY):
-        return None
+        return sizes_beside_width(model_config)
     return [shape.key() for shape in layered_shapes(model_config)]
 
 
@@ -171,7 +171,7 @@ def _needed_bytes(source: ModelSource, model_config: PreTrainedConfig, outtype: 
 
 
 def read_back(
-    engine: str, file: Path, ids: Tensor, expected: Tensor, tokenizer: PreTrainedTokenizerBase, work: Path
+    engine: str, file: Path, ids: Tensor, expected: Tensor, tokenizer: PreTrainedTokenizerBase, work: Path, model: str
 ) -> tuple[Agreement, bool]:
     """What llama.cpp predicts on `ids`, beside what transformers does; and whether it reads their text as those."""
     logits = work / "logits.bin"
@@ -185,6 +185,6 @@ def read_back(
         "texts": [text],
     }
     with phase("llama.cpp reads the file and predicts"):
-        said = run_or_refuse(engine, READ, task, work, file.parent.name)
+        said = run_or_refuse(engine, READ, task, work, model)
     found = read_logits(logits, said["vocabulary"])
     return agreement(found, expected, ids), said["read"][0] == own

@@ -64,6 +64,24 @@ def check_gone(config: PreTrainedConfig, name: str) -> None:
                 )
 
 
+def sizes_beside_width(config: PreTrainedConfig) -> list[tuple[int, int, int]] | None:
+    """The same sizes for every layer of a stock Qwen2 whose heads are not its width together; None of all others.
+
+    llama.cpp's own `qwen2` takes the size of a head from the width; `deci`, which computes the same, is told it.
+    """
+    if config.model_type != "qwen2" or not heads_are_gone(config) or window_of(config) is not None:
+        return None
+    return [
+        (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
+    ] * config.num_hidden_layers
+
+
+def heads_are_gone(config: PreTrainedConfig) -> bool:
+    """Whether the heads of a stock model are not its width together."""
+    head_dim = getattr(config, "head_dim", None)
+    return bool(head_dim) and head_dim * config.num_attention_heads != config.hidden_size
+
+
 def held_sizes(sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """(query heads, KV heads, channels) of each layer as `deci` needs them.
 

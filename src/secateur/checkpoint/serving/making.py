@@ -93,7 +93,8 @@ def run_or_refuse(engine: str, script: str, task: dict[str, Any], work: Path, mo
                 "model's family, or llama.cpp does not have the family or its tokenizer: serve it with transformers."
             ) from None
         raise InputError(
-            f"model {model!r}: llama.cpp does not take the file ({words}): try another --outtype."
+            f"model {model!r}: llama.cpp does not take the file ({words}): try another --outtype, or serve it with "
+            "transformers or vLLM."
         ) from None
 
 
