@@ -27,6 +27,7 @@ from .stock import (
     is_whole,
     latent_of,
     stock_class_of,
+    unused_norms,
 )
 
 MODULE = "modeling_secateur"
@@ -92,8 +93,6 @@ class DeciLMConfig({config}):
 
 Layered{body}.config_class = Layered{model}.config_class = DeciLMConfig
 '''
-NORMED_SO = ("llama", "mistral", "qwen2")
-"""Model types that DeciLM's form is for."""
 _ABSENT = f"from typing import Any\n\nfrom torch import Tensor, nn\nfrom transformers import Cache\n\n\n{ABSENT_SOURCE}"
 _SIZES = {"heads": "heads", "kv_heads": "kv_heads", "groups": "heads // kv_heads", "width": "heads * head_dim"}
 _LENGTHS = {"q": "heads * head_dim", "o": "heads * head_dim", "k": "kv_heads * head_dim", "v": "kv_heads * head_dim"}
@@ -118,14 +117,6 @@ def modeling_source(config: PreTrainedConfig, family: Family) -> str:
         layers=family.layers,
         lines="\n".join(f"        {line}" for line in lines),
     )
-
-
-def unused_norms(config: PreTrainedConfig, family: Family, layers: str = "") -> list[str]:
-    """Tensors of norms before what is gone, which DeciLM's form leaves out; `layers`: where, if not as the family."""
-    norms = {"num_attention_heads": "input_layernorm", "intermediate_size": "post_attention_layernorm"}
-    sizes = enumerate(getattr(config, LAYERS_KEY, None) or () if config.model_type in NORMED_SO else ())
-    names = [(number, norm) for number, size in sizes for key, norm in norms.items() if not size[key]]
-    return [f"{layers or family.layers}.{number}.{norm}.weight" for number, norm in names]
 
 
 def decilm_file(config: PreTrainedConfig, source: str) -> str:

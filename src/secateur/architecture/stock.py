@@ -26,6 +26,8 @@ FAMILY_KEY = "secateur_family"
 """Config key of such a checkpoint's layout, where its model type does not say it."""
 DECILM = "nemotron-nas"
 """Model type of a checkpoint of ours in the form of NVIDIA's DeciLM (`--format vllm`)."""
+NORMED_SO = ("llama", "mistral", "qwen2")
+"""Model types that DeciLM's form is for."""
 STOCK_TYPE_KEY = "secateur_model_type"
 """Config key of such a checkpoint: the model type that it is read as here."""
 HETEROGENEOUS = ("per_layer_config", "allow_global_per_layer_attribute_access")
@@ -155,6 +157,14 @@ def forget_layers_(config: PreTrainedConfig) -> PreTrainedConfig:
         if config.__dict__.get("model_type") == DECILM:
             del config.__dict__["model_type"]
     return config
+
+
+def unused_norms(config: PreTrainedConfig, family: Family, layers: str = "") -> list[str]:
+    """Tensors of norms before what is gone, which DeciLM's form leaves out; `layers`: where, if not as the family."""
+    norms = {"num_attention_heads": "input_layernorm", "intermediate_size": "post_attention_layernorm"}
+    sizes = enumerate(getattr(config, LAYERS_KEY, None) or () if config.model_type in NORMED_SO else ())
+    names = [(number, norm) for number, size in sizes for key, norm in norms.items() if not size[key]]
+    return [f"{layers or family.layers}.{number}.{norm}.weight" for number, norm in names]
 
 
 def is_whole(config: PreTrainedConfig) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...architecture.families import Family
-from ...architecture.layered import MODULE, code_map, decilm_file, modeling_source, unused_norms
-from ...architecture.stock import DECILM, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of
+from ...architecture.layered import MODULE, code_map, decilm_file, modeling_source
+from ...architecture.stock import DECILM, HETEROGENEOUS, LAYERS_KEY, STOCK_TYPE_KEY, head_dim_of, unused_norms
 
 PER_LAYER, READABLE = HETEROGENEOUS
 
