@@ -34,7 +34,7 @@ from secateur.checkpoint.probe import default_probe
 from secateur.checkpoint.serving.engines import serving
 from secateur.checkpoint.serving.gguf_file import read_back
 from secateur.checkpoint.serving.llama_cpp import QUANTISE, run_engine
-from secateur.config.formats import LAYERED, QUANTISATIONS, STOCK, VLLM
+from secateur.config.formats import LAYERED, QUANTISATIONS, QUANTISED, STOCK, VLLM
 from secateur.config.prune import ExportConfig
 from secateur.data.tokens import evaluation_tokens
 from secateur.models.loading import load_config, load_model
@@ -202,6 +202,7 @@ def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
             make(folder)
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         form = VLLM if STOCK_TYPE_KEY in values else LAYERED if LAYERS_KEY in values else STOCK
+        form = QUANTISED if "quantization_config" in values else form
         job: dict[str, Any] = {
             "name": name,
             "model_type": values.get(STOCK_TYPE_KEY, values["model_type"]),
