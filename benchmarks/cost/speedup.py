@@ -55,7 +55,8 @@ from secateur.training.prepare import plan_budget, prepare
 
 MODEL = "smollm2-135m-instruct"
 ASKED = {"prefill:1x512": ("1.3x", "1.5x", "2x"), "decode:1x512+128": ("1.3x",)}
-RUNS, TURNS = 3, 7
+RUNS = 3
+TURNS = {"prefill": 7, "decode": 3}
 ALLOCATIONS = ("uniform", "global")
 
 
@@ -122,7 +123,7 @@ def asked(name: str) -> dict[str, Any]:
             "flop_speedup": flops(dense, units.shapes) / flops(model, shapes),
             "shapes": [list(shape.key()) for shape in (shapes[:1] if allocation == "uniform" else shapes)],
         }
-    latency = latency_at(models, at[0], repeats=TURNS, dtype=dtype)
+    latency = latency_at(models, at[0], repeats=TURNS[at[0].kind], dtype=dtype)
     for key, each in found.items():
         each["measured"] = latency["dense"].median_ms / latency[key].median_ms
     return {
