@@ -92,11 +92,11 @@ def planned(model_type: str, sizes: dict[str, Any], place: Path) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--only", help="models whose name has this")
+    parser.add_argument("--only", help="models whose name has this; without, those that the file has not yet")
     given = parser.parse_args()
     found = json.loads(given.output.read_text()) if given.output.is_file() else {}
     for name, (model_type, published, sizes) in MODELS.items():
-        if given.only and given.only not in name:
+        if (given.only and given.only not in name) or (not given.only and name in found):
             continue
         with tempfile.TemporaryDirectory() as folder:
             found[name] = {

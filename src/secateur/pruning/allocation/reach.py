@@ -1,5 +1,7 @@
 """Which sparsities a budget can come to, and the error for one that it cannot."""
 
+from collections import Counter
+
 from ...architecture.units import ATTENTION_KINDS, Pool, Units
 from ...speed.costs import PARAMETERS, Costs, Parameters
 from ...system.errors import InputError
@@ -66,10 +68,13 @@ def worth_of(pools: list[Pool], account: Parameters | Costs = PARAMETERS) -> flo
 
 def check_reached(budget: Budget, options: BudgetGoal, ffn: list[Pool]) -> None:
     """Refuse a target that is missed by more than the tolerance, or than half a step of `round_to`."""
-    account, reachable = budget.account, _reachable(budget, options.round_to, ffn)
+    account = budget.account
     step = options.round_to * sum(pool.together * pool.unit_params for pool in ffn) / budget.units.prunable_params
     allowed = TOLERANCE if options.round_to == 1 else TOLERANCE + step / 2
     reached = abs(budget.sparsity - options.sparsity) <= allowed
+    if budget.removed_params and reached and not isinstance(account, Costs):
+        return
+    reachable = _reachable(budget, options.round_to, ffn)
     if isinstance(account, Costs):  # the nearest was taken, however far its neighbours are apart
         reached = bool(reachable) and reachable[0] / 2 <= options.sparsity <= reachable[-1] + TOLERANCE
     if budget.removed_params and reached:
@@ -100,8 +105,20 @@ def _reachable(budget: Budget, round_to: int, ffn: list[Pool]) -> list[float]:
     """
     units, account = budget.units, budget.account
     heads = _worth([pool for pool in units.pools if pool.kind in ATTENTION_KINDS], budget.quota, account)
-    found = {heads} | {heads + _worth(ffn, quota, account) for quota in _quotas(ffn, round_to)}
+    some = _alike(ffn, account)
+    quotas = _quotas([pool for pool, _ in some], round_to)
+    worths = (sum(times * account.saved(pool, quota[pool.name]) for pool, times in some) for quota in quotas)
+    found = {heads} | {heads + worth for worth in worths}
     return [worth / account.all_of(units) for worth in sorted(found - {0})]
+
+
+def _alike(pools: list[Pool], account: Parameters | Costs) -> list[tuple[Pool, int]]:
+    """One pool for all that count alike, and how many they are: a mixture has thousands."""
+    if isinstance(account, Costs):  # where a pool is says what it saves
+        return [(pool, 1) for pool in pools]
+    kinds = [(pool.size, pool.together, pool.unit_params) for pool in pools]
+    counts = Counter(kinds)
+    return [(pool, counts[kind]) for kind, pool in dict(zip(kinds, pools, strict=True)).items()]
 
 
 def check_something_goes(
