@@ -117,6 +117,8 @@ def test_weights_that_lie_the_other_way_round() -> None:
 def test_models_that_are_refused() -> None:
     with pytest.raises(InputError, match="is a mixture of experts"):
         sparse_layers(tiny("mixtral"), parse_pattern("2:4"))
+    with pytest.raises(InputError, match="layers of a zamba share a block, which reads other inputs in each"):
+        sparse_layers(tiny("zamba"), parse_pattern("2:4"))
     with pytest.raises(InputError, match="--pattern 5:7: model.layers.0.self_attn.q_proj has 64 inputs, .*multiple of"):
         sparse_layers(tiny_llama(), parse_pattern("5:7"))
     model, pattern = tiny_llama(), parse_pattern("2:4")

@@ -23,7 +23,10 @@ RENAMED = {
     r"^language_model\.(?!model\.|lm_head\.)": "model.",
 }
 """Names of a text model's weights in the files of whole models -> those that it has alone."""
-OF_TEXT = r"^(lm_head\.|model\.(layers|embed_tokens|norm|final_layernorm|hyper_connection_mixer)\b)"
+OF_TEXT = (
+    r"^(lm_head\.|model\.(layers|embed_tokens(_per_layer)?|norm|final_layernorm|hyper_connection_mixer|"
+    r"per_layer_(model_projection|projection_norm))\b)"
+)
 WHOLE = "secateur_whole"
 """Attribute of a configuration that was taken out: the type of the whole model."""
 

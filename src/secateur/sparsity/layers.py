@@ -32,13 +32,19 @@ def sparse_layers(
     Args:
         model: its weights may be on the meta device.
     Raises:
-        InputError: a family that is not known, a mixture of experts, a width that is no multiple of the pattern's.
+        InputError: a family that is not known, a mixture of experts, layers that share a block, a width that is no
+            multiple of the pattern's.
     """
     known = family_for(model, model.config.model_type, family)
     if known.experts is not None:
         raise InputError(
             f"a {model.config.model_type} is a mixture of experts, whose experts see few of the calibration tokens "
             "each: sparsify takes dense models."
+        )
+    if known.shared is not None:
+        raise InputError(
+            f"layers of a {model.config.model_type} share a block, which reads other inputs in each: sparsify takes "
+            "models whose layers have weights of their own."
         )
     found = []
     for place in find_units(model, known).places:

@@ -64,8 +64,14 @@ def load_base(job: Job, dtype: torch.dtype, *, experts_apart: bool = True) -> Pr
             quantising=loading_options(job.config.load_in, dtype, device),
         )
     settle_(model)
+    _share_blocks_(model)
     model.config.use_cache = False
     return model
+
+
+def _share_blocks_(model: PreTrainedModel) -> None:
+    if model.config.model_type in FAMILIES:
+        share_(model, FAMILIES[model.config.model_type])
 
 
 def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts_apart: bool = True) -> PreTrainedModel:
@@ -75,8 +81,7 @@ def load_original(job: Job, dtype: torch.dtype, device: torch.device, *, experts
         model.config.use_cache = False
         if experts_apart:
             unstack_experts(model, job.family)
-        elif model.config.model_type in FAMILIES:
-            share_(model, FAMILIES[model.config.model_type])
+        _share_blocks_(model)
         nn.Module.to(model, device)
     return model
 
