@@ -117,6 +117,8 @@ def test_a_registered_family_is_checked_as_a_named_one(monkeypatch) -> None:
         (["prune", "--allocation", "global", "--stream-export"], "a layered LayeredLlamaForCausalLM of "),
         (["prune", "--load-in", "8bit", "--model-class", "mistral"], "a stock MistralForCausalLM of "),
         (["prune", "--load-in", "8bit", "--stream-export"], "a stock LlamaForCausalLM of "),
+        (["prune", "--compensate", "lstsq"], "a stock LlamaForCausalLM of "),
+        (["prune", "--recipe", "best", "--accumulation", "1"], "a layered LayeredLlamaForCausalLM of "),
         (["prune", "--model", "model.gguf"], "a stock LlamaForCausalLM of "),
         (["adapt", "--init-rank", "4", "--rank", "2"], "a LoRA adapter of rank 2, "),
         (["adapt", "--init-rank", "4", "--rank", "2", "--merge", "--load-in", "8bit"], "with the adapter merged, "),

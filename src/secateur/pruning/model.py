@@ -171,11 +171,15 @@ class PrunedModel:
         }
 
     def load_state_(self, state: dict[str, Any]) -> None:
-        """Put back what `state` says beside the units that are left, for which `cut_` is there."""
+        """Put back what `state` says beside the units that are left, for which `cut_` is there.
+
+        Where `compensated` is None, weights are as the cut has left them.
+        """
         for path, experts in expert_lists(self.model).items():
             experts.chosen = state["chosen"][path].clone()
-        for path, parameter in self.rewritten().items():
-            assign_(parameter, state["compensated"][path])
+        if state["compensated"] is not None:
+            for path, parameter in self.rewritten().items():
+                assign_(parameter, state["compensated"][path])
 
     def restore_(self, source: ModelSource, *, trust_remote_code: bool) -> None:
         """Put the original weights in a quantised base's place, on the CPU; see `models.original.restore_`."""

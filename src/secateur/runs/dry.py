@@ -68,7 +68,8 @@ def cut_to_target(pruner: Pruner) -> None:
     """Cut all that goes by the end of the run, by scores that say nothing."""
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(len(mask), generator=generator) for name, mask in pruner.keep.items()}
-    pruner.load_state_dict(pruner.state_dict() | {"keep": pruner.budget.select(scores, pruner.keep, 1.0)})
+    keep = pruner.budget.select(scores, pruner.keep, 1.0)
+    pruner.load_state_dict(pruner.state_dict() | {"keep": keep, "compensated": None})
 
 
 def dry_adapt(job: AdaptJob, progress: Progress) -> str:
