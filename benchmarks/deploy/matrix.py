@@ -138,6 +138,8 @@ def in_llama_cpp(job: dict[str, Any], engine: str, work: Path) -> dict[str, dict
 def in_process(job: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What a reader's process said of a result, compared."""
     texts = found.pop("texts", None)
+    if "reason" in found:  # whose words may name where the result lies
+        found["reason"] = found["reason"].replace(job["folder"], Path(job["folder"]).name)
     kept = {key: job[key] for key in ("model_type", "format", "model_impl", "gone") if key in job}
     return kept | found | (compared(torch.load(job["whole"]), texts) if texts else {})
 
