@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--only", help="models whose name has this; without, those that the file has not yet")
     given = parser.parse_args()
     found = json.loads(given.output.read_text()) if given.output.is_file() else {}
-    for name, (model_type, published, sizes) in MODELS.items():
+    for name, (model_type, published, sizes) in sorted(MODELS.items(), key=lambda row: row[1][1]):  # small ones first
         if (given.only and given.only not in name) or (not given.only and name in found):
             continue
         with tempfile.TemporaryDirectory() as folder:
