@@ -20,8 +20,11 @@ KINDS = {
     "smollm3": {"no_rope_layers": [1, 1, 1, 0] * 3 + [1, 1]},
     "qwen2_moe": {"mlp_only_layers": [0, 5, 12]},
     "gpt2": {},
+    "jetmoe": {},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 7},
 }
-"""Model types whose layers are alike, and in which they differ in mask, in rotation and in kind."""
+"""Model types whose layers are alike, in which they differ in mask, in rotation and in kind, whose router asks for
+numbers, and in which they share a block."""
 
 
 def config_of(name: str):
@@ -45,6 +48,18 @@ def test_layers_that_are_alike_count_alike(name, checkpointing, monkeypatch) -> 
     assert sum(left.values()) >= 2  # something was left out
     monkeypatch.setattr(footprint, "_leave_first_layers", lambda *a: {})
     assert short == footprint.training_footprint(config_of(name), **options)
+
+
+def test_layers_of_an_old_class_are_all_counted() -> None:
+    options = {"rank": 4, "micro_batch": 2, "seq_len": 24, "dtype": torch.float32, "device_type": "cpu"}
+    found = [
+        footprint.training_footprint(
+            AutoConfig.for_model("openai-gpt", n_embd=48, n_head=3, n_layer=count, vocab_size=128),
+            linears=lora_names(FAMILIES["openai-gpt"]), **options,
+        ).activations
+        for count in (4, 6, 8)
+    ]  # fmt: skip
+    assert found[2] - found[1] == found[1] - found[0] > 0
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.building import empty_model
 from ..architecture.discovery import find_units
 from ..architecture.experts import expert_lists, unstack_experts
+from ..architecture.experts.even import even_
 from ..architecture.experts.lora import name_experts_
 from ..architecture.families import FAMILIES, Family
 from ..architecture.quantised import quantised_bytes
@@ -152,6 +154,8 @@ def _without_data_(base: PreTrainedModel, family: Family) -> None:
     """Let a model do without values: which experts a token goes to, and which tokens a layer looks at."""
     for experts in expert_lists(base).values():
         experts.even = True
+    if family.stacking.routes:
+        even_(base.get_submodule(family.layers))
     for layer in base.get_submodule(family.layers).children() if family.chooser else ():
         if any(path == family.chooser for path, _ in layer.named_modules()):
             layer.set_submodule(str(family.chooser), _All())
@@ -183,6 +187,8 @@ def _leave_first_layers(base: PreTrainedModel, family: Family) -> dict[int, int]
         return {}  # they are not deep, and there is more than one list of layers
     layers = base.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
+    if not all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
+        return {}  # an old class, whose layers are not looked at one by one (`Kept`)
     kinds = [_kind(base.config, number, layer) for number, layer in enumerate(layers)]
     seen: Counter[Any] = Counter()
     stay = 0

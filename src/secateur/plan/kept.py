@@ -27,10 +27,13 @@ class Kept:
         def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._layers[-1] += self.bytes
 
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.register_forward_pre_hook(enter)
-                module.register_forward_hook(leave)
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        inner = {
+            module for layer in layers for module in layer.modules() if module is not layer
+        }  # Zamba's Mamba layers
+        for layer in (layer for layer in layers if layer not in inner):
+            layer.register_forward_pre_hook(enter)
+            layer.register_forward_hook(leave)
 
     def repeat(self, repeats: dict[int, int]) -> None:
         """Count layers again, by number, that others are like."""
