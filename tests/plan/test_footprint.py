@@ -21,7 +21,7 @@ KINDS = {
     "qwen2_moe": {"mlp_only_layers": [0, 5, 12]},
     "gpt2": {},
     "jetmoe": {},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 7},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 3, "num_hidden_layers": 6},
 }
 """Model types whose layers are alike, in which they differ in mask, in rotation and in kind, whose router asks for
 numbers, and in which they share a block."""
