@@ -307,8 +307,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     # models
     "unsupported type": (prune(model="{t}/unsupported"), "transformers does not know its architecture"),
     "a misspelt type": (prune(model="{t}/misspelt"), "Did you mean 'llama'? "),
-    "a type that is refused": (prune(model="{t}/gpt1"), "model type 'openai-gpt' cannot be pruned: its attention"),
-    "how to add a layout": (prune(model="{t}/gpt1"), "docs/add-a-family.md"),
+    "a type that is refused": (prune(model="{t}/bitnet"), "model type 'bitnet' cannot be pruned: norms run"),
+    "how to add a layout": (prune(model="{t}/bitnet"), "docs/add-a-family.md"),
     "no model type": (prune(model="{t}/notype"), "model_type"),
     "config is not JSON": (prune(model="{t}/badconfig"), "not valid JSON"),
     "truncated weights": (prune(model="{t}/truncated"), "model.safetensors is corrupt"),
@@ -622,10 +622,8 @@ def bad_models(folder: Path) -> None:
 
     edit(copy("unsupported"), model_type="secateur_test", architectures=["Nothing"])
     edit(copy("misspelt"), model_type="lama")
-    (folder / "gpt1").mkdir()
-    (folder / "gpt1" / "config.json").write_text(
-        '{"model_type": "openai-gpt", "vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}'
-    )
+    (folder / "bitnet").mkdir()
+    (folder / "bitnet" / "config.json").write_text('{"model_type": "bitnet", "vocab_size": 9}')
     edit(copy("dropout"), attention_dropout=2.0)
     edit(copy("positions"), max_position_embeddings=0)
     edit(copy("dtypes"), dtype=["float32"])

@@ -222,8 +222,9 @@ def test_families_are_listed_with_kinds_formats_and_limits(capsys) -> None:
     }
     for name, family in FAMILIES.items():
         assert ("no heads: " in notes[name]) == (family.no_heads is not None)
-        assert ("whole experts, before training: --experts (stock)" in notes[name]) == (family.experts is not None)
-        assert ("an encoder-decoder" in notes[name]) == bool(family.stacks)
+        experts_go = family.experts is not None and family.experts_stay is None
+        assert ("whole experts, before training: --experts (stock)" in notes[name]) == experts_go
+        assert ("an encoder-decoder" in notes[name]) == family.encoder_decoder
     assert formats["llama", "ffn"] == "stock, layered, padded"
     assert formats["gpt2", "kv_group"] == "layered, padded"
     assert notes["phi"] == "with qk_layernorm in its config no head goes in stock format"

@@ -75,7 +75,8 @@ def padded_state(
                 bigger[along] = size
                 tensor = tensor.new_zeros(bigger).index_copy_(along, index, tensor)
         yield name, tensor
-    yield from _zeros_of_gone(state, family, shapes, wide)
+    if not family.recurrent:  # a hybrid's layer without attention never had any
+        yield from _zeros_of_gone(state, family, shapes, wide)
 
 
 def _zeros_of_gone(
