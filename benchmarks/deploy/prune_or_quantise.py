@@ -98,6 +98,7 @@ def table(record: dict[str, Any]) -> str:
 def plot(record: dict[str, Any], path: Path) -> None:
     """Perplexity against bytes and against generation speed, a line for each model."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(10, 4))
     axes = figure.subplots(1, 2, sharey=True)
@@ -105,11 +106,23 @@ def plot(record: dict[str, Any], path: Path) -> None:
     for name in names:
         cells = {key: cell for key, cell in record["cells"].items() if key.split()[0] == name}
         loss = [cell["perplexity"][TEXTS[0]] for cell in cells.values()]
-        axes[0].plot([cell["bytes"] / 1e6 for cell in cells.values()], loss, marker="o", label=name)
+        axes[0].plot(
+            [cell["bytes"] / 1e6 for cell in cells.values()],
+            loss,
+            marker="o",
+            label=f"{name} % gone" if name.isdigit() else name,
+        )
         speeds = [record.get("speed", {}).get(key, {}).get("new_tokens_per_s") for key in cells]
         if None not in speeds:
             axes[1].plot(speeds, loss, marker="o", label=name)
     axes[0].set(xlabel="file, MB", ylabel="perplexity, WikiText-2", yscale="log")
+    ticks = [
+        tick
+        for tick in (10, 15, 20, 30, 40, 60, 80, 120, 200)
+        if any(0.7 * tick < cell["perplexity"][TEXTS[0]] < 1.4 * tick for cell in record["cells"].values())
+    ]
+    axes[0].set_yticks(ticks, [str(tick) for tick in ticks])
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[1].set(xlabel="generated tokens per second")
     axes[0].legend()
     figure.savefig(path, dpi=150, bbox_inches="tight")
