@@ -193,8 +193,8 @@ def test_blocks_of_32_have_no_larger_type(tmp_path) -> None:
 
 def test_widths_say_what_they_allow() -> None:
     assert "--round-to 32 or 256" in width_words(1, 4096)
-    assert "k-quants (Q4_K_M) take a larger type" in width_words(32, 4096)
-    assert width_words(256, 4096) == "every quantisation of llama.cpp"
+    assert "multiples of 32, for llama.cpp's q8_0" in width_words(32, 4096)
+    assert width_words(256, 4096) == "multiples of 256, which every quantisation of llama.cpp takes"
     assert "576, is no multiple of 256" in width_words(256, 576)
     assert {kind.block for kind in QUANTISATIONS.values()} == {32, 256}
 

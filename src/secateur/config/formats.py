@@ -152,13 +152,15 @@ def width_words(step: int, hidden: int) -> str:
     """What llama.cpp quantises of a model whose FFN widths are multiples of `step` (--round-to) and whose own width is
     `hidden`: known before a run. Unquantised, each engine takes any width."""
     if step % LARGE_BLOCK == 0:
-        found = "every quantisation of llama.cpp"
+        found = "multiples of 256, which every quantisation of llama.cpp takes"
     elif step % SMALL_BLOCK == 0:
-        found = "llama.cpp's q8_0; its k-quants (Q4_K_M) take a larger type where a width is no multiple of 256"
+        found = (
+            "multiples of 32, for llama.cpp's q8_0; its k-quants (Q4_K_M) want 256, and take a larger type elsewhere"
+        )
     else:
         found = (
-            "any engine unquantised; llama.cpp's q8_0 wants multiples of 32 and its k-quants (Q4_K_M) of 256, and it "
-            "keeps `down` in f16 where neither divides: --round-to 32 or 256"
+            "not all multiples of 32: any engine takes them unquantised; llama.cpp's q8_0 wants multiples of 32 and "
+            "its k-quants (Q4_K_M) of 256, and it keeps `down` in f16 where neither divides: --round-to 32 or 256"
         )
     if hidden % LARGE_BLOCK:
         found += f" (the model's own width, {hidden}, is no multiple of 256: k-quants take a larger type there)"

@@ -48,8 +48,8 @@ def _units(record: dict[str, Any]) -> Blocks:
     if record["legal_kv_heads"]:
         heads = ", ".join(map(str, record["legal_kv_heads"]))
         lines.append(f"  KV heads that a stock checkpoint may have: {heads}")
-    if step := record["ffn_widths"]["multiple_of"]:
-        lines.append(f"  FFN widths are multiples of {step}: {record['ffn_widths']['words']}")
+    if record["ffn_widths"]["multiple_of"]:
+        lines.append(f"  FFN widths: {record['ffn_widths']['words']}")
     return lines
 
 

@@ -47,7 +47,7 @@ def announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Pro
         progress.message(f"(asked for {job.target.sparsity:.1%}; {why})")
     if step := pruner.budget.ffn_step:
         words = width_words(step, job.model_config.get_text_config().hidden_size)
-        progress.message(f"FFN widths are multiples of {step}: {words}")
+        progress.message(f"FFN widths: {words}")
 
 
 @phase("timing what was asked for")
