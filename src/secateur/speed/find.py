@@ -23,7 +23,7 @@ from ..data.embedded import cache_root
 from ..models.devices import device_of, dtype_of, name_of
 from ..models.stored import checkpoint_dtype
 from ..system.errors import InputError
-from ..system.machine.devices import name_of_device
+from ..system.machine.devices import clock_of, name_of_device
 from ..system.progress import Progress, phase
 from ..system.reading import PARSER_ERRORS
 from ..system.records import cpu_name, version_of, write_json
@@ -100,6 +100,7 @@ def about_machine(subject: Subject) -> dict[str, Any]:
     return {
         "device": device,
         "threads": torch.get_num_threads() if subject.device.type == "cpu" else None,
+        "clock": clock_of(subject.device).__name__,
         "dtype": name_of(subject.dtype),
         "weights": name_of(subject.weights),
         "torch": version_of("torch"),
