@@ -1,6 +1,7 @@
 """Tokenizers made on the spot whose pipelines are unlike each other, as files and as folders."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ def bytes_file(before: list[Any] | None = None, *, prefix: bool = False, post: s
     return finished(file, post)
 
 
-def sentence_file(*, prefix: bool, legacy: bool = False, post: str | None = None) -> Tokenizer:
-    """As sentencepiece models are converted: `▁` for blanks, bytes for what is no token."""
+def sentence_file(
+    *, prefix: bool, legacy: bool = False, post: str | None = None, rules: Sequence[tuple[str, str]] = ()
+) -> Tokenizer:
+    """As sentencepiece models are converted: `▁` for blanks, bytes for what is no token. `rules` come before ours."""
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "c"), ("a", "t"), ("▁c", "at"), ("2", "0"), ("2", "4")]
+    merges = [*rules, *merges]
     letters = ["▁", *map(chr, range(33, 127)), *(f"<0x{i:02X}>" for i in range(256))]
     words = [*SPECIAL, *letters, *("".join(pair) for pair in merges)]
     vocabulary = {word: i for i, word in enumerate(words)}

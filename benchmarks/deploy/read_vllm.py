@@ -28,19 +28,34 @@ def read(job: dict) -> dict:
     engine = LLM(
         job["folder"], trust_remote_code=True, dtype=job["dtype"], enforce_eager=job.get("eager", True),
         model_impl=job.get("model_impl", "auto"),
-        max_model_len=256, max_num_seqs=4, max_logprobs=TOP, enable_prefix_caching=False, **lora,
+        max_model_len=256, max_num_seqs=4, max_logprobs=TOP, enable_prefix_caching=bool(adapter), **lora,
     )  # fmt: skip
-    wanted = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=TOP)
-    request = LoRARequest("it", 1, adapter) if adapter else None
-    prompts = [{"prompt_token_ids": ids} for ids in job["ids"]]
-    answers = engine.generate(prompts, wanted, use_tqdm=False, lora_request=request)
-    texts = [
-        [{str(token): found.logprob for token, found in place.items()} for place in answer.prompt_logprobs[1:]]
-        for answer in answers
-    ]
+    if adapter:
+        texts = [after_each(engine, ids, LoRARequest("it", 1, adapter)) for ids in job["ids"]]
+    else:
+        wanted = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=TOP)
+        answers = engine.generate([{"prompt_token_ids": ids} for ids in job["ids"]], wanted, use_tqdm=False)
+        texts = [[by_token(place) for place in answer.prompt_logprobs[1:]] for answer in answers]
     name = engine.apply_model(lambda model: type(model).__name__)[0]
     speed = [round(tokens_per_second(engine, job["ids"][0]), 2) for _ in range(job.get("timed", 0))]
     return {"loads": True, "class": name, "texts": texts, **({"tokens_per_second": speed} if speed else {})}
+
+
+def by_token(place: dict) -> dict:
+    return {str(token): found.logprob for token, found in place.items()}
+
+
+def after_each(engine: object, ids: list[int], request: object) -> list[dict]:
+    """The same of a text with an adapter, each position by a prompt of its own.
+
+    vLLM 0.32 on a CPU fails where a prompt's log-probabilities and an adapter are asked for together.
+    """
+    from vllm import SamplingParams
+
+    wanted = SamplingParams(temperature=0, max_tokens=1, logprobs=TOP)
+    prompts = [{"prompt_token_ids": ids[: place + 1]} for place in range(len(ids) - 1)]
+    answers = engine.generate(prompts, wanted, use_tqdm=False, lora_request=request)
+    return [by_token(answer.outputs[0].logprobs[0]) for answer in answers]
 
 
 def rank_for(rank: int) -> int:

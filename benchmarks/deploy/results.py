@@ -25,12 +25,13 @@ COMMAND = [
     "4", "--batch-size", "1", "--seq-len", "128", "--eval-tokens", "256", "--lr", "2e-4",
 ]  # fmt: skip
 QUICKSTART = "quickstart's (uniform, 20 %)"
+ROUNDED = "uniform, 20 %, --round-to 256"
 REAL = {
     QUICKSTART: ["--sparsity", "0.2", "--attention", "none"],
     "global, 30 %": ["--sparsity", "0.3", "--allocation", "global"],
     "global, 50 %, heads gone": ["--sparsity", "0.5", "--allocation", "global"],
     "uniform, KV groups gone": ["--sparsity", "0.3", "--attention-sparsity", "0.3333"],
-    "uniform, 20 %, --round-to 256": ["--sparsity", "0.2", "--attention", "none", "--round-to", "256"],
+    ROUNDED: ["--sparsity", "0.2", "--attention", "none", "--round-to", "256"],
 }
 """Results of SmolLM2-135M-Instruct -> options. Four steps: asked is who reads them, not how good they are."""
 GEMMA = "Gemma 3 270M (uniform, 20 %)"
@@ -95,8 +96,8 @@ def results(*, more: bool = False) -> dict[str, Callable[[Path], None]]:
     for name in (*padded, *(f"tiny {model_type}, layers differ" for model_type in DECILM_TYPES)):
         if name in found:
             found[f"{name}, --format vllm"] = partial(decilm, name)
-    for kind in ("int8", "int4"):
-        found[f"{QUICKSTART}, {kind}"] = partial(quantised, QUICKSTART, kind)
+    for name, kind in ((QUICKSTART, "int8"), (QUICKSTART, "int4"), (ROUNDED, "int4")):
+        found[f"{name}, {kind}"] = partial(quantised, name, kind)
     return found
 
 

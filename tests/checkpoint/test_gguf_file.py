@@ -1,6 +1,7 @@
 """Files for llama.cpp: it computes what the checkpoint does, and what it cannot is refused before any work."""
 
 import errno
+import json
 import math
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_llama
 from tokenizing import save_tokenizer, sentence_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur.architecture.families import family_of
 from secateur.architecture.gguf import head_of
@@ -92,6 +93,30 @@ def test_layers_without_attention_or_ffn(tmp_path) -> None:
     assert ["blk.0.attn_norm.weight" in head.places, "blk.2.attn_norm.weight" in head.places] == [True, False]
 
 
+@needs_engine
+@pytest.mark.parametrize(("kind", "prefix"), [("llama", False), ("llama", True), ("gemma3_text", False)])
+def test_a_vocabulary_that_tokenizer_json_alone_says(kind, prefix, tmp_path) -> None:
+    """The converter has Gemma's from tokenizer.model alone, and gives all of Llama's tokens one score without it: then
+    the first pair of a text is merged, whatever the rules' order."""
+    tokenizer = sentence_file(prefix=prefix, legacy=prefix, rules=[("b", "c"), ("a", "b")])
+    config = AutoConfig.for_model(
+        kind, vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=64, num_hidden_layers=6,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=32, pad_token_id=None,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    save_tokenizer(tmp_path / "model", tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    file = tmp_path / "small.gguf"
+    assert export_config(gguf(tmp_path / "model", file, engine=ENGINE)).read_alike
+    text = "abc babcab"
+    task = {"model": str(file), "ids": [0], "threads": 1, "logits": str(tmp_path / "logits"), "texts": [text]}
+    read = llama_cpp.run_engine(ENGINE, llama_cpp.READ, task, tmp_path)["read"][0]
+    words = tokenizer.encode(text, add_special_tokens=False)
+    assert words.tokens[-4:] == ["b", "a", "bc", "ab"]
+    assert read == words.ids
+    assert not (tmp_path / "model" / "tokenizer.model").exists()
+
+
 def test_a_qwen2_without_some_heads_is_told_the_size_of_a_head() -> None:
     """llama.cpp's `qwen2` reckons it from the width, so such a result goes into `deci`."""
     values = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 1}
@@ -112,11 +137,21 @@ def test_a_bias_where_nothing_else_is(tmp_path) -> None:
 def test_a_family_that_llama_cpp_does_not_have(tmp_path) -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
-    config = OPTConfig(vocab_size=128, hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2)
+    config = OPTConfig(vocab_size=128, hidden_size=32, ffn_dim=64, num_hidden_layers=6, num_attention_heads=2)
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     with pytest.raises(InputError, match="converter does not take it .*OPTForCausalLM is not supported"):
         export_config(gguf(tmp_path / "opt", tmp_path / "opt.gguf", engine=ENGINE))
     assert not (tmp_path / "opt.gguf").exists()
+
+
+@pytest.mark.parametrize("form", ["int-quantized", "mixed-precision"])
+def test_what_rounds_its_inputs_has_no_file(form, tmp_path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    given = {"quant_method": "compressed-tensors", "format": form}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": given}))
+    with pytest.raises(InputError, match="computes in 8 bits.*the checkpoint that it was made of, with --quantise"):
+        export_config(gguf(tmp_path / "model", tmp_path / "small.gguf"))
 
 
 def test_without_the_wheels_the_message_installs_them(tmp_path, monkeypatch) -> None:

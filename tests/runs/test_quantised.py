@@ -41,19 +41,29 @@ def test_the_file_s_weights_are_within_the_scheme_s_step(place, tmp_path, capsys
     assert main(export(place, out, "--quantise", kind)) == 0
     said = capsys.readouterr().out
     assert re.search(rf"{kind}, .* perplexity [\d.]+ -> [\d.]+ on [\d,]+ tokens of .*text.txt", said)
-    assert ("Linears with 88 inputs are in 8 bits" in said) == (kind == "int4")
+    assert ("Linears of 64 x 88, 88 x 64 are in 8 bits" in said) == (kind == "int4"), said
     tensors, dense = load_file(out / "model.safetensors"), load_file(place / "model" / "model.safetensors")
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
     assert len(config["config_groups"]) == (1 if kind == "int8" else 2)
     for name in (name for name in dense if "proj" in name):
-        if kind == "int8" or "down" in name:
+        if kind == "int8" or "mlp" in name:  # 32 does not divide 88
             found = tensors[name].float() * tensors[f"{name}_scale"].float()
             assert ((found - dense[name]).abs() <= tensors[f"{name}_scale"] * 0.51).float().mean() > 0.99
         else:
             assert f"{name}_packed" in tensors
             assert list(tensors[f"{name}_shape"]) == list(dense[name].shape)
     assert torch.equal(tensors["model.embed_tokens.weight"], dense["model.embed_tokens.weight"])
+
+
+def test_what_engines_fuse_has_one_grid() -> None:
+    """Keys and values of 16 rows go with queries of 64; 96 inputs are three groups."""
+    sizes = {"a.q": (96, 64), "a.k": (96, 16), "a.o": (64, 96), "m.gate": (96, 128), "m.down": (128, 96)}
+    sizes |= {"m.odd": (88, 96)}
+    found = command.grids_of("int4", {name: torch.nn.Linear(*size) for name, size in sizes.items()})
+    assert {name: (grid.bits, grid.group) for name, grid in found.items()} == {
+        "a.q": (8, None), "a.k": (8, None), "a.o": (4, 64), "m.gate": (4, 32), "m.down": (4, 128), "m.odd": (8, None),
+    }  # fmt: skip
 
 
 def test_another_file_is_noticed(place, tmp_path, capsys, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...architecture.config_faults import values_in
 from ...architecture.gguf import head_of
 from ...architecture.layered import layered_shapes
 from ...architecture.nested import whole_type
@@ -37,6 +38,7 @@ from .layouts import check_depth, held_sizes, sizes_beside_width
 from .libllama import QUANTISE_WEIGHED
 from .llama_cpp import CONVERT, LIBRARY, QUANTISE, READ, WHEELS, check_engine
 from .making import LAYERED_CLASS, beside, put, read_logits, run_or_refuse, staged
+from .vocabulary import add_sentencepiece
 from .widths import check_widths
 
 OUTTYPE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f32"}
@@ -82,7 +84,9 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
     needed = _needed_bytes(source, model_config, outtype, config.quantise)
     with beside(output, needed) as work:
         made = work / "converted.gguf"
-        arguments = [str(staged(source, model_config, work, sizes)), "--outtype", outtype]
+        folder = staged(source, model_config, work, sizes)
+        add_sentencepiece(folder, engine, work, config.model)
+        arguments = [str(folder), "--outtype", outtype]
         arguments += ["--outfile", str(made), "--model-name", output.stem]
         with phase("llama.cpp's converter writes the file"):
             written = held_sizes(sizes) if sizes else None
@@ -149,11 +153,20 @@ def _report(
     )
 
 
+EIGHT_BITS = ("int-quantized", "mixed-precision")
+"""What compressed-tensors calls linears whose inputs are rounded, too, and several kinds in one file."""
+
+
 def _check_source(source: ModelSource) -> None:
     if source.gguf_file:
         raise InputError(f"--model {source.name} is a GGUF file already: give the folder that prune wrote.")
     if not source.is_local:
         raise InputError(f"--model {source.name} is a hub id: download it and give its folder.")
+    if (values_in(Path(source.path)).get("quantization_config") or {}).get("format") in EIGHT_BITS:
+        raise InputError(
+            f"--model {source.name} computes in 8 bits, inputs too, which llama.cpp has no file for: give the "
+            "checkpoint that it was made of, with --quantise Q8_0 or Q4_K_M."
+        )
 
 
 def _sizes(model_config: PreTrainedConfig, source: ModelSource) -> list[tuple[int, int, int]] | None:

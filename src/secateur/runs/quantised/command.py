@@ -1,6 +1,7 @@
 """`secateur export --format compressed-tensors`: calibrate, quantise, write, read back, say what quality it costs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,8 @@ from .gptq import Grid, quantise
 
 GROUPS = (128, 64, 32)
 """Inputs that share a step in 4 bits: the first that divides a linear's width is taken."""
+ROWS = 32
+"""vLLM's 4-bit kernel for CPUs takes outputs that this divides, those for GPUs some more; of what it fuses, all."""
 HELD_OUT = 8192
 """Tokens that are measured on, and those of the calibration that come before."""
 MOST_BYTES = 2 * 2**30
@@ -124,12 +127,13 @@ def to_quantised(config: ExportConfig) -> str:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     after, size = _write(config, output, model, tokenizer, made, kind, measured)
-    fallen = sorted({linear.in_features for name, linear in linears.items() if made[name].grid.bits == 8})
+    fallen = sorted({linear.weight.shape for name, linear in linears.items() if made[name].grid.bits == 8})
     note = ""
     if kind == "int4" and fallen:
+        sizes = ", ".join(f"{rows} x {columns}" for rows, columns in fallen)
         note = (
-            f" Linears with {', '.join(map(str, fallen))} inputs are in 8 bits, since {GROUPS[-1]} divides no such "
-            f"width: prune with --round-to {GROUPS[-1]} (or {GROUPS[0]}) for 4 everywhere."
+            f" Linears of {sizes} are in 8 bits, as {ROWS} does not divide their inputs, or outputs that engines take "
+            f"together: prune with --round-to {ROWS} (or {GROUPS[0]}) for 4 everywhere."
         )
     return (
         f"{output}: {kind}, {human_bytes(size)}; read back in a fresh process by transformers: perplexity "
@@ -145,10 +149,22 @@ def quantised_linears_of(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m is not head}
 
 
-def grid_of(kind: str, columns: int) -> Grid:
-    """The grid of a linear with so many inputs: a group must divide them, and 8 bits need none."""
-    group = next((size for size in GROUPS if columns % size == 0), None)
-    return Grid(4, group) if kind == "int4" and group else Grid(8, None)
+def grids_of(kind: str, linears: Mapping[str, nn.Linear]) -> dict[str, Grid]:
+    """The grid of each linear: in 4 bits a group must divide its inputs, and `ROWS` its outputs; 8 bits need neither.
+
+    Linears of one module and one width are alike: engines fuse what reads the same (queries, keys and values; gate and
+    up), and give it one kernel.
+    """
+    fused: dict[tuple[str, int], list[int]] = {}
+    for name, linear in linears.items():
+        fused.setdefault((name.rpartition(".")[0], linear.in_features), []).append(linear.out_features)
+    grids = {}
+    for name, linear in linears.items():
+        group = next((size for size in GROUPS if linear.in_features % size == 0), None)
+        rows = fused[name.rpartition(".")[0], linear.in_features]
+        small = kind == "int4" and group and not any(size % ROWS for size in rows)
+        grids[name] = Grid(4, group) if small else Grid(8, None)
+    return grids
 
 
 def quantise_(
@@ -160,8 +176,9 @@ def quantise_(
         segments: (texts, tokens) to calibrate on.
     """
     made: dict[str, Quantised] = {}
+    grids = grids_of(kind, linears)
     for portion in in_portions(linears, MOST_BYTES):
-        few = {name: linear for name, linear in portion.items() if grid_of(kind, linear.in_features).bits == 4}
+        few = {name: linear for name, linear in portion.items() if grids[name].bits == 4}
         moments = Moments(few)
         if few:  # 8 bits are near enough without
             narrow = autocast(model.device.type, compute_dtype("auto", model.device))
@@ -169,7 +186,7 @@ def quantise_(
                 for some in segments.to(model.device).split(4):
                     model(input_ids=some, use_cache=False, logits_to_keep=1)
         for name, linear in portion.items():
-            grid = grid_of(kind, linear.in_features)
+            grid = grids[name]
             second = moments.get(name)
             made[name] = Quantised(
                 grid, *quantise(linear.weight.cpu(), None if second is None else second.cpu(), grid, dtype)
