@@ -322,7 +322,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a GGUF file to pad": (["export", "--model", "{t}/part.gguf", "--output", "{o}"], "the folder that prune wrote"),
     # a file for llama.cpp
     "gguf: a GGUF file": (gguf(model="{t}/part.gguf"), "is a GGUF file already"),
-    "gguf: an adapter": (gguf(model="{t}/adapter"), "is a LoRA adapter"),
+    "gguf: an adapter": (gguf(model="{t}/adapter"), "is a LoRA adapter, not a checkpoint: --format adapter writes it"),
+    "padded: an adapter": (gguf(model="{t}/adapter", format="padded"), "is a LoRA adapter, not a checkpoint"),
     "gguf: a folder as output": (gguf(output="{o}"), "give it a name that ends with .gguf"),
     "gguf: a file that is there": (gguf(output="{t}/part.gguf"), "part.gguf exists: pass --overwrite"),
     "gguf: an engine that does not start": (gguf(engine="{t}/short.txt"), "short.txt cannot be started"),

@@ -14,8 +14,9 @@ from ..architecture.layered import layered_family, layered_shapes
 from ..architecture.layout import LayerShape, common_shape
 from ..architecture.nested import whole_type
 from ..architecture.stock import LAYERS_KEY
-from ..config.formats import PADDED, STOCK, VLLM, converter
+from ..config.formats import ADAPTER, PADDED, STOCK, VLLM, converter
 from ..config.prune import ExportConfig
+from ..models.adapter import CONFIG as ADAPTER_CONFIG
 from ..models.files import tensor_places
 from ..models.loading import load_config, load_model
 from ..models.memory import LOAD_LESS, memory_for
@@ -38,7 +39,17 @@ from .verify import TOLERANCE
 
 
 def export_config(config: ExportConfig) -> ExportReport | str:
-    """`secateur export`: a checkpoint in the format that the config names; of an adapter, what there is to say."""
+    """`secateur export`: a checkpoint in the format that the config names; of an adapter, what there is to say.
+
+    Raises:
+        InputError: an adapter, and a format of checkpoints.
+    """
+    folder = Path(config.model).expanduser()
+    if config.format != ADAPTER and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"--model {config.model} is a LoRA adapter, not a checkpoint: --format {ADAPTER} writes it for servers "
+            "(--output X.gguf for llama.cpp). For its model as one checkpoint train it with secateur adapt --merge."
+        )
     report: ExportReport | str = converter(config.format)(config)
     return report
 
