@@ -4,8 +4,9 @@
 
 A short run of `secateur adapt --allocation global --rslora` on SmolLM2-135M-Instruct makes one, and `secateur export
 --format adapter` its other forms (`make deploy-test` makes the environments). vLLM is given the adapter as it is and
-that of one rank; the log-probabilities of 4 x 96 tokens are held against PEFT's with the adapter as it is, as
-`matrix.py` does it. llama.cpp is what the export itself starts. Some minutes on one core.
+that of one rank; the log-probabilities of 4 x 32 tokens are held against PEFT's with the adapter as it is, as
+`matrix.py` does it (fewer, since each position is a prompt of its own). llama.cpp is what the export itself starts.
+Some minutes on one core.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from secateur.models.source import resolve_model
 from secateur.system.records import environment, write_json
 
 MODEL = "smollm2-135m-instruct"
+TOKENS = 32
+"""Of each text."""
 COMMAND = [
     "--data", "stdlib-docs:train", "--steps", "20", "--batch-size", "1", "--seq-len", "256", "--init-rank", "16",
     "--rank", "6", "--prune-start", "4", "--prune-end", "16", "--frequency", "4", "--allocation", "global", "--rslora",
@@ -64,7 +67,7 @@ def main() -> None:
         subprocess.run(command, check=True)
     words = export_config(ExportConfig(model=str(own), output=str(baked), format="adapter", overwrite=True))
     print(words, flush=True)
-    ids = token_ids(Path(resolve_model(MODEL).path))
+    ids = [text[:TOKENS] for text in token_ids(Path(resolve_model(MODEL).path))]
     expected = logits(own, ids)
     base = logits(None, ids)
     moved = max(float((a - b).abs().max()) for a, b in zip(base, expected, strict=True))
