@@ -5,7 +5,8 @@
 
 The results are made where DIR lacks them (a minute or two each for the real model). Compared are the largest 20
 log-probabilities that the reader gives at each position of 4 x 96 tokens (`stdlib-docs:held-out`) with those of
-secateur's own reading in float32 (of quantised ones that of transformers), and the likeliest token. llama.cpp gets a
+secateur's own reading in float32 (of quantised ones that of transformers), and the likeliest token. int4 is read in
+bfloat16. llama.cpp gets a
 file by `secateur export --outtype f32` and `q8_0`, and its own quantiser makes the other forms of the first; compared
 are all tokens of 1e-4 or more on a paragraph of English. The record,
 `docs/results/deploy.json`, is a list of cells: result, reader, precision, loads, class or reason, largest difference,
@@ -148,12 +149,12 @@ def cells_of(python: str, jobs: list[dict[str, Any]], dtype: str, timed: int, wo
     """A reader's cells, one after the other."""
     script = reader_of(Path(python))
     if script:
-        wanted = [{**job, "whole": None, "dtype": dtype, "timed": timed} for job in jobs]
+        wanted = [{"dtype": dtype, **job, "whole": None, "timed": timed} for job in jobs]
         with TemporaryDirectory(dir=work) as files:
             answer = run(python, script, wanted, Path(files))
-        base = {"reader": answer["reader"], "dtype": dtype}
-        pairs = zip(jobs, answer["found"], strict=False)  # fewer where it was killed
-        yield from ({"result": job["name"], **base, **in_process(job, found)} for job, found in pairs)
+        for job, found in zip(jobs, answer["found"], strict=False):  # fewer where it was killed
+            base = {"result": job["name"], "reader": answer["reader"], "dtype": job.get("dtype", dtype)}
+            yield base | in_process(job, found)
         return
     command = [python, "-c", "from importlib.metadata import version; print(version('cyllama'))"]
     reader = f"llama.cpp (cyllama {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()})"
@@ -210,6 +211,8 @@ def jobs_of(given: argparse.Namespace) -> list[dict[str, Any]]:
             "model_type": values.get(STOCK_TYPE_KEY, values["model_type"]),
             "format": form,
         }
+        if name.endswith("int4"):
+            job["dtype"] = "bfloat16"  # vLLM's kernel for CPUs has no other
         if form == STOCK and "--model-impl" in str(serving(folder, AutoConfig.for_model(**values), form)):
             job["model_impl"] = "transformers"
         if not all(all(size.values()) for size in values.get(LAYERS_KEY, ())):
@@ -227,7 +230,7 @@ def main() -> None:
     parser.add_argument("--readers", nargs="+", default=[], help="Python of each environment")
     parser.add_argument("--only", nargs="+", help="results, such as 'global, 30 %%'")
     parser.add_argument("--more", action="store_true", help="random models of ten other families, too")
-    parser.add_argument("--dtype", default="float32", help="of all readers but llama.cpp")
+    parser.add_argument("--dtype", default="float32", help="of all readers but llama.cpp; int4 is read in bfloat16")
     parser.add_argument("--timed", type=int, default=0, help="of vLLM: generate so many times")
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--others", action="store_true", help="only the readers given, not this environment's")

@@ -144,13 +144,14 @@ def test_a_family_that_llama_cpp_does_not_have(tmp_path) -> None:
     assert not (tmp_path / "opt.gguf").exists()
 
 
-@pytest.mark.parametrize("form", ["int-quantized", "mixed-precision"])
-def test_what_rounds_its_inputs_has_no_file(form, tmp_path) -> None:
+@pytest.mark.parametrize(("form", "groups"), [("int-quantized", 1), ("mixed-precision", 1), ("pack-quantized", 2)])
+def test_what_rounds_its_inputs_has_no_file(form, groups, tmp_path) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
-    given = {"quant_method": "compressed-tensors", "format": form}
+    named = {f"group_{number}": {} for number in range(groups)}
+    given = {"quant_method": "compressed-tensors", "format": form, "config_groups": named}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": given}))
-    with pytest.raises(InputError, match="computes in 8 bits.*the checkpoint that it was made of, with --quantise"):
+    with pytest.raises(InputError, match="quantised already.*the checkpoint that it was made of, with --quantise"):
         export_config(gguf(tmp_path / "model", tmp_path / "small.gguf"))
 
 

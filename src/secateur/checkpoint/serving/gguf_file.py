@@ -154,7 +154,7 @@ def _report(
 
 
 EIGHT_BITS = ("int-quantized", "mixed-precision")
-"""What compressed-tensors calls linears whose inputs are rounded, too, and several kinds in one file."""
+"""compressed-tensors' names for linears whose inputs are rounded, too, and for several kinds in one file."""
 
 
 def _check_source(source: ModelSource) -> None:
@@ -162,10 +162,11 @@ def _check_source(source: ModelSource) -> None:
         raise InputError(f"--model {source.name} is a GGUF file already: give the folder that prune wrote.")
     if not source.is_local:
         raise InputError(f"--model {source.name} is a hub id: download it and give its folder.")
-    if (values_in(Path(source.path)).get("quantization_config") or {}).get("format") in EIGHT_BITS:
+    quantised = values_in(Path(source.path)).get("quantization_config") or {}
+    if quantised.get("format") in EIGHT_BITS or len(quantised.get("config_groups") or ()) > 1:
         raise InputError(
-            f"--model {source.name} computes in 8 bits, inputs too, which llama.cpp has no file for: give the "
-            "checkpoint that it was made of, with --quantise Q8_0 or Q4_K_M."
+            f"--model {source.name} is quantised already, in a way that llama.cpp has no file for (inputs are rounded, "
+            "too, or its linears differ): give the checkpoint that it was made of, with --quantise Q8_0 or Q4_K_M."
         )
 
 
