@@ -55,7 +55,7 @@ CELLS: dict[str, tuple[str, dict[str, str]]] = {
         f"prune --sparsity 0.5 {TRAIN} --criterion compresso --allocation global --prune-start 0 --prune-end 0.7 "
         "--frequency 100000", HIGH,
     ),
-    "best": (f"{UNITS} --recipe best", HIGH),
+    "best": (f"prune --sparsity 0.5 --recipe best {TRAIN}", HIGH),
     "training-free": (f"prune --steps 0 --sparsity 0.5 {LOOK}", ONE),
     "magnitude 2:4": (f"sparsify --method magnitude --pattern 2:4 {LOOK}", ONE),
     "Wanda 2:4": (f"sparsify --method wanda --pattern 2:4 {LOOK}", ONE),
