@@ -46,7 +46,8 @@ CASES = {
     "--overwrite --output {out}/compare",
     "eval": "eval --model {out}/quickstart --against {model} --data stdlib-docs:held-out --max-tokens 2048 "
     "--seq-len 512 --tasks arc_easy,piqa --task-data {data} --limit 8",
-    "bench": "bench --model {out}/quickstart --against {model} --repeats 3 --decode-tokens 16",
+    "bench": "bench --model {out}/quickstart --against {model} --repeats 1 --batch-sizes 1 --seq-len 128 "
+    "--decode-tokens 8",
     "sample": "sample --model {out}/quickstart --against {model} --prompts Why? --max-new-tokens 24",
     "report": "report {out}/quickstart {out}/prune",
     "padded": "export --model {out}/prune --format padded --output {out}/padded --overwrite",

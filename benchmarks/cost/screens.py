@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -56,6 +57,8 @@ def forked(arguments: list[str], terminal: int, environment: dict[str, str]) -> 
         code = main_of_secateur(arguments) if arguments else ended()
         sys.stdout.flush()
         sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

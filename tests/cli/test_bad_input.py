@@ -460,6 +460,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     "YAML with a tab": (
         [*prune(), "--config", "{t}/tab.yaml"], "tab.yaml: line 2 has a tab, which YAML does not take: put blanks",
     ),
+    "YAML with an option twice": (
+        [*prune(), "--config", "{t}/twice.yaml"], "twice.yaml: seq_len is in lines 1 and 3: leave one out",
+    ),
+    "YAML with a number for a name": ([*prune(), "--config", "{t}/name.yaml"], "found '5' as an option's name"),
+    "YAML with recipes": ([*prune(), "--config", "{t}/recipes.yaml"], "--recipe ['best', 'stock']: no such recipe"),
+    "a YAML without a name": ([*prune(), "--config", ""], "--config is empty"),
     "YAML of a later version": ([*prune(), "--config", "{t}/later.yaml"], "options_format is 2, this version knows 1"),
     "broken YAML": ([*prune(), "--config", "{t}/broken.yaml"], "not valid YAML"),
     "no YAML there": ([*prune(), "--config", "{t}/none.yaml"], "cannot be read"),
@@ -557,6 +563,8 @@ def bad_files(folder: Path) -> None:
         "digits.yaml": b"lr: " + b"9" * 5000, "digits.jsonl": b'{"text": ' + b"9" * 5000 + b"}",
         "float.yaml": b"lr: 0x" + b"f" * 5000, "tag.yaml": b"resume: !!bool maybe\n",
         "tab.yaml": b"lr: 1e-3\n\tsteps: 5\n", "later.yaml": b"options_format: 2\n",
+        "recipes.yaml": b"recipe: [best, stock]\n",
+        "twice.yaml": b"seq-len: 16\nsteps: 5\nseq_len: 32\n", "name.yaml": b"steps: 2\n5: 6\n",
         "broken.yaml": b"a: [1,\nb", "fake.gguf": b"no GGUF at all",
     }  # fmt: skip
     for name, content in contents.items():

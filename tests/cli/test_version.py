@@ -52,6 +52,15 @@ def test_it_is_quick_and_imports_no_torch() -> None:
     assert time.monotonic() - began < 10  # half a second on a machine that is not busy
 
 
+def test_its_end_is_quick() -> None:
+    """Python's last collections find nothing to look at; with torch's objects they took two seconds of a core."""
+    code = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count(), len(gc.get_objects())))\n"
+    code += "from secateur.cli import main\nsys.argv[1:] = ['--version']\nmain()"
+    out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    frozen, left = map(int, out.splitlines()[-1].split())
+    assert frozen > 1000 > 10 > left
+
+
 def test_flags_that_matter_are_those_of_the_processor(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(versions, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("model name\t: X\nflags\t\t: fpu avx2 amx_bf16 avx512_bf16x\nflags\t: sve\n")

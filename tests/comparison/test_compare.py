@@ -265,6 +265,13 @@ def test_cli_writes_every_form_of_the_table(inputs, tmp_path, capsys) -> None:
     assert record["perplexity"][inputs["evaluate_on"][0]]["seq_len"] == 32
     assert record["sparsity"] == pytest.approx(0.3, abs=0.005)
     assert (folder / "seed1" / "metrics.jsonl").is_file()
+    given = {name: ",".join(value) if name == "evaluate_on" else value for name, value in inputs.items()}
+    asked, again = (
+        build_comparison(*of)
+        for of in (({**given, "sparsity": "0.3", "seed": "0,1", "criterion": "gate", "keep_checkpoints": True},),
+                   ({"output": str(folder)}, str(folder / "run.yaml")))
+    )  # fmt: skip
+    assert (asked.settings, asked.cells) == (again.settings, again.cells)
 
 
 ZEROS = ("gate: criterion=gate", "wanda: method=wanda pattern=2:4 steps=0", "pst: method=pst pattern=0.5")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminals import screen_of, terminal
 
+from secateur.cli import main
 from secateur.config.files.recipes import recipes_text
 from secateur.system.progress import phase
 from secateur.system.terminal.streams import Escaping, Heard, on_one_line, safe
@@ -170,5 +171,14 @@ def test_a_reader_who_has_read_enough_is_no_error(command) -> None:
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert ran.stdout.split() == ["0", "2", "0"]
     assert ran.stderr == (
-        "secateur: error: No space left on device: check the path, its permissions and the room on its disk.\n"
+        "secateur: error: standard output: No space left on device: what was to be printed is lost. Check what it is "
+        "sent to.\n"
     )
+
+
+def test_an_error_that_cannot_be_said_has_its_exit_code(monkeypatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["prnue"]) == 2
+    monkeypatch.setattr(sys, "stderr", None)  # pythonw, and 2>&-
+    assert main(["prnue"]) == 2

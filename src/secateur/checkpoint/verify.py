@@ -221,5 +221,6 @@ def _isolated(source: str) -> list[str]:
     What this process has of PYTHONPATH or of the user's packages comes last there: the libraries may lie in them.
     """
     beyond = [path for path in map(os.path.abspath, filter(None, sys.path)) if path != os.getcwd()]
-    start = f"import sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
+    start = f"import atexit, gc, sys; sys.path += [path for path in {beyond!r} if path not in sys.path]\n"
+    start += "atexit.register(gc.freeze)\n"  # as the program: it ends seconds of processor time sooner
     return [sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c", start + source]

@@ -3,7 +3,9 @@
 torch is imported only when a command runs.
 """
 
+import atexit
 import errno
+import gc
 import os
 import pickle
 import sys
@@ -41,6 +43,8 @@ FILE_SYSTEM = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (0 done, 2 bad input, 3 memory, 4 verification, 5 numbers)."""
+    if arguments is None:  # the program: at its end Python need not search what torch has made for what it can free
+        atexit.register(gc.freeze)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # What Apple's GPUs cannot compute yet, PyTorch then computes on the CPU; it reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
@@ -51,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What commands print has names and texts in it that come from models and data.
         with terminated_tidily(), flags_spoken(), deprecations_unheard(), said() as out, redirect_stdout(out):
             command, config = parse(arguments)
+            _check_here()
             return command(config)
     except SecateurError as error:
         return _fail(error, debug=debug, origins=config.origins if isinstance(config, FromRecipe) else {})
@@ -61,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if ours := _as_ours(error, arguments):
             return _fail(ours, debug=debug)
         raise
+
+
+def _check_here() -> None:
+    """The current folder is still there: MKL ends the process where it is not, and relative paths mean nothing."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current folder is not there any more: change to one that is.") from None
 
 
 def _what_stands() -> str:
@@ -99,15 +112,23 @@ def said() -> Iterator[Any]:
         finally:
             with suppress(OSError):
                 out.flush()
-            if out.lost is not None and isinstance(sys.exception(), SystemExit | None):
-                raise out.lost
+            error = sys.exception()
+            if (lost := out.lost) is not None and (error is lost or isinstance(error, SystemExit | None)):
+                raise InputError(
+                    f"standard output: {lost.strerror or lost}: what was to be printed is lost. Check what it is sent "
+                    "to."
+                ) from None
 
 
 def _complain(words: str) -> None:
-    """A message to the standard error stream; in a terminal its first words stand out."""
-    if sys.stderr is None:
-        return
-    err = Escaping(sys.stderr)
+    """A message to the standard error stream, if that takes any; the exit code is the same where it does not."""
+    if sys.stderr is not None:
+        with suppress(OSError):  # its disk may be full
+            _say(words, Escaping(sys.stderr))
+
+
+def _say(words: str, err: Escaping) -> None:
+    """A message, whose first words stand out in a terminal."""
     if is_terminal(sys.stderr) and words.startswith(ERROR):
         lines = list(prose(words))
         lines[0].stylize("bold red", 0, len(ERROR))

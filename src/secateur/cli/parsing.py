@@ -71,7 +71,8 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
 
 
 def _config_of(command: Command, name: str, given: dict[str, Any]) -> Any:
-    file = given.pop("config", None)
+    if (file := given.pop("config", None)) == "":
+        raise InputError("--config is empty: give the YAML file's name, or leave it out.")
     if command.options[0] is CompareConfig:
         with phase(STARTING):
             from ..comparison.grid import build_comparison

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..config.files.rerun import RERUN, comparison_text
 from ..config.prune import PruneConfig
 from ..data.documents import check_spec
 from ..data.same_source import same_source
@@ -80,6 +81,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
         for cell in missing:
             (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
         tidy(folder, cells)
+        (folder / RERUN).write_text(comparison_text(comparison.given), encoding="utf-8")
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
     words = f"{len(cells)} cells, {len(missing)} to run"
     if missing and share.number == 0:

@@ -1,11 +1,13 @@
 """`secateur compare`'s options: which runs, and whether they compare. No torch here."""
 
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
 from ..config.compare import CompareConfig
 from ..config.files.recipes import build_values, read_with_recipe
+from ..config.files.rerun import RERUN
 from ..config.lora import LoraOptions
 from ..config.options import build, flag, known_options
 from ..config.prune import PruneConfig
@@ -70,6 +72,8 @@ class Comparison:
 
     settings: CompareConfig
     cells: tuple[Cell, ...]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The options that asked for it, a recipe's among them."""
 
 
 def build_comparison(given: dict[str, Any], config_file: str | None = None) -> Comparison:
@@ -105,7 +109,7 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
         )
     if not settings.allow_different:
         _check_alike(cells)
-    return Comparison(settings, tuple(cells))
+    return Comparison(settings, tuple(cells), values)
 
 
 def _axes(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -202,7 +206,7 @@ def _named_cell(line: str) -> tuple[str, dict[str, str]]:
     if not colon or not pairs or any(not equals for _, equals, _ in pairs):
         raise InputError(f"--cells {line!r}: write it as `name: option=value option=value`.")
     name = name.strip()
-    if name in ("", LOCK) or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
+    if name in ("", LOCK, RERUN) or name.startswith(".") or not all(c.isalnum() or c in " ._+-" for c in name):
         raise InputError(
             f"--cells {line!r}: {name!r} is to be a folder's name: use letters, digits, spaces and ._+- (no dot first)."
         )

@@ -15,7 +15,7 @@ from torch import nn
 from ..architecture.experts import Dropped, gone_record, unused_experts
 from ..checkpoint.card import model_card
 from ..checkpoint.export import ExportReport
-from ..config.files.rerun import rerun_text
+from ..config.files.rerun import RERUN, rerun_text
 from ..config.pruning import UNITS
 from ..evaluation.perplexity import Perplexity, perplexity
 from ..models.benchmark import forward_flops, forward_latency, parameter_count
@@ -157,7 +157,7 @@ def numerics(job: Job) -> dict[str, Any]:
 def keep_run(job: Job, folder: Path, command: str) -> None:
     """The options as run.yaml; metrics.jsonl, ranks.json (`--init-rank`), and what TensorBoard wrote (`--report-to`),
     from the run's folder to the result's."""
-    (folder / "run.yaml").write_text(rerun_text(command, job.config), encoding="utf-8")
+    (folder / RERUN).write_text(rerun_text(command, job.config), encoding="utf-8")
     shutil.copyfile(job.work / "metrics.jsonl", folder / "metrics.jsonl")
     if (job.work / "ranks.json").is_file():
         shutil.copyfile(job.work / "ranks.json", folder / "ranks.json")

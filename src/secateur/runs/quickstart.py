@@ -37,23 +37,24 @@ def quickstart(config: QuickstartConfig) -> None:
     if config.output == QuickstartConfig.output and not config.overwrite and holds_quickstart(Path(config.output)):
         print(f"replacing the earlier quickstart's result in {config.output}")
         config = replace(config, overwrite=True)
-    device_called(config.device)
-    check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
-    print(
-        "secateur quickstart: LoRAPrune on SmolLM2-135M-Instruct with the text of Python's documentation\n"
-        "(topics split into training and held-out parts). About 5 minutes on 2 cores, 12 without bfloat16."
-    )
-    dense_folder = embedded_model_dir(progress=print)
-    job = prepare(quickstart_options(config))
+    with phase("checking the run"):
+        device_called(config.device)
+        check_output(Path(config.output), overwrite=config.overwrite, model_folder=None, needed_bytes=None)
+        print(
+            "secateur quickstart: LoRAPrune on SmolLM2-135M-Instruct with the text of Python's documentation\n"
+            "(topics split into training and held-out parts). About 5 minutes on 2 cores, 12 without bfloat16."
+        )
+        dense_folder = embedded_model_dir(progress=print)
+        job = prepare(quickstart_options(config))
     result = prune(job, Progress(job.total_steps), page=False)
     tell(run_summary(result))
     print(f"\nPrompt: {PROMPT}")
     answers, device, dtype = {}, device_of(job.config), dtype_of(job.config)
     for label, folder in (("dense", dense_folder), ("pruned", job.output)):
-        source = resolve_model(str(folder))
-        model, tokenizer = widened(load_model(source), dtype), load_tokenizer(source)
-        nn.Module.to(model, device)
         with phase(f"the {label} model answers"):
+            source = resolve_model(str(folder))
+            model, tokenizer = widened(load_model(source), dtype), load_tokenizer(source)
+            nn.Module.to(model, device)
             text = generate_text(model, tokenizer, PROMPT, max_new_tokens=40, dtype=dtype)
         print(f"{label + ':':8} {' '.join(text.split())}")
         answers[label] = text

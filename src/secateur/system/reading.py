@@ -58,11 +58,14 @@ def read_mapping(path: Path, place: str) -> dict[str, Any]:
     Args:
         place: what the message calls it.
     Raises:
-        InputError: it cannot be read, is no YAML, or no mapping with names as keys.
+        InputError: it cannot be read, is no YAML, no mapping with names as keys, or has one of them twice.
     """
     text = read_text(path, place)
     try:
-        loaded = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        document = loader.get_single_node()
+        _refuse_twice(document, place)
+        loaded = loader.construct_document(document) if document is not None else None
     except yaml.YAMLError as error:
         if getattr(error, "problem", None) == TAB and (mark := getattr(error, "problem_mark", None)):
             raise InputError(
@@ -74,9 +77,21 @@ def read_mapping(path: Path, place: str) -> dict[str, Any]:
         raise InputError(f"{place}: not valid YAML ({reason_of(error)}).") from None
     if loaded is None:
         return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+    if not isinstance(loaded, dict):
         raise InputError(f"{place}: expected `option: value` lines, found {type(loaded).__name__}.")
+    if (other := next((key for key in loaded if not isinstance(key, str)), loaded)) is not loaded:
+        raise InputError(f"{place}: expected `option: value` lines, found {str(other)[:200]!r} as an option's name.")
     return loaded
+
+
+def _refuse_twice(document: yaml.Node | None, place: str) -> None:
+    """PyYAML takes the last of several values without a word; `seq-len` and `seq_len` are one name."""
+    lines: dict[str, int] = {}
+    for key, _ in document.value if isinstance(document, yaml.MappingNode) else ():
+        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+        if name in lines:
+            raise InputError(f"{place}: {name[:200]} is in lines {lines[name]} and {line}: leave one out.")
+        lines[name] = line
 
 
 def damaged(path: Path, reason: object) -> InputError:

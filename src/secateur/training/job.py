@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ def open_model(config: RunConfig, *, encoder_decoders: bool = False) -> tuple[Mo
     """
     for spec in (*config.data, *([config.eval_data] if config.eval_data else [])):
         if spec != spec.encode("utf-8", "replace").decode():
-            raise InputError(f"data {spec!r}: its name is not UTF-8, and the records must have it: rename it.")
+            remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "set PYTHONUTF8=1, or rename it"
+            raise InputError(f"data {spec!r}: its name is not UTF-8, and the records must have it: {remedy}.")
         check_spec(spec)
     check_output(Path(config.output), overwrite=config.overwrite, inputs=_inputs(config))
     check_device(config)

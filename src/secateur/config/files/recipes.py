@@ -108,7 +108,7 @@ def find_recipe(name: Any) -> Recipe:
         InputError: there is none, with what was meant.
     """
     known = recipes()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"--recipe {name}: no such recipe. {did_you_mean(str(name), known)}Known: {', '.join(known)}.")
     return known[name]
 
@@ -120,6 +120,8 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
         InputError: the file cannot be read, there is no such recipe, or it is none of this command.
     """
     values = read_options(given, config_file)
+    if values.get(KEY, KEY) is None:  # `recipe:` with nothing behind it
+        del values[KEY]
     if KEY not in values and str(values.get("steps")) == "0" and command in PRUNING:
         values[KEY] = UNTRAINED
     if KEY not in values:
