@@ -14,6 +14,7 @@ from product import some_of
 from torch import Tensor
 
 from secateur import Pruner
+from secateur.architecture.config_faults import size_faults
 from secateur.architecture.discovery import find_units
 from secateur.architecture.families import FAMILIES, Family
 from secateur.architecture.layered import LAYERS_KEY
@@ -129,6 +130,7 @@ def test_every_family_has_a_row() -> None:
 def test_a_fresh_process_computes_the_masked_model(masked, tmp_path) -> None:
     name, attention, pruner, family = masked.name, masked.attention, masked.pruner, masked.family
     base = tiny(name, LAYERS)
+    assert not size_faults(base.config), "the commands would refuse its config.json"
     tensors = merged_and_sliced(masked.model, pruner.units, pruner.keep)
     shapes = pruner.units.shapes_after(pruner.keep)
     small = build_small(base.config, pruner.units.family, shapes, tensors, dtype_of(name), "keep")

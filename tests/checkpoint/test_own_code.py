@@ -1,6 +1,7 @@
 """Checkpoints that bring Python of their own: what runs, what is said, and what cannot be written is known before."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
-from secateur.architecture.families import FAMILIES
+from secateur.architecture.families import FAMILIES, Family
 from secateur.architecture.layered import MODULE
 from secateur.checkpoint.own_code import check_own_code
 from secateur.cli import main
@@ -33,6 +34,10 @@ class Config(LlamaConfig):
     model_type = "mine"
 """
 TRAIN = ["--steps", "2", "--seq-len", "32", "--batch-size", "2", "--dtype", "float32"]
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "eos_token_id", "pad_token_id",
+)  # fmt: skip
 RANKS = ["--init-rank", "2", "--rank", "2"]
 
 
@@ -140,3 +145,66 @@ def test_layers_that_differ_are_read_without_the_folders_code(merge, folders, tm
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert config["secateur_layers"] == json.loads((lay / "config.json").read_text())["secateur_layers"]
         assert (tmp_path / "out" / f"{MODULE}.py").read_text() == ours
+
+
+OURS = """
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+class OursConfig(LlamaConfig):
+    model_type = "ours"
+
+class OurMLP(LlamaMLP):
+    def forward(self, x):
+        inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(nn.functional.rms_norm(inner, inner.shape[-1:]) if self.config.normed else 2 * inner)
+
+class Ours(LlamaForCausalLM):
+    config_class = OursConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp = OurMLP(config)
+        self.post_init()
+
+AutoConfig.register("ours", OursConfig)
+AutoModelForCausalLM.register(OursConfig, Ours)
+"""
+
+
+def test_a_class_and_a_family_of_the_users_own_file(folders, tmp_path, monkeypatch, capsys) -> None:
+    """Neither is known to transformers or here. The layout is tried before any training, and what is written brings
+    its class; a process that has not imported the file computes the same with it."""
+    (tmp_path / "our_model.py").write_text(OURS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES.items()))
+    import our_model
+
+    FAMILIES.register("ours", Family(name="ours"))
+    base = AutoModelForCausalLM.from_pretrained(folders / "base")
+    for normed in (False, True):
+        config = our_model.OursConfig(**{k: v for k, v in base.config.to_dict().items() if k in SIZES}, normed=normed)
+        model = our_model.Ours(config)
+        model.load_state_dict(base.state_dict())
+        model.save_pretrained(tmp_path / f"normed-{normed}")
+        for file in (folders / "base").glob("token*"):
+            shutil.copy(file, tmp_path / f"normed-{normed}")
+    words = ["--data", f"{folders}/d.txt", "--output", f"{tmp_path}/out", "--sparsity", "0.3", "--prune-start", "0"]
+    ours = ["prune", "--model", f"{tmp_path}/normed-False", *words, "--frequency", "1", *TRAIN]
+    normed = ["prune", "--model", f"{tmp_path}/normed-True", *words, *TRAIN]
+
+    def refused(arguments: list[str]) -> str:
+        assert main(arguments) == 2
+        return capsys.readouterr().err
+
+    assert "Ours is a class of this process alone, so no other could read the result: call" in refused(ours)
+    our_model.OursConfig.register_for_auto_class()
+    our_model.Ours.register_for_auto_class("AutoModelForCausalLM")
+    for arguments in (normed, [*normed, "--dry-run"], ["plan", *normed[1:3], "--sparsity", "0.3"]):
+        assert "a small ours that is cut so computes something else than one that is masked" in refused(arguments)
+    assert "of transformers', and a ours has another: use --alloc" in refused([*ours, "--allocation", "global"])
+    assert main(ours) == 0, capsys.readouterr().err
+    assert "trust_remote_code=True" in capsys.readouterr().out
+    assert (tmp_path / "out" / "our_model.py").is_file()

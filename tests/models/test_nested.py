@@ -136,9 +136,19 @@ def test_a_text_model_that_computes_something_else_is_not_taken_out(whole, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_whole_that_wants_a_picture_is_refused(whole, tmp_path, monkeypatch, capsys) -> None:
+    def wants(model, ids):
+        raise TypeError("Blip2ForConditionalGeneration.forward() missing 1 required argument: 'pixel_values'")
+
+    monkeypatch.setattr("secateur.checkpoint.convert.logits_of", wants)
+    assert main(["extract-text", str(whole["gemma3_text"][0]), f"{tmp_path}/out"]) == 2
+    assert "computes nothing of text alone (Blip2ForConditionalGeneration.forward() missing" in capsys.readouterr().err
+
+
 def test_what_belongs_to_the_text_model() -> None:
     for name in ("language_model.model.layers.0.x", "model.language_model.norm.weight", "language_model.lm_head.weight",
-                 "model.text_model.embed_tokens.weight", "lm_head.weight", "model.layers.1.x"):  # fmt: skip
+                 "model.text_model.embed_tokens.weight", "lm_head.weight", "model.language_model.embedding_norm.weight",
+                 "model.layers.1.x"):  # fmt: skip
         assert is_of_text(name)
     for name in ("vision_tower.encoder.layers.0.x", "model.visual.blocks.0.x", "model.vision_model.layers.0.x",
                  "multi_modal_projector.linear_1.weight", "model.image_newline"):  # fmt: skip

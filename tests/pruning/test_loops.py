@@ -12,7 +12,7 @@ from torch.optim import LBFGS, SGD, Adafactor, AdamW
 from transformers.optimization import Adafactor as OldAdafactor
 
 from secateur import Pruner, RankPruner
-from secateur.models.surgery.moments import cut_state
+from secateur.models.surgery.moments import check_states, cut_state
 from secateur.system.errors import InputError
 
 IDS = torch.randint(3, 99, (40, 16), generator=torch.Generator().manual_seed(7))
@@ -161,6 +161,15 @@ def test_an_optimiser_whose_state_cannot_be_cut_is_refused_after_its_first_step(
     optimizer.step(lambda: by_name(model, IDS[:4]))
     with pytest.raises(InputError, match=r"LBFGS: the optimiser's .* does not follow its parameter's shape \(4, 64\)"):
         pruner.step(optimizer)
+
+
+def test_a_parameter_without_entries_is_never_cut() -> None:
+    """As LoRA has them on shared experts of width 0."""
+    empty = torch.nn.Parameter(torch.zeros(0, 4))
+    optimizer = AdamW([empty])
+    empty.grad = torch.zeros(0, 4)
+    optimizer.step()
+    check_states(optimizer)
 
 
 def test_calls_in_another_order_are_refused_where_they_change_the_result() -> None:

@@ -79,6 +79,14 @@ def test_words_fold_and_then_rows_become_blocks(columns, lines) -> None:
     assert shown(Words(TABLE), columns) == lines
 
 
+def test_a_name_is_not_broken_while_there_are_words_to_fold() -> None:
+    rows = [("gemma4_unified_text", "heads and channels", "no heads: " + "layers of several sizes, " * 9)] * 2
+    lines = shown(Words(Table(("family", "units", "to know"), rows, "lll")), 60)
+    assert [line.split()[0] for line in lines if line and not line.startswith((" ", "─"))] == [
+        "family", "gemma4_unified_text", "gemma4_unified_text",
+    ]  # fmt: skip
+
+
 @settings(max_examples=int(os.environ.get("SECATEUR_FUZZ", "60")), deadline=None, derandomize=True, database=None)
 @given(header=st.tuples(CELLS, CELLS), rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=3),
        columns=st.integers(2, 90), align=st.sampled_from(["", "ll"]))  # fmt: skip

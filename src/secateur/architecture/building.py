@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..system.errors import InputError, out_of_memory
 from .config_faults import config_error, fault_in_words, size_faults, values_in
 from .layered import is_layered, layered_class, layered_family, layered_shapes
-from .stock import OWN_HEAD, auto_class
+from .stock import OWN_HEAD, auto_class, stock_class_of
 
 
 def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
@@ -93,3 +93,37 @@ def own_code(config: PretrainedConfig) -> str:
 def runs_code(config: PretrainedConfig, trust_remote_code: bool) -> bool:
     """Whether others need `trust_remote_code` to load the model as it is read here."""
     return is_layered(config) or (trust_remote_code and bool(own_code(config)))
+
+
+def brings_code(cls: type[PreTrainedModel]) -> bool:
+    """Whether `save_pretrained` puts the class's own code beside the weights: a checkpoint's, or that of a user who has
+    called `register_for_auto_class`."""
+    return cls.__module__.startswith("transformers_modules.") or cls._auto_class is not None
+
+
+def check_read_elsewhere(config: PretrainedConfig) -> None:
+    """Refuse a type whose class was registered in this process and leaves no code beside its weights.
+
+    Raises:
+        InputError: what leaves it there.
+    """
+    cls = stock_class_of(config)
+    if not cls.__module__.startswith("transformers.") and not brings_code(cls):
+        raise InputError(
+            f"{cls.__name__} is a class of this process alone, so no other could read the result: call "
+            f'{cls.__name__}.register_for_auto_class("AutoModelForCausalLM"), and register_for_auto_class() of its '
+            "configuration, which leave their file beside the weights."
+        )
+
+
+def check_from_transformers(config: PretrainedConfig) -> None:
+    """Refuse layers that differ of a class that is not transformers' own, whose module a modelling file would name.
+
+    Raises:
+        InputError: it is another.
+    """
+    if not stock_class_of(config).__module__.startswith("transformers."):
+        raise InputError(
+            f"layers that differ are written in a class made of one of transformers', and a {config.model_type} has "
+            "another: use --allocation uniform."
+        )

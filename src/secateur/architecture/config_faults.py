@@ -83,7 +83,8 @@ def size_faults(config: PretrainedConfig) -> list[str]:
         faults.append(said)
     chosen, experts = (getattr(text, key, None) for key in ("num_experts_per_tok", "num_local_experts"))
     experts = getattr(text, "num_experts", None) or experts
-    if isinstance(chosen, int) and isinstance(experts, int) and chosen > experts > 0:
+    mixture = not known  # a Jamba of dense layers alone has one expert, and chooses two
+    if mixture and isinstance(chosen, int) and isinstance(experts, int) and chosen > experts > 0:
         faults.append(f"num_experts_per_tok is {chosen}: there are {experts} experts")
     return faults + _share_faults(text) + _rope_faults(getattr(text, "rope_parameters", None))
 

@@ -11,7 +11,7 @@ from ..config.pruning import BLOCKS, LAYERS, WIDTH
 from ..system.errors import InputError
 from .depth import Skipped, block_pools, check_blocks_go, check_depth, is_absent, layer_pool
 from .experts import is_shared, repeated, unstack_experts
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, check_not_refused
 from .layout import LayerShape, common_shape, kv_heads_of, linear_sizes
 from .pools import by_channel, by_head, ffn_pools, head_pool, spare_of, submodule, taken_alone, together
 from .quantised import entries
@@ -71,7 +71,7 @@ def find_units(model: nn.Module, family: Family, attention: str = "auto", kinds:
             pools.append(together(model, stack, heads))
     if family.recurrent is not None:
         shapes = _hybrid(shapes, family)
-    if family.experts is not None and not any(shape.ffn or shape.gone for shape in shapes):
+    if family.experts is not None and not any(shape.ffn or shape.beside or shape.gone for shape in shapes):
         raise InputError(
             f"no layer of the model has the experts ({family.experts}) that the {family.name} layout names: "
             "pass another --family."
@@ -94,6 +94,7 @@ def check_text_model(config: PreTrainedConfig) -> None:
     inner = config.get_text_config(decoder=True)
     if inner is config or config.is_encoder_decoder or config.model_type in FAMILIES:
         return
+    check_not_refused(str(config.model_type))
     place = str(config._name_or_path) or "FOLDER"
     raise InputError(
         f"a {config.model_type} holds its text model ({inner.model_type}) beside others, and a text model is what can "
@@ -272,7 +273,7 @@ def _hybrid(shapes: list[LayerShape], family: Family) -> list[LayerShape]:
         InputError: no layer has attention, or none an FFN: the model has another layout.
     """
     head_dim = max(shape.head_dim for shape in shapes)
-    if not head_dim or not any(shape.ffn for shape in shapes):
+    if not head_dim or not any(shape.ffn or shape.beside for shape in shapes):
         missing = family.mlp_out if head_dim else family.o
         raise InputError(
             f"no layer of the model has the {missing} that the {family.name} layout names: pass another --family."

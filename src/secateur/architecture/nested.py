@@ -5,8 +5,14 @@ import re
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from ..system.errors import InputError
+from ..system.quiet import quiet_transformers
+from .families import FAMILIES, REFUSED
 
 AS = {
     "qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
@@ -24,7 +30,8 @@ RENAMED = {
 }
 """Names of a text model's weights in the files of whole models -> those that it has alone."""
 OF_TEXT = (
-    r"^(lm_head\.|model\.(layers|embed_tokens(_per_layer)?|norm|final_layernorm|hyper_connection_mixer|"
+    r"^(lm_head\.|model\.(decoder|layers|embeddings|embed_tokens(_per_layer)?|(embedding_)?norm|norm_f|"
+    r"final_layernorm|hyper_connection_mixer|"
     r"per_layer_(model_projection|projection_norm))\b)"
 )
 WHOLE = "secateur_whole"
@@ -60,13 +67,31 @@ def text_alone(config: PreTrainedConfig) -> PreTrainedConfig:
     else:
         inner = type(inner).from_dict(values)
     inner._name_or_path = config._name_or_path
-    inner.tie_word_embeddings = config.tie_word_embeddings  # the whole model goes by its own
+    # The whole model goes by its own word, if it has any.
+    inner.tie_word_embeddings = getattr(config, "tie_word_embeddings", getattr(inner, "tie_word_embeddings", False))
     inner.dtype = inner.dtype or config.dtype
     inner.architectures = [str(getattr(classes[type(inner)], "__name__", ""))]
     if quantised := getattr(config, "quantization_config", None):
         inner.quantization_config = quantised
     object.__setattr__(inner, WHOLE, str(config.model_type))
     return inner
+
+
+def whole_types() -> dict[str, str]:
+    """Types of transformers whose models hold a text model that can be taken out and pruned -> the type of that one,
+    which some leave to each model's configuration: then of the default one."""
+    found = {}
+    with quiet_transformers():
+        for name in sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}):
+            if name in FAMILIES or name in REFUSED:
+                continue
+            inner = CONFIG_MAPPING[name].sub_configs.get("text_config")
+            if inner is AutoConfig:
+                inner = type(CONFIG_MAPPING[name]().get_text_config(decoder=True))
+            kind = AS.get(inner.model_type, inner.model_type) if inner else ""
+            if kind in FAMILIES and not FAMILIES[kind].encoder_decoder:
+                found[name] = kind
+    return found
 
 
 def whole_type(config: PreTrainedConfig) -> str:

@@ -192,8 +192,15 @@ def compare_with_whole(source: ModelSource, text: PreTrainedModel, ids: Tensor) 
     dtype = wide_of(text.dtype)
     with phase("loading the whole model"), memory_for("loading the whole model", LOAD_LESS), quiet_transformers():
         whole = whole_class.from_pretrained(source.path, dtype=text.dtype, use_safetensors=True).eval()
-    with in_precision(whole, dtype):
-        expected = logits_of(whole, ids)
+    try:
+        with in_precision(whole, dtype):
+            expected = logits_of(whole, ids)
+    except (TypeError, ValueError) as error:  # an argument is missing, or its embeddings
+        raise InputError(
+            f"--model {source.name}: a {config.model_type} computes nothing of text alone "
+            f"({' '.join(str(error).split())[:200]}), so its text model cannot be compared with it: give it to prune "
+            "without --extract-text."
+        ) from None
     del whole
     with in_precision(text, dtype):
         found = logits_of(text, ids)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architecture.building import untied_
+from ..architecture.building import brings_code, check_from_transformers, untied_
 from ..architecture.depth import kept_layers, without_layers
 from ..architecture.families import Family
 from ..architecture.layered import code_map, layer_sizes, layered_class
@@ -150,6 +150,7 @@ def small_class(
                 f"--model-class {model_class}: layers that differ need their own modelling file, which keeps the "
                 f"class: use it with --allocation uniform, or with export --format {others}."
             )
+        check_from_transformers(config)
         new_config = resized_config(config, family, None)
         setattr(new_config, LAYERS_KEY, layer_sizes(shapes, family))
         cls = layered_class(new_config, family)
@@ -223,7 +224,7 @@ def write_checkpoint(
         merge: what `compare` found before rounding.
     """
     layered = FORMATS[format].trust
-    runs_code = layered or _brings_code(small)
+    runs_code = layered or brings_code(type(small))
     with replaced_whole(output, sum(p.numel() * p.element_size() for p in small.parameters())) as folder:
         state = decilm_state(small, family) if format == VLLM and family else None
         save_model(small, folder, family if layered else None, state)
@@ -255,11 +256,6 @@ def write_checkpoint(
         if finish is not None:
             finish(folder, report)
     return report
-
-
-def _brings_code(small: PreTrainedModel) -> bool:
-    """Whether a model's class comes from a checkpoint's own code, which `save_pretrained` puts beside the weights."""
-    return type(small).__module__.startswith("transformers_modules.")
 
 
 def save_model(

@@ -17,7 +17,7 @@ def families(config: FamiliesConfig) -> int:
         from ..architecture.families import FAMILIES, REFUSED
 
     rows = []
-    for name, family in FAMILIES.items():
+    for name, family in sorted(FAMILIES.items()):
         alike: dict[tuple[str, ...], list[str]] = {}
         for kind, formats in family.formats.items():
             alike.setdefault(formats, []).append(kind)
@@ -27,11 +27,20 @@ def families(config: FamiliesConfig) -> int:
             for (formats, kinds), note in zip(alike.items(), notes, strict=False)
         ]
     readers = [(name, format.reader) for name, format in FORMATS.items() if format.of_pruned]
-    refused = sorted((name, why) for name, why in REFUSED.items() if name not in FAMILIES)
-    more = ("", Table(("refused", "why"), refused, align="ll")) if config.all else ()
+    more: tuple[str | Table, ...] = ()
+    if config.all:
+        from ..architecture.nested import whole_types
+
+        refused = sorted((name, why) for name, why in REFUSED.items() if name not in FAMILIES)
+        more = (
+            "",
+            Table(("holds a text model, which is taken out", "family"), list(whole_types().items()), align="ll"),
+            "",
+            Table(("refused", "why"), refused, align="ll"),
+        )
     tell(
         Words(
-            Table(("family", "units", "formats without some of them", "to know"), rows, align="llll"),
+            Table(("family", "units", "result without some of them", "to know"), rows, align="llll"),
             "",
             Table(("format", "read by"), readers, align="ll"),
             *more,

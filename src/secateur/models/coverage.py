@@ -1,5 +1,6 @@
 """Which linears LoRA reaches, known from a model without weights."""
 
+import copy
 import math
 import re
 import warnings
@@ -97,9 +98,16 @@ def not_adapted(model: PreTrainedModel, rank: int) -> list[str]:
 
 
 def is_product(linear: nn.Linear | Conv1D) -> bool:
-    """Whether a linear gives its input times its weight; a subclass may do more, or so by groups."""
-    plain = {nn.Linear.forward, Conv1D.forward}
-    return type(linear).forward in plain or bool(bits_of(linear))
+    """Whether a linear gives its input times its weight; a subclass may do more, or so by groups, and is tried."""
+    if type(linear).forward in (nn.Linear.forward, Conv1D.forward) or bits_of(linear):
+        return True
+    small, x, weight = copy.copy(linear), torch.randn(2, 5), torch.randn(3, 5)
+    small._parameters = {"weight": nn.Parameter(weight), "bias": None}
+    try:
+        found = small.forward(x)
+    except Exception:  # whatever its own code does of sizes that it was not made for
+        return False
+    return isinstance(found, Tensor) and found.shape == (2, 3) and torch.allclose(found, x @ weight.T, atol=1e-5)
 
 
 def _size(linear: nn.Linear | Conv1D | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architecture.building import empty_model
+from ..architecture.building import check_read_elsewhere, empty_model
 from ..architecture.discovery import check_text_model, find_units
 from ..architecture.experts import ROUTING_BATCHES, check_expert_count, choosing_rule, unstack_experts
 from ..architecture.families import FAMILIES, Family, check_not_refused, family_of
@@ -196,10 +196,8 @@ def _check_pairs(config: PruneConfig, model_config: PreTrainedConfig) -> None:
     kind = model_config.model_type
     if not model_config.is_encoder_decoder:
         if config.target_seq_len is not None:
-            raise InputError(
-                f"--target-seq-len {config.target_seq_len}: {kind} is no encoder-decoder, whose targets it is for: "
-                "leave it out."
-            )
+            given = f"--target-seq-len {config.target_seq_len}"
+            raise InputError(f"{given}: {kind} is no encoder-decoder, so it has no targets: leave it out.")
         return
     named, known = config.family or kind, [name for name, family in FAMILIES.items() if family.encoder_decoder]
     if named not in known:
@@ -269,6 +267,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     except Unreachable as error:
         raise (time_words(target, error, costs) if costs else in_words_of(target, error, *sizes)) from None
     if has_class(model_config):
+        check_read_elsewhere(model_config)
         check_export(empty, units, budget.example(), config.model_class)
     if not is_tested(model_config, config.family):
         check_same(model_config, units, budget.example())

@@ -25,6 +25,7 @@ TYPES: dict[str, dict[str, object]] = {
     "phimoe": {**MOE, **WIDE, "num_local_experts": 4},
     "minimax_m2": {**MOE, "num_local_experts": 4},
     "glm4_moe": {**DEEPSEEK, "use_qk_norm": True},
+    "glm4_moe/dense": {**DEEPSEEK, "num_hidden_layers": 2, "first_k_dense_replace": 2},
     "dots1": DEEPSEEK,
     "solar_open": DEEPSEEK,
     "exaone_moe": {**FEW, "num_shared_experts": 2, **DENSE_FIRST, "sliding_window": 8},

@@ -9,7 +9,9 @@ from ..options import option
 class FamiliesConfig:
     """What `secateur families` can be told."""
 
-    all: bool = option("list the types of transformers that are refused, too, and why", False, group="options")
+    all: bool = option(
+        "list the types that hold a text model, too, and those that are refused, and why", False, group="options"
+    )
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""

@@ -67,8 +67,8 @@ def check_states(optimizer: torch.optim.Optimizer) -> None:
         InputError: it cannot.
     """
     for parameter, state in optimizer.state.items():
-        if not isinstance(parameter, nn.Parameter) or parameter.dim() != 2:
-            continue
+        if not isinstance(parameter, nn.Parameter) or parameter.dim() != 2 or not parameter.numel():
+            continue  # of an empty one, as of shared experts that are none, nothing is cut
         try:
             for dim in (0, 1):
                 cut_state(state, parameter.shape, dim, torch.zeros(1, dtype=torch.long))

@@ -54,7 +54,8 @@ def merged_and_sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -
     """
     kept = kept_layers(units.shapes_after(keep))
     tensors = _sliced(model, units, keep)
-    return renumbered(stack_experts(tensors, units.family) if expert_lists(model) else tensors, units, kept)
+    dense = units.family.experts and not any(shape.ffn for shape in units.shapes)  # FFNs that stand apart as experts do
+    return renumbered(stack_experts(tensors, units.family) if dense or expert_lists(model) else tensors, units, kept)
 
 
 def _sliced(model: nn.Module, units: Units, keep: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

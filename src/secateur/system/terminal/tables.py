@@ -152,7 +152,8 @@ def drawn(table: Table, columns: int) -> "Iterable[RenderableType]":
 
 
 def fitted(table: Table, columns: int) -> list[int] | None:
-    """A width for each column, that of its content where there is room; None where it cannot be had."""
+    """A width for each column, that of its content where there is room, and else that of its longest word; None where
+    it cannot be had."""
     wanted = table.widths
     figures = [max(map(width, column)) for column in zip(*table.body, strict=True)] or wanted
     least = [
@@ -162,6 +163,11 @@ def fitted(table: Table, columns: int) -> list[int] | None:
     spare = columns - GAP * (len(wanted) - 1) - sum(least)
     if spare < 0:
         return None
+    for column, cells in enumerate(zip(*table.lines, strict=True)):
+        if table.aligned(column) == "l":
+            word = max(width(word) for cell in cells for word in [*cell.split(), ""])
+            more = min(spare, max(0, word - least[column]))
+            least[column], spare = least[column] + more, spare - more
     lacking = [wide - low for wide, low in zip(wanted, least, strict=True)]
     found = [low + min(lack, spare * lack // max(1, sum(lacking))) for low, lack in zip(least, lacking, strict=True)]
     left = columns - GAP * (len(wanted) - 1) - sum(found)
