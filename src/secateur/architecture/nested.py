@@ -31,8 +31,7 @@ RENAMED = {
 """Names of a text model's weights in the files of whole models -> those that it has alone."""
 OF_TEXT = (
     r"^(lm_head\.|model\.(decoder|layers|embeddings|embed_tokens(_per_layer)?|(embedding_)?norm|norm_f|"
-    r"final_layernorm|hyper_connection_mixer|"
-    r"per_layer_(model_projection|projection_norm))\b)"
+    r"final_layernorm|final_input|hyper_connection_mixer|per_layer_(model_projection|projection_norm))\b)"
 )
 WHOLE = "secateur_whole"
 """Attribute of a configuration that was taken out: the type of the whole model."""
