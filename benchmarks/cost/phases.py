@@ -6,9 +6,9 @@ there while the cursor is hidden. Silent is when there is none.
     python benchmarks/cost/phases.py build/phases            # all cases, some minutes each
     python benchmarks/cost/phases.py build/phases plan eval  # some
 
-Adds each case to `--record` (docs/results/phases.json), and prints the tables of docs/results/terminal.md. A case that
-is recorded is not run again, unless it is named. Tasks need `SECATEUR_DATA`, GGUF the Python of an environment with
-llama.cpp (`SECATEUR_LLAMA_CPP`).
+Adds each case to `--record` (docs/results/phases.json, with `--small` phases-small.json), and prints the tables of
+docs/results/terminal.md. A case that is recorded is not run again, unless it is named. Tasks need `SECATEUR_DATA`, GGUF
+the Python of an environment with llama.cpp (`SECATEUR_LLAMA_CPP`).
 """
 
 import argparse
@@ -187,10 +187,10 @@ def main() -> None:
     parser.add_argument("out", help="folder for the results")
     parser.add_argument("cases", nargs="*", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--small", action="store_true", help="a small random model in the real one's place")
-    parser.add_argument("--record", default="docs/results/phases.json")
+    parser.add_argument("--record", help="where they go (docs/results/phases.json, or phases-small.json)")
     given = parser.parse_args()
     Path(given.out).mkdir(parents=True, exist_ok=True)
-    path = Path(given.record)
+    path = Path(given.record or f"docs/results/phases{'-small' if given.small else ''}.json")
     subprocess.run(
         [sys.executable, "-m", "secateur", "--help"], check=True, stdout=subprocess.DEVNULL
     )  # is compiled now

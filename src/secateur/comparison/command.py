@@ -25,7 +25,7 @@ from ..system.errors import InputError, NumericsError, OutOfMemoryError, Verific
 from ..system.locks import locked
 from ..system.output import check_output
 from ..system.progress import human_seconds, phase
-from ..system.records import environment, write_json
+from ..system.records import environment, write_json, write_whole
 from ..system.terminal.tables import Words, tell
 from ..training.checkpoints import find_latest, work_folder
 from ..training.job import Job, open_model
@@ -81,7 +81,7 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
         for cell in missing:
             (folder / cell.name / RECORD).unlink(missing_ok=True)  # of a failed one that is run again
         tidy(folder, cells)
-        (folder / RERUN).write_text(comparison_text(comparison.given), encoding="utf-8")
+        write_whole(folder / RERUN, comparison_text(comparison.given).encode())
     share.meet("all cells checked")  # what another process has begun would look like a stopped run
     words = f"{len(cells)} cells, {len(missing)} to run"
     if missing and share.number == 0:
