@@ -23,7 +23,7 @@ from secateur.models.surgery import merged_and_sliced
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
 from secateur.training.prepare import plan_budget, prepare
-from tests.architecture.rows import IDS, SIZES, SOFT_CAPS, basic, tiny, unregister
+from tests.architecture.rows import IDS, SIZES, SOFT_CAPS, TYPES, basic, tiny, unregister
 from tests.architecture.test_families import pruned
 
 
@@ -124,6 +124,24 @@ def test_a_llama_with_scaled_frequencies_becomes_a_mistral() -> None:
     small = build_small(base.config, units.family, shapes, tensors, torch.float32, "mistral")
     assert type(small).__name__ == "MistralForCausalLM"
     assert small.config.rope_parameters == base.config.rope_parameters
+    torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
+
+
+def test_norms_of_each_head_keep_the_heads_of_some_models_of_a_type(monkeypatch) -> None:
+    """Command R+ has them, other Commands have none: what is written computes the masked model."""
+    monkeypatch.setitem(TYPES, "cohere/normed", {"use_qk_norm": True, "logit_scale": 0.5})
+    base = tiny("cohere/normed", 2)
+    with pytest.raises(InputError, match="cohere cannot lose heads: each head has norms of its own"):
+        find_units(base, FAMILIES["cohere"], "kv_group")
+    assert find_units(tiny("cohere", 2), FAMILIES["cohere"]).of_kind("kv_group")
+    units = find_units(base, FAMILIES["cohere"])
+    keep = {pool.name: torch.arange(pool.size) >= 60 for pool in units.pools}
+    masks = Masks(units, {path: base.get_submodule(path) for path in units.linears}, {})
+    masks.update(keep)
+    expected = logits_of(base, IDS)
+    shapes, tensors = units.shapes_after(keep), merged_and_sliced(base, units, keep)
+    small = build_small(base.config, units.family, shapes, tensors, torch.float32, "keep")
+    assert small.config.intermediate_size == 180
     torch.testing.assert_close(logits_of(small, IDS), expected, rtol=0.0, atol=float(2e-5 * expected.abs().max()))
 
 

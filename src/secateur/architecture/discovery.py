@@ -159,7 +159,10 @@ def _variant(model: nn.Module, family: Family) -> Family:
         stack = family.stacks[0] if family.stacks else family
         layers = [layer for layer in submodule(model, stack.layers, "").children() if not isinstance(layer, Skipped)]
         named = stack.attention_linears if stack.latent else stack.ffn_linears
-        if any(all(_has(layer, path.format(0)) for path in named) for layer in layers):
+        if family.otherwise_with:
+            if not any(_has(layer, family.otherwise_with) for layer in layers):
+                break
+        elif any(all(_has(layer, path.format(0)) for path in named) for layer in layers):
             break
         family = family.otherwise
     return family

@@ -9,7 +9,7 @@ NORMS_OVER_WIDTH = (
     "FFN takes all"
 )
 LIKE_LLAMA = (
-    "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo", "cohere", "cohere2",
+    "mistral", "qwen2", "qwen3", "granite", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo", "cohere2",
     "cwm", "ernie4_5", "exaone4", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "ministral",
     "ministral3", "seed_oss", "vaultgemma",
 )  # fmt: skip
@@ -30,6 +30,16 @@ for _model_type in ("olmo2", "olmo3"):
     FAMILIES.register(_model_type, Family(name=_model_type, no_heads=NORMS_OVER_WIDTH))
 for _model_type in ("glm", "glm4"):
     FAMILIES.register(_model_type, Family(name=_model_type, mlp_in=("mlp.gate_up_proj", "mlp.gate_up_proj")))
+FAMILIES.register(
+    "cohere",  # Command R+ has a norm for each head
+    Family(
+        name="cohere",
+        otherwise=Family(
+            name="cohere", no_heads="each head has norms of its own for queries and keys: the FFN takes all"
+        ),
+        otherwise_with="self_attn.q_norm",
+    ),
+)
 FAMILIES.register("helium", Family(name="helium", head_dim=None))  # its output projection is as wide as the model
 FAMILIES.register("cohere_compass_text", Family(name="cohere_compass_text", head_dim=None))
 for _model_type, _reason in {

@@ -183,6 +183,8 @@ class Family:
     """Layers return their hidden states in a tuple."""
     otherwise: "Family | None" = None
     """The layout of models that have other modules than this one under the same model type."""
+    otherwise_with: str | None = None
+    """A module of layers that only models of that layout have; None: those have it that lack linears of this one."""
     otherwise_without: str | None = None
     """Config key whose absence says that a model has that layout, where its config says it."""
 
