@@ -148,6 +148,7 @@ def joined(stretches: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """Each phase once, in the order in which it came first; silence with its longest stretch."""
     found: dict[str, dict[str, Any]] = {}
     for words, seconds in stretches:
+        words = words.replace(str(Path.home()), "~")
         entry = found.setdefault(words, {"phase": words or None, "seconds": 0.0, "longest": 0.0, "times": 0})
         entry["seconds"] = round(entry["seconds"] + seconds, 2)
         entry["longest"] = round(max(entry["longest"], seconds), 2)

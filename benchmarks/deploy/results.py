@@ -126,16 +126,21 @@ def real(model: str, options: list[str], folder: Path) -> None:
 
 
 def tiny(model_type: str, folder: Path, *, alike: bool, blocks: bool = False) -> None:
+    """`pruned_random` of a type that is listed here."""
+    pruned_random(model_type, (TINY | MORE)[model_type], folder, alike=alike, blocks=blocks)
+
+
+def pruned_random(
+    model_type: str, sizes: dict[str, object], folder: Path, *, alike: bool, blocks: bool = False
+) -> None:
     """A wide random model whose layers lose channels, and KV groups where they can; written as a run writes it.
 
     Args:
+        sizes: what the configuration is given beside `SIZES` (None: left out).
         blocks: attention and FFNs go whole instead.
     """
-    given = {
-        key: value
-        for key, value in {**SIZES, **(TINY | MORE)[model_type]}.items()
-        if not (value is None and key in SIZES)
-    }
+    given = {key: value for key, value in {**SIZES, **sizes}.items() if not (value is None and key in SIZES)}
+    torch.manual_seed(0)
     config, family = AutoConfig.for_model(model_type, **given), FAMILIES[model_type]
     model = stock_class_of(config)._from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
@@ -152,12 +157,12 @@ def tiny(model_type: str, folder: Path, *, alike: bool, blocks: bool = False) ->
             keep[pool.name][0] = (pool.layer, pool.kind) not in GONE
         elif pool.kind == "ffn":
             keep[pool.name][: pool.size // 4 if alike else 64 * pool.layer + 8] = False
-        elif alike or pool.layer in (1, 2):
+        elif alike or pool.layer % 4 in (1, 2):
             keep[pool.name][: pool.size // 2] = False
     tensors = merged_and_sliced(model, units, keep)
     small = build_small(model.config, units.family, units.shapes_after(keep), tensors, torch.float32, "keep")
     small.config.architectures = [type(small).__name__]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_model(small, folder, None if alike else units.family)
     for file in embedded_model_dir(None).glob("tokenizer*"):
         shutil.copy(file, folder)

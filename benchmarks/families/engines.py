@@ -9,25 +9,17 @@ heads can go, alike in all layers, and is written as a stock checkpoint. Where l
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
-from secateur.architecture.discovery import find_units
-from secateur.architecture.experts import unstack_experts
 from secateur.architecture.families import FAMILIES
-from secateur.architecture.stock import stock_class_of
-from secateur.checkpoint.export import build_small, save_model
-from secateur.data.embedded import embedded_model_dir
-from secateur.models.surgery import merged_and_sliced
 from secateur.system.records import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
 from matrix import cells_of, expected, kept, token_ids
-from results import SIZES, place
+from results import place, pruned_random
 
 EXPERTS: dict[str, object] = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
 DELTA: dict[str, object] = {
@@ -59,33 +51,6 @@ TEN: dict[str, dict[str, object]] = {
 """Model type -> what its configuration is given beside `SIZES` (None: left out)."""
 
 
-def made(model_type: str, folder: Path, *, alike: bool) -> None:
-    """A pruned model, written as a run writes it; `alike`: in all layers."""
-    given = {k: v for k, v in {**SIZES, **TEN[model_type]}.items() if v is not None}
-    config, family = AutoConfig.for_model(model_type, **given), FAMILIES[model_type]
-    torch.manual_seed(0)
-    model = stock_class_of(config)._from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.08)
-    unstack_experts(model, family)
-    units = find_units(model, family, "none" if family.no_heads else "kv_group")
-    keep = {pool.name: torch.ones(pool.size, dtype=torch.bool) for pool in units.pools}
-    for pool in units.pools:
-        if pool.kind == "ffn":
-            keep[pool.name][: pool.size // 4 if alike else 64 * pool.layer + 8] = False
-        elif alike or pool.layer % 4 in (1, 2):
-            keep[pool.name][: pool.size // 2] = False
-    tensors = merged_and_sliced(model, units, keep)
-    small = build_small(model.config, units.family, units.shapes_after(keep), tensors, torch.float32, "keep")
-    small.config.architectures = [type(small).__name__]
-    folder.mkdir(parents=True)
-    save_model(small, folder, None if alike else units.family)
-    for file in embedded_model_dir(None).glob("tokenizer*"):
-        shutil.copy(file, folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
@@ -101,7 +66,7 @@ def main() -> None:
             name = f"{model_type}, {'stock' if alike else 'layers differ'}"
             folder = place(name, given.work.absolute())
             if not folder.is_dir():
-                made(model_type, folder, alike=alike)
+                pruned_random(model_type, TEN[model_type], folder, alike=alike)
             job = {"name": name, "model_type": model_type, "folder": str(folder), "ids": token_ids(folder)}
             job |= {"format": "stock" if alike else "layered", "whole": f"{folder}.pt"}
             if not Path(job["whole"]).is_file():

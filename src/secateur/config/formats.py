@@ -159,7 +159,7 @@ def width_words(step: int, hidden: int) -> str:
         )
     else:
         found = (
-            "not all multiples of 32: any engine takes them unquantised; llama.cpp's q8_0 wants multiples of 32 and "
+            "not all multiples of 32, which any engine takes unquantised; llama.cpp's q8_0 wants multiples of 32 and "
             "its k-quants (Q4_K_M) of 256, and it keeps `down` in f16 where neither divides: --round-to 32 or 256"
         )
     if hidden % LARGE_BLOCK:

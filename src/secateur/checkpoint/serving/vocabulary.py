@@ -52,23 +52,22 @@ print("RESULT{}")
 """
 
 
-def add_sentencepiece(folder: Path, engine: str, work: Path, model: str) -> bool:
+def add_sentencepiece(folder: Path, engine: str, work: Path, model: str) -> None:
     """Write tokenizer.model into a folder that the converter is given, where it lacks one and tokenizer.json says it.
 
-    Returns:
-        Whether it was written. Other kinds of tokenizer have no such file.
+    Other kinds of tokenizer have no such file.
+
     Raises:
         InputError: the engine's environment has no SentencePiece.
     """
     if (folder / MODEL).exists() or not (folder / FILE).exists():
-        return False
+        return
     file, settings = folder / FILE, folder / SETTINGS
     bpe: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("model") or {}
     if bpe.get("type") != "BPE" or not bpe.get("byte_fallback"):
-        return False
+        return
     run_or_refuse(engine, WRITE, {"from": str(file), "to": str(folder / MODEL)}, work, model)
     blank = Tokenizer.from_file(str(file)).encode("a", add_special_tokens=False).tokens[0].startswith("\u2581")
     values = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     settings.unlink(missing_ok=True)  # it may be a link to the checkpoint's own
     settings.write_text(json.dumps(values | {"add_prefix_space": blank}), encoding="utf-8")
-    return True
