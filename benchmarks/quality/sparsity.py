@@ -1,17 +1,19 @@
 """Heads and channels removed beside zeros by a pattern, half of the layers' weights gone in each.
 
-    SECATEUR_DATA=/path/to/data python benchmarks/quality/sparsity.py
+    SECATEUR_DATA=/path/to/data python benchmarks/quality/sparsity.py --seeds 1 2 3
     python benchmarks/quality/sparsity.py --table
 
-SmolLM2-135M-Instruct. What trains does so for 150 steps of 512 tokens of c4_calib, seed 1, at each of the cell's rates;
-of these the one with the lowest perplexity on held-out C4 is in the table. What looks at text without training sees
-32,768 tokens of c4_calib in sequences of 1,024. Perplexity on the first 102,400 tokens of c4_eval, of WikiText-2 raw
-test and of PTB test, in segments of 1,024, as in training_free.py. The forward pass is timed on 1 x 1,024 tokens, in
-turn with the dense model. Each cell is a process of its own, whose peak of resident memory is noted.
+SmolLM2-135M-Instruct. What trains does so for 150 steps of 512 tokens of c4_calib, at each of the cell's rates (or at
+`--rates`) with each seed; the rate with the lowest perplexity on held-out C4 over its seeds is in the table. What looks
+at text without training sees 32,768 tokens of c4_calib in sequences of 1,024. Perplexity is on the first 102,400 tokens
+of c4_eval and, in as many or as `--other-tokens` says, of WikiText-2 raw test and of PTB test, in segments of 1,024, as
+in training_free.py. The forward pass is timed on 1 x 1,024 tokens, in turn with the dense model. Each cell is a process
+of its own, whose peak of resident memory is noted.
 
-A run whose record is there is not run again, so a stopped one goes on; `--cells` picks some. The first rate of every
-cell comes before the second of any, so a stopped one has a whole table. Some 6 minutes a run that trains on one core
-with AMX, 2 for one that does not. What a step takes of memory is in cost.py's memory part, where PST is a case, too.
+A run whose record is there is not run again, so a stopped one goes on; `--cells` picks some. Every cell comes at its
+first rate before any at its second, and with the first seed before the next, so a stopped one has a whole table. Some 6
+minutes a run that trains on one core with AMX, 2 for one that does not. What a step takes of memory is in cost.py's
+memory part, where PST is a case, too.
 """
 
 import argparse
@@ -21,10 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any
 
-from training_free import EVALUATION, MODEL, SEQ_LEN, TEXTS, data, measured, slug
+from training_free import DECIDES, EVALUATION, MODEL, SEQ_LEN, TEXTS, data, measured, slug
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from secateur.config.formats import FORMATS
@@ -34,8 +38,8 @@ from secateur.models.loading import load_model
 from secateur.models.source import resolve_model
 from secateur.system.records import environment, markdown_table, write_json
 
-TRAIN = "--steps 150 --batch-size 2 --seq-len 256 --seed 1"
-LOOK = "--seq-len 1024 --batch-size 2 --calibration-tokens 32768 --seed 1"
+TRAIN = "--steps 150 --batch-size 2 --seq-len 256"
+LOOK = "--seq-len 1024 --batch-size 2 --calibration-tokens 32768"
 BOTH = f"{TRAIN} --calibration-tokens 32768"
 UNITS = f"prune --sparsity 0.5 --frequency 5 {TRAIN}"
 RATES = {"1e-3": "--lr 1e-3", "2e-3": "--lr 2e-3"}
@@ -80,26 +84,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results/sparsity"))
     parser.add_argument("--cells", nargs="*", default=list(CELLS), metavar="NAME")
-    parser.add_argument("--eval-tokens", type=int, default=EVALUATION)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1])
+    parser.add_argument("--rates", nargs="*", help="only runs at these; default: all of a cell")
+    parser.add_argument("--eval-tokens", type=int, default=EVALUATION, help="of held-out C4")
+    parser.add_argument("--other-tokens", type=int, help="of the other texts; default: as many")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    for name, rate in () if given.table else in_order(given.cells):
+    tokens = dict.fromkeys(TEXTS, given.other_tokens or given.eval_tokens) | {DECIDES: given.eval_tokens}
+    for rate, seed, name in () if given.table else in_order(given.cells, given.seeds):
         command, rates = CELLS[name]
-        place = given.output / f"{slug(name)}{f'-lr{rate}' if rate else ''}.json"
-        if not place.exists():
-            print(f"== {name} {rate}", flush=True)
-            write_json(place, run(name, f"{command} {rates[rate]}".split(), given.eval_tokens), result=True)
+        place = given.output / f"{slug(name)}{f'-lr{rate}' if rate else ''}-seed{seed}.json"
+        if not place.exists() and rate in (given.rates or rates):
+            print(f"== {name} {rate} seed {seed}", flush=True)
+            seeded = f"--seed {seed}" if command else ""
+            write_json(place, run(name, f"{command} {rates[rate]} {seeded}".split(), tokens), result=True)
     print(table([json.loads(path.read_text("utf-8")) for path in sorted(given.output.glob("*.json"))]))
 
 
-def in_order(names: list[str]) -> list[tuple[str, str]]:
-    """Cells and rates: every cell at its first rate, then at its second."""
-    runs = [(number, name, rate) for name in names for number, rate in enumerate(CELLS[name][1])]
-    return [(name, rate) for _, name, rate in sorted(runs, key=lambda run: run[0])]
+def in_order(names: list[str], seeds: list[int]) -> list[tuple[str, int, str]]:
+    """Rate, seed and cell of each run: every cell at its first rate, then at its second; seed by seed."""
+    runs = [(n, s, name, rate) for name in names for n, rate in enumerate(CELLS[name][1]) for s in seeds]
+    return [(rate, seed, name) for _, seed, name, rate in sorted(runs, key=lambda run: run[:2])]
 
 
-def run(name: str, words: list[str], eval_tokens: int) -> dict[str, Any]:
+def run(name: str, words: list[str], tokens: Mapping[str, int]) -> dict[str, Any]:
     """Run a command, measure what it wrote; what the record of a run holds."""
     started, peak, result = time.perf_counter(), None, dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +133,7 @@ def run(name: str, words: list[str], eval_tokens: int) -> dict[str, Any]:
             "zeros": result.get("zeros"), "merge_kl": result.get("export", {}).get("merge_kl"),
             "train_seconds": result.get("train_seconds"), "seconds": seconds, "peak_bytes": peak,
             "speedup": speedup(dense, model), "environment": environment(),
-            "perplexity": {text: measured(model, file, eval_tokens) for text, file in TEXTS.items()},
+            "perplexity": {text: measured(model, file, tokens[text]) for text, file in TEXTS.items()},
         }  # fmt: skip
 
 
@@ -135,24 +144,31 @@ def speedup(dense: PreTrainedModel, model: PreTrainedModel) -> float:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """A row for each cell, at the best of its rates on held-out C4."""
-    best: dict[str, dict[str, Any]] = {}
+    """A row for each cell, at the best of its rates on held-out C4: geometric means over the seeds."""
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for record in found:
-        level = record["perplexity"]["C4"]["perplexity"]
-        if record["cell"] not in best or level < best[record["cell"]]["perplexity"]["C4"]["perplexity"]:
-            best[record["cell"]] = record
+        runs.setdefault(record["cell"], {}).setdefault(rate_of(record["command"]), []).append(record)
     rows = []
-    for name in sorted(best, key=list(CELLS).index):
-        record = best[name]
-        rate = next((b for a, b in zip(record["command"], record["command"][1:], strict=False) if a == "--lr"), "")
-        cells = [f"{record['perplexity'][text]['perplexity']:.1f}" for text in TEXTS]
-        peak = f"{record['peak_bytes'] / 2**30:.2f}" if record["peak_bytes"] else ""
+    for name in sorted(runs, key=list(CELLS).index):
+        rate, best = min(runs[name].items(), key=lambda each: geometric_mean(levels(each[1], DECIDES)))
+        peaks = [record["peak_bytes"] for record in best if record["peak_bytes"]]
         rows.append(
-            (name, rate, *cells, f"{record['bytes'] / 1e6:.0f}", f"{record['speedup']:.2f}", peak,
-             f"{record['train_seconds'] or 0:.0f}")
+            (name, rate, str(len(best)), *(f"{geometric_mean(levels(best, text)):.1f}" for text in TEXTS),
+             " ".join(f"{level:.1f}" for level in levels(best, DECIDES)), f"{best[0]['bytes'] / 1e6:.0f}",
+             f"{median(record['speedup'] for record in best):.2f}", f"{max(peaks) / 2**30:.2f}" if peaks else "",
+             f"{median(record['train_seconds'] or 0 for record in best):.0f}")
         )  # fmt: skip
-    header = ("", "rate", *TEXTS, "MB that a stock reader needs", "times as fast", "peak GiB", "training s")
+    timed = "times as fast", "peak GiB", "training s"
+    header = ("", "rate", "runs", *TEXTS, f"{DECIDES}, each", "MB that a stock reader needs", *timed)
     return markdown_table(rows, header)
+
+
+def levels(found: list[dict[str, Any]], text: str) -> list[float]:
+    return [record["perplexity"][text]["perplexity"] for record in found]
+
+
+def rate_of(words: list[str]) -> str:
+    return words[words.index("--lr") + 1] if "--lr" in words else ""
 
 
 if __name__ == "__main__":
