@@ -137,8 +137,9 @@ def live(screen: pyte.Screen) -> str:
     if not screen.cursor.hidden:
         return ""
     lines = [line for line in screen.display[: screen.cursor.y + 1] if line.strip()]
-    if len(lines) > 1 and re.match("[━╸╺]", lines[-2]):  # figures below a bar
-        lines.pop()
+    bar_or_spinner = "[━╸╺\u2800-\u28ff]"
+    if len(lines) > 1 and re.match("[━╸╺]", lines[-2]) and not re.match(bar_or_spinner, lines[-1]):
+        lines.pop()  # figures below a bar
     words = re.sub(r"^[^\w(]+", "", lines[-1]) if lines else ""
     words = re.split(r"  |\s\d+ of \d+|\s+\d+/\d+", words.strip())[0]
     return {"step": "training: step, loss, time left"}.get(words, words) or "?"

@@ -467,6 +467,18 @@ CASES: dict[str, tuple[list[str], str]] = {
     "YAML with recipes": ([*prune(), "--config", "{t}/recipes.yaml"], "--recipe ['best', 'stock']: no such recipe"),
     "a YAML without a name": ([*prune(), "--config", ""], "--config is empty"),
     "YAML of a later version": ([*prune(), "--config", "{t}/later.yaml"], "options_format is 2, this version knows 1"),
+    "YAML of no version": (
+        [*prune(), "--config", "{t}/unversioned.yaml"], "options_format is '1', this version knows 1: give that",
+    ),
+    "YAML with a date for a name": (
+        [*prune(), "--config", "{t}/day.yaml"], "--eval-data is datetime.date(2024, 1, 2): expected text, in quotes",
+    ),
+    "YAML with nothing behind a name": ([*prune(), "--config", "{t}/nothing.yaml"], "--lr has no value: expected a"),
+    "YAML without data": (
+        ["prune", "--model", "{m}", "--output", "{o}", "--config", "{t}/nodata.yaml"], "--data is required: training",
+    ),
+    "per cent": (prune(sparsity="20%"), "--sparsity is '20%': expected a number, such as 0.2."),
+    "a comma for a point": (prune(sparsity="0,2"), "--sparsity is '0,2': expected a number, such as 0.2."),
     "broken YAML": ([*prune(), "--config", "{t}/broken.yaml"], "not valid YAML"),
     "no YAML there": ([*prune(), "--config", "{t}/none.yaml"], "cannot be read"),
     # adapters
@@ -563,6 +575,8 @@ def bad_files(folder: Path) -> None:
         "digits.yaml": b"lr: " + b"9" * 5000, "digits.jsonl": b'{"text": ' + b"9" * 5000 + b"}",
         "float.yaml": b"lr: 0x" + b"f" * 5000, "tag.yaml": b"resume: !!bool maybe\n",
         "tab.yaml": b"lr: 1e-3\n\tsteps: 5\n", "later.yaml": b"options_format: 2\n",
+        "unversioned.yaml": b"options_format: '1'\n", "day.yaml": b"eval_data: 2024-01-02\n",
+        "nothing.yaml": b"lr:\n", "nodata.yaml": b"data: []\n",
         "recipes.yaml": b"recipe: [best, stock]\n",
         "twice.yaml": b"seq-len: 16\nsteps: 5\nseq_len: 32\n", "name.yaml": b"steps: 2\n5: 6\n",
         "broken.yaml": b"a: [1,\nb", "fake.gguf": b"no GGUF at all",

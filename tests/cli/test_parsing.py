@@ -14,9 +14,14 @@ import yaml
 from secateur.cli import main
 from secateur.cli.commands import COMMANDS
 from secateur.cli.parsing import parse
+from secateur.config import pruning
+from secateur.config.evaluation import TASKS
+from secateur.config.files.recipes import PRUNING, recipes
 from secateur.config.files.rerun import rerun_text
+from secateur.config.files.schema import options_schema
 from secateur.config.options import known_options
 from secateur.system.quiet import deprecations_unheard
+from secateur.system.registry import OTHER_NAMES
 
 
 @pytest.mark.parametrize(("command", "first", "hidden"), [
@@ -86,9 +91,64 @@ def test_what_depends_on_a_value_that_is_wrong_is_not_said(capsys) -> None:
     assert [words.split()[1] for words in said.splitlines()[1:4]] == ["--model", "--data", "--output"], said
 
 
+GIVEN = ["prune", "--model", "m", "--data", "d", "--output", "o"]
+MEANT = {
+    "--learning-rate 1": "'--lr'", "--max_seq_length 9": "'--seq-len'", "--seq_len 9": "'--seq-len'", 
+    "-model m": "'--model'",
+    "-o o": "'--output'", "--Sparsity 1": "'--sparsity'", "--no-resum": "'--no-resume'", "--help-al": "'--help-all'",
+    "--load-in-8bit": "'--load-in'", "--search-eval 3": "'--search-evaluations'", "--criteria x": "'--criterion'",
+    "--conf x": "'--config'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", MEANT)
+def test_the_flag_that_was_meant(given, capsys) -> None:
+    assert main([*GIVEN, *given.split()]) == 2
+    word = given.split()[0]
+    assert f"error: unknown option {word}. Did you mean {MEANT[given]}? See" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["--prompt x", "--version", "--zzz"])
+def test_no_flag_is_suggested_where_none_is_near(given, capsys) -> None:
+    assert main([*GIVEN, *given.split()]) == 2
+    said = capsys.readouterr().err
+    assert "Did you mean" not in said
+    assert ("It goes without a command: secateur --version." in said) == (given == "--version")
+
+
+def test_the_names_of_other_tools_are_options_here() -> None:
+    known = {
+        name.replace("_", "-")
+        for command in COMMANDS.values()
+        for cls in command.options
+        for name in known_options(cls)
+    }
+    assert set(OTHER_NAMES.values()) <= known
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ("--resume yes", "--resume takes no value, and is given 'yes': --resume is yes and --no-resume is no."),
+    ("--resume=true", "--resume takes no value, and is given 'true': --resume is yes and --no-resume is no."),
+    ("--seed 7 --no-shrink 7", "--no-shrink takes no value, and is given '7': --shrink is yes and --no-shrink is no."),
+])  # fmt: skip
+def test_a_switch_with_a_value(given, words, capsys) -> None:
+    assert main([*GIVEN, *given.split()]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_before_a_command(capsys) -> None:
+    assert main(["--hepl"]) == 2
+    assert "unknown option --hepl. Did you mean '--help'? give a command: quickstart" in capsys.readouterr().err
+    assert main(["--debug", *GIVEN, "--sparsity", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "error: --sparsity is 3.0" in said
+
+
 def test_singular_and_plural_are_one_option() -> None:
     one = parse(["sample", "--model", "m", "--prompt", "a b"])[1]
     assert one.prompts == parse(["sample", "--model", "m", "--prompts", "a b"])[1].prompts == ("a b",)
+    assert parse([*GIVEN, "--unit", "layers"])[1].units == "layers"
 
 
 @pytest.mark.parametrize(("line", "expected"), [
@@ -98,6 +158,7 @@ def test_singular_and_plural_are_one_option() -> None:
     ("secateur prune --allocation prot", {"protected"}),
     ("secateur prune --recipe llama-3.2", {"llama-3.2-1b", "llama-3.2-3b"}),
     ("secateur recipes trai", {"training-free"}),
+    ("secateur prune --criterion tay", {"taylor", "taylor-accumulated"}),
 ])  # fmt: skip
 def test_shells_complete_commands_options_and_values(line, expected, tmp_path) -> None:
     """As the shells' scripts ask for it; options that `--help` does not show, too."""
@@ -113,6 +174,26 @@ def test_completion_scripts(shell, capsys) -> None:
     assert "secateur" in capsys.readouterr().out
     assert main(["--print-completion", "fisch"]) == 2
     assert "Did you mean 'fish'?" in capsys.readouterr().err
+
+
+def test_what_is_offered_is_what_there_is() -> None:
+    """The lists that stand in `config`, where no torch is loaded."""
+    from secateur.criteria import CRITERIA
+    from secateur.evaluation.local_tasks import definitions
+
+    assert set(pruning.CRITERIA) == set(CRITERIA)
+    assert set(TASKS) == set(definitions())
+
+
+@pytest.mark.parametrize("command", PRUNING)
+def test_the_schema_takes_recipes_as_they_are_read(command) -> None:
+    """YAML 1.1, which PyYAML reads, takes 1e-3 for text; the schema says so of no other text."""
+    known = jsonschema.Draft202012Validator(options_schema(command, COMMANDS[command].options))
+    for recipe in recipes().values():
+        if command in recipe.commands:
+            known.validate(yaml.safe_load(recipe.text) | {"recipe": None, "seq-len": 16})
+    for wrong in ({"lr": "fast"}, {"lr": "1e-3x"}, {"lr": True}, {"rank": "8.5"}, {"seq-len": []}, {"seq--len": 16}):
+        assert command == "compare" or not known.is_valid(wrong), wrong
 
 
 def test_the_schema_takes_what_the_command_takes(tmp_path, capsys) -> None:

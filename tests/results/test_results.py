@@ -91,6 +91,13 @@ def test_a_run_that_is_done_is_loaded(place, pruned, capsys) -> None:
     assert (place / "small" / "result.json").stat().st_mtime_ns == before
 
 
+def test_a_run_that_a_newer_version_ended_is_not(tmp_path) -> None:
+    """It is no run to go on with, and none to write over."""
+    write_run(tmp_path / "out", {**records(), "environment": {"record_format": FORMAT + 1}})
+    with pytest.raises(InputError, match=r"result\.json was written by a newer secateur .*choose another output"):
+        secateur.prune(model="m", data="d", output=tmp_path / "out", resume=True)
+
+
 def test_its_plot_is_the_metrics(pruned) -> None:
     figure = pruned.plot()
     upper, lower, layers = figure.axes
@@ -266,6 +273,13 @@ BAD = {
         lambda at: write_run(at / "run", {**records(), "environment": {"record_format": FORMAT + 1}}),
         "was written by a newer secateur",
     ),
+    "a comparison by a newer version": (
+        lambda at: written(
+            at / "comparison.json",
+            json.dumps({"cells": [], "conditions": {"environment": {"record_format": FORMAT + 1}}}),
+        ).parent,
+        "comparison.json was written by a newer secateur",
+    ),
     "a comparison of nothing": (
         lambda at: written(at / "comparison.json", '{"cells": []}').parent, "comparison.json has no cells",
     ),
@@ -296,6 +310,16 @@ def test_what_is_no_result_is_refused(kind, tmp_path) -> None:
         (secateur.eval, {"model": "m"}, "nothing to evaluate on: give data, preset"),
         (secateur.compare, {"model": "m", "data": "d", "output": "o", "evaluate_on": "x", "cells": "odd"}, "odd"),
         (secateur.prune, {"config": "none.yaml"}, "none.yaml"),
+        (
+            secateur.prune,
+            {"model": range(3), "data": "d", "output": "o"},
+            "model is range(0, 3): expected text, in",
+        ),
+        (
+            secateur.adapt,
+            {"learning_rate": 1.0, "model": "m", "data": "d", "output": "o"},
+            "Did you mean 'lr'? See",
+        ),
     ],
 )
 def test_bad_options(call, options, words, tmp_path, monkeypatch) -> None:

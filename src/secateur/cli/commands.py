@@ -51,9 +51,10 @@ def _eval(config: EvalConfig) -> int:
 
 
 def _compare(comparison: "Comparison") -> int:
-    from ..parallel.distributed import part_ways
+    with phase(STARTING):
+        from ..parallel.distributed import part_ways
 
-    share = part_ways(cell.config.device for cell in comparison.cells)  # before any import that looks for GPUs
+        share = part_ways(cell.config.device for cell in comparison.cells)  # before any import that looks for GPUs
     with phase(STARTING) if share.number == 0 else nullcontext():
         from ..comparison.command import compare
         from ..comparison.recorded import stopped

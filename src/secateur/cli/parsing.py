@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Container, Iterable
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import argcomplete
@@ -14,19 +16,25 @@ from ..config.options import flag, known_options
 from ..system.errors import InputError, all_faults, faults_of
 from ..system.places import check_options_kept
 from ..system.progress import STARTING, phase
-from ..system.registry import did_you_mean
+from ..system.registry import did_you_mean, option_meant
 from ..system.version import VERSION
 from .commands import COMMANDS, Command
 from .shown import place_of, shown
 
 SHELLS = ("bash", "zsh", "fish")
+OF_NONE = ("version", "verbose", "print_completion", "debug", "help")
+"""Options that stand without a command."""
+WITH_COMMAS = ("units",)
+"""Options whose one value is a list."""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours; its subparsers are of the same class."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See {self.prog} --help.")
+        if given := re.fullmatch(r"argument (--[\w-]+)/--no-[\w-]+: ignored explicit argument (.*)", message):
+            raise InputError(f"{_switch_fault(given[1], given[2])} See {self.prog} --help.")
+        raise InputError(f"{message.removeprefix('argument ')}. See {self.prog} --help.")
 
 
 def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
@@ -43,7 +51,8 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         return _print_versions, None
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
-        raise InputError(f"unknown command {arguments[0]!r}. {did_you_mean(arguments[0], COMMANDS)}Known: {known}.")
+        meant = did_you_mean(arguments[0], COMMANDS)
+        raise InputError(f"unknown command {arguments[0]!r}. {meant}Known: {known}. See secateur --help.")
     if everything:
         arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     parsed, unknown = parser.parse_known_args(arguments or ["--help"])
@@ -52,12 +61,13 @@ def parse(arguments: list[str]) -> tuple[Callable[[Any], int], Any]:
         return _print_completion, shell
     name = given.pop("command", None)
     if name is None:
-        raise InputError(f"give a command: {', '.join(COMMANDS)}. See secateur --help.")
+        wrong = [f"unknown option {each}. {_meant(each, OF_NONE)}" for each in unknown if each.startswith("-")]
+        raise InputError(f"{''.join(wrong)}give a command: {', '.join(COMMANDS)}. See secateur --help.")
     if given.pop("verbose", False):
         raise InputError("--verbose goes with --version: leave it out.")
     given.pop("debug", None)
     command = COMMANDS[name]
-    faults = [*_unknown_faults(unknown, command, name)]
+    faults = _unknown_faults(unknown, arguments, command, name)
     if not command.options:
         all_faults(faults)
         return command.run, None
@@ -77,26 +87,48 @@ def _config_of(command: Command, name: str, given: dict[str, Any]) -> Any:
         with phase(STARTING):
             from ..comparison.grid import build_comparison
 
-        return build_comparison(given, file)
-    config: Any = build_values(command.options[0], read_with_recipe(given, file, name))
+            return build_comparison(given, file)
+    config: Any = build_values(command.options[0], read_with_recipe(given, file, name), name)
     if file:
         check_options_kept(file, config)
     return config
 
 
-def _unknown_faults(unknown: Iterable[str], command: Command, name: str) -> list[str]:
+def _unknown_faults(unknown: list[str], arguments: list[str], command: Command, name: str) -> list[str]:
     """What a command does not know: a flag with what was meant, values by themselves."""
-    known = [flag(option) for cls in command.options for option in known_options(cls)] + ["--config", "--help"]
+    hints = {option: hint for cls in command.options for option, hint in get_type_hints(cls).items()}
+    options = [option for cls in command.options for option in known_options(cls)]
+    switches = [option for option in options if hints[option] is bool]
+    known = [*options, *(f"no_{option}" for option in switches), "config", "debug", "help", "help-all"]
     faults: list[str] = []
     lost: list[str] = []
     for each in unknown:
-        if each.startswith("--"):
-            word = each.partition("=")[0]
-            faults.append(f"unknown option {word}. {did_you_mean(word, known)}See secateur {name} --help-all.")
-            lost.clear()
-        elif each.startswith("-") or not faults:
+        if each.startswith("-") and len(each) > 1:
+            faults.append(f"unknown option {each.partition('=')[0]}. {_meant(each, known)}{_see(each, name)}")
+        elif not faults:
             lost.append(each)
-    return faults or ([f"unexpected {' '.join(lost)!r}. See secateur {name} --help."] if lost else [])
+    if faults or not lost:
+        return faults
+    before = [word for word, value in pairwise(arguments) if value == lost[0]]
+    if given := [word for word in before if word.removeprefix("--").removeprefix("no-").replace("-", "_") in switches]:
+        return [f"{_switch_fault(given[0], repr(lost[0]))} See secateur {name} --help."]
+    return [f"unexpected {' '.join(lost)!r}. See secateur {name} --help."]
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """`Did you mean '--x'? ` for a flag, or nothing."""
+    meant = option_meant(word.partition("=")[0].lstrip("-"), known)
+    return re.sub("'(.*)'", lambda found: repr(flag(found[1])), meant)
+
+
+def _see(word: str, name: str) -> str:
+    alone = word.lstrip("-").partition("=")[0].replace("-", "_") in OF_NONE
+    return f"It goes without a command: secateur {word}." if alone else f"See secateur {name} --help-all."
+
+
+def _switch_fault(given: str, value: str) -> str:
+    name = given.removeprefix("--no-").removeprefix("--")
+    return f"{given} takes no value, and is given {value}: --{name} is yes and --no-{name} is no."
 
 
 def _print_versions(_: None) -> int:
@@ -127,11 +159,13 @@ def make_parser(everything: bool = True, named: Container[str] = COMMANDS) -> ar
     )
     parser.add_argument("--version", action="version", version=f"secateur {VERSION}")
     parser.add_argument("--verbose", action="store_true", help="with --version: also packages, hardware and drivers")
-    parser.add_argument(
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    script = parser.add_argument(
         "--print-completion",
         metavar="{" + ",".join(SHELLS) + "}",
         help='a script that completes commands, options and their values: eval "$(secateur --print-completion bash)"',
     )
+    script.completer = _shells  # type: ignore[attr-defined]
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         options = {f.name for cls in command.options for f in fields(cls)}
@@ -181,10 +215,10 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], lis
         metavar = "{" + ",".join(choices) + "}" if choices else f.metadata["metavar"] or _metavar(hints[f.name])
         several = "+" if get_origin(hints[f.name]) is tuple else None
         action = group.add_argument(flag(f.name), help=text, metavar=metavar, nargs=several)
-        if several and f.name.endswith("s"):  # --prompt, --task
-            group.add_argument(flag(f.name[:-1]), dest=f.name, help=argparse.SUPPRESS, nargs="+")
-        if choices:
-            action.completer = argcomplete.ChoicesCompleter(choices)
+        if f.name.endswith("s") and (several or f.name in WITH_COMMAS):  # --prompt, --task
+            group.add_argument(flag(f.name[:-1]), dest=f.name, help=argparse.SUPPRESS, nargs=several)
+        if words := choices or f.metadata["known"]:
+            action.completer = argcomplete.ChoicesCompleter(words)
     if any(cls in CLASSES for cls in classes):
         named = parser.add_argument("--recipe", metavar="NAME", help="start from a recipe's options (secateur recipes)")
         named.completer = _recipe_names  # type: ignore[attr-defined]
@@ -194,6 +228,11 @@ def _add_options(parser: argparse.ArgumentParser, classes: tuple[type, ...], lis
 def _recipe_names(**_: Any) -> list[str]:
     """For a shell to complete."""
     return list(recipes())
+
+
+def _shells(**_: Any) -> tuple[str, ...]:
+    """The same."""
+    return SHELLS
 
 
 def _help_of(option: Any) -> str:

@@ -37,6 +37,7 @@ from .recorded import RECORD, check_inputs, recorded, tidy
 from .rehearsal import rehearsed
 from .tables import write_comparison
 
+CHECKING = "checking the cells"
 ALIKE = 0.03
 """How far times of cells may lie apart, over the time that is asked for: whole layers come to it in steps."""
 
@@ -62,7 +63,9 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
     for warning in warnings:
         tell(Words(f"warning: {warning}"))
     if any(cell.config.dry_run for cell in cells):
-        return rehearsed({cell.name: _prepared(cell, folder) for cell in cells if cell.kind in MADE_SMALLER}, share)
+        with phase(CHECKING):
+            jobs = {cell.name: _prepared(cell, folder) for cell in cells if cell.kind in MADE_SMALLER}
+        return rehearsed(jobs, share)
     with locked(folder) if share.number == 0 else nullcontext():
         return _compare(comparison, folder, share, warnings)
 
@@ -70,7 +73,7 @@ def compare(comparison: Comparison, share: Share = Share()) -> str:  # noqa: B00
 def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Sequence[str]) -> str:
     settings, cells = comparison.settings, comparison.cells
     missing = [cell for cell in cells if not _was_run(folder, cell)]
-    with phase("checking the cells"):
+    with phase(CHECKING):
         jobs = {cell.name: _prepared(cell, folder) for cell in missing}
         texts, measured = _check_texts(comparison)
         if not settings.allow_different:
@@ -87,7 +90,8 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
     if missing and share.number == 0:
         records = [recorded(folder, cell) for cell in cells if cell.kind != "dense"]
         known = [seconds for record in records if record and (seconds := record.get("total_seconds"))]
-        seconds = estimated_seconds(missing, jobs, known, measured)
+        with phase("estimating the time"):
+            seconds = estimated_seconds(missing, jobs, known, measured)
         if seconds is not None:
             words += f", about {human_seconds(seconds / share.of)}"
     print(words, flush=True)
@@ -105,7 +109,8 @@ def _compare(comparison: Comparison, folder: Path, share: Share, warnings: Seque
         tidy(folder, [cell])
         if share.number == 0:
             write_comparison(folder, cells, settings.reference, warnings)
-        gc.collect()
+        with phase("freeing memory"):
+            gc.collect()
     if share.number > 0:
         return ""
     with phase("waiting for the cells of the other processes"):

@@ -84,7 +84,7 @@ def build_comparison(given: dict[str, Any], config_file: str | None = None) -> C
     """
     values = read_with_recipe(given, config_file, "compare")
     own = known_options(CompareConfig)
-    settings = build(CompareConfig, {key: value for key, value in values.items() if key in own})
+    settings = build(CompareConfig, {key: value for key, value in values.items() if key in own}, command="compare")
     shared, axes = _axes({key: value for key, value in values.items() if key not in own or key == "output"})
     untrained = str(shared.get("steps")) == "0"
     baselines = [name for name in settings.baselines if not untrained or name == "dense"]  # dense + LoRA is dense then
@@ -190,7 +190,7 @@ def _crossed(name: str, shared: dict[str, Any], axes: dict[str, list[str]], kind
 
 def _config(name: str, options: dict[str, Any]) -> PruneConfig:
     try:
-        config = build_values(PruneConfig, options)
+        config = build_values(PruneConfig, options, "compare")
         all_faults(
             ["a comparison goes to no hub: leave --push-to-hub out, and push a result."] * bool(config.push_to_hub)
         )

@@ -11,7 +11,7 @@ from typing import Any
 from ..data.documents import fingerprint
 from ..models.devices import dtype_of, name_of
 from ..system.errors import InputError, InterruptedRun
-from ..system.records import FORMAT
+from ..system.records import check_layout
 from ..system.terminal.signals import exit_code_of
 from ..training.checkpoints import work_folder
 from .grid import Cell, differences
@@ -28,21 +28,16 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        layout = record.get("environment", {}).get("record_format", FORMAT)
-        for name in ("name", "kind", "status", "config") if layout <= FORMAT else ():
+        check_layout(record, path, f"update secateur, or {AWAY}")
+        for name in ("name", "kind", "status", "config"):
             record[name]
-        if record["status"] == "done" and layout <= FORMAT:
+        if record["status"] == "done":
             for measured in record["perplexity"].values():
                 measured["perplexity"], measured["mean_nll"], measured["text"]["sha256"]
             record["parameters"], record["training_data"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(f"{path}: this cell's record is damaged ({type(error).__name__}: {reason}): {AWAY}") from None
-    if layout > FORMAT:
-        raise InputError(
-            f"{path} was written by a newer secateur (record format {layout}; this one reads up to {FORMAT}): update "
-            f"secateur, or {AWAY}"
-        )
     return dict(record)
 
 

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 from ..system.registry import did_you_mean
 from .options import at_least, choice_faults, flag, option
-from .run import BOS, BOS_HELP, DEVICE_HELP, device_faults
+from .run import BOS, BOS_HELP, DEVICE_HELP, DEVICES, device_faults
 
 SEQ_LENS = (128, 1024, 2048)
 """128: LLM-Pruner, LoRAPrune; 1,024: short contexts; 2,048: GPTQ, SparseGPT, Wanda, FLAP."""
 TEXTS = ("wikitext2", "wikitext2-unk", "ptb", "ptb-lines", "ptb-valid")
 PRESET_SEQ_LENS = {f"{text}-{seq_len}": seq_len for seq_len in SEQ_LENS for text in TEXTS}
 """Preset -> tokens of its segments."""
+TASKS = (
+    "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "boolq", "mmlu", "gsm8k", "humaneval",
+)  # fmt: skip
+"""Those that the package has its own definitions of."""
 
 
 def same_model(model: str, against: str | None) -> list[str]:
@@ -34,6 +38,7 @@ class EvalConfig:
         "a text as pruning papers prepare it, such as wikitext2-2048 or ptb-valid-128; from $SECATEUR_DATA or the hub",
         None,
         group="data",
+        known=tuple(PRESET_SEQ_LENS),
     )
     seq_len: int | None = option("tokens per segment; default: the preset's, else 1024", None, group="data")
     bos: str = option(BOS_HELP, "auto", group="data", choices=BOS)
@@ -42,10 +47,10 @@ class EvalConfig:
         "segments, or task prompts, per forward pass; default: 2 segments, 16 prompts", None, group="data"
     )
     tasks: tuple[str, ...] = option(
-        "tasks of lm-evaluation-harness, such as piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,boolq,"
-        "mmlu,gsm8k,humaneval",
+        f"tasks of lm-evaluation-harness, such as {','.join(TASKS)}",
         (),
         group="tasks",
+        known=TASKS,
     )
     num_fewshot: int | None = option("examples in each prompt; default: the task's own number", None, group="tasks")
     limit: int | None = option(
@@ -68,7 +73,7 @@ class EvalConfig:
         "let the model write, and compare what stands behind this, such as ####", None, group="answers"
     )
     max_new_tokens: int = option("longest answer that the model writes", 256, group="answers")
-    device: str = option(DEVICE_HELP, "auto", group="model")
+    device: str = option(DEVICE_HELP, "auto", group="model", known=DEVICES)
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -141,7 +146,7 @@ class SampleConfig:
     temperature: float = option("0: greedy; above: sampling, alike for both models", 0.0, group="sampling")
     top_p: float = option("sample from the likeliest tokens that make up this probability", 1.0, group="sampling")
     seed: int = option("fixes sampling, anew for each prompt", 0, group="sampling")
-    device: str = option(DEVICE_HELP, "auto", group="model")
+    device: str = option(DEVICE_HELP, "auto", group="model", known=DEVICES)
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from ..system.errors import InputError, all_faults
-from ..system.reading import PARSER_ERRORS, read_mapping
-from ..system.registry import did_you_mean
+from ..system.reading import read_mapping, shown
+from ..system.registry import did_you_mean, option_meant
 from ..system.voice import CHOICES
 
 C = TypeVar("C")
@@ -32,10 +32,14 @@ def option(
     choices: tuple[str, ...] = (),
     metavar: str = "",
     positional: bool = False,
+    known: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that also describes a command-line flag, or the arguments without a flag (`positional`)."""
-    metadata = {"help": help, "group": group, "choices": choices, "metavar": metavar, "positional": positional}
-    return field(default=default, metadata=metadata)
+    """A dataclass field that also describes a command-line flag, or the arguments without a flag (`positional`).
+
+    It is one of `choices`, or anything, of which shells and editors offer what is `known`.
+    """
+    said = {"help": help, "group": group, "choices": choices, "metavar": metavar, "positional": positional}
+    return field(default=default, metadata=said | {"known": known})
 
 
 def build(
@@ -43,29 +47,30 @@ def build(
     given: dict[str, Any],
     config_file: str | None = None,
     origins: Mapping[str, str] = MappingProxyType({}),
+    command: str = "",
 ) -> C:
     """Make a config from options given (they win) and a YAML file; every fault in one message.
 
     Args:
         origins: option -> where its value came from, for faults that name it, where the user did not give it.
+        command: whose help lists the options.
     Raises:
         InputError: unknown keys, wrong types, missing required options, values out of range.
     """
     values = read_options(given, config_file)
     hints = get_type_hints(cls)
     known = known_options(cls)
-    faults = [
-        f"unknown option {key!r}. {did_you_mean(key, known)}See secateur --help." for key in values if key not in known
-    ]
+    see = f"See secateur {command} --help-all." if command else "Leave it out."
+    faults = [f"unknown option {key!r}. {option_meant(key, known)}{see}" for key in values if key not in known]
     converted = {}
     for name, value in values.items():
         if name in known:
             try:
                 converted[name] = _convert(value, hints[name])
             except ValueError:
-                faults.append(f"{flag(name)} is {_shown(value)}: expected {_type_name(hints[name])}.")
+                faults.append(f"{flag(name)} {_type_fault(value, hints[name])}.")
     for name, f in known.items():
-        if f.default is MISSING and name not in values:
+        if f.default is MISSING and values.get(name, []) == []:
             label = f.metadata["metavar"] if f.metadata["positional"] else flag(name)
             faults.append(f"{label} is required: {f.metadata['help']}.")
     # What is wrong with the others is said, too, where it is not about these.
@@ -106,7 +111,8 @@ def read_options(given: dict[str, Any], config_file: str | None = None) -> dict[
     place = f"--config {config_file}"
     values = {key.replace("-", "_"): value for key, value in read_mapping(Path(config_file), place).items()}
     if (version := values.pop(FORMAT_KEY, FORMAT)) != FORMAT:
-        raise InputError(f"{place}: {FORMAT_KEY} is {_shown(version)}, this version knows {FORMAT}: update secateur.")
+        remedy = "update secateur" if isinstance(version, int) and version > FORMAT else "give that, or leave it out"
+        raise InputError(f"{place}: {FORMAT_KEY} is {shown(version)}, this version knows {FORMAT}: {remedy}.")
     return values | given
 
 
@@ -163,13 +169,13 @@ def _convert(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: whole where it is short; Python does not write out numbers of thousands of digits."""
-    try:
-        shown = repr(value)
-    except PARSER_ERRORS:
-        return f"a {type(value).__name__} beyond any measure"
-    return shown if len(shown) <= 200 else shown[:200] + " ..."
+def _type_fault(value: Any, hint: Any) -> str:
+    wanted, words = _type_name(hint), value if isinstance(value, str) else ""
+    if wanted.startswith("text") and not isinstance(value, str | list | tuple | None):
+        wanted += ", in quotes"  # YAML reads 5 and 2024-01-01 as what they look like
+    elif "a number" in wanted and re.fullmatch(r"[\d.]+ ?%|\d+,\d+", words):
+        wanted += ", such as 0.2"
+    return f"{'has no value' if value is None else f'is {shown(value)}'}: expected {wanted}"
 
 
 def _type_name(hint: Any) -> str:
@@ -223,14 +229,14 @@ def with_given(options: D, given: dict[str, Any], kind: type[D]) -> D:
             f"options is a {type(options).__name__}: give a {kind.__name__}, or each by its name, such as sparsity=0.5."
         )
     known, hints = known_options(kind), get_type_hints(kind)
-    all_faults([f"unknown option {name!r}. {did_you_mean(name, known)}" for name in given if name not in known])
+    all_faults([f"unknown option {name!r}. {option_meant(name, known)}" for name in given if name not in known])
     values, faults = {}, []
     for name in known:
         value = given.get(name, getattr(options, name))
         try:
             values[name] = _of_python(value, hints[name])
         except (ValueError, TypeError, RuntimeError, OverflowError):  # numpy's and torch's of arrays, too
-            faults.append(f"{flag(name)} is {_shown(value)}: expected {_type_name(hints[name])}.")
+            faults.append(f"{flag(name)} is {shown(value)}: expected {_type_name(hints[name])}.")
     all_faults(faults)
     changed = replace(options, **values)
     all_faults([*choice_faults(changed), *kind.faults(changed)])

@@ -14,7 +14,7 @@ from .formats import ADAPTER, FORMATS, GGUF, OUTTYPES, PADDED, QUANTISED, conver
 from .lora import RecoveryOptions
 from .options import at_least, choice_faults, flag, option
 from .pruning import UNITS, PruningOptions
-from .run import DEVICE_HELP, RunConfig, device_faults, load_in_faults
+from .run import DEVICE_HELP, DEVICES, RunConfig, device_faults, load_in_faults
 from .sizes import TARGETS, TimeOptions, target_faults
 
 DEFAULT_SPARSITY = 0.2
@@ -200,7 +200,7 @@ class QuickstartConfig:
     output: str = option("folder for the pruned checkpoint and its records", "secateur-quickstart", group="output")
     overwrite: bool = option("replace a non-empty output folder", False, group="output")
     steps: int = option("optimiser steps", 34, group="training")
-    device: str = option(DEVICE_HELP, "auto", group="training")
+    device: str = option(DEVICE_HELP, "auto", group="training", known=DEVICES)
 
     def faults(self) -> list[str]:
         """All faults that can be known from the options alone."""
@@ -242,7 +242,7 @@ class ExportConfig:
     calibration_tokens: int = option(
         "compressed-tensors, --imatrix: tokens of it to calibrate on", 65536, group="output"
     )
-    device: str = option(f"compressed-tensors, --imatrix: {DEVICE_HELP}", "auto", group="output")
+    device: str = option(f"compressed-tensors, --imatrix: {DEVICE_HELP}", "auto", group="output", known=DEVICES)
     model_class: str = option(
         "stock class to write: keep, or mistral (same function as llama, any head count)",
         "keep",

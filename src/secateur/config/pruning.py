@@ -14,6 +14,11 @@ OF_WIDTH = (
     "compensate", "allocation",
 )  # fmt: skip
 """Options that are about heads and channels; `--allocation protected` is about layers, too."""
+CRITERIA = (
+    "compresso", "flap", "gate", "influence", "learned", "lora", "loss", "magnitude", "obs", "projected", "random",
+    "taylor", "taylor-accumulated", "wanda",
+)  # fmt: skip
+"""Names of the criteria that come with the package; one may register others."""
 SEARCH_EVALUATIONS = 120
 """How many allocations a search looks at where nothing bounds it."""
 
@@ -211,7 +216,7 @@ class BudgetOptions(Options):
 class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
     """Everything that a `Pruner` can be told."""
 
-    criterion: str = option("what scores the units; see secateur criteria", "lora", group="criterion")
+    criterion: str = option("what scores the units; see secateur criteria", "lora", group="criterion", known=CRITERIA)
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
     ema_relative: bool = option(
         "average each step's scores relative to their mean, so that a step with large gradients (as after a cut) does "

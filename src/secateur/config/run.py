@@ -100,7 +100,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
     bos: str = option(BOS_HELP, "auto", group="data", choices=BOS)
     lr: float = option("peak learning rate of AdamW", 5e-4, group="training")
     lr_warmup: float | int = option("learning-rate warm-up: a fraction or steps", 0.05, group="training")
-    device: str = option(DEVICE_HELP, "auto", group="training")
+    device: str = option(DEVICE_HELP, "auto", group="training", known=DEVICES)
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",
@@ -123,6 +123,7 @@ class RunConfig(Seeded, LoraOptions, HubOptions):
         "experiment trackers that get the figures of every step: tensorboard, wandb, mlflow, trackio",
         (),
         group="training",
+        known=TRACKERS,
     )
     family: str | None = option("architecture layout, when the model type is not known", None, group="model")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .options import at_least, choice_faults, flag, option
 from .prune import PruneConfig
-from .run import DEVICE_HELP, device_faults
+from .run import DEVICE_HELP, DEVICES, device_faults
 from .sizes import SPEED_AT, parse_bytes, parse_speed_at, size_faults
 
 
@@ -44,7 +44,7 @@ class BenchConfig:
         "with --cost-table: what is timed, as for prune; several with commas between them", SPEED_AT, group="costs"
     )
     memory: bool = option("measure each model's peak memory in a process of its own", True, group="measurement")
-    device: str = option(DEVICE_HELP, "auto", group="measurement")
+    device: str = option(DEVICE_HELP, "auto", group="measurement", known=DEVICES)
     dtype: str = option(
         "computation: auto takes bfloat16 where the hardware has it",
         "auto",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..system.errors import InputError
 from ..system.reading import parse_json, read_text
-from ..system.records import FORMAT
+from ..system.records import check_layout
 from ..system.terminal.streams import safe
 from ..training.checkpoints import FAILURE, RUN, work_folder
 from .cells import from_cell, is_cell
@@ -204,11 +204,8 @@ def read_object(path: Path) -> dict[str, Any]:
     value = _parse(_read(path), str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object: give a file that secateur wrote.")
-    if (layout := number(value, "environment", "record_format") or FORMAT) > FORMAT:
-        raise InputError(
-            f"{path} was written by a newer secateur (record format {layout:g}; this one reads up to {FORMAT}): "
-            "upgrade secateur to read it."
-        )
+    for part in (value, value.get("conditions")):  # the second of a comparison
+        check_layout(part, path)
     return value
 
 

@@ -153,7 +153,7 @@ def _options(cls: type[C], command: str, file: str | os.PathLike[str] | None, gi
         InputError: every fault that the options have, in one message.
     """
     _check_alone(command)
-    config = build_values(cls, read_with_recipe(_given(given), _file(file), command))
+    config = build_values(cls, read_with_recipe(_given(given), _file(file), command), command)
     if file is not None:
         check_options_kept(os.fspath(file), config)
     if getattr(config, "dry_run", False):

@@ -13,6 +13,7 @@ from ..system.locks import locked
 from ..system.output import tidy_beside
 from ..system.progress import Progress
 from ..system.reading import PARSER_ERRORS
+from ..system.records import check_layout
 from ..training.checkpoints import DONE, RESULT, RUN, changed_options, drop_work, find_latest, is_done, work_folder
 from ..training.job import HARMLESS
 from .outcome import report_on
@@ -24,7 +25,7 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
     Returns:
         What its result.json holds; None where the run is to go on, or where no such run was.
     Raises:
-        InputError: the run had other options; another process is at it.
+        InputError: a newer version wrote it; the run had other options; another process is at it.
     """
     output, work = Path(config.output), work_folder(Path(config.output))
     if not config.resume or not (output / RESULT).is_file():
@@ -33,6 +34,7 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
     if not noted and ((work / RUN).exists() or (work / DONE).exists()):
         return None  # what stands there is an earlier run's
     result = _read(output / RESULT)
+    check_layout(result, output / RESULT, "upgrade secateur, or choose another --output.")
     if result is None or result.get("status") != "done" or not isinstance(result.get("config"), dict):
         return None
     now = json.loads(json.dumps(asdict(starting_from_adapter(config))))

@@ -112,6 +112,15 @@ def is_pointer(path: Path) -> bool:
         return False
 
 
+def shown(value: Any) -> str:
+    """A value for a message: whole where it is short; Python does not write out numbers of thousands of digits."""
+    try:
+        words = " ".join(repr(value).split())
+    except PARSER_ERRORS:
+        return f"a {type(value).__name__} beyond any measure"
+    return words if len(words) <= 200 else words[:200] + " ..."
+
+
 def reason_of(error: BaseException) -> str:
     """A parser's error in few words."""
     if isinstance(error, json.JSONDecodeError):

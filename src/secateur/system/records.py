@@ -56,6 +56,21 @@ def environment(device: "torch.device | None" = None) -> dict[str, Any]:
     }
 
 
+def check_layout(record: Any, place: object, remedy: str = "upgrade secateur to read it.") -> None:
+    """Refuse a record (or what one of its parts says of its surroundings) of a newer layout.
+
+    Raises:
+        InputError: names `place`.
+    """
+    around = record.get("environment") if isinstance(record, dict) else None
+    layout = around.get("record_format") if isinstance(around, dict) else None
+    if isinstance(layout, int | float) and layout > FORMAT:
+        raise InputError(
+            f"{place} was written by a newer secateur (record format {layout:g}; this one reads up to {FORMAT}): "
+            f"{remedy}"
+        )
+
+
 def write_json(path: Path, value: Any, *, result: bool = False) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one.
 

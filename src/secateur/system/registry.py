@@ -16,6 +16,39 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {cased[close[0]]!r}? " if close else ""
 
 
+OTHER_NAMES = {
+    "base-model": "model", "bf16": "dtype", "block-size": "seq-len", "cutoff-len": "seq-len", "d": "data",
+    "dataset": "data", "dataset-name": "data", "device-map": "device", "force": "overwrite", "fp16": "dtype",
+    "gpu": "device", "gradient-accumulation-steps": "accumulation", "learning-rate": "lr", "lora-alpha": "alpha",
+    "lora-dropout": "dropout", "lora-r": "rank", "lora-rank": "rank", "m": "model", "max-length": "seq-len",
+    "max-seq-len": "seq-len", "max-seq-length": "seq-len", "max-steps": "steps", "model-name": "model",
+    "model-name-or-path": "model", "nsamples": "calibration-tokens", "num-epochs": "epochs",
+    "num-train-epochs": "epochs", "o": "output", "out": "output", "output-dir": "output",
+    "overwrite-output-dir": "overwrite", "per-device-train-batch-size": "batch-size", "precision": "dtype",
+    "prune-ratio": "sparsity", "pruning-ratio": "sparsity", "r": "rank", "ratio": "sparsity",
+    "resume-from-checkpoint": "resume", "save-dir": "output", "target-modules": "targets",
+    "target-sparsity": "sparsity", "torch-dtype": "dtype", "train-data": "data", "train-file": "data",
+    "warmup-ratio": "lr-warmup",
+}  # fmt: skip
+"""What other tools call an option -> what it is here."""
+
+
+def option_meant(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'? ` for an option in other letters, by another tool's name, cut short or misspelt, or nothing.
+
+    Args:
+        word: what was given, without the dashes before it.
+        known: options, spelt with `-` or `_`, and given back as they are.
+    """
+    names = {name.replace("_", "-").lower(): name for name in known}
+    word = word.replace("_", "-").lower()
+    if (name := OTHER_NAMES.get(word, word)) in names:
+        return f"Did you mean {names[name]!r}? "
+    alike = [name for name in names if (len(word) > 2 and name.startswith(word)) or word.startswith(f"{name}-")]
+    close = get_close_matches(word, alike or names, n=1, cutoff=0 if alike else 0.7)
+    return f"Did you mean {names[close[0]]!r}? " if close else ""
+
+
 class Registry(Mapping[str, T]):
     """Names to values of one kind; an unknown name raises `InputError` with a suggestion.
 

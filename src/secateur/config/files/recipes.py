@@ -138,18 +138,18 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
     return {key: value for key, value in recipe.options.items() if key not in displaced} | values
 
 
-def build_values(cls: type[C], values: dict[str, Any]) -> C:
+def build_values(cls: type[C], values: dict[str, Any], command: str = "") -> C:
     """A config of values that `read_with_recipe` read; its faults say which options the recipe gave.
 
     Raises:
         InputError: as `options.build`.
     """
     if KEY not in values or cls not in CLASSES:
-        return build(cls, values)
+        return build(cls, values, command=command)
     recipe = find_recipe(values[KEY])
     same = [key for key, value in recipe.options.items() if key in values and values[key] == value]
     origins = dict.fromkeys(same, f"--recipe {recipe.name}")
-    config: C = build(CLASSES[cls], values, origins=origins)
+    config: C = build(CLASSES[cls], values, origins=origins, command=command)
     object.__setattr__(config, "origins", origins)
     return config
 

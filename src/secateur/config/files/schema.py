@@ -7,6 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..options import FORMAT, FORMAT_KEY, choice_faults, option
 from .recipes import KEY, recipes
 
+WRITTEN = {"number": r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$", "integer": r"^[-+]?\d+$"}
+"""Numbers as text: YAML 1.1 reads 1e-3 as such, and a command takes it."""
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 
 
@@ -36,13 +38,17 @@ def options_schema(command: str, classes: tuple[type, ...]) -> dict[str, Any]:
     known = {f.name: f for cls in reversed(classes) for f in fields(cls)}
     described = {name: _property(f, hints[name], axes=len(classes) > 1) for name, f in known.items()}
     if names := [name for name, recipe in recipes().items() if command in recipe.commands]:
-        described = {KEY: {"enum": names, "description": "start from a recipe's options"}} | described
+        described = {KEY: {"enum": [*names, None], "description": "start from a recipe's options"}} | described
     described[FORMAT_KEY] = {"const": FORMAT, "description": "version of this list of options"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"secateur {command}",
         "type": "object",
         "properties": described,
+        # `seq-len` is `seq_len`; what stands here is not offered by editors.
+        "patternProperties": {
+            f"^{name.replace('_', '-')}$": {"$ref": f"#/properties/{name}"} for name in described if "_" in name
+        },
         "additionalProperties": False,
     }
 
@@ -55,12 +61,16 @@ def _property(f: Any, hint: Any, axes: bool) -> dict[str, Any]:
     else:
         kinds = list(dict.fromkeys(JSON_TYPES[kind] for kind in get_args(hint) or (hint,)))
         value: dict[str, Any] = {"type": kinds if len(kinds) > 1 else kinds[0]}
+        if "string" not in kinds and (written := [WRITTEN[kind] for kind in ("number", "integer") if kind in kinds]):
+            value = {"type": [*kinds, "string"], "pattern": written[0]}
         if f.metadata["choices"]:
             value = {"enum": [*f.metadata["choices"], *([None] if "null" in kinds else [])]}
         if axes:
             said["anyOf"] = [value, {"type": "array", "items": value}, {"type": "string"}]
         else:
             said |= value
+    if f.metadata["known"]:
+        said["examples"] = list(f.metadata["known"])
     if f.default not in (MISSING, None, ()):
         said["default"] = f.default
     return said

@@ -15,6 +15,7 @@ from ...models.source import HUB_ID
 from ...system.errors import InputError, VerificationError
 from ...system.progress import phase
 from ...system.reading import PARSER_ERRORS
+from ...system.records import check_layout
 
 Content = Path | bytes
 TEXTS = (".md", ".json", ".jsonl", ".html", ".yaml", ".yml", ".txt", ".csv", ".svg", ".jinja", ".py", ".modelfile")
@@ -44,6 +45,7 @@ def contents_of(place: Path, base_model: str | None) -> dict[str, Content]:
         files = {place.name: place}
     _check_result(place, files)
     result = _json(files.get("result.json"))
+    check_layout(result, place / "result.json")
     check_verified(place, result)
     adapter = _json(files.get("adapter_config.json"))
     base = base_model or _base_of(result, adapter)
