@@ -108,7 +108,7 @@ def test_the_flag_that_was_meant(given, capsys) -> None:
     assert f"error: unknown option {word}. Did you mean {MEANT[given]}? See" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", ["--prompt x", "--version", "--zzz"])
+@pytest.mark.parametrize("given", ["--prompt x", "--version", "--zzz", "--lr-zzz"])
 def test_no_flag_is_suggested_where_none_is_near(given, capsys) -> None:
     assert main([*GIVEN, *given.split()]) == 2
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from ..system.errors import InputError, all_faults
 from ..system.reading import read_mapping, shown
-from ..system.registry import did_you_mean, option_meant
+from ..system.registry import did_you_mean, unknown_options
 from ..system.voice import CHOICES
 
 C = TypeVar("C")
@@ -60,8 +60,8 @@ def build(
     values = read_options(given, config_file)
     hints = get_type_hints(cls)
     known = known_options(cls)
-    see = f"See secateur {command} --help-all." if command else "Leave it out."
-    faults = [f"unknown option {key!r}. {option_meant(key, known)}{see}" for key in values if key not in known]
+    labels = {name: f.metadata["metavar"] if f.metadata["positional"] else flag(name) for name, f in known.items()}
+    faults = unknown_options(values, known, f"See secateur {command} --help-all." if command else "Leave it out.")
     converted = {}
     for name, value in values.items():
         if name in known:
@@ -71,28 +71,27 @@ def build(
                 faults.append(f"{flag(name)} {_type_fault(value, hints[name])}.")
     for name, f in known.items():
         if f.default is MISSING and values.get(name, []) == []:
-            label = f.metadata["metavar"] if f.metadata["positional"] else flag(name)
-            faults.append(f"{label} is required: {f.metadata['help']}.")
+            faults.append(f"{labels[name]} is required: {f.metadata['help']}.")
     # What is wrong with the others is said, too, where it is not about these.
     open_ = {n for n, f in known.items() if n in values or f.default is MISSING} - converted.keys()
     blank = {n: "" if hints[n] is str else () for n in open_ if known[n].default is MISSING}
     config = cls(**converted, **blank)
     object.__setattr__(config, "given", frozenset(converted))
     of_config: list[str] = config.faults()  # type: ignore[attr-defined]
-    faults += [fault for fault in of_config if not any(_names(fault, name) for name in open_)]
+    faults += [fault for fault in of_config if not any(_names(fault, labels[name]) for name in open_)]
     all_faults([with_origin(fault, origins) for fault in faults])
     return config
 
 
-def _names(message: str, name: str) -> bool:
-    return re.search(rf"{flag(name)}(?![\w-])", message) is not None
+def _names(message: str, label: str) -> bool:
+    return re.search(rf"{label}(?![\w-])", message) is not None
 
 
 def with_origin(message: str, origins: Mapping[str, str]) -> str:
     """A message, and where the values of the options that it names came from."""
     named: dict[str, list[str]] = {}
     for name, origin in origins.items():
-        if _names(message, name):
+        if _names(message, flag(name)):
             named.setdefault(origin, []).append(flag(name))
     words = [
         f"{' and '.join(flags)} {'is' if len(flags) == 1 else 'are'} from {where}." for where, flags in named.items()
@@ -229,7 +228,7 @@ def with_given(options: D, given: dict[str, Any], kind: type[D]) -> D:
             f"options is a {type(options).__name__}: give a {kind.__name__}, or each by its name, such as sparsity=0.5."
         )
     known, hints = known_options(kind), get_type_hints(kind)
-    all_faults([f"unknown option {name!r}. {option_meant(name, known)}" for name in given if name not in known])
+    all_faults(unknown_options(given, known))
     values, faults = {}, []
     for name in known:
         value = given.get(name, getattr(options, name))

@@ -1,12 +1,14 @@
 """A dictionary of named things whose lookup says what was meant."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
 from .errors import InputError
 
 T = TypeVar("T")
+MANY = 4
+"""More unknown options than these are no slips."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -44,9 +46,23 @@ def option_meant(word: str, known: Iterable[str]) -> str:
     word = word.replace("_", "-").lower()
     if (name := OTHER_NAMES.get(word, word)) in names:
         return f"Did you mean {names[name]!r}? "
-    alike = [name for name in names if (len(word) > 2 and name.startswith(word)) or word.startswith(f"{name}-")]
+    alike = [name for name in names if len(word) > 2 and name.startswith(word)]
+    alike = alike or [name for name in names if len(name) > 3 and word.startswith(f"{name}-")]
     close = get_close_matches(word, alike or names, n=1, cutoff=0 if alike else 0.7)
     return f"Did you mean {names[close[0]]!r}? " if close else ""
+
+
+def unknown_options(given: Iterable[str], known: Collection[str], see: str = "") -> list[str]:
+    """A fault for each option that is none, with what was meant; one for all where they are many.
+
+    Args:
+        see: what to do, at the end of each.
+    """
+    unknown = [name for name in given if name not in known]
+    if len(unknown) > MANY:
+        named = ", ".join(map(repr, unknown[:MANY]))
+        return [f"{len(unknown)} unknown options, such as {named}: is the file that of another command? {see}".rstrip()]
+    return [f"unknown option {name!r}. {option_meant(name, known)}{see}".rstrip() for name in unknown]
 
 
 class Registry(Mapping[str, T]):
