@@ -41,6 +41,8 @@ CASES = {
     "prune": f"prune {SHORT} --sparsity 0.5 --steps 4 --schedule one-shot --prune-start 2 --criterion gate "
     "--allocation search --search-evaluations 6 --compensate sequential --calibration-tokens 1024 --output {out}/prune",
     "adapt": f"adapt {SHORT} --init-rank 16 --rank 8 --steps 4 --output {{out}}/adapt",
+    "sparsify": f"sparsify {SHORT} --pattern 2:4 --method sparsegpt --calibration-tokens 1024 --steps 4 "
+    "--output {out}/sparsify",
     "compare": "compare --model {model} --data stdlib-docs:train --evaluate-on stdlib-docs:held-out "
     "--eval-tokens 1024 --seq-len 128 --batch-size 4 --criterion gate,magnitude --sparsity 0.2 --steps 4 --frequency 2 "
     "--overwrite --output {out}/compare",

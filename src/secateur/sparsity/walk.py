@@ -36,7 +36,7 @@ def sparsify_layers(
         method: `sparsegpt`, `wanda` or `magnitude`, which needs no batches.
         batches: what the model is given, such as {"input_ids": (sequences, tokens)}.
         dtype: what the model computes in, where that is not its weights' own (autocast).
-        told: is told how many layers are done, of how many.
+        told: is told how many layers are done, of how many; at the start, too.
     Returns:
         path of a linear -> (out, in) bool, which of its weights stay.
     Raises:
@@ -44,6 +44,7 @@ def sparsify_layers(
         NumericsError: an activation overflowed.
     """
     keep: dict[str, Tensor] = {}
+    told(0, len(layers))
     if method == "magnitude":
         for done, layer in enumerate(layers, 1):
             for path in layer.linears:

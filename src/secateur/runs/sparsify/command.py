@@ -86,8 +86,9 @@ def _sparsify(job: SparsifyJob, progress: Progress, tracking: Tracking) -> dict[
         tracking.before = dense if learnt else untrained
         model, keep = train(base, keep, job, dtype, progress, tracking)
         seconds["train_seconds"] = time.perf_counter() - training
-    small, merge = merged(model, keep, job)
-    round_(small, checkpoint_dtype(job.model_config))
+    with phase("merging"):
+        small, merge = merged(model, keep, job)
+        round_(small, checkpoint_dtype(job.model_config))
     after = measure(widened(small, dtype), job, dtype, progress)
     round_(small, checkpoint_dtype(job.model_config))  # as they are by now: nothing is lost
     progress.message("writing, then reading back in a fresh process ...")
@@ -134,7 +135,8 @@ def zeros_(base: PreTrainedModel, job: SparsifyJob, dtype: torch.dtype, progress
         tensors = {f"{path}.keep": mask for path, mask in keep.items()}
         tensors |= {f"{path}.weight": base.get_submodule(path).weight.data for path in keep}  # type: ignore[misc]
         partial = saved.with_suffix(".partial")
-        save_file(tensors, partial)
+        with phase("saving the zeros"):
+            save_file(tensors, partial)
         partial.rename(saved)
     return keep
 
