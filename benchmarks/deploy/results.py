@@ -43,6 +43,9 @@ SIZES = {
 }  # fmt: skip
 """The vocabulary is SmolLM2's, whose tokenizer goes beside: llama.cpp reads no other kind."""
 BLOCKS = "tiny llama, blocks gone"
+SCALED = "tiny llama, rotation as in Llama 3, layers differ"
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
 GONE = {(0, "attention_block"), (1, "ffn_block"), (2, "attention_block"), (2, "ffn_block")}
 """Of `BLOCKS`: (layer, kind)."""
 DECILM_TYPES = ("llama", "mistral", "qwen2")
@@ -92,7 +95,8 @@ def results(*, more: bool = False) -> dict[str, Callable[[Path], None]]:
         if not family.alike_only:
             found[f"tiny {model_type}, layers differ"] = partial(tiny, model_type, alike=False)
     found[BLOCKS] = partial(tiny, "llama", alike=False, blocks=True)
-    padded = ("global, 30 %", "global, 50 %, heads gone", BLOCKS)
+    found[SCALED] = partial(pruned_random, "llama", {"rope_parameters": LLAMA3}, alike=False)
+    padded = ("global, 30 %", "global, 50 %, heads gone", BLOCKS, SCALED)
     for name in (*padded, *(f"tiny {model_type}, layers differ" for model_type in DECILM_TYPES)):
         if name in found:
             found[f"{name}, --format vllm"] = partial(decilm, name)

@@ -91,6 +91,11 @@ def test_layers_without_attention_or_ffn(tmp_path) -> None:
     assert head.own["attention.head_count"] == [1, 4, 0, 2]
     assert head.own["feed_forward_length"] == [96, 32, 32, 64]
     assert ["blk.0.attn_norm.weight" in head.places, "blk.2.attn_norm.weight" in head.places] == [True, False]
+    # Written for vLLM it lacks the norms of what is gone, too.
+    export_config(ExportConfig(model=str(folder), output=str(tmp_path / "vllm"), format="vllm"))
+    again = export_config(gguf(tmp_path / "vllm", tmp_path / "vllm.gguf", outtype="f32", engine=ENGINE))
+    assert again.converted.largest < 1e-3
+    assert head_of(tmp_path / "vllm.gguf").own["feed_forward_length"] == [96, 32, 32, 64]
 
 
 @needs_engine

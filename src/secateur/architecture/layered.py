@@ -87,6 +87,10 @@ class DeciLMConfig({config}):
     model_type = "{model_type}"
 
     def __init__(self, block_configs=(), **values):
+        rope = dict(values.get("rope_parameters") or {{}})
+        rope.pop("rope_theta", None)
+        if rope.get("rope_type", "default") != "default":
+            values.setdefault("rope_scaling", rope)  # what transformers 4 knows it by
         super().__init__(**values)
         self.block_configs = [Block({{part: Block(of) for part, of in block.items()}}) for block in block_configs]
 

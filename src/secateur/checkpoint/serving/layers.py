@@ -59,7 +59,8 @@ def write_decilm(folder: Path, config: PreTrainedConfig) -> None:
         for size in sizes
     ]
     values = json.loads(path.read_text(encoding="utf-8"))
-    values = {key: value for key, value in values.items() if key not in HETEROGENEOUS}
+    # What reads a tokenizer has no class for such a type, and could not take the older form of rope_parameters.
+    values = {key: value for key, value in values.items() if key not in (*HETEROGENEOUS, "rope_scaling")}
     values |= {
         "model_type": DECILM,
         STOCK_TYPE_KEY: config.model_type,

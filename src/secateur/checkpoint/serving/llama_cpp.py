@@ -47,16 +47,36 @@ class LayersThatDiffer(LlamaModel):
     model_arch = gguf.MODEL_ARCH.DECI
 
     def modify_tensors(self, data_torch, name, bid):
-        if bid is not None:
-            heads, kv_heads, channels = task["sizes"][bid]
-            self.hparams = {**self.hparams, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-            if not task["given"][bid][0] and "input_layernorm" in name:
-                if bid:  # a layer without attention has no norm for it either
-                    return
-                yield from self.zeros(bid, "self_attn", self.hparams["head_dim"], "qkv", "o")
-            if not task["given"][bid][2] and "post_attention_layernorm" in name:
-                yield from self.zeros(bid, "mlp", channels, ("gate", "up"), ("down",))
+        if bid is None:
+            if name.endswith("embed_tokens.weight"):
+                for layer in range(len(task["sizes"])):
+                    yield from self.gone(layer)
+        else:
+            heads, _, channels = task["given"][bid]
+            if (not heads and "input_layernorm" in name) or (not channels and "post_attention_layernorm" in name):
+                return  # not every format keeps the norm of what is gone
+            self.of_layer(bid)
         yield from super().modify_tensors(data_torch, name, bid)
+
+    def of_layer(self, bid):
+        heads, kv_heads, channels = task["sizes"][bid]
+        self.hparams = {**self.hparams, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        return channels
+
+    def gone(self, bid):
+        heads, _, channels = task["given"][bid]
+        held = self.of_layer(bid)
+        if not heads and not bid:  # elsewhere a layer may be without
+            yield from self.zeros(bid, "self_attn", self.hparams["head_dim"], "qkv", "o")
+            yield from self.norm(bid, "input_layernorm")
+        if not channels:
+            yield from self.zeros(bid, "mlp", held, ("gate", "up"), ("down",))
+            yield from self.norm(bid, "post_attention_layernorm")
+
+    def norm(self, bid, name):
+        yield from super().modify_tensors(
+            torch.ones(self.hparams["hidden_size"]), f"model.layers.{bid}.{name}.weight", bid
+        )
 
     def zeros(self, bid, where, size, into, out):
         for linears, shape in ((into, (size, self.hparams["hidden_size"])), (out, (self.hparams["hidden_size"], size))):
