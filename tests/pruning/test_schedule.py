@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from secateur.config.schedule import ScheduleOptions
-from secateur.pruning.schedule import Schedule, cuts_after, cuts_words, make_schedule
+from secateur.pruning.schedule import Schedule, cuts_after, make_schedule
 from secateur.system.errors import InputError
 
 
@@ -69,8 +69,3 @@ def test_cuts_after_a_step_are_those_of_the_list(kind: str, frequency: int) -> N
     for step in range(20):
         assert cuts_after(schedule, step) == sum(cut > step for cut in schedule.cuts())
     assert cuts_after(None, 3) == 0
-
-
-def test_its_words() -> None:
-    assert cuts_words([7, 11, 20], 34) == "by 3 cuts from step 7 to 20 of 34"
-    assert cuts_words([2], 4) == "by 1 cut at step 2 of 4"

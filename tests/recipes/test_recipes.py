@@ -17,6 +17,8 @@ from secateur.models.benchmark import parameter_count
 from secateur.models.loading import load_config
 from secateur.models.source import resolve_model
 from secateur.system.errors import InputError
+from secateur.training.prepare import plan_budget
+from tests.architecture.rows import tiny
 from tests.recipes.memory import DEVICES, ENTRY, SHAPES, entry, gpu_bytes, planned
 
 PUBLISHED = {
@@ -113,7 +115,7 @@ def test_recipes_are_listed_and_printed_as_they_are(capsys) -> None:
     assert capsys.readouterr().out == file.read_text(encoding="utf-8")
     assert main(["recipes", "bset"]) == 2
     error = capsys.readouterr().err
-    assert "--recipe bset: no such recipe. Did you mean 'best'? Known: best, llm-pruner, " in error
+    assert "--recipe bset: no such recipe. Did you mean 'best'? Known: best, default, " in error
 
 
 def built(tmp_path, given: dict, file: str | None = None, command: str = "prune"):
@@ -131,8 +133,42 @@ def test_flags_win_over_a_file_and_that_over_the_recipe(tmp_path) -> None:
     assert {"criterion", "floor", "lr"} <= config.given
     assert set(config.origins) == set(recipes()["best"].options) - {"lr", "floor"}
     assert built(tmp_path, {}, "recipe: best\n").criterion == "gate"
-    plain = built(tmp_path, {})
-    assert type(plain) is PruneConfig
+
+
+def test_a_run_that_says_nothing_of_how_takes_the_usual_recipe(tmp_path) -> None:
+    mine = recipes()["default"].options
+    for given in ({}, {"sparsity": "0.4", "round_to": "32", "seed": "3", "attention": "none", "lr": "1e-3"}):
+        for command in ("prune", "plan"):
+            config = built(tmp_path, given, command=command)
+            assert config.recipe == "default"
+            assert {name: getattr(config, name) for name in mine} == mine
+    # Whatever is said of how, the paper's score without a refit stands below it, as it does in `compare`.
+    for given in ({"criterion": "lora"}, {"allocation": "global"}, {"frequency": "5"}, {"protect_first": "1"}):
+        config = built(tmp_path, given | ({"allocation": "protected"} if "protect_first" in given else {}))
+        assert type(config) is PruneConfig
+        assert (config.criterion, config.compensate) == ("lora", "none")
+    assert type(built(tmp_path, {}, "floor: 0.2\nallocation: global\n")) is PruneConfig
+    assert type(built(tmp_path, {}, command="compare")) is PruneConfig
+
+
+def test_the_usual_recipe_refits_where_it_can_be_had_alone(tmp_path) -> None:
+    for given in ({"load_in": "8bit"}, {"stream_export": True}):
+        config = built(tmp_path, given)
+        assert (config.recipe, config.criterion, config.compensate) == ("default", "gate", "none")
+    with pytest.raises(InputError, match="--compensate is from --recipe stock"):
+        built(tmp_path, {"recipe": "stock", "load_in": "8bit"})
+    mixtral, llama = tiny("mixtral").config, tiny("llama").config
+    planned = plan_budget(built(tmp_path, {"sparsity": "0.3"}), mixtral)
+    assert planned.config.compensate == "none"
+    assert "mixtral is a mixture" in planned.no_refit
+    assert planned.config.given == built(tmp_path, {"sparsity": "0.3"}).given
+    assert "compensate" not in planned.config.origins
+    with pytest.raises(InputError, match="mixtral is a mixture"):
+        plan_budget(built(tmp_path, {"recipe": "stock", "sparsity": "0.3"}), mixtral)
+    planned = plan_budget(built(tmp_path, {"sparsity": "0.3"}), llama)
+    assert (planned.config.compensate, planned.no_refit) == ("sequential", "")
+    planned = plan_budget(built(tmp_path, {"sparsity": "0.3", "family": "llama"}), llama)
+    assert "of llama it was not tried" in planned.no_refit
 
 
 def test_a_size_takes_the_place_of_the_recipes_sparsity(tmp_path) -> None:

@@ -154,8 +154,7 @@ def test_its_defaults_are_a_recipe_that_anything_else_wins_over() -> None:
     assert built(steps="0", criterion="obs").criterion == "obs"
     assert built(steps=0, recipe="best").allocation == "global"
     assert built(steps=0, recipe="best").cuts == 1
-    assert built(steps=9).criterion == "lora"
-    assert not hasattr(built(steps=9), "recipe")
+    assert built(steps=9).recipe == "default"
 
 
 def test_the_plan_has_no_optimiser_and_the_batches_of_all_cuts(place, tmp_path, capsys) -> None:

@@ -29,7 +29,7 @@ from ..system.records import environment, write_json, write_whole
 from ..system.terminal.tables import Words, tell
 from ..training.checkpoints import find_latest, work_folder
 from ..training.job import Job, open_model
-from ..training.prepare import PruneJob, plan_budget, prepare_causal
+from ..training.prepare import PruneJob, plan_budget, prepare
 from .cell import run_cell
 from .estimate import estimated_seconds
 from .grid import MADE_SMALLER, Cell, Comparison, zeros_config
@@ -164,7 +164,7 @@ def _check_texts(comparison: Comparison) -> tuple[dict[str, str], int]:
 def _prepared(cell: Cell, folder: Path) -> Job:
     placed = _placed(cell, folder)
     if not cell.zeros:
-        return prepare_causal(placed)
+        return prepare(placed, encoder_decoders=False)
     where = {name: getattr(placed, name) for name in ("output", "overwrite", "resume")}
     return prepare_sparsify(replace(zeros_config(cell.name, cell.config, dict(cell.zeros)), **where))
 

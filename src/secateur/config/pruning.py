@@ -216,7 +216,13 @@ class BudgetOptions(Options):
 class PruningOptions(ScheduleOptions, ScoringOptions, BudgetOptions):
     """Everything that a `Pruner` can be told."""
 
-    criterion: str = option("what scores the units; see secateur criteria", "lora", group="criterion", known=CRITERIA)
+    criterion: str = option(
+        "what scores the units; see secateur criteria. A run that says nothing of how to prune takes --recipe default, "
+        "which has gate",
+        "lora",
+        group="criterion",
+        known=CRITERIA,
+    )
     ema: float = option("weight λ of the past in the moving average of scores", 0.9, group="criterion")
     ema_relative: bool = option(
         "average each step's scores relative to their mean, so that a step with large gradients (as after a cut) does "

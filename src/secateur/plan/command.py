@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -66,6 +66,7 @@ def plan(config: PlanConfig) -> str:
     model_config = load_config(source, trust_remote_code=config.trust_remote_code, encoder_decoders=True)
     check_quantisable(config.load_in, source, model_config)
     planned = plan_budget(config, model_config)
+    config = cast(PlanConfig, planned.config)
     budget, units = planned.budget, planned.budget.units
     linears = family_names_apart(config.targets, units.family) or lora_names(units.family)
     memory = training_footprint(

@@ -2,14 +2,12 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config.options import steps_of
 from ..config.pruning import PruningOptions
 from ..config.schedule import ScheduleOptions
 from ..system.errors import InputError, all_faults
-from ..system.records import counted
 
 log = logging.getLogger("secateur")
 
@@ -154,9 +152,3 @@ def make_stepwise(start: float | int, every: int, size: int, removed: int, total
             f"the run has {total_steps} steps: give --steps {needed + 1} or more, a larger --k2 or a smaller --k1."
         )
     return Schedule("stepwise", first, last, every, size / removed)
-
-
-def cuts_words(cuts: Sequence[int], total_steps: int) -> str:
-    """When cuts are made: `by 5 cuts from step 7 to 20 of 34`."""
-    when = f"at step {cuts[0]}" if len(cuts) == 1 else f"from step {cuts[0]} to {cuts[-1]}"
-    return f"by {counted(len(cuts), 'cut')} {when} of {total_steps}"

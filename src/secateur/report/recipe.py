@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ..config.adapt import AdaptConfig
-from ..config.files.recipes import UNTRAINED, recipes
+from ..config.files.recipes import UNTRAINED, USUAL, recipes
 from ..config.options import flag
 from ..config.prune import PruneConfig
 from ..config.sparsify import SparsifyConfig
@@ -59,13 +59,13 @@ def _verb(run: Run) -> str:
 
 
 def _was_set(verb: str, key: str, value: Any, config: dict[str, Any]) -> bool:
-    """Whether it is to be said: also where it is back at its default, and without training another one is."""
+    """Whether it is to be said: also where it is at its default and the recipe has another that such a run takes."""
     if isinstance(value, list):
         value = tuple(value)
     if value is None:
         return False
-    untrained = recipes()[UNTRAINED].options if verb == "prune" and config.get("steps") == 0 else {}
-    return value != DEFAULTS[verb].get(key, MISSING) or value != untrained.get(key, value)
+    usual = recipes()[UNTRAINED if config.get("steps") == 0 else USUAL].options if verb == "prune" else {}
+    return value != DEFAULTS[verb].get(key, MISSING) or value != usual.get(key, value)
 
 
 def _argument(key: str, value: Any) -> list[str]:

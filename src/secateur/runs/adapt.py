@@ -31,7 +31,7 @@ from ..models.devices import device_of, dtype_of, name_of
 from ..models.memory import WRITE_LATER, memory_for
 from ..models.original import check_blocks, restore_, with_plain_lora
 from ..models.stored import checkpoint_dtype
-from ..pruning.schedule import Schedule, cuts_words
+from ..pruning.schedule import Schedule
 from ..ranks import RankPruner
 from ..ranks.checks import check_given_adapter, rank_schedule
 from ..system.errors import InputError
@@ -241,7 +241,7 @@ def _plan_words(job: AdaptJob, pruner: RankPruner) -> str:
     cuts = job.schedule.cuts()
     return (
         f"target: rank {job.init_rank} to {job.config.rank} on {len(pruner.layers)} linears ({job.config.allocation}), "
-        f"{cuts_words(cuts, job.total_steps)}"
+        f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
     )
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from ..config.formats import width_words
 from ..pruning.allocation.depth import layer_words
 from ..pruning.pruner import Pruner
-from ..pruning.schedule import cuts_words
 from ..speed.timing import latency_at
 from ..system.progress import Progress, phase
 from ..system.records import counted
@@ -22,7 +21,7 @@ REPEATS = 9
 def announce(job: PruneJob, pruner: Pruner, dense_parameters: int, progress: Progress) -> None:
     """Say what will go, and when."""
     units, cuts = pruner.units, job.schedule.cuts()
-    when = cuts_words(cuts, job.total_steps)
+    when = f"by {len(cuts)} cuts from step {cuts[0]} to {cuts[-1]} of {job.total_steps}"
     if job.config.untrained:
         tokens = job.scoring_batches * job.tokens_per_step
         when = f"by {counted(len(cuts), 'cut')}, each by {tokens:,} tokens, without training"

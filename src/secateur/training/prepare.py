@@ -35,7 +35,7 @@ from ..pruning.allocation import make_budget
 from ..pruning.allocation.reach import Unreachable
 from ..pruning.allocation.target import Target, in_words_of, resolve_target, resolve_time, time_words
 from ..pruning.budget import Budget, budget_goal
-from ..pruning.compensation.single import check_compensation
+from ..pruning.compensation.single import refit_that_fits
 from ..pruning.schedule import Schedule, make_schedule
 from ..speed import Costs
 from ..speed.costs import PARAMETERS
@@ -97,6 +97,7 @@ class PruneJob(Job):
 class PlannedBudget:
     """What a run's target means for its model."""
 
+    config: PruneConfig
     budget: Budget
     target: Target
     dense_params: int
@@ -106,6 +107,8 @@ class PlannedBudget:
     """Which part of the parameters LoRA does not reach."""
     note: str | None = None
     """How the cost table was come by, where a time is asked for."""
+    no_refit: str | None = None
+    """Why there is none, where one is usual."""
 
     @property
     def params(self) -> int:
@@ -130,6 +133,7 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
     config = starting_from_adapter(config)
     source, model_config = open_model(config, encoder_decoders=encoder_decoders)
     planned = plan_budget(config, model_config)
+    config = planned.config
     kept_bytes = planned.params * checkpoint_dtype(model_config).itemsize
     job = read_inputs(config, source, model_config, kept_bytes)
     if config.untrained:
@@ -145,8 +149,8 @@ def prepare(config: PruneConfig, *, encoder_decoders: bool = True) -> PruneJob:
     notes = [f"attention heads stay: {reason}"] if reason and about_heads else []
     notes += [what_stays(planned.budget.units)] if planned.budget.units.family.recurrent else []
     held = (load_in_words(config.load_in, cuts=True),) if config.load_in else ()
-    reach = tuple(note for note in (planned.unreached, planned.note) if note)
-    job_values = {**vars(job), "notes": (*job.notes, *notes, *reach, *held, *instead, *_idle_options(config))}
+    of_plan = tuple(filter(None, (planned.unreached, planned.note, planned.no_refit)))
+    job_values = {**vars(job), "notes": (*job.notes, *notes, *of_plan, *held, *instead, *_idle_options(config))}
     return PruneJob(
         **job_values, schedule=schedule, budget=planned.budget, target=planned.target, experts_by=experts_by
     )
@@ -157,11 +161,6 @@ def what_stays(units: Units) -> str:
     layers = sum(shape.heads > 0 for shape in units.shapes)
     have = "have attention" if units.family.shared is None else "have a block of attention and FFN, which others share"
     return f"{units.family.recurrent} stay as they are: {layers} of {len(units.shapes)} layers {have}"
-
-
-def prepare_causal(config: PruneConfig) -> PruneJob:
-    """`prepare` for what takes causal models alone."""
-    return prepare(config, encoder_decoders=False)
 
 
 def _idle_options(config: PruneConfig) -> list[str]:
@@ -254,7 +253,8 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     units = find_units(empty, family, config.attention, config.kinds)
     if criterion.masks is not None:
         criterion.masks.check_places(config.criterion, units)
-    check_compensation(config.compensate, units, {path: empty.get_submodule(path) for path in units.linears})
+    modules = {path: empty.get_submodule(path) for path in units.linears}
+    config, no_refit = refit_that_fits(config, units, modules, tested=is_tested(model_config, config.family))
     check_parts(empty, units, config.also)
     sizes = parameter_count(empty), units.prunable_params, checkpoint_dtype(model_config).itemsize
     began = work_folder(Path(config.output)) / COSTS if config.resume and config.output else None
@@ -272,7 +272,7 @@ def plan_budget(config: PruneConfig, model_config: PreTrainedConfig) -> PlannedB
     if not is_tested(model_config, config.family):
         check_same(model_config, units, budget.example())
     measured = model_sizes(empty, units)
-    return PlannedBudget(budget, target, sizes[0], measured, _check_lora(empty, config, units), note)
+    return PlannedBudget(config, budget, target, sizes[0], measured, _check_lora(empty, config, units), note, no_refit)
 
 
 def _check_lora(empty: PreTrainedModel, config: PruneConfig, units: Units) -> str | None:

@@ -6,7 +6,8 @@ of its own indented below it. Importing this module imports no torch.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from textwrap import wrap
@@ -18,9 +19,9 @@ from ...system.errors import InputError
 from ...system.registry import did_you_mean
 from ...system.terminal.tables import Table, Words
 from ..adapt import AdaptConfig
-from ..options import build, option, read_options
+from ..options import Seeded, build, option, read_options
 from ..prune import PruneConfig
-from ..pruning import OF_WIDTH, UNITS
+from ..pruning import OF_WIDTH, UNITS, PruningOptions
 from ..sizes import TARGETS
 from ..speed import PlanConfig
 
@@ -28,7 +29,13 @@ C = TypeVar("C")
 KEY = "recipe"
 PRUNING = ("prune", "plan", "compare")
 UNTRAINED = "training-free"
-"""The recipe of `--steps 0` where none is named: the defaults are made for training."""
+"""The recipe of `--steps 0` where none is named."""
+USUAL = "default"
+"""That of a run which trains, where none is named and nothing is said of how to prune (`HOW`)."""
+HOW = {each.name for each in fields(PruningOptions)} - {each.name for each in fields(Seeded)}
+HOW -= {*TARGETS, "attention", "model_class", "round_to", "shrink"}  # what is to come out, not how
+NO_REFIT = ("load_in", "stream_export")
+"""Options beside which no weight of the base can be rewritten: the usual recipe then goes without a refit."""
 ENTRY = re.compile(r"# (what|for|loads|measured|memory): (.*)")
 
 
@@ -122,8 +129,8 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
     values = read_options(given, config_file)
     if values.get(KEY, KEY) is None:  # `recipe:` with nothing behind it
         del values[KEY]
-    if KEY not in values and str(values.get("steps")) == "0" and command in PRUNING:
-        values[KEY] = UNTRAINED
+    if KEY not in values and (unnamed := _recipe_of(values, command)):
+        values[KEY] = unnamed
     if KEY not in values:
         return values
     recipe = find_recipe(values[KEY])
@@ -135,7 +142,18 @@ def read_with_recipe(given: dict[str, Any], config_file: str | None, command: st
     displaced = set(TARGETS) if any(name in values for name in TARGETS) else set()
     if (units := values.get("units", UNITS[0])) != UNITS[0]:
         displaced |= {"compensate"} if "," in str(units) else set(OF_WIDTH)
+    if recipe.name == USUAL and any(values.get(name) for name in NO_REFIT):
+        displaced |= {"compensate"}
     return {key: value for key, value in recipe.options.items() if key not in displaced} | values
+
+
+def _recipe_of(values: Mapping[str, Any], command: str) -> str | None:
+    """The recipe of options that name none; `compare` is told what differs, so it has no usual one."""
+    if command not in PRUNING:
+        return None
+    if str(values.get("steps")) == "0":
+        return UNTRAINED
+    return USUAL if command != "compare" and not HOW & values.keys() else None
 
 
 def build_values(cls: type[C], values: dict[str, Any], command: str = "") -> C:
@@ -152,6 +170,18 @@ def build_values(cls: type[C], values: dict[str, Any], command: str = "") -> C:
     config: C = build(CLASSES[cls], values, origins=origins, command=command)
     object.__setattr__(config, "origins", origins)
     return config
+
+
+def less_usual(config: C, **instead: Any) -> C | None:
+    """The config with other values of options that the usual recipe gave; None: they were asked for."""
+    origins: Mapping[str, str] = getattr(config, "origins", {})
+    if any(origins.get(name) != f"--recipe {USUAL}" for name in instead):
+        return None
+    changed = copy(config)
+    for name, value in instead.items():
+        object.__setattr__(changed, name, value)
+    object.__setattr__(changed, "origins", {name: origin for name, origin in origins.items() if name not in instead})
+    return changed
 
 
 def recipes_text(names: tuple[str, ...]) -> str:

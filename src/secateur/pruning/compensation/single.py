@@ -6,11 +6,15 @@ the adapter along: together exactly the effective weight W + s·B·A. FLAP's alt
 a constant that the output's bias takes up (arXiv:2312.11983).
 """
 
+from typing import TypeVar
+
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ...architecture.units import Units, base_linear, weight_of
+from ...config.files.recipes import less_usual
+from ...config.pruning import PruningOptions
 from ...criteria import InputMoments
 from ...criteria.cholesky import damped_cholesky
 from ...models.surgery import lora_factors, merged_weight
@@ -18,6 +22,7 @@ from ...parallel.sharding import assign_, gathered
 from ...system.errors import InputError
 from ...system.machine.devices import doubled
 
+C = TypeVar("C", bound=PruningOptions)
 NEEDS = {
     "none": frozenset[str](),
     "lstsq": frozenset({"second_moments"}),
@@ -60,6 +65,29 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
                 f"--compensate {how} rewrites {path}, whose weight is {linear.weight.dtype}: "
                 "load the model without quantisation, or use --compensate none."
             )
+
+
+def refit_that_fits(config: C, units: Units, modules: dict[str, nn.Module], *, tested: bool = True) -> tuple[C, str]:
+    """The options of a run, and what to say of them: a refit that nobody has asked for goes where it cannot be had.
+
+    Args:
+        tested: whether such a model was refitted here; whether another's layers follow one another a cut only tells.
+    Raises:
+        InputError: `check_compensation`, of one that was asked for.
+    """
+    without = less_usual(config, compensate="none")
+    try:
+        check_compensation(config.compensate, units, modules)
+    except InputError as error:
+        if without is None:
+            raise
+        return without, f"no refit, which is usual: {error}"
+    if without is not None and not tested:
+        return (
+            without,
+            f"no refit, which is usual: of {units.family.name} it was not tried (--recipe stock asks for it)",
+        )
+    return config, ""
 
 
 def rewritten_by(how: str, units: Units, modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
