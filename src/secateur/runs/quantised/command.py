@@ -30,7 +30,7 @@ from ...sparsity.moments import Moments, in_portions
 from ...system.errors import InputError, VerificationError
 from ...system.machine.devices import device_called
 from ...system.output import check_output, replaced_whole, scratch
-from ...system.progress import human_bytes
+from ...system.progress import Progress, human_bytes
 from .calibration import SEQ_LEN, calibration_segments
 from .gptq import Grid, quantise
 
@@ -176,7 +176,8 @@ def quantise_(
         segments: (texts, tokens) to calibrate on.
     """
     made: dict[str, Quantised] = {}
-    grids = grids_of(kind, linears)
+    grids, told = grids_of(kind, linears), Progress(0).counting(f"quantising to {kind}", "linears")
+    told(0, len(linears))
     for portion in in_portions(linears, MOST_BYTES):
         few = {name: linear for name, linear in portion.items() if grids[name].bits == 4}
         moments = Moments(few)
@@ -192,6 +193,7 @@ def quantise_(
                 grid, *quantise(linear.weight.cpu(), None if second is None else second.cpu(), grid, dtype)
             )
             linear.weight.data = made[name].weight.to(linear.weight)
+            told(len(made), len(linears))
     return made
 
 
@@ -292,4 +294,4 @@ def _card(base: Path, folder: Path, output: Path, kind: str) -> None:
 
 def _perplexity(model: nn.Module, segments: Tensor) -> float:
     ids, dtype = segments.reshape(-1), compute_dtype("auto", next(model.parameters()).device)
-    return perplexity(model, ids, seq_len=segments.shape[1], dtype=dtype).perplexity
+    return perplexity(model, ids, seq_len=segments.shape[1], dtype=dtype, told=Progress(0).measuring()).perplexity
