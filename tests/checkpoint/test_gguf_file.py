@@ -19,7 +19,7 @@ from secateur.checkpoint.convert import export_config
 from secateur.checkpoint.export import save_model, small_class
 from secateur.checkpoint.serving import gguf_file, llama_cpp, making
 from secateur.checkpoint.serving.agreement import agreement
-from secateur.checkpoint.serving.layouts import SAME, WHY_NOT, check_layers, sizes_beside_width
+from secateur.checkpoint.serving.layouts import SAME, WHY_NOT, check_layers, rotation_notes, sizes_beside_width
 from secateur.config.formats import QUANTISATIONS, width_words
 from secateur.config.prune import ExportConfig
 from secateur.system.errors import InputError, VerificationError
@@ -129,6 +129,14 @@ def test_a_qwen2_without_some_heads_is_told_the_size_of_a_head() -> None:
     assert sizes_beside_width(less) == [(2, 1, 96)] * 2
     for kind, heads in (("qwen2", 4), ("llama", 2), ("qwen3", 2)):
         assert sizes_beside_width(AutoConfig.for_model(kind, num_attention_heads=heads, head_dim=16, **values)) is None
+
+
+@pytest.mark.parametrize(("kind", "said"), [("dynamic", 1), ("linear", 0), ("default", 0)])
+def test_a_rotation_that_grows_with_the_text_is_named(kind, said) -> None:
+    rope = {"rope_theta": 1e4, "rope_type": kind, "factor": 4.0}
+    config = AutoConfig.for_model("llama", max_position_embeddings=128, rope_parameters=rope)
+    assert len(notes := rotation_notes(config)) == said
+    assert not said or "beyond 128 tokens" in notes[0]
 
 
 def test_a_bias_where_nothing_else_is(tmp_path) -> None:

@@ -34,7 +34,7 @@ from ..comparing import logits_of
 from ..probe import default_probe
 from .agreement import Agreement, GgufReport, agreement
 from .importances import save_importances
-from .layouts import check_depth, held_sizes, sizes_beside_width
+from .layouts import check_depth, held_sizes, rotation_notes, sizes_beside_width
 from .libllama import QUANTISE_WEIGHED
 from .llama_cpp import CONVERT, LIBRARY, QUANTISE, READ, WHEELS, check_engine
 from .making import LAYERED_CLASS, beside, put, read_logits, run_or_refuse, staged
@@ -78,7 +78,7 @@ def to_gguf(config: ExportConfig, weigh: Weigh | None = None) -> GgufReport:
         )
     sizes = _sizes(model_config, source)
     outtype = config.outtype or OUTTYPE[checkpoint_dtype(model_config)]
-    notes = check_widths(config, model_config, outtype, sizes)
+    notes = [*check_widths(config, model_config, outtype, sizes), *rotation_notes(model_config)]
     engine = check_engine(config.engine, WHEELS | LIBRARY if weigh else WHEELS)
     check_checkpoint(source)
     needed = _needed_bytes(source, model_config, outtype, config.quantise)

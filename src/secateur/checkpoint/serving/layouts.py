@@ -26,6 +26,17 @@ PERIODS = {"gemma2": (2,), "gemma3_text": range(2, 100), "smollm3": (4,)}
 """Model types -> every how-manieth layer is unlike the others in llama.cpp, which reads no list of them."""
 
 
+def rotation_notes(config: PreTrainedConfig) -> list[str]:
+    """What to say of a rotation that grows with the text, which llama.cpp's converter passes over in silence."""
+    rope, longest = getattr(config, "rope_parameters", None) or {}, getattr(config, "max_position_embeddings", None)
+    if rope.get("rope_type") != "dynamic" or config.model_type.startswith("hunyuan"):  # theirs it works out
+        return []
+    return [
+        f"llama.cpp has no dynamic rotation: beyond {longest} tokens it predicts otherwise than transformers does, so "
+        f"keep its context to that (-c {longest})"
+    ]
+
+
 def check_period(config: PreTrainedConfig, name: str) -> None:
     """Refuse a model whose layers with a window, or without rotary positions, come at other distances than llama.cpp
     takes for granted, as they do when layers have gone.
