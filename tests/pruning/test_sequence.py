@@ -19,7 +19,7 @@ from secateur.pruning.compensation.ridge import RIDGES, Sums
 from secateur.pruning.compensation.sequence import refit_in_sequence
 from secateur.pruning.masks import Masks
 from secateur.system.errors import InputError
-from tests.architecture.rows import basic, tiny
+from tests.architecture.rows import TYPES, basic, tiny
 from tests.pruning.test_pruner import STEPS, adapted, pruner_for, rows, train_bare
 
 
@@ -221,6 +221,25 @@ def test_every_family(name, monkeypatch) -> None:
     print(name, errors)
     assert errors["stream"] < 0.8 * errors["none"]
     assert errors["own output"] < errors["none"]
+
+
+IN_ROW = [
+    name
+    for name, family in ((name, FAMILIES[name.split("/")[0]]) for name in TYPES)
+    if not (family.experts or family.encoder_decoder or family.layers_vary)
+]
+
+
+@pytest.mark.parametrize("name", IN_ROW)
+def test_the_layers_of_a_family_follow_one_another(name) -> None:
+    """Else the refit of a run that asks for none would end it at its first cut."""
+    model = tiny(name, 2)
+    units = find_units(model, FAMILIES[name.split("/")[0]], "none")
+    layers = [model.get_submodule(place.prefix) for place in units.places]
+    with torch.no_grad():
+        entering, (batch,) = recorded(model, layers, [{"input_ids": rows(2)}])
+    assert len(batch.calls) == len(layers)
+    assert entering[0].shape[:2] == rows(2).shape
 
 
 def test_padding_does_not_count() -> None:

@@ -186,5 +186,5 @@ def replaced(linear: nn.Module, value: Tensor) -> Iterator[None]:
 
 def _first(output: Any) -> Tensor:
     """The hidden states, of a layer that may say more."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
+    found: Tensor = output[0] if isinstance(output, tuple | list) else output  # a list: OpenAI GPT
     return found
