@@ -166,9 +166,9 @@ def test_the_usual_recipe_refits_where_it_can_be_had_alone(tmp_path) -> None:
     with pytest.raises(InputError, match="mixtral is a mixture"):
         plan_budget(built(tmp_path, {"recipe": "stock", "sparsity": "0.3"}), mixtral)
     planned = plan_budget(built(tmp_path, {"sparsity": "0.3"}), llama)
-    assert (planned.config.compensate, planned.no_refit) == ("sequential", "")
+    assert (planned.config.compensate, planned.no_refit) == ("sequential", None)
     planned = plan_budget(built(tmp_path, {"sparsity": "0.3", "family": "llama"}), llama)
-    assert "of llama it was not tried" in planned.no_refit
+    assert "not tried with the layout of llama" in planned.no_refit
 
 
 def test_a_size_takes_the_place_of_the_recipes_sparsity(tmp_path) -> None:

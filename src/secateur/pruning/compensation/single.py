@@ -46,13 +46,8 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
     """
     if how not in NEEDS:
         raise InputError(f"--compensate is {how!r}: choose from {', '.join(NEEDS)}.")
-    kinds = {
-        "a mixture, whose experts share out what the layer makes": units.family.experts,
-        "an encoder-decoder": units.family.encoder_decoder,
-        "a model whose layers use the keys and values of others": units.family.layers_vary,
-    }
-    if how == "sequential" and (kind := next((kind for kind, holds in kinds.items() if holds), None)):
-        raise InputError(f"--compensate sequential: {units.family.name} is {kind}: use --compensate lstsq.")
+    if how == "sequential" and (why := out_of_row(units)):
+        raise InputError(f"--compensate sequential: {why}: use --compensate lstsq.")
     for path in (end.linear for pool in units.pools for end in pool.ends):
         linear = base_linear(modules[path])
         if how == "bias" and linear.bias is None:
@@ -67,7 +62,20 @@ def check_compensation(how: str, units: Units, modules: dict[str, nn.Module]) ->
             )
 
 
-def refit_that_fits(config: C, units: Units, modules: dict[str, nn.Module], *, tested: bool = True) -> tuple[C, str]:
+def out_of_row(units: Units) -> str | None:
+    """Why a model's layers cannot be refitted one after the other, where that is known of its family."""
+    family = units.family
+    kinds = {
+        "a mixture, whose experts share out what the layer makes": family.experts,
+        "an encoder-decoder": family.encoder_decoder,
+        "a model whose layers use the keys and values of others": family.layers_vary,
+    }
+    return next((f"{family.name} is {kind}" for kind, holds in kinds.items() if holds), None)
+
+
+def refit_that_fits(
+    config: C, units: Units, modules: dict[str, nn.Module], *, tested: bool = True
+) -> tuple[C, str | None]:
     """The options of a run, and what to say of them: a refit that nobody has asked for goes where it cannot be had.
 
     Args:
@@ -76,18 +84,13 @@ def refit_that_fits(config: C, units: Units, modules: dict[str, nn.Module], *, t
         InputError: `check_compensation`, of one that was asked for.
     """
     without = less_usual(config, compensate="none")
-    try:
-        check_compensation(config.compensate, units, modules)
-    except InputError as error:
-        if without is None:
-            raise
-        return without, f"no refit, which is usual: {error}"
+    why = None if without is None else out_of_row(units)
     if without is not None and not tested:
-        return (
-            without,
-            f"no refit, which is usual: of {units.family.name} it was not tried (--recipe stock asks for it)",
-        )
-    return config, ""
+        why = why or f"it was not tried with the layout of {units.family.name} (--recipe stock asks for it)"
+    if without is not None and why is not None:
+        return without, f"no refit at the cuts, which is usual: {why}"
+    check_compensation(config.compensate, units, modules)
+    return config, None
 
 
 def rewritten_by(how: str, units: Units, modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
