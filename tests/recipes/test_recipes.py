@@ -158,6 +158,9 @@ def test_the_usual_recipe_refits_where_it_can_be_had_alone(tmp_path) -> None:
     with pytest.raises(InputError, match="--compensate is from --recipe stock"):
         built(tmp_path, {"recipe": "stock", "load_in": "8bit"})
     mixtral, llama = tiny("mixtral").config, tiny("llama").config
+    planned = plan_budget(built(tmp_path, {"sparsity": "0.3", "load_in": "8bit"}), llama)
+    assert "no refit at the cuts, which is usual: --load-in reads" in planned.no_refit
+    assert planned.config.compensate == "none"
     planned = plan_budget(built(tmp_path, {"sparsity": "0.3"}), mixtral)
     assert planned.config.compensate == "none"
     assert "mixtral is a mixture" in planned.no_refit

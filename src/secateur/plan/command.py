@@ -108,6 +108,7 @@ def plan(config: PlanConfig) -> str:
         "memory": {**vars(memory), "total": memory.total, "device": device.type, "dtype": name_of(dtype)},
         "export": export_record(config, planned, memory, checkpoint_dtype(model_config)),
         "held": load_in_words(config.load_in, cuts=True) if config.load_in else None,
+        "no_refit": planned.no_refit,
         "available_bytes": available,
         "devices": fleet_record(
             memory,

@@ -101,7 +101,7 @@ def _export(record: dict[str, Any]) -> list[str]:
 
 def _held(record: dict[str, Any]) -> list[str]:
     """What there is to know of a quantised base, and of parts that most runs do not have."""
-    words = [f"  {record['held']}"] if record["held"] else []
+    words = [f"  {record[key]}" for key in ("held", "no_refit") if record.get(key)]
     return words + [f"  {name}: {what}" for name, what in OPTIONAL.items() if record["memory"][name]]
 
 

@@ -19,7 +19,7 @@ from ...system.errors import InputError
 from ...system.registry import did_you_mean
 from ...system.terminal.tables import Table, Words
 from ..adapt import AdaptConfig
-from ..options import Seeded, build, option, read_options
+from ..options import Seeded, build, flag, option, read_options
 from ..prune import PruneConfig
 from ..pruning import OF_WIDTH, UNITS, PruningOptions
 from ..sizes import TARGETS
@@ -170,6 +170,13 @@ def build_values(cls: type[C], values: dict[str, Any], command: str = "") -> C:
     config: C = build(CLASSES[cls], values, origins=origins, command=command)
     object.__setattr__(config, "origins", origins)
     return config
+
+
+def displaced_refit(config: Any) -> str | None:
+    """Why a run that started from the usual recipe came without its refit, where an option displaced it."""
+    if getattr(config, KEY, None) != USUAL or "compensate" in config.given:
+        return None
+    return next((f"{flag(name)} reads the base anew, or rounds it" for name in NO_REFIT if getattr(config, name)), None)
 
 
 def less_usual(config: C, **instead: Any) -> C | None:

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ...architecture.units import Units, base_linear, weight_of
-from ...config.files.recipes import less_usual
+from ...config.files.recipes import displaced_refit, less_usual
 from ...config.pruning import PruningOptions
 from ...criteria import InputMoments
 from ...criteria.cholesky import damped_cholesky
@@ -83,12 +83,12 @@ def refit_that_fits(
     Raises:
         InputError: `check_compensation`, of one that was asked for.
     """
-    without = less_usual(config, compensate="none")
-    why = None if without is None else out_of_row(units)
-    if without is not None and not tested:
-        why = why or f"it was not tried with the layout of {units.family.name} (--recipe stock asks for it)"
-    if without is not None and why is not None:
-        return without, f"no refit at the cuts, which is usual: {why}"
+    without, why = less_usual(config, compensate="none"), displaced_refit(config)
+    if without is not None:
+        untried = f"it was not tried with the layout of {units.family.name} (--recipe stock asks for it)"
+        why = out_of_row(units) or (None if tested else untried)
+    if why is not None:
+        return without or config, f"no refit at the cuts, which is usual: {why}"
     check_compensation(config.compensate, units, modules)
     return config, None
 
